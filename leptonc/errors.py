@@ -1,0 +1,50 @@
+"""Errors of the compiler, leaves of the runtime's tree (`runtime_edge.errors`), each with its exit code.
+
+    LeptonError
+    ├── InputError         the model, file or option that was given is wrong        (1)
+    │   └── CaptureError   the architecture cannot be captured                      (1)
+    ├── BoundError         a quality or size bound was not met; nothing is written  (3)
+    └── MissingExtraError  a verb needs packages of an extra that is not installed  (4)
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from runtime_edge.errors import LeptonError
+
+
+class InputError(LeptonError):
+    """What the user gave is wrong."""
+
+
+class CaptureError(InputError):
+    """A model's graph could not be captured whole; the message names the module and what was expected of it."""
+
+
+class BoundError(LeptonError):
+    """A bound that the user set on quality or size was not met."""
+
+    exit_code = 3
+
+
+class MissingExtraError(LeptonError):
+    """The environment lacks packages; the hint names the extra that has them."""
+
+    exit_code = 4
+
+
+def require(module: str, *, extra: str, needed_by: str) -> ModuleType:
+    """Imports `module`, or says which extra of this distribution has it.
+
+    Raises:
+        MissingExtraError: the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{needed_by} needs the package `{error.name}`, which is not installed",
+            hint=f"pip install 'lepton-edge[{extra}]'",
+        ) from error

@@ -1,0 +1,59 @@
+"""Every error that the runtime raises on purpose, as one small tree.
+
+    LeptonError                 carries `hint` and `exit_code`
+    ├── ArtifactError           the artifact is missing, damaged, or not to be trusted         (1)
+    │   └── FormatVersionError  it was written by a later toolchain                            (1)
+    ├── RequestError            what was asked of a model cannot be done                       (1)
+    │   ├── PromptTooLongError  prompt and answer do not fit the model's length limit          (1)
+    │   └── ChatTemplateError   messages were given and the template is missing or refuses     (1)
+    ├── ClosedError             the model was used after `close()`                             (1)
+    └── MissingDependencyError  a backend's package is not installed                           (4)
+"""
+
+from __future__ import annotations
+
+
+class LeptonError(Exception):
+    """Base of every error raised on purpose.
+
+    Args:
+        message: What was expected and what was found.
+        hint: What the user can do about it, or None.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ArtifactError(LeptonError):
+    """The artifact is missing, damaged, or breaks a rule of the format."""
+
+
+class FormatVersionError(ArtifactError):
+    """The artifact's format version is later than this runtime reads."""
+
+
+class RequestError(LeptonError):
+    """The request cannot be served by this model."""
+
+
+class PromptTooLongError(RequestError):
+    """Prompt and requested tokens exceed the model's maximum sequence length."""
+
+
+class ChatTemplateError(RequestError):
+    """Messages need a chat template; it is missing, or it raised."""
+
+
+class ClosedError(LeptonError):
+    """The model was used after `close()`."""
+
+
+class MissingDependencyError(LeptonError):
+    """A package that this needs is not installed; the hint names the extra."""
+
+    exit_code = 4
