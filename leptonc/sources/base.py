@@ -1,0 +1,120 @@
+"""What every source yields: a config, a tokenizer, and weights that are read only when somebody asks.
+
+A `Source` holds no weight in memory. `source.weights[name]` is a handle; `.read()` materialises one tensor, and the
+source keeps no reference to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class LazyTensor(Protocol):
+    """A named weight that is not in memory yet.
+
+    Attributes:
+        shape: Dimensions of the array that `read` returns.
+        dtype: The type as stored, spelled as the container spells it ("F32", "BF16", "Q4_1", ...).
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    def read(self) -> Array:
+        """Returns the tensor: float32 for every stored float or quantized type; integers and booleans stay as stored.
+
+        The array may be a read-only view of the mapped file. Nothing is cached: two calls do the work twice.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SentenceModules:
+    """What sentence-transformers runs after the encoder.
+
+    Attributes:
+        pooling: "mean", "cls" or "max" over the token embeddings.
+        normalize: Whether the embedding is divided by its L2 norm.
+        max_seq_length: Longest input in tokens, where the model states one.
+    """
+
+    pooling: str
+    normalize: bool
+    max_seq_length: int | None = None
+
+
+@dataclass
+class Source:
+    """A trained model as the compiler sees it, whatever file it came from.
+
+    Attributes:
+        name: Default stem of the artifact's name, such as "SmolLM2-135M-Instruct".
+        origin: Where it came from, for the manifest: `kind`, `id`, and `revision`, `sha256`, `licence` where known.
+            Never an absolute path.
+        config: As a Hugging Face `config.json`; has `model_type` and `architectures`.
+        weights: Lazy tensors under their Hugging Face parameter names.
+        tokenizer_json: The tokenizer in the `tokenizers` library's format, without truncation and padding.
+        tokenizer_config: Texts of special tokens (`bos_token`, `eos_token`, `pad_token`, ...) and the like.
+        chat_template: Jinja source, where the model has one.
+        generation_config: As a Hugging Face `generation_config.json`; empty where there is none.
+        modules: Pooling and normalization of a sentence-transformers model.
+    """
+
+    name: str
+    origin: dict[str, str]
+    config: dict[str, Any]
+    weights: Mapping[str, LazyTensor]
+    tokenizer_json: bytes
+    tokenizer_config: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    generation_config: dict[str, Any] = field(default_factory=dict)
+    modules: SentenceModules | None = None
+    closers: tuple[Callable[[], None], ...] = ()
+
+    def close(self) -> None:
+        """Unmaps the files. Arrays that were read stay valid: a view keeps its mapping alive until it is dropped."""
+        for closer in self.closers:
+            closer()
+        self.closers = ()
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class ComputedTensor:
+    """A `LazyTensor` made by a function: a transform of another tensor, or seeded random numbers."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    compute: Callable[[], Array]
+
+    def read(self) -> Array:
+        """Runs the function; raises ValueError if the result has another shape than was promised."""
+        array = self.compute()
+        if array.shape != self.shape:
+            raise ValueError(f"expected a tensor of shape {self.shape}, computed one of {array.shape}")
+        return array
+
+
+def as_float32(array: Array) -> Array:
+    """Returns floats as float32 (the same array if they are already); integers and booleans unchanged."""
+    if array.dtype.kind == "f" and array.dtype != np.float32:
+        return array.astype(np.float32)
+    return array
