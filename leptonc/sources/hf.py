@@ -1,0 +1,152 @@
+"""Hugging Face model directories: config.json, safetensors (one file or sharded), tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from leptonc.errors import InputError
+from leptonc.sources.base import LazyTensor, Source
+from leptonc.sources.hf_tokenizer import read_chat_template, read_tokenizer, read_tokenizer_config
+from leptonc.sources.jsonfile import read_json
+from leptonc.sources.safetensors_file import SafetensorsFile
+from leptonc.sources.sentence import read_modules
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class _Weights(Mapping[str, LazyTensor]):
+    """Tensors of one or several files under one roof."""
+
+    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def open_directory(directory: Path, *, name: str | None = None, origin: Mapping[str, str] | None = None) -> Source:
+    """Opens a model directory; only the headers of its weights are read.
+
+    Args:
+        directory: Holds config.json, safetensors weights and a tokenizer.
+        name: The source's name; the directory's by default.
+        origin: Where it came from, for a directory that was fetched.
+
+    Raises:
+        InputError: something that a model needs is missing, damaged or of a kind that is never read (pickle).
+    """
+    name = name or directory.resolve().name
+    config = _config(directory)
+    modules = read_modules(directory)
+    tokenizer = read_tokenizer(directory)
+    generation = directory / "generation_config.json"
+    fields: dict[str, Any] = {
+        "name": name,
+        "origin": {"kind": "directory", "id": name} if origin is None else dict(origin),
+        "config": config,
+        "tokenizer_json": tokenizer,
+        "tokenizer_config": read_tokenizer_config(directory),
+        "chat_template": read_chat_template(directory),
+        "generation_config": read_json(generation) if generation.is_file() else {},
+        "modules": modules,
+    }
+    weights, closers = _open_weights(directory)
+    return Source(weights=weights, closers=closers, **fields)
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise _no_config(directory)
+    config = read_json(path)
+    if not isinstance(config.get("model_type"), str):
+        raise InputError(f"{path}: expected a `model_type`, found none", hint="this is not a transformers model")
+    if not isinstance(config.get("architectures", []), list):
+        raise InputError(f"{path}: expected `architectures` to be a list")
+    if "quantization_config" in config:
+        method = config["quantization_config"]
+        method = method.get("quant_method") if isinstance(method, dict) else method
+        raise InputError(
+            f"{path}: expected unquantized weights, found weights quantized by {method!r}",
+            hint="give the original model: Lepton does the quantization itself",
+        )
+    return config
+
+
+def _no_config(directory: Path) -> InputError:
+    entries = sorted(entry.name for entry in directory.iterdir())
+    gguf = [entry for entry in entries if entry.endswith(".gguf")]
+    if gguf:
+        return InputError(f"{directory}: expected config.json, found GGUF files", hint=f"give {directory / gguf[0]}")
+    if "adapter_config.json" in entries:
+        return InputError(
+            f"{directory}: expected a whole model, found an adapter",
+            hint="merge the adapter into its base model first: model.merge_and_unload().save_pretrained(...)",
+        )
+    found = f"only {', '.join(entries[:5])}{', ...' if len(entries) > 5 else ''}" if entries else "an empty directory"
+    return InputError(
+        f"{directory}: expected config.json, found {found}",
+        hint="give the directory that model.save_pretrained(...) wrote",
+    )
+
+
+def _open_weights(directory: Path) -> tuple[Mapping[str, LazyTensor], tuple[Callable[[], None], ...]]:
+    if (directory / INDEX).is_file():
+        return _open_shards(directory)
+    candidates = sorted(directory.glob("*.safetensors"))
+    single = directory / SINGLE
+    if not single.is_file() and len(candidates) != 1:
+        raise _no_weights(directory, candidates)
+    file = SafetensorsFile(single if single.is_file() else candidates[0])
+    return _Weights(file), (file.close,)
+
+
+def _no_weights(directory: Path, candidates: list[Path]) -> InputError:
+    if candidates:
+        names = ", ".join(path.name for path in candidates[:5])
+        return InputError(f"{directory}: expected {SINGLE} or {INDEX}, found {names}")
+    pickles = [path.name for pattern in _PICKLES for path in sorted(directory.glob(pattern))]
+    if pickles:
+        return InputError(
+            f"{directory}: expected safetensors weights, found {pickles[0]}: pickles can run code and are never read",
+            hint="convert where you trust the file: AutoModel.from_pretrained(directory).save_pretrained(directory)",
+        )
+    return InputError(
+        f"{directory}: expected {SINGLE}, found a config.json without weights",
+        hint="download the weights too, or give the hub id",
+    )
+
+
+def _open_shards(directory: Path) -> tuple[Mapping[str, LazyTensor], tuple[Callable[[], None], ...]]:
+    path = directory / INDEX
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise InputError(f"{path}: expected a weight_map of names to files")
+    files: dict[str, SafetensorsFile] = {}
+    tensors: dict[str, LazyTensor] = {}
+    try:
+        for shard in sorted(set(places.values())):
+            if Path(shard).name != shard or shard in (".", ".."):
+                raise InputError(f"{path}: expected files beside it, found {shard!r}")
+            if not (directory / shard).is_file():
+                raise InputError(f"{directory}: expected the shard {shard}, found none", hint="download it too")
+            files[shard] = SafetensorsFile(directory / shard)
+        for name, shard in places.items():
+            if name not in files[shard]:
+                raise InputError(f"{path}: expected tensor {name!r} in {shard}, found it nowhere there")
+            tensors[name] = files[shard][name]
+    except InputError:
+        for file in files.values():
+            file.close()
+        raise
+    return _Weights(tensors), tuple(file.close for file in files.values())
