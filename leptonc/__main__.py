@@ -1,0 +1,7 @@
+"""`python -m leptonc`."""
+
+import sys
+
+from leptonc.cli import main
+
+sys.exit(main())

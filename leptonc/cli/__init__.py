@@ -1,0 +1,39 @@
+"""`leptonc`: build artifacts from models; run, measure and check them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from leptonc import __version__
+from runtime_edge.cli import VERBS
+from runtime_edge.cli.app import LazyGroup, Verb, invoke
+
+_HELP = """Compile a trained transformer into a small, fast artifact for an edge device, and run it.
+
+\b
+    leptonc build sample:smollm2-135m --target cpu -o smollm2.lepton
+    leptonc run smollm2.lepton "What is edge computing?"
+"""
+
+_VERBS = {
+    "build": Verb("leptonc.cli.build:build", "Compile a model into an artifact for a target."),
+    "targets": Verb("leptonc.cli.targets:show_targets", "List the devices that Lepton knows, or show one."),
+    **VERBS,
+    "doctor": Verb("leptonc.cli.doctor:doctor", "Show what this machine and this installation can do."),
+}
+
+
+def _user_errors() -> tuple[type[BaseException], ...]:
+    from runtime_edge.errors import LeptonError
+    from targets import TargetError
+
+    return (LeptonError, TargetError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `leptonc` and returns its exit code."""
+    group = LazyGroup("leptonc", _VERBS, help=_HELP)
+    version = click.version_option(__version__, prog_name="leptonc", message="%(prog)s %(version)s")
+    return invoke(version(group), arguments, user_errors=_user_errors)

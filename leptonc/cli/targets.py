@@ -1,0 +1,55 @@
+"""`targets`: the devices that Lepton knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from runtime_edge.cli import options
+
+
+@click.command("targets")
+@click.argument("name", required=False)
+@options.as_json
+def show_targets(name: str | None, as_json: bool) -> None:
+    """List the devices that Lepton knows, or show one with the source of each fact.
+
+    NAME may have changes behind it, as for `leptonc build --target`: jetson-orin,jetpack=7.2
+    """
+    import targets
+    from leptonc.backends import AVAILABLE
+    from runtime_edge.cli.console import print_json, print_pairs, print_table
+
+    chosen = [targets.load(name)] if name is not None else [targets.load(known) for known in targets.names()]
+    records = [{**target.as_dict(), "can_build": target.backend in AVAILABLE} for target in chosen]
+    if as_json:
+        print_json(records[0] if name is not None else records)
+    elif name is not None:
+        print_pairs(_rows(records[0]))
+    else:
+        headings = ("name", "backend", "weights", "memory", "can build", "description")
+        rows = (
+            (
+                target.name,
+                target.backend,
+                target.weights,
+                f"{target.memory_gb:g} GB" if target.memory_gb is not None else "",
+                "yes" if target.backend in AVAILABLE else "not yet",
+                target.description,
+            )
+            for target in chosen
+        )
+        print_table(headings, rows, numbers_from=len(headings))
+
+
+def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    can_build = record.pop("can_build")
+    sources = record.pop("sources")
+    rows = [("can build", "yes" if can_build else "not yet: this version of Lepton has no such backend")]
+    for field, value in record.items():
+        if value not in (None, ()):
+            rows.append((field, ", ".join(value) if isinstance(value, tuple) else str(value)))
+        if field in sources:
+            rows.append(("", f"({sources[field]})"))
+    return rows

@@ -1,0 +1,82 @@
+"""Writing for people: tables and JSON on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+_MB = 10**6
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as indented JSON on stdout."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def print_pairs(rows: Iterable[tuple[str, str]]) -> None:
+    """Prints names and values in two columns on stdout; long values are wrapped in theirs."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    _print(table)
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> None:
+    """Prints a table on stdout; columns from `numbers_from` on are aligned to the right."""
+    table = Table(box=None, pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index >= numbers_from else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    # A pipe has no width: never break what a program or a diff will read.
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes as text in MB (10^6 bytes)."""
+    return f"{size / _MB:,.1f} MB"
+
+
+class StageProgress:
+    """Progress on stderr, a line a stage: a bar that moves on a terminal, its time when done elsewhere."""
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Shows a stage while the context lasts; yields a function that advances it by n of `total`."""
+        show = self._bar if sys.stderr.isatty() else self._line
+        with show(name, total) as advance:
+            yield advance
+
+    @contextmanager
+    def _bar(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(name, total=total)
+            yield lambda count: progress.advance(task, count)
+            progress.update(task, total=total or 1, completed=total or 1)
+
+    @contextmanager
+    def _line(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        start = time.perf_counter()
+        yield lambda count: None
+        click.echo(f"{name}: {time.perf_counter() - start:.2f} s", err=True)

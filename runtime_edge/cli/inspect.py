@@ -1,0 +1,94 @@
+"""`inspect`: what an artifact holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from runtime_edge.cli import options
+from runtime_edge.cli.console import megabytes, print_json, print_pairs
+
+_MAX_REPORT_BYTES = 16 * 2**20
+
+
+@click.command()
+@options.artifact
+@options.as_json
+def inspect(artifact: Path, as_json: bool) -> None:
+    """Show what an artifact holds and how good it was measured to be.
+
+    Reads the manifest and the quality report only; `verify` checks the rest.
+    """
+    from runtime_edge.verify import read_manifest
+
+    manifest = read_manifest(artifact)
+    report = _report(artifact, manifest.report)
+    if as_json:
+        print_json({"manifest": manifest, "report": report})
+    else:
+        print_pairs([*_rows(manifest), *(("", ""), *_flat(report)) * bool(report)])
+
+
+def _report(artifact: Path, name: str | None) -> dict[str, Any]:
+    """The quality report; empty where there is none."""
+    from runtime_edge.errors import ArtifactError
+    from runtime_edge.manifest import REPORT_NAME
+
+    # The manifest was not verified: no other name is opened, so that it cannot lead outside of the artifact.
+    path = artifact / REPORT_NAME
+    if name != REPORT_NAME or path.is_symlink():
+        return {}
+    try:
+        with path.open("rb") as file:
+            report = msgspec.json.decode(file.read(_MAX_REPORT_BYTES), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        raise ArtifactError(f"{REPORT_NAME}: expected a report as JSON, found: {error}") from error
+    return report
+
+
+def _rows(manifest: Any) -> Iterator[tuple[str, str]]:
+    yield "name", manifest.name
+    yield "task", manifest.task
+    yield "architecture", manifest.architecture
+    yield "parameters", f"{manifest.parameters:,}"
+    yield "size", megabytes(sum(file.size for file in manifest.files))
+    for key, value in sorted(manifest.source.items()):
+        yield f"source {key}", value
+    for variant in manifest.variants:
+        parts = (variant.target, variant.backend, f"weights {variant.weights}", f"activations {variant.activations}")
+        yield f"variant {variant.name}", ", ".join(parts)
+    if manifest.decoder is not None:
+        yield "vocabulary", f"{manifest.decoder.vocab_size:,}"
+        yield "context", f"{manifest.decoder.max_seq_len:,} tokens"
+        yield "cache", _cache(manifest.decoder)
+        yield "chat template", "yes" if manifest.tokenizer.chat_template else "no"
+    if manifest.encoder is not None:
+        yield "output", f"{manifest.encoder.output}, {manifest.encoder.dim} numbers a text"
+        yield "context", f"{manifest.encoder.max_seq_len:,} tokens"
+        if manifest.encoder.labels:
+            yield "labels", ", ".join(manifest.encoder.labels)
+    yield "passes", ", ".join(record.name for record in manifest.passes) or "none"
+    for key, value in sorted(manifest.toolchain.items()):
+        yield f"built with {key}", value
+
+
+def _cache(decoder: Any) -> str:
+    item = {"float32": 4, "float16": 2}[decoder.cache_dtype]
+    a_token = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in decoder.cache) * item
+    return f"{len(decoder.cache)} layers of {decoder.cache_dtype}, {a_token / 1024:.1f} KiB a token"
+
+
+def _flat(value: Any, name: str = "report") -> Iterator[tuple[str, str]]:
+    """Names and values of all leaves of nested JSON: `report.logits.max_difference`, `0.0012`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}")
+    elif isinstance(value, list) and value and isinstance(value[0], dict | list):
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{name}.{index}")
+    else:
+        yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
