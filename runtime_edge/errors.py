@@ -1,13 +1,13 @@
 """Every error that the runtime raises on purpose, as one small tree.
 
-    LeptonError                 carries `hint` and `exit_code`
-    ├── ArtifactError           the artifact is missing, damaged, or not to be trusted         (1)
-    │   └── FormatVersionError  it was written by a later toolchain                            (1)
-    ├── RequestError            what was asked of a model cannot be done                       (1)
-    │   ├── PromptTooLongError  prompt and answer do not fit the model's length limit          (1)
-    │   └── ChatTemplateError   messages were given and the template is missing or refuses     (1)
-    ├── ClosedError             the model was used after `close()`                             (1)
-    └── MissingDependencyError  a backend's package is not installed                           (4)
+LeptonError                 carries `hint` and `exit_code`
+├── ArtifactError           the artifact is missing, damaged, or not to be trusted         (1)
+│   └── FormatVersionError  it was written by a later toolchain                            (1)
+├── RequestError            what was asked of a model cannot be done                       (1)
+│   ├── PromptTooLongError  the prompt exceeds the model's length limit                    (1)
+│   └── ChatTemplateError   messages were given and the template is missing or refuses     (1)
+├── ClosedError             the model was used after `close()`                             (1)
+└── MissingDependencyError  a backend's package is not installed                           (4)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RequestError(LeptonError):
 
 
 class PromptTooLongError(RequestError):
-    """Prompt and requested tokens exceed the model's maximum sequence length."""
+    """The prompt exceeds the model's maximum sequence length."""
 
 
 class ChatTemplateError(RequestError):

@@ -14,15 +14,26 @@ Every file but the manifest itself is listed in `files` with its size and sha256
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from runtime_edge.errors import ArtifactError, FormatVersionError
+
 FORMAT = "lepton"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 REPORT_NAME = "report.json"
+
+TEXT_GENERATION = "text-generation"
+TEXT_EMBEDDING = "text-embedding"
+TEXT_CLASSIFICATION = "text-classification"
+TASKS = (TEXT_GENERATION, TEXT_EMBEDDING, TEXT_CLASSIFICATION)
+CACHE_DTYPES = ("float32", "float16")
+ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+ENCODER_OUTPUT = {TEXT_EMBEDDING: "embeddings", TEXT_CLASSIFICATION: "logits"}
 
 # Bounds on what a manifest may claim, checked before anything is allocated from it.
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -36,7 +47,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of all records: immutable, unknown fields refused."""
 
 
-class File(_Record):
+class File(_Record, frozen=True, kw_only=True):
     """One file of the artifact: `path` relative to it with forward slashes, `size` in bytes."""
 
     path: str
@@ -44,7 +55,7 @@ class File(_Record):
     sha256: Sha256
 
 
-class Tokenizer(_Record):
+class Tokenizer(_Record, frozen=True, kw_only=True):
     """How text becomes token ids.
 
     `special_tokens` maps names that chat templates use (`bos_token`, `eos_token`, …) to their text.
@@ -58,7 +69,7 @@ class Tokenizer(_Record):
     chat_template: str | None = None
 
 
-class CacheLayer(_Record):
+class CacheLayer(_Record, frozen=True, kw_only=True):
     """Key/value cache of one layer: buffers [batch, kv_heads, length, head_dim], keys' and values' width."""
 
     kv_heads: Positive
@@ -67,7 +78,7 @@ class CacheLayer(_Record):
     window: Positive | None = None
 
 
-class Decoder(_Record):
+class Decoder(_Record, frozen=True, kw_only=True):
     """A causal language model. `cache[i]` describes `past_key_values.{i}.key` and `.value`."""
 
     vocab_size: Positive
@@ -76,7 +87,7 @@ class Decoder(_Record):
     cache_dtype: str = "float32"
 
 
-class Encoder(_Record):
+class Encoder(_Record, frozen=True, kw_only=True):
     """An encoder with one output row a text.
 
     `inputs` are the graph's inputs among input_ids, attention_mask and token_type_ids, each int64 [batch, length].
@@ -91,7 +102,7 @@ class Encoder(_Record):
     multi_label: bool = False
 
 
-class Variant(_Record):
+class Variant(_Record, frozen=True, kw_only=True):
     """The model compiled for one target: `graph` is run by `backend` and reads `blobs`."""
 
     name: str
@@ -103,7 +114,7 @@ class Variant(_Record):
     blobs: tuple[str, ...] = ()
 
 
-class PassRecord(_Record):
+class PassRecord(_Record, frozen=True, kw_only=True):
     """A pass that was run: its name, the version of its config, and the config itself."""
 
     name: str
@@ -111,7 +122,7 @@ class PassRecord(_Record):
     config: dict[str, Any] = {}
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True, kw_only=True):
     """What `manifest.json` holds. `task` is text-generation, text-embedding or text-classification."""
 
     format: str
@@ -134,3 +145,110 @@ class Manifest(_Record):
 def encode(manifest: Manifest) -> bytes:
     """Returns the manifest as indented JSON with sorted keys: equal manifests give equal bytes."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """The two fields that every version of the format has."""
+
+    format: str
+    format_version: Count
+
+
+def decode(data: bytes) -> Manifest:
+    """Reads a manifest and checks that its parts agree; touches no other file.
+
+    Args:
+        data: The bytes of `manifest.json`.
+
+    Raises:
+        FormatVersionError: It was written by a later toolchain.
+        ArtifactError: It is not JSON, breaks the schema, or contradicts itself.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ArtifactError(f"{MANIFEST_NAME}: expected at most {MAX_MANIFEST_BYTES} bytes, found {len(data)}")
+    try:
+        # The version comes first: a later format may have fields that the schema below refuses.
+        header = msgspec.json.decode(data, type=_Header)
+        if header.format != FORMAT:
+            raise ArtifactError(f"{MANIFEST_NAME}: expected format {FORMAT!r}, found {header.format!r}")
+        if header.format_version > FORMAT_VERSION:
+            raise FormatVersionError(
+                f"{MANIFEST_NAME}: expected format_version at most {FORMAT_VERSION}, found {header.format_version}",
+                hint="this artifact was written by a later toolchain: upgrade with `pip install -U lepton-edge`",
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ArtifactError(f"{MANIFEST_NAME}: expected a manifest as JSON, found: {error}") from error
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """What a schema cannot say: every name that is referred to exists, once, and the task has its description."""
+    paths = [file.path for file in manifest.files]
+    _unique("files", (path.casefold() for path in paths))
+    _unique("variants", (variant.name for variant in manifest.variants))
+    references = [("tokenizer.file", manifest.tokenizer.file)]
+    if manifest.tokenizer.chat_template is not None:
+        references.append(("tokenizer.chat_template", manifest.tokenizer.chat_template))
+    if manifest.report is not None:
+        references.append(("report", manifest.report))
+    for variant in manifest.variants:
+        references.append((f"variant {variant.name!r}: graph", variant.graph))
+        references += [(f"variant {variant.name!r}: blobs", blob) for blob in variant.blobs]
+    listed = set(paths)
+    for where, path in references:
+        _require(path in listed, f"{where}: expected a file listed in `files`, found {path!r}")
+    _require(bool(manifest.variants), "variants: expected at least one, found none")
+    _require(manifest.task in TASKS, f"task: expected one of {', '.join(TASKS)}, found {manifest.task!r}")
+    if manifest.task == TEXT_GENERATION:
+        _check_decoder(manifest)
+    else:
+        _check_encoder(manifest)
+
+
+def _check_decoder(manifest: Manifest) -> None:
+    decoder, tokenizer = manifest.decoder, manifest.tokenizer
+    if decoder is None:
+        raise ArtifactError(f"{MANIFEST_NAME}: task {manifest.task}: expected `decoder`, found none")
+    _require(
+        decoder.cache_dtype in CACHE_DTYPES,
+        f"decoder.cache_dtype: expected one of {', '.join(CACHE_DTYPES)}, found {decoder.cache_dtype!r}",
+    )
+    named: list[tuple[str, int | None]] = [("eos_token_ids", token) for token in tokenizer.eos_token_ids]
+    named += [("bos_token_id", tokenizer.bos_token_id), ("pad_token_id", tokenizer.pad_token_id)]
+    for name, token in named:
+        _require(
+            token is None or 0 <= token < decoder.vocab_size,
+            f"tokenizer.{name}: expected ids below vocab_size {decoder.vocab_size}, found {token}",
+        )
+
+
+def _check_encoder(manifest: Manifest) -> None:
+    encoder = manifest.encoder
+    if encoder is None:
+        raise ArtifactError(f"{MANIFEST_NAME}: task {manifest.task}: expected `encoder`, found none")
+    _unique("encoder.inputs", encoder.inputs)
+    _require(
+        "input_ids" in encoder.inputs and set(encoder.inputs) <= set(ENCODER_INPUTS),
+        f"encoder.inputs: expected input_ids and others of {', '.join(ENCODER_INPUTS)}, found {list(encoder.inputs)}",
+    )
+    output = ENCODER_OUTPUT[manifest.task]
+    _require(encoder.output == output, f"encoder.output: expected {output!r}, found {encoder.output!r}")
+    if output == "logits":
+        _require(
+            len(encoder.labels) == encoder.dim,
+            f"encoder.labels: expected {encoder.dim} labels (dim), found {len(encoder.labels)}",
+        )
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ArtifactError(f"{MANIFEST_NAME}: {otherwise}")
+
+
+def _unique(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        _require(name not in seen, f"{what}: expected each name once, found {name!r} twice")
+        seen.add(name)

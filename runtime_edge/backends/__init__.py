@@ -1,0 +1,75 @@
+"""What the tasks need of a backend, and which backends there are.
+
+A backend is a module with `open_decoder` and `open_encoder`, imported when an artifact needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from runtime_edge.manifest import Decoder, Encoder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime_edge.cache import KVCache
+
+    Floats = NDArray[np.float32]
+    Ints = NDArray[np.int64]
+
+MODULES = {"onnxruntime": "runtime_edge.backends.onnxruntime"}
+
+
+class DecoderState(Protocol):
+    """One sequence being decoded: a cache and the buffers bound with it. Used by one thread at a time.
+
+    `chunk` is how many tokens one call takes at most.
+    """
+
+    chunk: int
+    cache: KVCache
+
+    def reserve(self, length: int) -> None:
+        """Makes room for `length` tokens in all (raises `PromptTooLongError`); the calls below do it as needed."""
+
+    def prefill(self, token_ids: Sequence[int]) -> Floats:
+        """Runs tokens after those in the cache; returns logits [vocab] after the last, valid until the next call."""
+
+    def step(self, token_id: int) -> Floats:
+        """`prefill` of one token, without allocating anything."""
+
+    def all_logits(self, token_ids: Sequence[int], out: Floats) -> None:
+        """Runs tokens after those in the cache; writes their logits to `out`, [len(token_ids), vocab]."""
+
+
+class DecoderSession(Protocol):
+    """A decoder graph that is ready to run; its states share the weights and may run in different threads."""
+
+    def new_state(self) -> DecoderState:
+        """Returns an empty sequence."""
+
+
+class EncoderSession(Protocol):
+    """An encoder graph that is ready to run, from any thread."""
+
+    def run(self, inputs: Mapping[str, Ints]) -> Floats:
+        """Runs one batch; `inputs` int64 [batch, length] by name; returns float32 [batch, dim]."""
+
+
+class Backend(Protocol):
+    """What a backend's module offers."""
+
+    def open_decoder(self, graph: Path, decoder: Decoder, threads: int) -> DecoderSession:
+        """Opens a `text-generation` graph (raises `MissingDependencyError`, `ArtifactError`)."""
+
+    def open_encoder(self, graph: Path, encoder: Encoder, threads: int) -> EncoderSession:
+        """Opens an encoder's graph (raises the same)."""
+
+
+def backend(name: str) -> Backend:
+    """Imports the module of a backend named in `MODULES`."""
+    return cast(Backend, importlib.import_module(MODULES[name]))

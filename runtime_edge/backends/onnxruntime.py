@@ -1,0 +1,225 @@
+"""ONNX Runtime on the CPU: sessions, and buffers bound to them in place.
+
+A decoder graph has the inputs `input_ids` int64 [1, seq], `past_length` int64 [1], `logits_to_keep` int64 [1] and
+`past_key_values.{i}.key`, `.value`; its outputs are `logits` float32 [1, n, vocab] and `present.{i}.key`, `.value`.
+Past and present are one buffer, which attention writes in place. All that a decode step reads or writes is bound
+once: a step sets two integers and runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime_edge.cache import KVCache
+from runtime_edge.errors import ArtifactError, MissingDependencyError
+from runtime_edge.manifest import Decoder, Encoder
+
+if TYPE_CHECKING:
+    from runtime_edge.backends import Floats, Ints
+
+PREFILL_CHUNK = 512  # tokens a run: attention's scores take chunk x length a head, and this bounds them
+
+
+class OrtDecoder:
+    """A decoder graph in a session."""
+
+    def __init__(self, graph: Path, decoder: Decoder, threads: int) -> None:
+        self.decoder = decoder
+        self.session = _Session(graph, threads)
+        self.cache_inputs, self.cache_outputs = _cache_names(len(decoder.cache))
+        self.session.expect(
+            inputs=("input_ids", "past_length", "logits_to_keep", *self.cache_inputs),
+            outputs=("logits", *self.cache_outputs),
+        )
+
+    def new_state(self) -> OrtDecoderState:
+        """Returns an empty sequence."""
+        return OrtDecoderState(self)
+
+
+class OrtDecoderState:
+    """One sequence: two bindings over the same cache, one for single tokens and one for runs of them."""
+
+    def __init__(self, owner: OrtDecoder) -> None:
+        self._owner = owner
+        self.chunk = PREFILL_CHUNK
+        self.cache = KVCache(owner.decoder)
+        self._token = np.zeros((1, 1), np.int64)
+        self._chunk = np.zeros((1, PREFILL_CHUNK), np.int64)
+        self._past = np.zeros(1, np.int64)
+        self._one = np.ones(1, np.int64)
+        self._all = np.ones(1, np.int64)
+        self._logits: Floats = np.zeros((1, 1, owner.decoder.vocab_size), np.float32)
+        self._row: Floats = self._logits[0, 0]
+        self._step, self._many = owner.session.binding(), owner.session.binding()
+        for binding in (self._step, self._many):
+            _bind_input(binding, "past_length", self._past)
+        _bind_input(self._step, "logits_to_keep", self._one)
+        _bind_input(self._step, "input_ids", self._token)
+        _bind_output(self._step, "logits", self._logits)
+
+    def reserve(self, length: int) -> None:
+        """See `DecoderState.reserve`."""
+        if self.cache.reserve(length):
+            self._bind_cache()
+
+    def prefill(self, token_ids: Sequence[int]) -> Floats:
+        """See `DecoderState.prefill`: one chunk, at most `PREFILL_CHUNK` tokens."""
+        if len(token_ids) == 1:
+            return self.step(token_ids[0])
+        _bind_input(self._many, "logits_to_keep", self._one)
+        self._run_many(token_ids, self._logits)
+        return self._row
+
+    def step(self, token_id: int) -> Floats:
+        """See `DecoderState.step`."""
+        tokens = self.cache.token_ids
+        self.reserve(len(tokens) + 1)
+        self._token[0, 0] = token_id
+        self._past[0] = len(tokens)
+        self._owner.session.run(self._step)
+        tokens.append(token_id)
+        return self._row
+
+    def all_logits(self, token_ids: Sequence[int], out: Floats) -> None:
+        """See `DecoderState.all_logits`: one chunk, at most `PREFILL_CHUNK` tokens."""
+        self._all[0] = len(token_ids)
+        _bind_input(self._many, "logits_to_keep", self._all)
+        self._run_many(token_ids, out[None])
+
+    def _run_many(self, token_ids: Sequence[int], logits: Floats) -> None:
+        tokens = self.cache.token_ids
+        count = len(token_ids)
+        self.reserve(len(tokens) + count)
+        self._chunk[0, :count] = token_ids
+        self._past[0] = len(tokens)
+        _bind_input(self._many, "input_ids", self._chunk[:, :count])
+        _bind_output(self._many, "logits", logits)
+        self._owner.session.run(self._many)
+        tokens.extend(token_ids)  # only now: an interrupted run leaves rows that count as garbage
+
+    def _bind_cache(self) -> None:
+        owner = self._owner
+        for binding in (self._step, self._many):
+            for past, present, buffer in zip(owner.cache_inputs, owner.cache_outputs, self.cache.buffers, strict=True):
+                _bind_input(binding, past, buffer)
+                _bind_output(binding, present, buffer)
+
+
+class OrtEncoder:
+    """An encoder graph in a session."""
+
+    def __init__(self, graph: Path, encoder: Encoder, threads: int) -> None:
+        self.encoder = encoder
+        self.session = _Session(graph, threads)
+        self.session.expect(inputs=encoder.inputs, outputs=(encoder.output,))
+
+    def run(self, inputs: Mapping[str, Ints]) -> Floats:
+        """See `EncoderSession.run`."""
+        return self.session.run_once(self.encoder.output, inputs)
+
+
+def open_decoder(graph: Path, decoder: Decoder, threads: int) -> OrtDecoder:
+    """See `Backend.open_decoder`."""
+    return OrtDecoder(graph, decoder, threads)
+
+
+def open_encoder(graph: Path, encoder: Encoder, threads: int) -> OrtEncoder:
+    """See `Backend.open_encoder`."""
+    return OrtEncoder(graph, encoder, threads)
+
+
+class _Session:
+    """An `onnxruntime.InferenceSession` whose errors are ours."""
+
+    def __init__(self, graph: Path, threads: int) -> None:
+        self._ort = _onnxruntime()
+        self._errors = _error_classes()
+        self._name = graph.name
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 4  # what it would print is in the error that it raises
+        # An arena keeps the largest prefill's activations for ever, and rounds up; the C library's allocator
+        # gives them back.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        try:
+            self._session = self._ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        except self._errors as error:
+            raise self._fault(f"a graph that ONNX Runtime {self._ort.__version__} opens", error) from error
+
+    def expect(self, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Raises `ArtifactError` unless the graph's inputs and outputs are these."""
+        for what, expected, nodes in (
+            ("inputs", inputs, self._session.get_inputs()),
+            ("outputs", outputs, self._session.get_outputs()),
+        ):
+            found = {node.name for node in nodes}
+            if found != set(expected):
+                missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
+                raise ArtifactError(
+                    f"{self._name}: expected the {what} that its task has, found {len(missing)} missing {missing[:3]} "
+                    f"and {len(extra)} unknown {extra[:3]}"
+                )
+
+    def binding(self) -> Any:
+        return self._session.io_binding()
+
+    def run(self, binding: Any) -> None:
+        try:
+            self._session.run_with_iobinding(binding)
+        except self._errors as error:
+            raise self._fault("a graph that runs", error) from error
+
+    def run_once(self, output: str, inputs: Mapping[str, Ints]) -> Floats:
+        try:
+            result: Floats = self._session.run([output], dict(inputs))[0]
+        except self._errors as error:
+            raise self._fault("a graph that runs", error) from error
+        return result
+
+    def _fault(self, expected: str, error: Exception) -> ArtifactError:
+        return ArtifactError(
+            f"{self._name}: expected {expected}, found: {str(error)[:500]}",
+            hint="is it of this machine's kind? `lepton-edge info` says what it was built for",
+        )
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "this artifact runs on ONNX Runtime: expected the package onnxruntime, found none",
+            hint="pip install 'lepton-edge[cpu]'",
+        ) from error
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def _error_classes() -> tuple[type[Exception], ...]:
+    """Every error of ONNX Runtime: they have no class in common but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (*found, RuntimeError, ValueError)
+
+
+def _cache_names(layers: int) -> tuple[list[str], list[str]]:
+    parts = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
+
+
+def _bind_input(binding: Any, name: str, array: NDArray[Any]) -> None:
+    binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _bind_output(binding: Any, name: str, array: NDArray[Any]) -> None:
+    binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,0 +1,130 @@
+"""Turns tokens into text while they come: whole characters only, in linear time, and stop strings held back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_BROKEN = "\ufffd"  # what a decoder gives for bytes that are not (yet) a character
+_MAX_HELD = 8  # tokens; a character has at most 4 bytes, so text that is broken for longer stays broken
+_CONTEXT = 8  # tokens of the prompt before the first new one, which tell a word's start from its middle
+_MAX_CONTEXT = 32
+
+
+class Detokenizer:
+    """Text of new tokens, as decoding prompt and new tokens together would give it.
+
+    A window of tokens is decoded with and without the newest; the difference is their text. The window begins where
+    text was last given out, so each token is decoded a bounded number of times. Special tokens have no text.
+
+    Bytes that are no UTF-8 give U+FFFD. A decoder with byte fallback marks every byte of a run of byte tokens so when
+    one of them is bad; here a character that was whole has been given out before, and stays.
+
+    Args:
+        tokenizer: The tokenizer.
+        special_ids: Ids that have no text.
+        prompt: Tokens that precede the new ones.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special_ids: frozenset[int], prompt: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._special_ids = special_ids
+        self._window: list[int] = _last_visible(prompt, special_ids, _CONTEXT)
+        self._given = self._decode(self._window)
+        if self._given.startswith(_BROKEN):  # the window cuts a character: begin earlier
+            self._window = _last_visible(prompt, special_ids, _MAX_CONTEXT)
+            self._given = self._decode(self._window)
+        self._read = len(self._window)  # window[:read] has been given out, as text `_given`
+
+    def push(self, token_id: int) -> str:
+        """Adds a token; returns the text that is complete with it, often that of one token, or none."""
+        if token_id in self._special_ids:
+            return ""
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        held = len(self._window) - self._read
+        if text.endswith(_BROKEN) and held < _MAX_HELD:
+            return ""
+        if len(text) == len(self._given) and held < _MAX_HELD:
+            return ""
+        return self._give(text)
+
+    def flush(self) -> str:
+        """Returns the text still held, an incomplete character as U+FFFD."""
+        if len(self._window) == self._read:
+            return ""
+        return self._give(self._decode(self._window))
+
+    def _give(self, text: str) -> str:
+        new = self._difference(text)
+        del self._window[: self._read]
+        self._read = len(self._window)
+        self._given = self._decode(self._window)
+        return new
+
+    def _difference(self, text: str) -> str:
+        if text.startswith(self._given):
+            return text[len(self._given) :]
+        whole = self._given.rstrip(_BROKEN)
+        if whole != self._given and text.startswith(whole):
+            return text[len(whole) :]  # the new tokens completed a character that the prompt began
+        # The decoder took back text that was given out (a bad byte in a run of byte tokens): decode the rest alone.
+        return self._decode(self._window[self._read :])
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True) if token_ids else ""
+
+
+def _last_visible(token_ids: Sequence[int], special_ids: frozenset[int], count: int) -> list[int]:
+    found: list[int] = []
+    for token_id in reversed(token_ids):
+        if len(found) == count:
+            break
+        if token_id not in special_ids:
+            found.append(token_id)
+    return found[::-1]
+
+
+class StopStrings:
+    """Finds the first stop string in text that comes in pieces, and holds back what may begin one.
+
+    Args:
+        stops: Strings, none of them empty.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._longest = max((len(stop) for stop in stops), default=0)
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """Adds text; returns what is certainly before a stop string. Sets `found` at the end of the first one."""
+        if not self._stops or not text:
+            return text
+        self._held += text
+        starts = [start for start in map(self._held.find, self._stops) if start >= 0]
+        if starts:
+            self.found = True
+            before, self._held = self._held[: min(starts)], ""
+            return before
+        keep = self._possible_start()
+        given = self._held[: len(self._held) - keep]
+        self._held = self._held[len(given) :]
+        return given
+
+    def flush(self) -> str:
+        """Returns the text held back: nothing more comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _possible_start(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        for length in range(min(self._longest - 1, len(self._held)), 0, -1):
+            tail = self._held[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0

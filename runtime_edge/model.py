@@ -1,0 +1,139 @@
+"""A loaded model: what an application holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from runtime_edge.errors import RequestError
+from runtime_edge.manifest import TEXT_CLASSIFICATION, TEXT_EMBEDDING, TEXT_GENERATION, Manifest, Variant
+from runtime_edge.tasks.embed import Classification, Encoding, Floats
+from runtime_edge.tasks.generate import Decoding, TextGeneration, closed_error
+from runtime_edge.text import TextCodec
+
+_METHODS = {
+    TEXT_GENERATION: "generate, stream, score, logits",
+    TEXT_EMBEDDING: "encode",
+    TEXT_CLASSIFICATION: "classify",
+}
+
+
+class Context(TextGeneration):
+    """A further sequence over a model's weights, with its own cache: it generates while others do.
+
+    It is closed with its model.
+    """
+
+    def __init__(self, decoding: Decoding) -> None:
+        self._own = decoding
+
+    def _decoding(self) -> Decoding:
+        if self._own.closed.is_set():
+            raise closed_error()
+        return self._own
+
+
+class Model(TextGeneration):
+    """A model, as `runtime_edge.load` returns it. Threads may share it; close it, or use it in a `with`.
+
+    Attributes:
+        manifest: What the artifact says of itself.
+        variant: The variant that runs.
+        threads: The threads that it runs on.
+    """
+
+    def __init__(
+        self, manifest: Manifest, variant: Variant, threads: int, codec: TextCodec, task: Decoding | Encoding
+    ) -> None:
+        self.manifest = manifest
+        self.variant = variant
+        self.threads = threads
+        self._codec: TextCodec | None = codec
+        self._task: Decoding | Encoding | None = task
+
+    def context(self) -> Context:
+        """Returns a further sequence over the same weights (raises as `generate`)."""
+        return Context(self._decoding().fork())
+
+    def encode(self, texts: Iterable[str], *, batch_size: int = 32) -> Floats:
+        """Embeds texts, cut at the model's length.
+
+        Args:
+            texts: Any number of texts.
+            batch_size: Texts that are run together, and padded to the longest of them.
+
+        Returns:
+            float32 [len(texts), dim], in the order of the texts.
+
+        Raises:
+            RequestError: A text is not one, or the model has another task.
+            ClosedError: The model is closed.
+        """
+        return self._encoding(TEXT_EMBEDDING).rows(texts, batch_size)
+
+    def classify(self, texts: Iterable[str], *, batch_size: int = 32) -> list[Classification]:
+        """Classifies texts, cut at the model's length.
+
+        Probabilities are a softmax over the labels, or of each label by itself where the model is multi-label.
+        Arguments and errors are those of `encode`.
+        """
+        return self._encoding(TEXT_CLASSIFICATION).classify(texts, batch_size)
+
+    def tokenize(self, text: str | Sequence[Any], *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, or of chat messages as `generate` would see them (raises `RequestError`)."""
+        codec = self._open_codec()
+        if isinstance(text, str):
+            return codec.encode(text, add_special_tokens=add_special_tokens)
+        return codec.encode(codec.render(text), add_special_tokens=False)
+
+    def detokenize(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids (raises `RequestError`)."""
+        return self._open_codec().decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def close(self) -> None:
+        """Frees what the model holds; generations that run end with `ClosedError`. Closing twice is no error."""
+        if isinstance(self._task, Decoding):
+            self._task.closed.set()
+        self._task = self._codec = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._task is None else f"{self.variant.backend}, {self.threads} threads"
+        return f"<runtime_edge.Model {self.manifest.name!r}: {self.manifest.task}, {self.variant.name}, {state}>"
+
+    def _decoding(self) -> Decoding:
+        task = self._open_task()
+        if not isinstance(task, Decoding):
+            raise self._other_task(TEXT_GENERATION)
+        return task
+
+    def _encoding(self, wanted: str) -> Encoding:
+        task = self._open_task()
+        if not isinstance(task, Encoding) or self.manifest.task != wanted:
+            raise self._other_task(wanted)
+        return task
+
+    def _open_task(self) -> Decoding | Encoding:
+        if self._task is None:
+            raise closed_error()
+        return self._task
+
+    def _open_codec(self) -> TextCodec:
+        if self._codec is None:
+            raise closed_error()
+        return self._codec
+
+    def _other_task(self, wanted: str) -> RequestError:
+        task = self.manifest.task
+        return RequestError(
+            f"{self.manifest.name}: expected a model for {wanted}, found one for {task}",
+            hint=f"this model has {_METHODS[task]}",
+        )

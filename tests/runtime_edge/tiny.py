@@ -1,0 +1,237 @@
+"""A tiny real decoder artifact, built with onnx alone, and a float64 reference of it in numpy.
+
+Two layers of attention (GroupQueryAttention with rotary embedding, grouped heads, a residual stream, no norms), a
+byte-level tokenizer, weights in one blob. Small enough to build in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from runtime_edge import manifest as m
+
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 64, 4, 2, 16, 2
+MAX_SEQ_LEN = 2048
+BOS, EOS, TURN = 256, 257, 258  # after the 256 bytes
+VOCAB = 300
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+
+
+@dataclass
+class Weights:
+    """Parameters of the tiny decoder, float32."""
+
+    embedding: np.ndarray
+    qkv: list[np.ndarray] = field(default_factory=list)
+    out: list[np.ndarray] = field(default_factory=list)
+    head: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @classmethod
+    def seeded(cls, seed: int = 0, vocab: int = VOCAB) -> Weights:
+        random = np.random.default_rng(seed)
+
+        def normal(*shape: int) -> np.ndarray:
+            return (random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+
+        width = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+        return cls(
+            embedding=random.standard_normal((vocab, HIDDEN)).astype(np.float32),
+            qkv=[2 * normal(HIDDEN, width) for _ in range(LAYERS)],
+            out=[normal(HEADS * HEAD_DIM, HIDDEN) for _ in range(LAYERS)],
+            head=normal(HIDDEN, vocab),
+        )
+
+
+def rotary(length: int) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin [length, head_dim / 2], float32."""
+    angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(HEAD_DIM // 2) * 2 / HEAD_DIM)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def reference_logits(weights: Weights, token_ids: list[int]) -> np.ndarray:
+    """Logits [len, vocab] in float64, all tokens at once, no cache."""
+    length = len(token_ids)
+    cos, sin = (table.astype(np.float64)[:, None] for table in rotary(length))
+    stream = weights.embedding[token_ids].astype(np.float64)
+    is_future = np.triu(np.ones((length, length), bool), 1)
+    for qkv, out in zip(weights.qkv, weights.out, strict=True):
+        mixed = (stream @ qkv.astype(np.float64)).reshape(length, -1, HEAD_DIM)
+        first, second = mixed[..., : HEAD_DIM // 2], mixed[..., HEAD_DIM // 2 :]
+        turned = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        query, key = turned[:, :HEADS], turned[:, HEADS : HEADS + KV_HEADS]
+        value = mixed[:, HEADS + KV_HEADS :]
+        key, value = (np.repeat(one, HEADS // KV_HEADS, axis=1) for one in (key, value))
+        scores = np.einsum("qhd,khd->hqk", query, key) / np.sqrt(HEAD_DIM)
+        scores[:, is_future] = -np.inf
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        mixed = np.einsum("hqk,khd->qhd", shares, value).reshape(length, -1)
+        stream = stream + mixed @ out.astype(np.float64)
+    return stream @ weights.head.astype(np.float64)
+
+
+class Blob:
+    """Collects tensors in one file, and makes the graph's references to it."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.tensors: list[TensorProto] = []
+
+    def add(self, name: str, array: np.ndarray) -> str:
+        tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        tensor.data_location = TensorProto.EXTERNAL
+        place = {"location": "", "offset": str(len(self.data)), "length": str(array.nbytes)}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=value)
+        self.data += array.tobytes()
+        self.data += bytes(-len(self.data) % 64)
+        self.tensors.append(tensor)
+        return name
+
+    def finish(self) -> str:
+        """Names the blob by its content in every reference; returns its path."""
+        path = f"blobs/{hashlib.sha256(self.data).hexdigest()}"
+        for tensor in self.tensors:
+            tensor.external_data[0].value = path
+        return path
+
+
+def decoder_graph(weights: Weights, max_seq_len: int = MAX_SEQ_LEN) -> tuple[bytes, str, bytes]:
+    """Returns the graph, its blob's path and the blob."""
+    blob = Blob()
+    vocab = weights.embedding.shape[0]
+    cos, sin = rotary(max_seq_len)
+    blob.add("cos", cos)
+    blob.add("sin", sin)
+    constants = {"one": np.array([1], np.int64), "large": np.array([2**62], np.int64), "zero": np.array([0], np.int64)}
+    inline = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    node = helper.make_node
+    nodes = [
+        node("Shape", ["input_ids"], ["seq"], start=1, end=2),
+        node("Add", ["past_length", "seq"], ["total"]),
+        node("Sub", ["total", "one"], ["last"]),
+        node("Cast", ["last"], ["seqlens"], to=TensorProto.INT32),
+        node("ReduceMax", ["total"], ["total_max"], keepdims=0),
+        node("Cast", ["total_max"], ["total32"], to=TensorProto.INT32),
+        node("Gather", [blob.add("embedding", weights.embedding), "input_ids"], ["stream0"]),
+    ]
+    cache_in, cache_out = [], []
+    for layer in range(LAYERS):
+        past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+        present = [f"present.{layer}.{part}" for part in ("key", "value")]
+        nodes += [
+            node("MatMul", [f"stream{layer}", blob.add(f"qkv{layer}", weights.qkv[layer])], [f"mixed{layer}"]),
+            node(
+                "GroupQueryAttention",
+                [f"mixed{layer}", "", "", *past, "seqlens", "total32", "cos", "sin"],
+                [f"attended{layer}", *present],
+                domain="com.microsoft",
+                num_heads=HEADS,
+                kv_num_heads=KV_HEADS,
+                do_rotary=1,
+            ),
+            node("MatMul", [f"attended{layer}", blob.add(f"out{layer}", weights.out[layer])], [f"projected{layer}"]),
+            node("Add", [f"stream{layer}", f"projected{layer}"], [f"stream{layer + 1}"]),
+        ]
+        shape = ["batch", KV_HEADS, f"capacity{layer}", HEAD_DIM]
+        cache_in += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in past]
+        cache_out += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in present]
+    nodes += [
+        node("Neg", ["logits_to_keep"], ["start"]),
+        node("Slice", [f"stream{LAYERS}", "start", "large", "one"], ["kept"]),
+        node("MatMul", ["kept", blob.add("head", weights.head)], ["logits"]),
+    ]
+    path = blob.finish()
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "seq"]),
+            helper.make_tensor_value_info("past_length", TensorProto.INT64, ["batch"]),
+            helper.make_tensor_value_info("logits_to_keep", TensorProto.INT64, [1]),
+            *cache_in,
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "n", vocab]), *cache_out],
+        initializer=[*inline, *blob.tensors],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString(), path, bytes(blob.data)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, then `<bos>`, `<eos>`, `<|turn|>`; `<bos>` is put before every text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<bos>", "<eos>", "<|turn|>")])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    return tokenizer
+
+
+def write(root: Path, fields: dict[str, Any], files: dict[str, bytes]) -> Path:
+    """Writes files and a manifest that lists them; returns `root`."""
+    listed = []
+    for path, data in files.items():
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        listed.append({"path": path, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    base = {
+        "format": m.FORMAT,
+        "format_version": m.FORMAT_VERSION,
+        "name": "tiny",
+        "architecture": "tiny",
+        "parameters": 1,
+        "source": {"kind": "test"},
+    }
+    (root / m.MANIFEST_NAME).write_text(json.dumps({**base, **fields, "files": listed}))
+    return root
+
+
+def variant(graph: str, blobs: list[str], **changes: Any) -> dict[str, Any]:
+    """A variant's record."""
+    base = {"name": "cpu", "target": "cpu", "backend": "onnxruntime", "graph": graph, "weights": "fp32"}
+    return {**base, "blobs": blobs, **changes}
+
+
+def write_decoder(root: Path, *, weights: Weights | None = None, max_seq_len: int = MAX_SEQ_LEN) -> Path:
+    """Writes the tiny decoder's artifact."""
+    weights = weights or Weights.seeded()
+    graph, path, blob = decoder_graph(weights, max_seq_len)
+    layer = {"kv_heads": KV_HEADS, "key_dim": HEAD_DIM, "value_dim": HEAD_DIM}
+    fields = {
+        "task": m.TEXT_GENERATION,
+        "tokenizer": {
+            "file": "tokenizer.json",
+            "bos_token_id": BOS,
+            "eos_token_ids": [EOS],
+            "special_tokens": {"bos_token": "<bos>", "eos_token": "<eos>"},
+            "chat_template": "chat_template.jinja",
+        },
+        "variants": [variant("cpu.onnx", [path])],
+        "decoder": {
+            "vocab_size": weights.embedding.shape[0],
+            "max_seq_len": max_seq_len,
+            "cache": [layer] * LAYERS,
+        },
+    }
+    files = {
+        "cpu.onnx": graph,
+        path: blob,
+        "tokenizer.json": byte_tokenizer().to_str().encode(),
+        "chat_template.jinja": TEMPLATE.encode(),
+    }
+    return write(root, fields, files)
