@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import click
 
 from leptonc import __version__
-from runtime_edge.cli import VERBS
-from runtime_edge.cli.app import LazyGroup, Verb, invoke
+from runtime_edge.cli.app import LazyGroup, invoke
+from runtime_edge.cli.verbs import VERBS, Verb
 
 _HELP = """Compile a trained transformer into a small, fast artifact for an edge device, and run it.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from runtime_edge.cli import options
+from runtime_edge.cli import machine, options
 
 _DISTRIBUTION = "lepton-edge"
 # The instruction sets that ONNX Runtime's kernels choose by.
@@ -60,10 +60,10 @@ def examine() -> dict[str, Any]:
 
     base, extras = _packages()
     return {
-        "python": f"{platform.python_version()} ({sys.executable})",
+        "python": f"{platform.pythonmachine.version()} ({sys.executable})",
         "system": platform.platform(),
         "cpu": {
-            "model": _cpu_line("model name") or platform.processor() or platform.machine(),
+            "model": machine.processor(),
             "cores": usable_cores(),
             "threads": os.cpu_count(),
             "features": _features(),
@@ -81,7 +81,7 @@ def _packages() -> tuple[dict[str, str | None], dict[str, Any]]:
         requirements = metadata.requires(_DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return {_DISTRIBUTION: None}, {}
-    base: dict[str, str | None] = {_DISTRIBUTION: _version(_DISTRIBUTION)}
+    base: dict[str, str | None] = {_DISTRIBUTION: machine.version(_DISTRIBUTION)}
     extras: dict[str, Any] = {}
     for requirement in requirements:
         match = _NAME.match(requirement)
@@ -89,10 +89,10 @@ def _packages() -> tuple[dict[str, str | None], dict[str, Any]]:
         if match is None or (name := match.group()) == _DISTRIBUTION:
             continue  # an extra that is made of others
         if marker is None:
-            base[name] = _version(name)
+            base[name] = machine.version(name)
             continue
         extra = extras.setdefault(marker.group(1), {"install": "", "packages": {}})
-        extra["packages"][name] = _version(name)
+        extra["packages"][name] = machine.version(name)
         extra["install"] = f"pip install '{_DISTRIBUTION}[{marker.group(1)}]'"
         if marker.group(1).startswith("samples"):
             # Only the files of these packages are used, and they ask for much that is not.
@@ -103,24 +103,8 @@ def _packages() -> tuple[dict[str, str | None], dict[str, Any]]:
     return base, extras
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_line(key: str) -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return ""
-    lines = (line.partition(":") for line in text.splitlines())
-    return next((value.strip() for name, _, value in lines if name.strip() == key), "")
-
-
 def _features() -> list[str]:
-    present = set((_cpu_line("flags") or _cpu_line("Features")).split())
+    present = set((machine.cpu_field("flags") or machine.cpu_field("Features")).split())
     return [feature for feature in _FEATURES if feature in present]
 
 

@@ -21,9 +21,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import click
+
+from runtime_edge.cli.verbs import Verb
 
 BUG = 70
 INTERRUPTED = 130
@@ -37,13 +39,6 @@ _SYSTEM_REFUSALS = {
     errno.EPERM: "check the permissions, or choose another place",
     errno.EROFS: "the file system is mounted read-only: choose another place",
 }
-
-
-class Verb(NamedTuple):
-    """A verb: where its click command is (`module:attribute`), and its line in the list of verbs."""
-
-    location: str
-    summary: str
 
 
 class UserError(Protocol):

@@ -19,9 +19,9 @@ _MAX_REPORT_BYTES = 16 * 2**20
 @options.artifact
 @options.as_json
 def inspect(artifact: Path, as_json: bool) -> None:
-    """Show what an artifact holds and how good it was measured to be.
+    """Show what an artifact holds and how good it is.
 
-    Reads the manifest and the quality report only; `verify` checks the rest.
+    Reads the manifest and the measured quality report only; `verify` checks the rest.
     """
     from runtime_edge.verify import read_manifest
 

@@ -1,0 +1,172 @@
+"""`bench`: speed, load time and memory on this machine, measured in processes that hold nothing but the runtime."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime_edge.cli import machine, options
+from runtime_edge.cli.app import fail
+
+_PROMPTS = (32, 128, 512, 1024)
+_DEPTHS = (32, 512, 1024)
+_BATCHES = (1, 8, 32)
+_INCLUDES = (
+    "load: verifying every sha256, the tokenizer and the backend's session, in a fresh process; files are in the "
+    "page cache but for the first of them",
+    "prefill: prompt to first token, sampling and detokenizing included, nothing cached; greedy",
+    "decode: tokens after the first behind a prompt of that depth, one sequence, sampling and detokenizing included",
+    "encode: texts of about 20 tokens, tokenizing included",
+    "memory: of a process that runs this runtime and nothing else; after loading, and its peak over all measurements",
+)
+
+
+def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"expected whole numbers above 0 with commas between, found {value!r}", ctx, param)
+    return tuple(int(part) for part in parts)
+
+
+@click.command()
+@options.artifact
+@click.option("--prompts", callback=_lengths, metavar="N,…", help="Prompt lengths for prefill.  [default: 32…1024]")
+@click.option("--depths", callback=_lengths, metavar="N,…", help="Prompt lengths before decode.  [default: 32…1024]")
+@click.option("--new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="To decode.")
+@click.option("--batches", callback=_lengths, metavar="N,…", help="Batch sizes for encoders.  [default: 1,8,32]")
+@click.option(
+    "--repetitions", type=click.IntRange(min=2), default=4, show_default=True, metavar="N", help="Of each measurement."
+)
+@options.threads
+@click.option("--markdown", is_flag=True, help="Print a Markdown table.")
+@options.as_json
+def bench(
+    artifact: Path,
+    prompts: tuple[int, ...] | None,
+    depths: tuple[int, ...] | None,
+    new_tokens: int,
+    batches: tuple[int, ...] | None,
+    repetitions: int,
+    threads: int | None,
+    markdown: bool,
+    as_json: bool,
+) -> None:
+    """Measure a model's speed, load time and memory on this machine.
+
+    Each figure is the mean of the repetitions ± their standard deviation. What it includes is printed below the table.
+    """
+    from runtime_edge.cli.console import StageProgress, print_json, print_table
+    from runtime_edge.manifest import TEXT_GENERATION
+    from runtime_edge.verify import read_manifest
+
+    if markdown and as_json:
+        fail("--markdown and --json: expected one of them")
+    manifest = read_manifest(artifact)
+    spec: dict[str, Any] = {"artifact": str(artifact), "threads": threads, "repetitions": repetitions}
+    spec |= {"new_tokens": new_tokens, "prompts": (), "depths": (), "batches": ()}
+    progress = StageProgress()
+    with progress.stage("load", repetitions) as advance:
+        loads = []
+        for _ in range(repetitions):
+            loads.append(_measured(spec))
+            advance(1)
+    longest = loads[0]["max_seq_len"]
+    if manifest.task == TEXT_GENERATION:
+        spec["prompts"] = _fitting("--prompts", prompts, _PROMPTS, longest)
+        spec["depths"] = _fitting("--depths", depths, _DEPTHS, longest - new_tokens)
+    else:
+        spec["batches"] = batches or _BATCHES
+    with progress.stage("speed"):
+        found = _measured(spec)
+    record = _record(manifest, loads, found, spec)
+    if as_json:
+        print_json(record)
+    elif markdown:
+        click.echo("| measurement | mean | ± | |\n| --- | ---: | ---: | --- |")
+        for row in _rows(record):
+            click.echo(f"| {' | '.join(row)} |")
+    else:
+        print_table(("measurement", "mean", "±", ""), _rows(record), numbers_from=1)
+    if not as_json:
+        click.echo()
+        click.echo(f"{record['model']}, {record['variant']}, {record['threads']} threads, {record['machine']}")
+        for line in record["includes"]:
+            click.echo(f"- {line}")
+
+
+def _fitting(option: str, given: Sequence[int] | None, usual: Sequence[int], most: int) -> tuple[int, ...]:
+    """The lengths asked for, or those usual ones that the model has room for."""
+    from runtime_edge.errors import PromptTooLongError
+
+    if given is not None and max(given) > most:
+        raise PromptTooLongError(f"{option}: expected at most {most} tokens for this model, found {max(given)}")
+    return tuple(given) if given is not None else tuple(length for length in usual if length <= most) or (most,)
+
+
+def _measured(spec: dict[str, Any]) -> dict[str, Any]:
+    """Runs `measure` in a process of its own."""
+    from runtime_edge.errors import LeptonError
+
+    command = [sys.executable, "-m", "runtime_edge.cli.measure", json.dumps(spec)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        # Its traceback is on stderr, above.
+        raise subprocess.CalledProcessError(done.returncode, command)
+    result: dict[str, Any] = json.loads(done.stdout)
+    if "error" in result:
+        error = LeptonError(result["error"]["message"], hint=result["error"]["hint"])
+        error.exit_code = result["error"]["exit_code"]
+        raise error
+    return result
+
+
+def _record(manifest: Any, loads: list[dict[str, Any]], found: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    variant = manifest.variants[0]
+    kinds = ("load", "memory", *(kind for kind in ("prefill", "decode", "encode") if found[kind]))
+    return {
+        "model": manifest.name,
+        "variant": f"{variant.target}, {variant.backend}, weights {variant.weights}",
+        "machine": f"{platform.machine()}, {machine.processor()}",
+        "versions": {name: version for name in ("numpy", "onnxruntime") if (version := machine.version(name))},
+        "threads": found["threads"],
+        "repetitions": spec["repetitions"],
+        "new_tokens": spec["new_tokens"],
+        "import_s": _summary([load["import_s"] for load in loads]),
+        "load_s": _summary([load["load_s"] for load in loads]),
+        "rss_after_load_mb": _summary([load["rss_after_load"] / 1e6 for load in loads]),
+        "peak_rss_mb": found["peak_rss"] / 1e6,
+        "prefill": [{**item, "tok_s": _summary(item["tok_s"])} for item in found["prefill"]],
+        "decode": [{**item, "tok_s": _summary(item["tok_s"])} for item in found["decode"]],
+        "encode": [{**item, "texts_s": _summary(item["texts_s"])} for item in found["encode"]],
+        "includes": [line for line in _INCLUDES if line.partition(":")[0] in kinds],
+    }
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values), "values": values}
+
+
+def _rows(record: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    def row(name: str, summary: dict[str, Any], unit: str, digits: int) -> tuple[str, str, str, str]:
+        return name, f"{summary['mean']:,.{digits}f}", f"{summary['deviation']:,.{digits}f}", unit
+
+    yield row("import", record["import_s"], "s", 3)
+    yield row("load", record["load_s"], "s", 3)
+    yield row("memory after load", record["rss_after_load_mb"], "MB", 0)
+    yield "memory at most", f"{record['peak_rss_mb']:,.0f}", "", "MB"
+    for item in record["prefill"]:
+        yield row(f"prefill {item['tokens']}", item["tok_s"], "tok/s", 1)
+    for item in record["decode"]:
+        yield row(f"decode at {item['depth']}", item["tok_s"], "tok/s", 1)
+    for item in record["encode"]:
+        yield row(f"encode, batch {item['batch']}", item["texts_s"], "texts/s", 1)
