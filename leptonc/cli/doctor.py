@@ -60,7 +60,7 @@ def examine() -> dict[str, Any]:
 
     base, extras = _packages()
     return {
-        "python": f"{platform.pythonmachine.version()} ({sys.executable})",
+        "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
         "cpu": {
             "model": machine.processor(),
