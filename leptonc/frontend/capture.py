@@ -1,0 +1,334 @@
+"""Capture: a source becomes one graph in the IR dialect, with no weight in memory.
+
+The model is built on the meta device, run once eagerly so that the probes learn its forms, and exported once with
+symbolic batch and length. Attention, rotary embedding, cache and norms are single operators of the trace already
+(`patches`), so nothing has to be recognised afterwards; what was captured is counted, and a model whose attention was
+not captured is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from leptonc.errors import CaptureError, LeptonError
+from leptonc.frontend import weights as bindings
+from leptonc.frontend.aten import TABLE, convert_size
+from leptonc.frontend.builder import Builder
+from leptonc.frontend.patches import Recorder, patched
+from leptonc.frontend.tasks import Task, Traced, build_model, task_of
+from leptonc.ir import dialect
+from leptonc.passes.cleanup import cleanup
+from leptonc.sources.base import Source
+
+FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
+
+
+@dataclass
+class Captured:
+    """A captured model.
+
+    Attributes:
+        model: The graph in the IR dialect; weights are lazy.
+        task: What it is for.
+        config: The parsed transformers config of the model that was traced.
+        parameters: Number of weights, tied ones counted once.
+        max_seq_len: Positions that its tables hold.
+    """
+
+    model: ir.Model
+    task: Task
+    config: Any
+    parameters: int
+    max_seq_len: int
+
+
+def position_limit(config: Any) -> int | None:
+    """Returns how many positions the model was made for, where its config says so."""
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            # RoBERTa's family counts positions from behind the padding index.
+            offset = (config.pad_token_id or 0) + 1 if config.model_type in _OFFSET_FAMILIES else 0
+            return value - offset
+    return None
+
+
+_OFFSET_FAMILIES = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "data2vec-text", "longformer"}
+
+
+def capture(source: Source, *, max_seq_len: int) -> Captured:
+    """Traces the source's model.
+
+    Args:
+        source: Where config and weights come from.
+        max_seq_len: Longest sequence that the artifact serves; a model made for fewer positions gets fewer.
+
+    Raises:
+        CaptureError: the architecture cannot be captured whole.
+        InputError: config and weights do not belong together.
+    """
+    task = task_of(source.config, source.modules)
+    model = build_model(task, source.config, "eager")
+    limit = position_limit(model.config)
+    if source.modules is not None and source.modules.max_seq_length:
+        limit = min(limit or source.modules.max_seq_length, source.modules.max_seq_length)
+    positions = min(max_seq_len, limit) if limit else max_seq_len
+    bound = bindings.bind(model, source.weights)
+    values = bindings.buffers(model, source.weights)
+    with patched(model, cached=task.cached, max_positions=positions) as recorder:
+        traced = Traced(task, model, recorder)
+        program = _export(traced, recorder, limit)
+    graph = _Converter(traced, recorder, program, bound, values).run()
+    cleanup(graph)
+    dialect.verify(graph, after="capture")
+    parameters = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    return Captured(graph, task, model.config, parameters, positions)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export warns and logs about its own inner workings; none of it is for the user."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _export(traced: Traced, recorder: Recorder, limit: int | None) -> torch.export.ExportedProgram:
+    args = tuple(torch.zeros((2, 7), dtype=torch.int64, device="meta") for _ in traced.names)
+    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=limit)}
+    family = type(traced.model).__name__
+    try:
+        with torch.no_grad(), _quiet():
+            traced(*args)
+            _count(traced.model, recorder)
+            recorder.reset()
+            return torch.export.export(traced, args, dynamic_shapes=((dims,) * len(args),), strict=False)
+    except LeptonError:
+        raise
+    except Exception as error:  # noqa: BLE001  (any model code runs here; whatever it raises means one thing)
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CaptureError(
+            f"{family} cannot be traced: {type(error).__name__}: {line[:300]}",
+            hint="this architecture is not supported yet",
+        ) from error
+
+
+def _count(model: nn.Module, recorder: Recorder) -> None:
+    """Refuses a model any of whose attention modules did not attend through the interface, once each."""
+    candidates = {
+        path: module for path, module in model.named_modules()
+        if "Attention" in type(module).__name__
+    }  # fmt: skip
+    inner = {p for p in candidates if not any(q.startswith(p + ".") for q in candidates)}
+    missed = sorted(inner - set(recorder.attended))
+    if missed:
+        raise CaptureError(
+            f"{missed[0]} ({type(candidates[missed[0]]).__name__}): expected it to attend through transformers' attention "
+            f"interface once, found that it does not ({len(missed)} of {len(inner)} attention modules)",
+            hint="this architecture is not supported yet",
+        )
+    if not recorder.attended:
+        raise CaptureError(f"{type(model).__name__}: expected attention layers, found none")
+    twice = sorted({p for p in recorder.attended if recorder.attended.count(p) > 1})
+    if twice and recorder.cached:
+        raise CaptureError(f"{twice[0]}: expected one attention a module, found several")
+    if recorder.cached and len(recorder.updated) != len(recorder.attended):
+        raise CaptureError(
+            f"{type(model).__name__}: expected one key/value cache update a layer, found {len(recorder.updated)} for "
+            f"{len(recorder.attended)} layers",
+            hint="layers that share or do without a cache are not supported yet",
+        )
+
+
+class _Converter:
+    """Walks an exported program once and builds the graph."""
+
+    def __init__(
+        self, traced: Traced, recorder: Recorder, program: torch.export.ExportedProgram, bound: dict[str, Any],
+        values: dict[str, np.ndarray[Any, Any]],
+    ) -> None:  # fmt: skip
+        self.b, self.traced, self.recorder, self.program = Builder(), traced, recorder, program
+        self.bound, self.buffers = bound, values
+        self.special: dict[str, Callable[..., Any]] = {
+            "lepton.attention.default": self.attention, "lepton.rotary.default": self.rotary,
+            "lepton.rotary_tables.default": self.rotary_tables, "lepton.rms_norm.default": self.rms_norm,
+        }  # fmt: skip
+        self.presents: list[ir.Value] = []
+        self.tables: dict[torch.fx.Node, str] = {}
+
+    def run(self) -> ir.Model:
+        b, signature = self.b, self.program.graph_signature
+        self._inputs()
+        for node in self.program.graph.nodes:
+            stack = node.meta.get("nn_module_stack") or {}
+            b.module = next(reversed(list(stack.values())))[0].removeprefix("model.").removeprefix("model") if stack else ""
+            if node.op == "placeholder":
+                self._placeholder(node, signature)
+            elif node.op == "call_function":
+                b.values[node] = self._call(node)
+            elif node.op == "output":
+                result = b.value(node.args[0][0])
+                result.name = self.traced.task.output
+                b.graph.outputs.extend([result, *self.presents])
+        return b.finish()
+
+    def _inputs(self) -> None:
+        b = self.b
+        program_inputs = [
+            n for n in self.program.graph.nodes
+            if n.op == "placeholder" and n.name in self.program.graph_signature.user_inputs
+        ]  # fmt: skip
+        first = program_inputs[0].meta["val"]
+        for axis, name in enumerate(("batch", "length")):
+            b.dims[str(first.shape[axis])] = name
+        self.users: dict[str, ir.Value] = {}
+        cached = self.traced.task.cached
+        for name in self.traced.names:
+            if not (cached and name == "position_ids"):
+                self.users[name] = b.input(name, INT64, ("batch", "length"))
+        ids = self.users["input_ids"]
+        for axis, expression in enumerate(b.dims):
+            b.sizes[expression] = b.op("Shape", [ids], {"start": axis, "end": axis + 1})
+        if cached:
+            self.past = b.input("past_length", INT64, ("batch",))
+            length = b.op("Reshape", [list(b.sizes.values())[1], b.const([])])
+            new = b.op("Range", [b.const(0), length, b.const(1)])
+            start = b.op("Unsqueeze", [self.past, b.const([1])])
+            self.users["position_ids"] = b.op("Add", [start, new], like=first)
+        elif "attention_mask" in self.users:
+            real = b.op("Cast", [self.users["attention_mask"]], {"to": int(BOOL)})
+            rows = b.op("Unsqueeze", [real, b.const([1, 2])])
+            batch, length = b.sizes.values()
+            self.mask = b.op("Expand", [rows, b.op("Concat", [batch, b.const([1]), length, length], {"axis": 0})])
+
+    def _placeholder(self, node: torch.fx.Node, signature: Any) -> None:
+        b = self.b
+        if node.name in signature.inputs_to_parameters:
+            name = signature.inputs_to_parameters[node.name].removeprefix("model.")
+            if node.users:
+                stored, handle = self.bound[name]
+                read = bindings.checked(stored, handle)
+                b.values[node] = b.initializer(bindings.lazy(name, node.meta["val"].shape, read, stored), name)
+        elif node.name in signature.inputs_to_buffers:
+            name = signature.inputs_to_buffers[node.name].removeprefix("model.")
+            if node.users:
+                array = bindings.require_buffer(self.buffers, name)
+                dtype = b.dtype(node.meta["val"].dtype)
+                tensor = ir.tensor(np.ascontiguousarray(array).astype(dtype.numpy()), name=name)
+                b.values[node] = b.initializer(tensor, name)
+        elif node.name in signature.user_inputs:
+            at = list(signature.user_inputs).index(node.name)
+            b.values[node] = self.users[self.traced.names[at]]
+        elif node.users:
+            raise CaptureError(f"{node.name}: the model makes a constant inside its forward, whose value is not known")
+
+    def _call(self, node: torch.fx.Node) -> Any:
+        if node.target is operator.getitem:
+            found = self.b.values[node.args[0]][node.args[1]]  # type: ignore[index]
+            if node.args[0] in self.tables:
+                self.tables[node] = self.tables[node.args[0]]  # type: ignore[index]
+            return found
+        target = str(node.target)
+        if target in self.special:
+            return self.special[target](node, *node.args)
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return convert_size(self.b, node)
+        if target.startswith("aten._assert") or not node.users:
+            return None
+        match = re.match(r"aten\.(\w+?)_?\.", target)
+        handler = TABLE.get(match[1]) if match else None
+        if handler is None:
+            place = self.b.module or type(self.traced.model).__name__
+            raise CaptureError(
+                f"{place}: expected operators of the table in leptonc/frontend/aten.py, found {target}",
+                hint="this architecture is not supported yet",
+            )
+        return handler(self.b, node, *node.args, **node.kwargs)
+
+    # Our own operators
+
+    def attention(
+        self, node: torch.fx.Node, q: Any, k: Any, v: Any, module: str, layer: int, scale: float, softcap: float,
+        window: int, cached: bool,
+    ) -> ir.Value:  # fmt: skip
+        b = self.b
+        tensors = [b.value(x) for x in (q, k, v)]
+        shape = node.meta["val"].shape
+        heads_first = torch.empty((2, shape[2], 7, shape[3]), device="meta")
+        if not cached:
+            y = b.op("Attention", [*tensors, self.mask], {"scale": scale, "softcap": softcap})
+        else:
+            i = len(self.presents) // 2
+            pasts = []
+            for x, kind in ((k, "key"), (v, "value")):
+                size = x.meta["val"].shape
+                pasts.append(
+                    b.input(f"past_key_values.{i}.{kind}", FLOAT, ("batch", int(size[1]), "capacity", int(size[3])))
+                )
+            y, *presents = b.op(
+                "CachedAttention", [*tensors, *pasts, self.past],
+                {"scale": scale, "softcap": softcap, "window": window}, outputs=3, domain=dialect.DOMAIN,
+            )  # fmt: skip
+            for present, past, kind in zip(presents, pasts, ("key", "value"), strict=True):
+                present.name, present.shape, present.type = f"present.{i}.{kind}", past.shape, past.type
+            self.presents.extend(presents)
+        b.describe(y, heads_first)
+        y.shape = ir.Shape(["batch", int(shape[2]), "length", int(shape[3])])
+        return b.op("Transpose", [y], {"perm": [0, 2, 1, 3]}, like=node.meta["val"])
+
+    def rotary_tables(self, node: torch.fx.Node, positions: Any, table: str, width: int) -> list[ir.Value]:
+        """Rows of the model's own tables, for functions that rotate in a way of their own; unused ones are cleaned up."""
+        b = self.b
+        self.tables[node] = table
+        both = zip(("cos", "sin"), self.recorder.tables[table], strict=True)
+        named = [b.initializer(ir.tensor(t.numpy(), name=f"{table}.{kind}"), f"{table}.{kind}") for kind, t in both]
+        return [
+            b.op("Gather", [t, b.value(positions)], {"axis": 0}, like=like)
+            for t, like in zip(named, node.meta["val"], strict=True)
+        ]
+
+    def rotary(self, node: torch.fx.Node, x: Any, cos: Any, sin: Any, interleaved: bool, layout: str) -> ir.Value:
+        from leptonc.frontend.probe import RotaryForm, half_table
+
+        b, table = self.b, self.tables[cos]
+        halves = []
+        for kind, full in zip(("cos", "sin"), self.recorder.tables[table], strict=True):
+            name = f"{table}.{kind}_cache"
+            half = half_table(full, RotaryForm(interleaved, layout)).contiguous().numpy()
+            halves.append(b.initializer(ir.tensor(half, name=name), name))
+        width = int(halves[0].const_value.shape[-1]) * 2  # type: ignore[union-attr]
+        attributes: dict[str, Any] = {"interleaved": int(interleaved)}
+        if width != x.meta["val"].shape[-1]:
+            attributes["rotary_embedding_dim"] = width
+        return b.op("RotaryEmbedding", [b.value(x), *halves, self.users["position_ids"]], attributes, like=node.meta["val"])
+
+    def rms_norm(self, node: torch.fx.Node, x: Any, weight: Any, eps: float, offset: float) -> ir.Value:
+        b = self.b
+        if weight is None:
+            scale = b.const([1.0] * int(node.meta["val"].shape[-1]), FLOAT)
+        else:
+            scale = b.value(weight)
+            if offset:
+                # Gemma's norms scale by 1 + w: folded, so that a pass sees one kind of norm.
+                name, inner = f"{scale.name}.plus_one", scale.const_value
+                stored = str(inner.metadata_props["lepton.source"])  # type: ignore[union-attr]
+                read = lambda: inner.numpy() + np.float32(offset)  # type: ignore[union-attr]  # noqa: E731
+                scale = b.initializer(bindings.lazy(name, inner.shape.numpy(), read, stored), name)  # type: ignore[union-attr]
+        return b.op("RMSNormalization", [b.value(x), scale], {"axis": -1, "epsilon": eps}, like=node.meta["val"])

@@ -1,0 +1,166 @@
+"""Tasks: what a model is for decides the graph's inputs and outputs. One class a task; a new task is a new class.
+
+A task wraps the transformers model in a module whose `forward` takes the graph's tensor inputs in order and returns
+its tensor outputs in order, and says which of the shapes are symbolic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from leptonc.errors import CaptureError, InputError
+from leptonc.frontend.patches import PassThroughCache, Recorder
+from leptonc.sources.base import SentenceModules
+
+
+@dataclass(frozen=True)
+class Task:
+    """Base: how a kind of model is built and called. `recorder` exists only while it is traced."""
+
+    name: ClassVar[str]
+    auto_class: ClassVar[str]
+    cached: ClassVar[bool] = False
+    output: ClassVar[str]
+    modules: SentenceModules | None = None
+
+    def inputs(self, model: nn.Module) -> tuple[str, ...]:
+        raise NotImplementedError  # abstract
+
+    def run(self, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Tensor:
+        """Calls `model`; returns float32 [batch, …]. Without a recorder it is transformers' own plain forward."""
+        raise NotImplementedError  # abstract
+
+
+@dataclass(frozen=True)
+class TextGeneration(Task):
+    """A causal language model: logits [batch, length, vocab] over a key/value cache."""
+
+    name = "text-generation"
+    auto_class = "AutoModelForCausalLM"
+    cached = True
+    output = "logits"
+
+    def inputs(self, model: nn.Module) -> tuple[str, ...]:
+        return ("input_ids", "position_ids")
+
+    def run(self, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Tensor:
+        cache: Any = PassThroughCache(recorder) if recorder else None
+        logits: Tensor = model(**args, past_key_values=cache, use_cache=cache is not None).logits
+        return logits
+
+
+class _TextEncoder(Task):
+    def inputs(self, model: nn.Module) -> tuple[str, ...]:
+        segments = getattr(model.config, "type_vocab_size", 0) or 0
+        return ("input_ids", "attention_mask", *(("token_type_ids",) if segments > 1 else ()))
+
+
+@dataclass(frozen=True)
+class TextEmbedding(_TextEncoder):
+    """One vector a text: pooled over the tokens, and normalized where the model's own files say so.
+
+    Pooling is Reimers & Gurevych 2019 (arXiv:1908.10084); a model without sentence-transformers files gets the mean,
+    as that library gives it.
+    """
+
+    name = "text-embedding"
+    auto_class = "AutoModel"
+    output = "embeddings"
+
+    def run(self, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Tensor:
+        hidden: Tensor = model(**args)[0]
+        pooling = self.modules.pooling if self.modules else "mean"
+        mask = args["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        if pooling == "cls":
+            pooled = hidden[:, 0]
+        elif pooling == "max":
+            pooled = (hidden * mask + (1 - mask) * -1e9).amax(1)
+        elif pooling == "mean":
+            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+        else:
+            raise InputError(f"expected pooling mean, cls or max, found `{pooling}`")
+        return nn.functional.normalize(pooled, p=2.0, dim=1) if self.modules and self.modules.normalize else pooled
+
+
+@dataclass(frozen=True)
+class TextClassification(_TextEncoder):
+    """Logits [batch, labels] over a text."""
+
+    name = "text-classification"
+    auto_class = "AutoModelForSequenceClassification"
+    output = "logits"
+
+    def run(self, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Tensor:
+        logits: Tensor = model(**args).logits
+        return logits
+
+
+class Traced(nn.Module):
+    """The module that is exported: a task's inputs in order in, its output out."""
+
+    def __init__(self, task: Task, model: nn.Module, recorder: Recorder) -> None:
+        super().__init__()
+        self.task, self.recorder, self.names = task, recorder, task.inputs(model)
+        self.model = model
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.task.run(self.model, self.recorder, dict(zip(self.names, tensors, strict=True)))
+
+
+def task_of(config: Mapping[str, Any], modules: SentenceModules | None) -> Task:
+    """Chooses the task from what the checkpoint says that it is.
+
+    Raises:
+        CaptureError: the architecture is of a kind that has no task here.
+    """
+    architecture = next(iter(config.get("architectures") or [""]), "")
+    if modules is not None:
+        return TextEmbedding(modules)
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return TextGeneration()
+    if architecture.endswith("ForSequenceClassification"):
+        return TextClassification()
+    if architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining")) and not config.get("is_encoder_decoder"):
+        return TextEmbedding()
+    raise CaptureError(
+        f"expected a causal language model, a text encoder or a sequence classifier, found {architecture or 'no name'} "
+        f"(model_type {config.get('model_type')!r})",
+        hint="`architectures` in the model's config.json says what it is for",
+    )
+
+
+def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
+    """Returns the transformers model of `config` on the meta device, in inference mode, its rotary tables real.
+
+    Raises:
+        CaptureError: transformers has no such architecture, or refuses the config.
+    """
+    import transformers
+
+    model_type = config.get("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
+        import difflib
+
+        near = difflib.get_close_matches(str(model_type), list(transformers.CONFIG_MAPPING), n=1)
+        raise CaptureError(
+            f"expected a model_type that transformers {transformers.__version__} has, found {model_type!r}",
+            hint=f"did you mean {near[0]!r}?" if near else "a newer transformers may have it",
+        )
+    fields = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config", "torch_dtype", "dtype")}
+    try:
+        parsed = transformers.AutoConfig.for_model(model_type, **fields)
+        if task.auto_class == "AutoModelForCausalLM":
+            # A multimodal checkpoint's config holds the language model's config.
+            parsed = parsed.get_text_config(decoder=True)
+        parsed._attn_implementation = attention
+        with torch.device("meta"):
+            model = getattr(transformers, task.auto_class).from_config(parsed, dtype=torch.float32)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CaptureError(f"transformers cannot build {model_type!r} as {task.auto_class}: {line}") from error
+    return model.eval()

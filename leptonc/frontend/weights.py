@@ -1,0 +1,137 @@
+"""Binds a model's parameters to a checkpoint's lazily read tensors, and finds the values of computed buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from leptonc.errors import CaptureError, InputError
+from leptonc.sources.base import LazyTensor
+
+# Names that older checkpoints use for what is called otherwise now.
+RENAMED = ((".weight", ".gamma"), (".bias", ".beta"))
+
+
+def find(name: str, weights: Mapping[str, LazyTensor], prefix: str) -> str | None:
+    """Returns the checkpoint's name of parameter `name`: itself, with or without the base model's prefix, or an old one."""
+    names = [name]
+    if prefix:
+        names.append(name.removeprefix(prefix + ".") if name.startswith(prefix + ".") else f"{prefix}.{name}")
+    # Checkpoints of multimodal models keep the language model one level down.
+    names += [f"language_model.{name}", name.replace("model.", "model.language_model.", 1)]
+    for new, old in RENAMED:
+        names += [n[: -len(new)] + old for n in names if n.endswith(new)]
+    return next((n for n in names if n in weights), None)
+
+
+def aliases(model: nn.Module) -> dict[int, list[str]]:
+    """Returns all names of each parameter by identity: tied parameters have several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def bind(model: nn.Module, weights: Mapping[str, LazyTensor]) -> dict[str, tuple[str, LazyTensor]]:
+    """Returns for each parameter name of `model` the name and handle of its tensor in the checkpoint.
+
+    Raises:
+        InputError: a parameter has no tensor, or one of another shape; the message lists the first few.
+    """
+    prefix = getattr(model, "base_model_prefix", "") or ""
+    bound: dict[str, tuple[str, LazyTensor]] = {}
+    missing: list[str] = []
+    parameters = {id(p): p for p in model.parameters()}
+    for key, names in aliases(model).items():
+        found = next((f for f in (find(n, weights, prefix) for n in names) if f is not None), None)
+        if found is None:
+            missing.append(names[0])
+            continue
+        handle, want = weights[found], tuple(parameters[key].shape)
+        if tuple(handle.shape) != want:
+            raise InputError(
+                f"expected `{found}` of shape {list(want)} as the config says, found {list(handle.shape)} in the checkpoint",
+                hint="config.json and the weights belong to different models",
+            )
+        bound.update((n, (found, handle)) for n in names)
+    if missing:
+        shown = ", ".join(f"`{n}`" for n in sorted(missing)[:5])
+        raise InputError(
+            f"expected weights for every parameter, found none for {len(missing)}: {shown}",
+            hint="the checkpoint is incomplete, or config.json names another architecture",
+        )
+    return bound
+
+
+def checked(name: str, handle: LazyTensor) -> Callable[[], np.ndarray[Any, Any]]:
+    """Returns a reader of `handle` as float32 that refuses NaN and infinity."""
+
+    def read() -> np.ndarray[Any, Any]:
+        array = np.asarray(handle.read(), dtype=np.float32)
+        # The sum is finite iff, but for overflow, every element is; one pass without a mask in memory.
+        if not np.isfinite(np.sum(array, dtype=np.float64)) and not np.isfinite(array).all():
+            bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+            raise InputError(
+                f"expected finite weights, found {bad} NaN or infinite values in `{name}`",
+                hint="the checkpoint is damaged, or its training diverged",
+            )
+        return array
+
+    return read
+
+
+def lazy(name: str, shape: Iterable[int], read: Callable[[], np.ndarray[Any, Any]], source: str) -> ir.LazyTensor:
+    """Returns a float32 tensor of the IR that calls `read` each time that it is asked for its data."""
+    return ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(read(), dtype=np.float32)),
+        dtype=ir.DataType.FLOAT, shape=ir.Shape(tuple(shape)), name=name, cache=False,
+        metadata_props={"lepton.source": source},
+    )  # fmt: skip
+
+
+def buffers(model: Any, weights: Mapping[str, LazyTensor]) -> dict[str, np.ndarray[Any, Any]]:
+    """Returns the values of the model's buffers: from the checkpoint, else as transformers initialises them.
+
+    The model stays on the meta device: a module's buffers are made real, initialised, read and put back.
+    """
+    values: dict[str, np.ndarray[Any, Any]] = {}
+    prefix = getattr(model, "base_model_prefix", "") or ""
+    for path, module in model.named_modules():
+        own = {n: b for n, b in module.named_buffers(recurse=False) if b is not None}
+        if not own:
+            continue
+        marks: dict[str, torch.Tensor] = {}
+        for name, buffer in own.items():
+            unset = float("nan") if buffer.is_floating_point() else 0 if buffer.dtype == torch.bool else -(2**31)
+            marks[name] = torch.full(buffer.shape, unset, dtype=buffer.dtype, device="cpu")
+            module._buffers[name] = marks[name]
+        with torch.no_grad():
+            model._init_weights(module)
+        for name, buffer in own.items():
+            full = f"{path}.{name}" if path else name
+            stored = find(full, weights, prefix)
+            known = module._buffers[name]
+            if stored is not None:
+                values[full] = np.asarray(weights[stored].read())
+            elif known is not None and not _unset(known):
+                values[full] = known.numpy()
+            module._buffers[name] = buffer
+    return values
+
+
+def _unset(tensor: torch.Tensor) -> bool:
+    if tensor.is_floating_point():
+        return bool(torch.isnan(tensor).any())
+    return tensor.dtype != torch.bool and bool((tensor == -(2**31)).any())
+
+
+def require_buffer(values: Mapping[str, np.ndarray[Any, Any]], name: str) -> np.ndarray[Any, Any]:
+    """Returns a buffer's value, or says that the architecture computes it in a way that is not known."""
+    if name not in values:
+        raise CaptureError(f"expected the checkpoint or transformers to give the buffer `{name}` a value, found none")
+    return values[name]

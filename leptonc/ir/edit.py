@@ -1,0 +1,78 @@
+"""Small edits of a graph that passes and lowerings share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from leptonc.ir.dialect import MODULE_KEY, module_of
+
+
+def producer(value: ir.Value | None, op: str = "", domain: str = "") -> ir.Node | None:
+    """Returns the node that makes `value`, if it is of the op asked for."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and (not op or (node.op_type == op and node.domain == domain)) else None
+
+
+def only_user(value: ir.Value) -> ir.Node | None:
+    """Returns the one node that reads `value`, or None when several do, none does, or it is a graph output."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def constant(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+    """Returns the data of a small constant, or None when `value` is not one. Weights are not read by this."""
+    if value is None or value.const_value is None or isinstance(value.const_value, ir.LazyTensor):
+        return None
+    array: np.ndarray[Any, Any] = value.const_value.numpy()
+    return array
+
+
+def insert(
+    before: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None, *,
+    domain: str = "", outputs: int = 1, name: str = "", module: str | None = None,
+) -> list[ir.Value]:  # fmt: skip
+    """Inserts a node before another, from whose module it then comes; returns its outputs."""
+    node = ir.node(op, inputs, attributes or {}, domain=domain, num_outputs=outputs)
+    node.name = name or f"{before.name}/{op}"
+    for i, value in enumerate(node.outputs):
+        value.name = f"{node.name}_{i}" if i else node.name
+    path = module_of(before) if module is None else module
+    if path:
+        node.metadata_props[MODULE_KEY] = path
+    graph = before.graph
+    if graph is None:
+        raise ValueError("the node to insert before is in no graph")
+    graph.insert_before(before, node)
+    return list(node.outputs)
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Makes everything that read `old` read `new`; a graph output keeps its name."""
+    if new.shape is None:
+        new.shape = old.shape
+    if new.type is None:
+        new.type = old.type
+    graph = old.graph
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if graph is not None and new.is_graph_output():
+        new.name, old.name = old.name, f"{old.name}.replaced"
+
+
+def initializer(graph: ir.Graph, name: str, tensor: Any) -> ir.Value:
+    """Registers `tensor` under `name`, or returns the initializer that has the name already."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def ints(graph: ir.Graph, values: Sequence[int] | int) -> ir.Value:
+    """Returns an int64 constant; equal ones are one initializer."""
+    array = np.asarray(values, dtype=np.int64)
+    name = "ints_" + ("_".join(str(v) for v in array.reshape(-1)) or "none") + ("" if array.ndim else "_scalar")
+    return initializer(graph, name, ir.tensor(array, name=name))

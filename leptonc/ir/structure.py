@@ -1,0 +1,147 @@
+"""Finds the parts of a transformer in its graph: linear layers, attention, layers; named by module path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from leptonc.ir.dialect import DOMAIN, module_of
+from leptonc.ir.edit import only_user, producer
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`y = x W^T + b` in a graph of the dialect.
+
+    Attributes:
+        node: The MatMul.
+        weight: The weight's initializer, or the quantized codes' where the weight is quantized.
+        dequantize: The DequantizeLinear between, or None.
+        transposed: Whether the weight is [out, in] behind a Transpose; else it is [in, out].
+        bias: The bias' initializer [out], or None.
+        x: Input, [..., in].
+        y: Output with the bias added, [..., out].
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    dequantize: ir.Node | None
+    transposed: bool
+    bias: ir.Value | None
+    x: ir.Value
+    y: ir.Value
+
+    @property
+    def path(self) -> str:
+        return module_of(self.node)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) features."""
+        rows, columns = (int(d) for d in self.weight.shape or ())  # type: ignore[arg-type]
+        return (rows, columns) if self.transposed else (columns, rows)
+
+
+def linear_of(node: ir.Node) -> Linear | None:
+    """Returns the linear layer whose MatMul `node` is, or None."""
+    if node.op_type != "MatMul" or node.domain:
+        return None
+    right, transposed = node.inputs[1], False
+    turned = producer(right, "Transpose")
+    if turned is not None:
+        right, transposed = turned.inputs[0], True
+    dequantize = producer(right, "DequantizeLinear")
+    if dequantize is not None:
+        right = dequantize.inputs[0]
+    x = node.inputs[0]
+    if right is None or x is None or not right.is_initializer() or right.shape is None or len(right.shape) != 2:
+        return None
+    y = node.outputs[0]
+    add, bias = only_user(y), None
+    if add is not None and add.op_type == "Add":
+        other = add.inputs[1] if add.inputs[0] is y else add.inputs[0]
+        if other is not None and other.is_initializer() and other.shape is not None and len(other.shape) == 1:
+            bias, y = other, add.outputs[0]
+    return Linear(node, right, dequantize, transposed, bias, x, y)
+
+
+def linears(model: ir.Model) -> list[Linear]:
+    """Returns all linear layers in graph order."""
+    return [found for node in model.graph if (found := linear_of(node)) is not None]
+
+
+def embeddings(model: ir.Model) -> Iterator[ir.Node]:
+    """Yields the look-ups of token ids: Gather of rows of a matrix of weights by a graph input."""
+    for node in model.graph:
+        table = node.inputs[0] if node.op_type == "Gather" and not node.domain else None
+        dequantize = producer(table, "DequantizeLinear")
+        weight = dequantize.inputs[0] if dequantize is not None else table
+        ids = node.inputs[1] if table is not None else None
+        if weight is not None and weight.is_initializer() and ids is not None and ids.name == "input_ids":
+            yield node
+
+
+LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
+
+
+def layer_of(path: str) -> str:
+    """Returns the layer's path that a module path lies in ("model.layers.3"), or "" outside the layers."""
+    found = LAYER.match(path)
+    return found[1] if found else ""
+
+
+@dataclass
+class Layer:
+    """One layer: what the report says of it, and what can be cut in it.
+
+    Attributes:
+        path: Module path.
+        heads: Query heads; `kv_heads` key/value heads; `head_dim` width of a head. Zero without attention.
+        linears: Path of each linear layer, with (out, in) features.
+    """
+
+    path: str
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    window: int = 0
+    linears: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def mlp_channels(self) -> int:
+        """Width of the block's inner layer: input features of its linear layer with the widest input, 0 without."""
+        inner = [k for p, (_, k) in self.linears.items() if "attn" not in p and "attention" not in p]
+        return max(inner, default=0)
+
+
+@dataclass
+class Structure:
+    """Layers of a model, and the width of the residual stream that runs through them."""
+
+    layers: list[Layer]
+    residual: int
+
+
+def structure(model: ir.Model) -> Structure:
+    """Reads heads, groups, channels and the residual width off a graph of the dialect."""
+    layers: dict[str, Layer] = {}
+    for node in model.graph:
+        path = layer_of(module_of(node))
+        if not path:
+            continue
+        if node.op_type in ("CachedAttention", "Attention") and node.domain in ("", DOMAIN):
+            layer = layers.setdefault(path, Layer(path))
+            query, key = node.inputs[0], node.inputs[3 if node.domain else 1]
+            if query is not None and key is not None and query.shape is not None and key.shape is not None:
+                layer.heads, layer.head_dim = int(query.shape[1]), int(query.shape[3])  # type: ignore[arg-type]
+                layer.kv_heads = int(key.shape[1])  # type: ignore[arg-type]
+            window = node.attributes.get("window")
+            layer.window = int(window.value) if window is not None else 0
+        found = linear_of(node)
+        if found is not None:
+            layers.setdefault(path, Layer(path)).linears[found.path] = found.shape
+    width = next((int(n.inputs[0].shape[1]) for n in embeddings(model) if n.inputs[0] and n.inputs[0].shape), 0)  # type: ignore[arg-type]
+    return Structure(list(layers.values()), width)

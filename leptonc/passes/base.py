@@ -1,0 +1,104 @@
+"""What a pass is, and the manager that runs passes in order.
+
+A pass is an `onnx_ir` pass that works in place, with a frozen dataclass as its config; name, version and config go to
+the manifest. The dialect's verifier runs after every pass that promises to stay in the dialect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from leptonc.ir import dialect
+from runtime_edge.manifest import PassRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Base of all configs: plain values only, so that a manifest can hold them."""
+
+
+class Pass(ir.passes.InPlacePass):
+    """Base of our passes.
+
+    Attributes:
+        name: As it stands in manifests and in `--dump-ir` file names.
+        version: Counts up when the same config would give another result than before.
+        in_dialect: Whether the result is still in the IR dialect.
+        config: What it was made with.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    in_dialect: ClassVar[bool] = True
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__()
+        self.config = config or Config()
+
+    def run(self, model: ir.Model) -> int:
+        """Changes `model`; returns how many places it changed."""
+        raise NotImplementedError  # abstract
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        return ir.passes.PassResult(model, self.run(model) > 0)
+
+    def ensures(self, model: ir.Model) -> None:
+        if self.in_dialect:
+            dialect.verify(model, after=self.name)
+
+    def record(self) -> PassRecord:
+        return PassRecord(name=self.name, version=self.version, config=dataclasses.asdict(self.config))
+
+
+@dataclasses.dataclass
+class Manager:
+    """Runs passes in order, times each, and writes the graph after each where asked.
+
+    Attributes:
+        dump: Directory for `NN-name.onnx` (without weights) after each pass, or None.
+        seconds: Time each pass took.
+        records: What was run, for the manifest.
+    """
+
+    dump: Path | None = None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    records: list[PassRecord] = dataclasses.field(default_factory=list)
+    _count: int = 0
+
+    def run(self, model: ir.Model, passes: Sequence[Pass], advance: Callable[[int], Any] = lambda _: None) -> None:
+        for each in passes:
+            started = time.perf_counter()
+            each(model)
+            self.seconds[each.name] = self.seconds.get(each.name, 0.0) + time.perf_counter() - started
+            self.records.append(each.record())
+            self.write(model, each.name)
+            advance(1)
+
+    def write(self, model: ir.Model, name: str) -> None:
+        """Writes `model` to the dump directory, its weights as shapes only, so that the file is small."""
+        if self.dump is None:
+            return
+        self.dump.mkdir(parents=True, exist_ok=True)
+        path = self.dump / f"{self._count:02d}-{name}.onnx.txt"
+        self._count += 1
+        path.write_text(_text(model), encoding="utf-8")
+
+
+def _text(model: ir.Model) -> str:
+    """Returns the graph as one line a node, with shapes, dtypes and module paths."""
+    lines = [f"inputs: {', '.join(str(v) for v in model.graph.inputs)}"]
+    lines += [f"weight {name}: {v.dtype} {v.shape}" for name, v in model.graph.initializers.items()]
+    for node in model.graph:
+        domain = f"{node.domain}." if node.domain else ""
+        attributes = ", ".join(f"{a.name}={a.value}" for a in node.attributes.values())
+        inputs = ", ".join(v.name or "" if v is not None else "_" for v in node.inputs)
+        outputs = ", ".join(f"{v.name}: {v.shape}" for v in node.outputs)
+        lines.append(f"{outputs} = {domain}{node.op_type}<{attributes}>({inputs})  # {dialect.module_of(node)}")
+    lines.append(f"outputs: {', '.join(str(v) for v in model.graph.outputs)}")
+    return "\n".join(lines) + "\n"
