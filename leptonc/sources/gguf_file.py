@@ -10,6 +10,7 @@ import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _MAX_RANK = 4  # GGML_MAX_DIMS
 _MAX_NAME_BYTES = 65_535  # of a key or a tensor's name
 _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 2**16
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+_STRING, _ARRAY, _BOOL, _FLOAT32 = 8, 9, 7, 6
 _SCALARS = {
     0: "<u1",
     1: "<i1",
@@ -34,7 +35,7 @@ _SCALARS = {
     3: "<i2",
     4: "<u4",
     5: "<i4",
-    6: "<f4",
+    _FLOAT32: "<f4",
     _BOOL: "|u1",
     10: "<u8",
     11: "<i8",
@@ -194,7 +195,8 @@ class _Header:
         scalar = self._numbers(kind, 1, key)[0]
         if kind == _BOOL:
             return bool(scalar)
-        return scalar.item()
+        # float32's shortest decimal: 1e-05, as it was in the model's config, not 9.999999747378752e-06
+        return float(str(scalar)) if kind == _FLOAT32 else scalar.item()
 
     def _array(self, key: str) -> Any:
         kind = self._u32(f"the element type of {key!r}")
@@ -276,6 +278,6 @@ class _Header:
 
     def _refuse_overlap(self, tensors: dict[str, GgufTensor]) -> None:
         ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
-        for before, after in zip(ordered, ordered[1:], strict=False):
+        for before, after in pairwise(ordered):
             if before.offset + before.size > after.offset:
                 raise self._damaged("tensors apart", f"{before.name!r} and {after.name!r} in the same bytes")

@@ -90,7 +90,7 @@ def dequantize(raw: NDArray[np.uint8], kind: GgmlType, shape: tuple[int, ...], l
 
 
 def _dequantize_blocks(raw: NDArray[np.uint8], kind: GgmlType, shape: tuple[int, ...], label: str) -> Array:
-    gguf = require("gguf", extra="compile", needed_by="a quantized GGUF file")
+    gguf = require("gguf", extra="compiler", needed_by="a quantized GGUF file")
     rows, columns = math.prod(shape[:-1]), shape[-1]
     blocks = raw.reshape(rows, columns // kind.block * kind.bytes)
     result = np.empty((rows, columns), dtype=np.float32)

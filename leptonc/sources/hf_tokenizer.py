@@ -47,7 +47,7 @@ def without_limits(data: bytes, label: str) -> bytes:
 
 
 def _convert(directory: Path) -> bytes:
-    transformers = require("transformers", extra="compile", needed_by="a model without tokenizer.json")
+    transformers = require("transformers", extra="compiler", needed_by="a model without tokenizer.json")
     failures = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(

@@ -68,13 +68,8 @@ class MappedBytes:
 
     def release(self, offset: int, count: int) -> None:
         """Tells the system that these bytes will not be read again soon, so they leave this process's memory."""
-        if not hasattr(mmap, "MADV_DONTNEED"):
-            return
         for start, mapped in zip(self._starts, self._maps, strict=True):
-            first = max(offset - start, 0) // mmap.PAGESIZE * mmap.PAGESIZE
-            last = min(offset + count - start, len(mapped))
-            if first < last:
-                mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+            _drop(mapped, max(offset - start, 0), min(offset + count - start, len(mapped)))
 
     def sha256(self) -> str:
         """Returns the hash of all bytes; they do not stay in memory."""
@@ -82,7 +77,7 @@ class MappedBytes:
         for mapped in self._maps:
             for start in range(0, len(mapped), _HASH_CHUNK):
                 digest.update(mapped[start : start + _HASH_CHUNK])
-        self.release(0, self.size)
+                _drop(mapped, start, min(start + _HASH_CHUNK, len(mapped)))
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -92,6 +87,12 @@ class MappedBytes:
                 mapped.close()
             except BufferError:
                 continue
+
+
+def _drop(mapped: mmap.mmap, first: int, last: int) -> None:
+    first -= first % mmap.PAGESIZE
+    if first < last and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def bfloat16_to_float32(raw: NDArray[Any]) -> NDArray[np.float32]:

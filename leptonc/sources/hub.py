@@ -1,0 +1,91 @@
+"""Models on the hub: fetched once into huggingface_hub's cache, only the files that a compile reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from leptonc.errors import InputError, require
+from leptonc.sources.base import Source
+from leptonc.sources.hf import INDEX, open_directory
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# One repository may hold the same weights in many formats: what is not listed is not downloaded.
+PATTERNS = (
+    "config.json",
+    "*/config.json",
+    "generation_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "model*.safetensors",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_TIMEOUT_S = 5.0
+
+
+def open_hub(model_id: str, *, revision: str | None = None) -> Source:
+    """Opens a model of the hub; a copy in the local cache serves when the hub cannot be reached.
+
+    Args:
+        model_id: "organization/name".
+        revision: A branch, tag or commit; the main branch by default.
+
+    Raises:
+        InputError: there is no such model, or neither the hub nor a cached copy can be had, or the model is not in a
+            form that is read.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    directory = _snapshot(model_id, revision)
+    if not any(directory.glob("*.safetensors")):
+        raise InputError(
+            f"{model_id}: expected safetensors weights, found none among the model's files",
+            hint="pickled weights (.bin) are never read; of a GGUF repository download a .gguf and give its path",
+        )
+    # The cache's folders are named by commit.
+    origin = {"kind": "hub", "id": model_id, "revision": directory.name}
+    return open_directory(directory, name=model_id.rsplit("/", 1)[-1], origin=origin)
+
+
+def _snapshot(model_id: str, revision: str | None) -> Path:
+    hub = require("huggingface_hub", extra="compiler", needed_by="a model of the hub")
+    # Not every error of the hub's client is an OSError: its HTTP library has a tree of its own.
+    failures = (OSError, ValueError, hub.errors.HfHubHTTPError, *hub.errors.HfHubHTTPError.__bases__)
+    try:
+        path = hub.snapshot_download(
+            model_id, revision=revision, allow_patterns=list(PATTERNS), etag_timeout=_TIMEOUT_S
+        )
+    except hub.errors.GatedRepoError as error:
+        raise InputError(
+            f"{model_id}: this model's licence must be accepted on the hub before it can be downloaded",
+            hint="accept it there, then `hf auth login` or set HF_TOKEN",
+        ) from error
+    except hub.errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"{model_id}: the hub has no such model, or it is private; nor is there a directory of this name",
+            hint="check the spelling; for a private model `hf auth login` or set HF_TOKEN",
+        ) from error
+    except hub.errors.RevisionNotFoundError as error:
+        raise InputError(f"{model_id}: the hub's model has no revision {revision!r}") from error
+    except hub.errors.LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{model_id}: no such directory, the hub cannot be reached, and the model is not in the local cache",
+            hint="connect once to download it, or give a local directory or .gguf file",
+        ) from error
+    except failures as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(
+            f"{model_id}: downloading from the hub failed: {reason}",
+            hint="try again; what was downloaded is kept. Or give a local directory or .gguf file",
+        ) from error
+    return Path(path)
