@@ -13,9 +13,10 @@ from runtime_edge.cli import options
 @click.argument("name", required=False)
 @options.as_json
 def show_targets(name: str | None, as_json: bool) -> None:
-    """List the devices that Lepton knows, or show one with the source of each fact.
+    """List the devices that Lepton knows, or show one.
 
-    NAME may have changes behind it, as for `leptonc build --target`: jetson-orin,jetpack=7.2
+    One is shown with the source of each fact. NAME may have changes behind it, as for `leptonc build --target`:
+    jetson-orin,jetpack=7.2
     """
     import targets
     from leptonc.backends import AVAILABLE

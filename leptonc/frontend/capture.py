@@ -29,7 +29,7 @@ from leptonc.frontend.builder import Builder
 from leptonc.frontend.patches import Recorder, patched
 from leptonc.frontend.tasks import Task, Traced, build_model, task_of
 from leptonc.ir import dialect
-from leptonc.passes.cleanup import cleanup
+from leptonc.ir.edit import cleanup
 from leptonc.sources.base import Source
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL

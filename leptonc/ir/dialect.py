@@ -30,7 +30,7 @@ MODULE_KEY = "lepton.module"
 
 # ONNX operators that a captured graph may use. A lowering knows this set and no other.
 STANDARD_OPS = frozenset(
-    """Abs Add And Attention Cast Clip Concat ConstantOfShape Constant Cos CumSum Div Equal Erf Exp Expand Floor Gather
+    """Abs Add And Attention Cast Clip Concat ConstantOfShape Constant Cos CumSum DequantizeLinear Div Equal Erf Exp Expand Floor Gather
     GatherElements Gelu Greater GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log MatMul Max Min Mod Mul Neg
     Not Or Pow RMSNormalization Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape
     RotaryEmbedding Round Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Swish Tanh TensorScatter

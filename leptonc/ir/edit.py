@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from leptonc.ir.dialect import MODULE_KEY, module_of
 
@@ -76,3 +77,12 @@ def ints(graph: ir.Graph, values: Sequence[int] | int) -> ir.Value:
     array = np.asarray(values, dtype=np.int64)
     name = "ints_" + ("_".join(str(v) for v in array.reshape(-1)) or "none") + ("" if array.ndim else "_scalar")
     return initializer(graph, name, ir.tensor(array, name=name))
+
+
+def cleanup(model: ir.Model) -> None:
+    """Removes in place nodes that compute the same from the same, and nodes and initializers that nobody reads.
+
+    Graph inputs stay: they are the task's.
+    """
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)

@@ -80,6 +80,8 @@ def embeddings(model: ir.Model) -> Iterator[ir.Node]:
         dequantize = producer(table, "DequantizeLinear")
         weight = dequantize.inputs[0] if dequantize is not None else table
         ids = node.inputs[1] if table is not None else None
+        reshaped = producer(ids, "Reshape")  # GPT-2's family flattens what is flat
+        ids = reshaped.inputs[0] if reshaped is not None else ids
         if weight is not None and weight.is_initializer() and ids is not None and ids.name == "input_ids":
             yield node
 

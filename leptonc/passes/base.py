@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from leptonc.errors import LeptonError
 from leptonc.ir import dialect
+from leptonc.ir.edit import cleanup
 from runtime_edge.manifest import PassRecord
 
 
@@ -46,7 +48,10 @@ class Pass(ir.passes.InPlacePass):
         raise NotImplementedError  # abstract
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        return ir.passes.PassResult(model, self.run(model) > 0)
+        changed = self.run(model) > 0
+        if changed:
+            cleanup(model)  # a replaced node still counts as a reader, until it is gone
+        return ir.passes.PassResult(model, changed)
 
     def ensures(self, model: ir.Model) -> None:
         if self.in_dialect:
@@ -74,7 +79,11 @@ class Manager:
     def run(self, model: ir.Model, passes: Sequence[Pass], advance: Callable[[int], Any] = lambda _: None) -> None:
         for each in passes:
             started = time.perf_counter()
-            each(model)
+            try:
+                each(model)
+            except ir.passes.PassError as error:
+                # onnx_ir wraps what a pass raises; ours say more by themselves.
+                raise error.__cause__ if isinstance(error.__cause__, LeptonError) else error  # noqa: B904
             self.seconds[each.name] = self.seconds.get(each.name, 0.0) + time.perf_counter() - started
             self.records.append(each.record())
             self.write(model, each.name)

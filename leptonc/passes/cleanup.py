@@ -1,15 +1,22 @@
-"""Removes what a capture or a pass left over: duplicate computations, unused nodes, unused initializers."""
+"""The pass that removes what others left over."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from leptonc.ir.edit import cleanup
+from leptonc.passes.base import Pass
 
-def cleanup(model: ir.Model) -> None:
-    """Removes in place nodes that compute the same from the same, that nobody reads, and initializers likewise.
 
-    Graph inputs stay: they are the task's.
-    """
-    common.CommonSubexpressionEliminationPass()(model)
-    common.RemoveUnusedNodesPass()(model)
+class Cleanup(Pass):
+    """The last pass: what nobody reads goes, functions of our domain that are no longer called too."""
+
+    name = "cleanup"
+    in_dialect = False
+
+    def run(self, model: ir.Model) -> int:
+        before = model.graph.num_nodes()
+        cleanup(model)
+        common.RemoveUnusedFunctionsPass()(model)
+        return before - model.graph.num_nodes()

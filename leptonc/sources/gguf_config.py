@@ -255,8 +255,9 @@ def _phi3(meta: Metadata) -> dict[str, Any]:
     rope: dict[str, Any] = {
         "rope_theta": meta.value("rope.freq_base", float, 10_000.0),
         "rope_type": "default",
-        "partial_rotary_factor": rotary / head_dim,
     }
+    if rotary != head_dim:
+        rope["partial_rotary_factor"] = rotary / head_dim
     original = meta.value("rope.scaling.original_context_length", int, config["max_position_embeddings"])
     if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
         rope |= {
@@ -268,7 +269,6 @@ def _phi3(meta: Metadata) -> dict[str, Any]:
     return config | {
         "hidden_act": "silu",
         "rope_parameters": rope,
-        "partial_rotary_factor": rotary / head_dim,
         "original_max_position_embeddings": original,
         "sliding_window": meta.optional("attention.sliding_window", int) or None,
     }

@@ -1,0 +1,241 @@
+"""Attention for ONNX Runtime: GroupQueryAttention over a cache, MultiHeadAttention without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from leptonc.ir import edit
+from leptonc.ir.dialect import DOMAIN, attribute
+from leptonc.passes.base import Pass
+
+MS = "com.microsoft"
+# GroupQueryAttention's kernel takes heads whose width is a multiple of this.
+HEAD_MULTIPLE = 8
+
+
+@dataclass
+class Heads:
+    """How queries or keys came to be: a 3-D value, then split in heads, maybe normalized, maybe rotated.
+
+    Attributes:
+        value: [batch, length, heads * dim] before it was split.
+        heads: Number of heads.
+        norm: The RMSNormalization over a head, or None.
+        rotary: The RotaryEmbedding, or None.
+    """
+
+    value: ir.Value
+    heads: int
+    norm: ir.Node | None = None
+    rotary: ir.Node | None = None
+
+
+def heads_of(value: ir.Value | None) -> Heads | None:
+    """Walks back from [batch, heads, length, dim] to the 3-D value that it was made of, or returns None."""
+    if value is None or value.shape is None or len(value.shape) != 4 or not isinstance(value.shape[1], int):
+        return None
+    heads, dim = value.shape[1], value.shape[3]
+    rotary = edit.producer(value, "RotaryEmbedding")
+    at = rotary.inputs[0] if rotary is not None else value
+    norm, turned = None, False
+    while at is not None and (node := at.producer()) is not None:
+        if node.op_type == "RMSNormalization" and norm is None and node.inputs[1] and node.inputs[1].shape == [dim]:
+            norm = node
+        elif node.op_type == "Transpose" and not turned and list(node.attributes["perm"].value) == [0, 2, 1, 3]:
+            turned = True
+        elif node.op_type == "Reshape" and turned:
+            before = node.inputs[0]
+            if before is None or before.shape is None or len(before.shape) != 3 or before.shape[2] != heads * dim:
+                return None
+            return Heads(before, heads, norm, rotary)
+        else:
+            return None
+        at = node.inputs[0]
+    return None
+
+
+def merged_output(y: ir.Value) -> ir.Value | None:
+    """Returns [batch, length, heads * dim] that the attention's output becomes, or None when it does not."""
+    turn = edit.only_user(y)
+    if turn is None or turn.op_type != "Transpose" or list(turn.attributes["perm"].value) != [0, 2, 1, 3]:
+        return None
+    reshape = edit.only_user(turn.outputs[0])
+    if reshape is None or reshape.op_type != "Reshape":
+        return None
+    shape = reshape.outputs[0].shape
+    return reshape.outputs[0] if shape is not None and len(shape) == 3 else None
+
+
+class CachedAttentionToGroupQuery(Pass):
+    """`lepton.CachedAttention` becomes `GroupQueryAttention`, with the rotary embedding inside it.
+
+    1. Queries and keys that are rotated by the same tables are rotated inside; others before it. Norms over a head come
+       before it: the CPU kernel refuses its own inputs for them.
+    2. Keys and values have the same width, as the kernel wants; else the call stays, and runs as its body.
+    3. The cache is written in place when the runtime binds one buffer as past and present.
+    """
+
+    name = "ort-group-query-attention"
+    in_dialect = False
+
+    def run(self, model: ir.Model) -> int:
+        calls = [n for n in model.graph if n.op_type == "CachedAttention" and n.domain == DOMAIN]
+        self._lengths: tuple[ir.Value, ir.Value] | None = None
+        return sum(self._lower(model.graph, node) for node in calls)
+
+    def _sequence_lengths(self, graph: ir.Graph, past: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Returns seqlens_k int32 [batch] (total - 1) and total_sequence_length, int32 scalar; made once."""
+        if self._lengths is None:
+            first = graph[0]
+            ids = graph.inputs[0]
+            (new,) = edit.insert(first, "Shape", [ids], {"start": 1, "end": 2}, name="lengths/Shape", module="")
+            (total,) = edit.insert(first, "Add", [past, new], name="lengths/Add", module="")
+            (last,) = edit.insert(first, "Sub", [total, edit.ints(graph, [1])], name="lengths/Sub", module="")
+            int32 = {"to": int(ir.DataType.INT32)}
+            (keys,) = edit.insert(first, "Cast", [last], int32, name="lengths/Cast", module="")
+            (most,) = edit.insert(first, "ReduceMax", [total], {"keepdims": 0}, name="lengths/Max", module="")
+            (all_,) = edit.insert(first, "Cast", [most], int32, name="lengths/CastMax", module="")
+            self._lengths = (keys, all_)
+        return self._lengths
+
+    def _lower(self, graph: ir.Graph, node: ir.Node) -> int:
+        query, key, value = (heads_of(v) for v in node.inputs[:3])
+        out = merged_output(node.outputs[0])
+        if query is None or key is None or value is None or out is None or value.norm or value.rotary:
+            return 0
+        q_shape, past_key, past_value = node.inputs[0].shape, node.inputs[3], node.inputs[4]  # type: ignore[union-attr]
+        dim = int(q_shape[3])  # type: ignore[index, arg-type]
+        if past_value.shape[3] != dim or dim % HEAD_MULTIPLE:  # type: ignore[union-attr, index]
+            return 0
+        rotary = self._shared_rotary(query, key)
+        window = int(attribute(node, "window", 0))
+        attributes: dict[str, Any] = {
+            "num_heads": query.heads, "kv_num_heads": key.heads, "scale": float(attribute(node, "scale")),
+            "local_window_size": window if window else -1, "softcap": float(attribute(node, "softcap", 0.0)),
+        }  # fmt: skip
+        tables: list[ir.Value | None] = [None, None]
+        if rotary is not None:
+            attributes |= {"do_rotary": 1, "rotary_interleaved": int(attribute(rotary, "interleaved", 0))}
+            tables = list(rotary.inputs[1:3])
+        lengths = self._sequence_lengths(graph, node.inputs[5])  # type: ignore[arg-type]
+        parts = [_prepared(graph, node, h, dim, rotary is not None) for h in (query, key, value)]
+        inputs = [*parts, past_key, past_value, *lengths, *tables]
+        while inputs[-1] is None:
+            inputs.pop()
+        y, *presents = edit.insert(node, "GroupQueryAttention", inputs, attributes, domain=MS, outputs=3)
+        y.type, y.shape = out.type, out.shape
+        edit.replace(out, y)
+        for old, new in zip(node.outputs[1:], presents, strict=True):
+            edit.replace(old, new)
+        return 1
+
+    @staticmethod
+    def _shared_rotary(query: Heads, key: Heads) -> ir.Node | None:
+        if query.rotary is None or key.rotary is None:
+            return None
+        same = all(a is b for a, b in zip(query.rotary.inputs[1:], key.rotary.inputs[1:], strict=True))
+        alike = attribute(query.rotary, "interleaved", 0) == attribute(key.rotary, "interleaved", 0)
+        table = query.rotary.inputs[1]
+        fits = table is not None and table.shape is not None and int(table.shape[1]) % HEAD_MULTIPLE == 0  # type: ignore[arg-type]
+        return query.rotary if same and alike and fits else None
+
+
+def _prepared(graph: ir.Graph, before: ir.Node, heads: Heads, dim: int, rotated_inside: bool) -> ir.Value:
+    """Returns the 3-D value, with each head normalized, and rotated where the attention will not do that."""
+    value = heads.value
+    if heads.norm is not None:
+        stem, attributes = heads.norm.name, {"axis": -1, "epsilon": float(attribute(heads.norm, "epsilon"))}
+        shape = edit.ints(graph, [0, 0, heads.heads, dim])
+        (split,) = edit.insert(before, "Reshape", [value, shape], name=f"{stem}/heads")
+        (each,) = edit.insert(
+            before, "RMSNormalization", [split, heads.norm.inputs[1]], attributes, name=f"{stem}/each"
+        )
+        merged = edit.ints(graph, [0, 0, heads.heads * dim])
+        (value,) = edit.insert(before, "Reshape", [each, merged], name=f"{stem}/merged")
+    if heads.rotary is not None and not rotated_inside:
+        attributes = {"num_heads": heads.heads, "interleaved": int(attribute(heads.rotary, "interleaved", 0))}
+        if "rotary_embedding_dim" in heads.rotary.attributes:
+            attributes["rotary_embedding_dim"] = int(attribute(heads.rotary, "rotary_embedding_dim"))
+        (value,) = edit.insert(
+            before, "RotaryEmbedding", [value, *heads.rotary.inputs[1:]], attributes, name=f"{heads.rotary.name}/merged"
+        )
+    value.type, value.shape = heads.value.type, heads.value.shape
+    return value
+
+
+class PackQueryKeyValue(Pass):
+    """Hands GroupQueryAttention one packed value where queries, keys and values lie side by side already.
+
+    They do behind a Split or Slices, in that order, of one value: what joined linear layers, Phi-3 and GPT-2 give.
+    """
+
+    name = "ort-pack-qkv"
+    in_dialect = False
+
+    def run(self, model: ir.Model) -> int:
+        count = 0
+        for node in [n for n in model.graph if n.op_type == "GroupQueryAttention"]:
+            whole = self._whole(list(node.inputs[:3]))
+            if whole is not None:
+                node.replace_input_with(0, whole)
+                node.replace_input_with(1, None)
+                node.replace_input_with(2, None)
+                count += 1
+        return count
+
+    @staticmethod
+    def _whole(parts: list[ir.Value | None]) -> ir.Value | None:
+        makers = [p.producer() if p is not None else None for p in parts]
+        first = makers[0]
+        if first is None or any(m is None or m.inputs[0] is not first.inputs[0] for m in makers):
+            return None
+        whole = first.inputs[0]
+        if whole is None or whole.shape is None:
+            return None
+        if first.op_type == "Split":
+            return whole if first.outputs == tuple(parts) or list(first.outputs) == parts else None
+        at = 0
+        for part, maker in zip(parts, makers, strict=True):
+            if maker is None or maker.op_type != "Slice" or part is None or part.shape is None:
+                return None
+            start, axis = edit.constant(maker.inputs[1]), edit.constant(maker.inputs[3])
+            if start is None or axis is None or int(start[0]) != at or int(axis[0]) != len(part.shape) - 1:
+                return None
+            at += int(part.shape[-1])  # type: ignore[arg-type]
+        return whole if at == whole.shape[-1] else None
+
+
+class AttentionToMultiHead(Pass):
+    """An encoder's `Attention` becomes `MultiHeadAttention` with the padding as a key mask."""
+
+    name = "ort-multi-head-attention"
+    in_dialect = False
+
+    def run(self, model: ir.Model) -> int:
+        graph, count = model.graph, 0
+        mask_in = next((v for v in graph.inputs if v.name == "attention_mask"), None)
+        mask: ir.Value | None = None
+        for node in [n for n in graph if n.op_type == "Attention" and not n.domain]:
+            query, key, value = (heads_of(v) for v in node.inputs[:3])
+            out = merged_output(node.outputs[0])
+            heads = [h for h in (query, key, value) if h is not None and h.norm is None and h.rotary is None]
+            if len(heads) != 3 or out is None or mask_in is None or len({h.heads for h in heads}) != 1:
+                continue
+            if float(attribute(node, "softcap", 0.0)):
+                continue
+            if mask is None:
+                to = {"to": int(ir.DataType.INT32)}
+                (mask,) = edit.insert(graph[0], "Cast", [mask_in], to, name="mask/Cast", module="")
+            attributes = {
+                "num_heads": heads[0].heads, "scale": float(attribute(node, "scale")),
+                "mask_filter_value": float(np.finfo(np.float32).min),
+            }  # fmt: skip
+            inputs = [*(h.value for h in heads), None, mask]
+            (y,) = edit.insert(node, "MultiHeadAttention", inputs, attributes, domain=MS)
+            edit.replace(out, y)
+            count += 1
+        return count

@@ -1,0 +1,149 @@
+"""Linear layers and embeddings for ONNX Runtime: MatMulNBits, GatherBlockQuantized, FusedMatMul."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.backends.onnxruntime.attention import MS
+from leptonc.ir import edit
+from leptonc.ir.structure import embeddings, linears
+from leptonc.passes.base import Pass
+from leptonc.passes.quantize.blocks import Quantized
+from leptonc.passes.quantize.weights import quantized_of
+
+STORAGE = "lepton.storage"  # initializers with the same mark are the same bytes, and are stored once
+INT8_ACCURACY = 4  # MatMulNBits: activations are rounded to int8 in blocks, the fastest kernels
+
+
+def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Packs codes along the last axis into bytes, low bits first; a last half byte is filled with zero."""
+    if bits == 8:
+        return codes
+    if codes.shape[-1] % 2:
+        codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
+    packed: NDArray[np.uint8] = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return packed
+
+
+class NBits:
+    """Initializers of a quantized weight in MatMulNBits' layout, registered once a weight.
+
+    codes uint8 [out, blocks, size * bits / 8], scales float32 [out, blocks], zeros uint8 [out, ceil(blocks * bits / 8)]
+    (None when symmetric: the kernels' default is the middle).
+    """
+
+    def __init__(self, graph: ir.Graph, weight: Quantized) -> None:
+        self.weight, self.form = weight, weight.form
+        rows, columns = weight.shape
+        self.blocks = -(-columns // self.form.size)
+        self._graph = graph
+        self.bytes_a_block = self.form.size * self.form.bits // 8
+        self.codes = self._part("codes", (rows, self.blocks, self.bytes_a_block), self._codes)
+        self.scales = self._part("scales", (rows, self.blocks), lambda: weight.parts().scales, ir.DataType.FLOAT)
+        self.zeros: ir.Value | None = None
+        if not self.form.symmetric:
+            packed = -(-self.blocks * self.form.bits // 8)
+            self.zeros = self._part("zeros", (rows, packed), lambda: pack(_zeros(weight), self.form.bits))
+
+    def _codes(self) -> NDArray[np.uint8]:
+        codes = self.weight.parts().codes
+        if codes.shape[1] != self.blocks * self.form.size:
+            short = self.blocks * self.form.size - codes.shape[1]
+            codes = np.pad(codes, ((0, 0), (0, short)), constant_values=self.form.middle)
+        return pack(codes, self.form.bits).reshape(codes.shape[0], self.blocks, -1)
+
+    def _part(
+        self, suffix: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]], dtype: Any = ir.DataType.UINT8,
+        stored_as: str = "",
+    ) -> ir.Value:  # fmt: skip
+        name = f"{self.weight.key}.nbits.{suffix}"
+        lazy = ir.LazyTensor(
+            lambda: ir.tensor(np.ascontiguousarray(read())), dtype=dtype, shape=ir.Shape(shape), name=name, cache=False
+        )
+        value = edit.initializer(self._graph, name, lazy)
+        value.meta[STORAGE] = stored_as or name
+        return value
+
+    def rows(self) -> ir.Value:
+        """Returns the same codes as GatherBlockQuantized reads them: uint8 [out, in * bits / 8], stored once."""
+        shape = (self.weight.shape[0], self.blocks * self.bytes_a_block)
+        read = lambda: self._codes().reshape(shape)  # noqa: E731
+        return self._part("rows", shape, read, stored_as=str(self.codes.name))
+
+
+def _zeros(weight: Quantized) -> NDArray[np.uint8]:
+    zeros = weight.parts().zeros
+    if zeros is None:
+        raise ValueError("a symmetric weight has no zero points")
+    return zeros
+
+
+class LinearToKernels(Pass):
+    """Quantized linear layers become `MatMulNBits`, float ones `FusedMatMul` on the weight as the checkpoint has it.
+
+    FusedMatMul takes the weight [out, in] transposed by an attribute: a tied embedding and head share one matrix, and
+    nothing is transposed while building.
+    """
+
+    name = "ort-linear"
+    in_dialect = False
+
+    def run(self, model: ir.Model) -> int:
+        count = 0
+        for linear in linears(model):
+            weight = quantized_of(linear.weight)
+            if weight is not None:
+                nbits = NBits(model.graph, weight)
+                rows, columns = weight.shape
+                attributes = {
+                    "K": columns, "N": rows, "bits": weight.form.bits, "block_size": weight.form.size,
+                    "accuracy_level": INT8_ACCURACY,
+                }  # fmt: skip
+                inputs = [linear.x, nbits.codes, nbits.scales, nbits.zeros, None, linear.bias]
+                while inputs[-1] is None:
+                    inputs.pop()
+                (y,) = edit.insert(linear.node, "MatMulNBits", inputs, attributes, domain=MS)
+                edit.replace(linear.y, y)
+            elif linear.transposed:
+                inputs = [linear.x, linear.weight]
+                (y,) = edit.insert(linear.node, "FusedMatMul", inputs, {"transB": 1}, domain=MS)
+                edit.replace(linear.node.outputs[0], y)
+            else:
+                continue
+            count += 1
+        return count
+
+
+class EmbeddingToKernels(Pass):
+    """A look-up in a quantized table becomes `GatherBlockQuantized`, reading the bytes that a tied head reads.
+
+    The kernel wants whole blocks and, in a row, whole bytes of zero points; a table without them is looked up through
+    DequantizeLinear as it stands.
+    """
+
+    name = "ort-embedding"
+    in_dialect = False
+
+    def run(self, model: ir.Model) -> int:
+        count = 0
+        for node in list(embeddings(model)):
+            dequantize = edit.producer(node.inputs[0], "DequantizeLinear")
+            weight = quantized_of(dequantize.inputs[0]) if dequantize is not None else None  # type: ignore[arg-type]
+            if weight is None or weight.shape[1] % weight.form.size:
+                continue
+            nbits = NBits(model.graph, weight)
+            if nbits.zeros is not None and nbits.blocks * weight.form.bits % 8:
+                continue
+            attributes = {
+                "bits": weight.form.bits, "block_size": weight.form.size, "gather_axis": 0, "quantize_axis": 1,
+            }  # fmt: skip
+            inputs = [nbits.rows(), node.inputs[1], nbits.scales, *([nbits.zeros] if nbits.zeros else [])]
+            (y,) = edit.insert(node, "GatherBlockQuantized", inputs, attributes, domain=MS)
+            edit.replace(node.outputs[0], y)
+            count += 1
+        return count

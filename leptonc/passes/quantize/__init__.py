@@ -1,0 +1,1 @@
+"""Quantization: passes that replace a weight by codes behind DequantizeLinear."""

@@ -1,0 +1,143 @@
+"""Block-wise integer weights: how numbers become codes, scales and zero points, and how those are kept lazily.
+
+A weight W [out, in] is cut into blocks of `size` along `in`. In a block, w ~ scale * (code - zero), codes being unsigned
+integers of `bits` bits; symmetric weights have the zero in the middle of the codes' range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Rows are quantized so many elements at a time: temporaries stay small whatever the matrix.
+CHUNK = 2**21
+
+
+@dataclass(frozen=True)
+class Format:
+    """A block format: `bits` 4 or 8, blocks of `size` along the input, zero in the middle where symmetric."""
+
+    bits: int
+    size: int
+    symmetric: bool
+
+    @property
+    def middle(self) -> int:
+        return int(2 ** (self.bits - 1))
+
+    @property
+    def top(self) -> int:
+        return int(2**self.bits - 1)
+
+
+class Codes(NamedTuple):
+    """Codes uint8 [out, in], scales float32 [out, blocks], zeros uint8 [out, blocks] (None: all in the middle)."""
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zeros: NDArray[np.uint8] | None
+
+
+def round_to_nearest(weight: NDArray[Any], form: Format) -> Codes:
+    """Quantizes each block to the nearest codes of its own range.
+
+    Symmetric blocks put their largest magnitude, with its sign, on the end of the code range that has one code more
+    (as GGML's Q4_0 does), so that all 2^bits codes are used; asymmetric ones span [min(w, 0), max(w, 0)].
+
+    Args:
+        weight: float32 [out, in]; the last block may be short.
+        form: The format.
+    """
+    rows, columns = weight.shape
+    blocks = -(-columns // form.size)
+    codes = np.empty((rows, columns), np.uint8)
+    scales = np.empty((rows, blocks), np.float32)
+    zeros = None if form.symmetric else np.empty((rows, blocks), np.uint8)
+    step = max(1, CHUNK // columns)
+    for at in range(0, rows, step):
+        part = np.asarray(weight[at : at + step], np.float32)
+        n = part.shape[0]
+        if blocks * form.size != columns:
+            part = np.pad(part, ((0, 0), (0, blocks * form.size - columns)))
+        part = part.reshape(n, blocks, form.size)
+        if form.symmetric:
+            low, high = part.min(-1), part.max(-1)
+            extreme = np.where(-low >= high, low, high)
+            scale = extreme / np.float32(-form.middle)
+            zero = np.full_like(scale, form.middle)
+        else:
+            low, high = np.minimum(part.min(-1), 0), np.maximum(part.max(-1), 0)
+            scale = (high - low) / np.float32(form.top)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                zero = np.where(scale > 0, np.rint(-low / scale), 0).astype(np.float32)
+        # A block of zeros has no scale; and a scale too small to invert is one of zeros.
+        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > np.finfo(np.float32).tiny)
+        part = part * inverse[..., None]
+        np.rint(part, out=part)
+        part += zero[..., None]
+        np.clip(part, 0, form.top, out=part)
+        codes[at : at + n] = part.reshape(n, -1)[:, :columns]
+        scales[at : at + n] = scale
+        if zeros is not None:
+            zeros[at : at + n] = zero
+    return Codes(codes, scales, zeros)
+
+
+def dequantize(parts: Codes, form: Format) -> NDArray[np.float32]:
+    """Returns float32 [out, in], as `DequantizeLinear` defines it."""
+    columns = parts.codes.shape[1]
+    scales = np.repeat(parts.scales, form.size, axis=1)[:, :columns]
+    zero: Any = form.middle if parts.zeros is None else np.repeat(parts.zeros, form.size, axis=1)[:, :columns]
+    return (parts.codes.astype(np.float32) - np.asarray(zero, np.float32)) * scales
+
+
+class Quantized:
+    """A quantized weight that is computed when its parts are asked for; the last one asked for is kept.
+
+    Codes, scales and zero points are written one after the other: without the one kept result they would be computed
+    three times, with all of them kept a model would be in memory.
+
+    Attributes:
+        shape: (out, in).
+        form: The format.
+        key: Names the content: two weights of one key are one weight.
+    """
+
+    _last: tuple[str, Codes] | None = None
+
+    def __init__(self, shape: tuple[int, int], form: Format, key: str, compute: Callable[[], Codes]) -> None:
+        self.shape, self.form, self.key, self._compute = shape, form, key, compute
+
+    def parts(self) -> Codes:
+        """Returns codes, scales and zero points."""
+        last = Quantized._last
+        if last is None or last[0] != self.key:
+            # Dropped first, so that two weights are never in memory at once.
+            Quantized._last = last = None
+            last = (self.key, self._compute())
+            Quantized._last = last
+        return last[1]
+
+    @staticmethod
+    def forget() -> None:
+        """Drops the result that is kept."""
+        Quantized._last = None
+
+    @staticmethod
+    def stack(parts: Sequence[Quantized]) -> Quantized:
+        """Returns the weight with the rows of all `parts`, in order; they have one format and one width."""
+
+        def compute() -> Codes:
+            each = [p._compute() for p in parts]
+            zeros = [c.zeros for c in each if c.zeros is not None]
+            return Codes(
+                np.concatenate([c.codes for c in each]), np.concatenate([c.scales for c in each]),
+                np.concatenate(zeros) if zeros else None,
+            )  # fmt: skip
+
+        rows = sum(p.shape[0] for p in parts)
+        return Quantized((rows, parts[0].shape[1]), parts[0].form, "+".join(p.key for p in parts), compute)

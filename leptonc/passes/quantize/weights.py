@@ -1,0 +1,146 @@
+"""The pass that quantizes the weights of linear layers and of the embedding.
+
+Each method of choosing codes is a function from a float32 matrix to `Codes`, in the table METHODS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from leptonc.errors import InputError
+from leptonc.ir import edit
+from leptonc.ir.structure import Linear, embeddings, linears
+from leptonc.passes.base import Config, Pass
+from leptonc.passes.quantize.blocks import Codes, Format, Quantized, round_to_nearest
+
+METHODS: dict[str, Callable[[np.ndarray[Any, Any], Format], Codes]] = {"rtn": round_to_nearest}
+KEY = "lepton.quantized"
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeWeightsConfig(Config):
+    """How weights are stored.
+
+    Attributes:
+        bits: 4 or 8.
+        block_size: Weights along the input that share a scale: a power of two, 16 to 256.
+        symmetric: Whether the zero point is the middle code, and not stored.
+        method: How codes are chosen; "rtn" is round to nearest.
+        skip: Module paths, and parts of them, whose weights stay float32.
+    """
+
+    bits: int = 4
+    block_size: int = 32
+    symmetric: bool = True
+    method: str = "rtn"
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise InputError(f"expected weights of 4 or 8 bits, found {self.bits}")
+        if self.block_size not in (16, 32, 64, 128, 256):
+            raise InputError(f"expected a block size of 16, 32, 64, 128 or 256, found {self.block_size}")
+        if self.method not in METHODS:
+            raise InputError(f"expected a method among {', '.join(METHODS)}, found {self.method!r}")
+
+    @property
+    def form(self) -> Format:
+        return Format(self.bits, self.block_size, self.symmetric)
+
+
+class QuantizeWeights(Pass):
+    """Puts codes and DequantizeLinear in the place of the weights of linear layers and embeddings.
+
+    1. A weight that several nodes read (a tied head) stays one weight.
+    2. The graph stays in the dialect: it computes with the dequantized weights.
+    """
+
+    name = "quantize-weights"
+    config: QuantizeWeightsConfig
+
+    def run(self, model: ir.Model) -> int:
+        form, done = self.config.form, {}
+        for linear in linears(model):
+            if linear.dequantize is None and not self._skipped(linear.path):
+                self._linear(model.graph, linear, form, done)
+        for node in list(embeddings(model)):
+            table = node.inputs[0]
+            if table is not None and table.is_initializer() and not self._skipped(node.name or ""):
+                node.replace_input_with(0, self._codes(model.graph, table, node, True, form, done))
+        return len(done)
+
+    def _skipped(self, path: str) -> bool:
+        return any(part in path for part in self.config.skip)
+
+    def _linear(self, graph: ir.Graph, linear: Linear, form: Format, done: dict[str, ir.Value]) -> None:
+        first = linear.node
+        if linear.transposed:
+            turn = linear.node.inputs[1].producer()  # type: ignore[union-attr]
+            turn.replace_input_with(0, self._codes(graph, linear.weight, turn, True, form, done))  # type: ignore[union-attr]
+        else:
+            codes = self._codes(graph, linear.weight, first, False, form, done)
+            (turned,) = edit.insert(first, "Transpose", [codes], {"perm": [1, 0]})
+            first.replace_input_with(1, turned)
+
+    def _codes(
+        self, graph: ir.Graph, weight: ir.Value, user: ir.Node, by_rows: bool, form: Format, done: dict[str, ir.Value]
+    ) -> ir.Value:
+        """Returns the dequantized weight [out, in], made once a weight and placed before all that read it."""
+        name = str(weight.name)
+        if name in done:
+            return done[name]
+        tensor = weight.const_value
+        rows, columns = (int(d) for d in weight.shape or ())  # type: ignore[arg-type]
+        shape = (rows, columns) if by_rows else (columns, rows)
+        method = METHODS[self.config.method]
+
+        def compute() -> Codes:
+            array = tensor.numpy()  # type: ignore[union-attr]
+            return method(array if by_rows else np.ascontiguousarray(array.T), form)
+
+        quantized = Quantized(shape, form, name, compute)
+        value = dequantized(graph, quantized, name, graph[0])
+        done[name] = value
+        return value
+
+
+def dequantized(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir.Value:
+    """Registers a quantized weight's lazy parts and inserts its DequantizeLinear; returns the float32 value [out, in]."""
+    form, (rows, columns) = weight.form, weight.shape
+    kind = ir.DataType.UINT4 if form.bits == 4 else ir.DataType.UINT8
+    blocks = -(-columns // form.size)
+
+    def part(suffix: str, dtype: ir.DataType, shape: tuple[int, int], read: Callable[[], Any]) -> ir.Value:
+        def tensor() -> ir.Tensor:
+            return ir.Tensor(read().astype(dtype.numpy()), dtype=dtype)
+
+        full = f"{name}.{suffix}"
+        lazy = ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=full, cache=False)
+        return edit.initializer(graph, full, lazy)
+
+    codes = part("codes", kind, (rows, columns), lambda: weight.parts().codes)
+    scales = part("scales", ir.DataType.FLOAT, (rows, blocks), lambda: weight.parts().scales)
+
+    def zeros() -> np.ndarray[Any, Any]:
+        found = weight.parts().zeros
+        return found if found is not None else np.full((rows, blocks), form.middle, np.uint8)
+
+    zero = part("zeros", kind, (rows, blocks), zeros)
+    (value,) = edit.insert(
+        before, "DequantizeLinear", [codes, scales, zero], {"axis": 1, "block_size": form.size},
+        name=f"{name}/DequantizeLinear", module="",
+    )  # fmt: skip
+    value.shape, value.type = ir.Shape([rows, columns]), ir.TensorType(ir.DataType.FLOAT)
+    codes.meta[KEY] = weight
+    return value
+
+
+def quantized_of(linear_weight: ir.Value) -> Quantized | None:
+    """Returns the quantized weight whose codes an initializer holds, or None."""
+    found: Quantized | None = linear_weight.meta.get(KEY)
+    return found
