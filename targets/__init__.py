@@ -272,8 +272,10 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     fields = _checked_fields(where, raw, sources)
     axes: dict[str, Any] = {}
     for axis, values in tables.pop("axis", {}).items():
-        if axis not in _FIELDS or not isinstance(values, dict):
+        if axis not in _FIELDS:
             raise TargetError(f"{where}: unknown field {axis!r} in [axis]", hint=_suggest(axis, list(_FIELDS)))
+        if not isinstance(values, dict) or not all(isinstance(content, dict) for content in values.values()):
+            raise TargetError(f"{where}: expected [axis.{axis}] to hold a table for each value, found {values!r}")
         axes[axis] = {}
         for value, content in values.items():
             place = f"{where}: [axis.{axis}.{value}]"

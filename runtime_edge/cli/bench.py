@@ -109,7 +109,7 @@ def _fitting(option: str, given: Sequence[int] | None, usual: Sequence[int], mos
 
     lengths = given if given is not None else [length for length in usual if length <= most] or [max(most, 1)]
     if max(lengths) > most:
-        raise PromptTooLongError(f"{option}: expected at most {most} tokens for this model, found {max(lengths)}")
+        raise PromptTooLongError(f"{option}: expected at most {max(most, 0)} tokens for this model, found {max(lengths)}")
     return tuple(lengths)
 
 

@@ -1,0 +1,73 @@
+"""Fixtures that tests of several packages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+
+class Outcome(NamedTuple):
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Builds an artifact once a session: `artifact("sample:tiny-llama", weights="fp32")`.
+
+    Options are those of `leptonc.build.BuildOptions`; without `check=True` quality is not measured. The artifact is
+    shared: tests that change one take a copy.
+    """
+    built: dict[tuple[Any, ...], Path] = {}
+
+    def build(source: str, **options: Any) -> Path:
+        key = (source, *sorted(options.items()))
+        if key not in built:
+            from leptonc.build import BuildOptions
+            from leptonc.build import build as run_build
+
+            out = tmp_path_factory.mktemp("artifact") / "model.lepton"
+            built[key] = run_build(BuildOptions(source, out=out, **{"check": False, **options})).path
+        return built[key]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder with random weights that was written without the compiler; not to be changed."""
+    import tiny
+
+    root = tmp_path_factory.mktemp("tiny") / "tiny.lepton"
+    root.mkdir()
+    return tiny.write_decoder(root)
+
+
+@pytest.fixture
+def leptonc(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs the command line `leptonc` in this process: `leptonc("targets", "--json")`."""
+    from leptonc.cli import main
+
+    return lambda *arguments: _run(main, arguments, capfd)
+
+
+@pytest.fixture
+def lepton_edge(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs the command line `lepton-edge` in this process."""
+    from runtime_edge.cli import main
+
+    return lambda *arguments: _run(main, arguments, capfd)
+
+
+def _run(
+    main: Callable[[Sequence[str]], int], arguments: Sequence[object], capfd: pytest.CaptureFixture[str]
+) -> Outcome:
+    capfd.readouterr()
+    code = main([str(argument) for argument in arguments])
+    return Outcome(code, *capfd.readouterr())

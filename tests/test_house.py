@@ -1,0 +1,144 @@
+"""Rules of the house that no linter knows: who may import whom, how long a file may be, what may not be in the tree."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("leptonc", "runtime_edge", "targets", "sample_models")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+# What a package may import of ours, at any depth of its code. Packages of the compiler know only what is below them.
+MAY_IMPORT = {
+    "runtime_edge": {"runtime_edge"},
+    "targets": {"targets"},
+    "sample_models": {"sample_models", "runtime_edge.errors"},
+    "leptonc.errors": {"runtime_edge.errors"},
+    "leptonc.ir": {"leptonc.ir", "leptonc.errors"},
+    "leptonc.passes": {"leptonc.passes", "leptonc.ir", "leptonc.errors", "runtime_edge.manifest"},
+    "leptonc.sources": {"leptonc.sources", "leptonc.errors", "runtime_edge", "sample_models"},
+    "leptonc.frontend": {
+        "leptonc.frontend",
+        "leptonc.ir",
+        "leptonc.sources",
+        "leptonc.errors",
+        "runtime_edge.manifest",
+    },
+}
+# What the runtime must run without.
+FORBIDDEN_IN_RUNTIME = {
+    "torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "gguf", "ml_dtypes",
+}  # fmt: skip
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Names of all modules that a file imports, wherever in it; `from a import b` gives `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_dependencies_point_one_way(package: str) -> None:
+    wrong = [
+        f"{module_name(path)} imports {name}"
+        for path in MODULES
+        if is_within(module_name(path), {package})
+        for name in imports(path)
+        if is_within(name, set(PACKAGES)) and not is_within(name, MAY_IMPORT[package])
+    ]
+    assert wrong == []
+
+
+def test_the_runtime_needs_nothing_of_the_compiler() -> None:
+    wrong = [
+        f"{module_name(path)} imports {name}"
+        for path in MODULES
+        if is_within(module_name(path), {"runtime_edge", "targets"})
+        for name in imports(path)
+        if name.partition(".")[0] in FORBIDDEN_IN_RUNTIME
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_line_imports_click_and_rich() -> None:
+    wrong = [
+        f"{module_name(path)} imports {name}"
+        for path in MODULES
+        if not is_within(module_name(path), {"leptonc.cli", "runtime_edge.cli"})
+        for name in imports(path)
+        if name.partition(".")[0] in {"click", "rich"}
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_every_module_imports(path: Path) -> None:
+    if path.stem != "__main__":
+        importlib.import_module(module_name(path))
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {path: path.read_text().count("\n") for path in tracked() if path.suffix == ".py"}
+    assert {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > 400} == {}
+
+
+# Written in parts, so that this file does not hold them.
+UNWANTED = {
+    "hosts of package registries": r"\b(?:files\.python" + r"hosted\.org|pypi\." + r"org|registry\.npm" + r"js\.org)",
+    "paths of one machine": r"(?<![\w.])/(?:wo" + r"rk|fa" + r"rm|root|home/\w+)/|/tmp" + r"/w\b",
+    "unfinished work": r"\b(?:TO" + r"DO|FIX" + r"ME|X" + r"XX)\b",
+}
+
+
+@pytest.mark.parametrize("what", UNWANTED)
+def test_the_tree_is_free_of(what: str) -> None:
+    pattern = re.compile(UNWANTED[what])
+    found = []
+    for path in tracked():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}"
+            for number, line in enumerate(lines, 1)
+            if pattern.search(line)
+        ]
+    assert found == []
+
+
+def test_help_imports_little() -> None:
+    program = "import sys; from leptonc.cli import main; main(['--help']); print(*sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = {name.partition(".")[0] for name in done.stderr.split()}
+    heavy = {"numpy", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "rich", "jinja2", "targets"}
+    assert imported & heavy == set()
+    assert "click" in imported
