@@ -146,9 +146,9 @@ class _Session:
         options.inter_op_num_threads = 1
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4  # what it would print is in the error that it raises
-        # An arena keeps the largest prefill's activations for ever, and rounds up; the C library's allocator
-        # gives them back.
-        options.enable_cpu_mem_arena = False
+        # The arena keeps 20 to 30 MB less than the C library's allocator, which does not give back what it has
+        # (prompts of 2000 and 7000 tokens, 12 layers); a memory pattern would be kept for every length of prompt.
+        options.enable_cpu_mem_arena = True
         options.enable_mem_pattern = False
         try:
             self._session = self._ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

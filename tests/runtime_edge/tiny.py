@@ -48,14 +48,14 @@ class Weights:
         width = (HEADS + 2 * KV_HEADS) * HEAD_DIM
         return cls(
             embedding=random.standard_normal((vocab, HIDDEN)).astype(np.float32),
-            qkv=[2 * normal(HIDDEN, width) for _ in range(LAYERS)],
+            qkv=[normal(HIDDEN, width) for _ in range(LAYERS)],
             out=[normal(HEADS * HEAD_DIM, HIDDEN) for _ in range(LAYERS)],
             head=normal(HIDDEN, vocab),
         )
 
 
 def rotary(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin [length, head_dim / 2], float32."""
+    """The cos and sin tables [length, head_dim / 2], float32."""
     angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(HEAD_DIM // 2) * 2 / HEAD_DIM)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
@@ -234,4 +234,66 @@ def write_decoder(root: Path, *, weights: Weights | None = None, max_seq_len: in
         "tokenizer.json": byte_tokenizer().to_str().encode(),
         "chat_template.jinja": TEMPLATE.encode(),
     }
+    return write(root, fields, files)
+
+
+def word_tokenizer() -> Tokenizer:
+    """One token a lower-case word of a few; `[CLS]` and `[SEP]` around every text; cuts and pads as it was trained."""
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "one", "two", "three", "four", "five", "six"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(3)
+    return tokenizer
+
+
+def encoder_table(dim: int) -> np.ndarray:
+    """The encoder's embedding [10, dim] float32."""
+    return np.random.default_rng(3).standard_normal((10, dim)).astype(np.float32)
+
+
+def write_encoder(root: Path, *, labels: tuple[str, ...] = (), multi_label: bool = False, dim: int = 6) -> Path:
+    """Writes an encoder that averages the embeddings of the tokens that its mask keeps."""
+    output = "logits" if labels else "embeddings"
+    dim = len(labels) or dim
+    blob = Blob()
+    node = helper.make_node
+    nodes = [
+        node("Gather", [blob.add("table", encoder_table(dim)), "input_ids"], ["rows"]),
+        node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        node("Unsqueeze", ["mask", "last"], ["mask3"]),
+        node("Mul", ["rows", "mask3"], ["masked"]),
+        node("ReduceSum", ["masked", "first"], ["sum"], keepdims=0),
+        node("ReduceSum", ["mask", "first"], ["count"], keepdims=1),
+        node("Div", ["sum", "count"], [output]),
+    ]
+    path = blob.finish()
+    inline = [onnx.numpy_helper.from_array(np.array([value]), name) for name, value in (("first", 1), ("last", 2))]
+    inputs = ("input_ids", "attention_mask")
+    graph = helper.make_graph(
+        nodes,
+        "encoder",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in inputs],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", dim])],
+        initializer=[*inline, *blob.tensors],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    fields = {
+        "task": m.TEXT_CLASSIFICATION if labels else m.TEXT_EMBEDDING,
+        "tokenizer": {"file": "tokenizer.json", "pad_token_id": 0},
+        "variants": [variant("cpu.onnx", [path])],
+        "encoder": {
+            "inputs": inputs,
+            "output": output,
+            "dim": dim,
+            "max_seq_len": 5,
+            "labels": labels,
+            "multi_label": multi_label,
+        },
+    }
+    tokenizer = word_tokenizer().to_str().encode()
+    files = {"cpu.onnx": model.SerializeToString(), path: bytes(blob.data), "tokenizer.json": tokenizer}
     return write(root, fields, files)

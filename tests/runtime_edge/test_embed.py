@@ -1,0 +1,92 @@
+"""Encoders: the order and the padding of batches, truncation, classification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runtime_edge
+from runtime_edge.errors import ClosedError, RequestError
+from tests.runtime_edge import tiny
+
+WORDS = {"one": 4, "two": 5, "three": 6, "four": 7, "five": 8, "six": 9}
+TEXTS = ["one", "two three four five six", "", "three three", "six five", "one two three", "two"]
+
+
+def expected(text: str, dim: int) -> np.ndarray:
+    ids = [*[1, *(WORDS[word] for word in text.split())][:4], 2]  # cut to 5 with [SEP] kept
+    return tiny.encoder_table(dim)[ids].astype(np.float64).mean(0)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> runtime_edge.Model:
+    return runtime_edge.load(tiny.write_encoder(tmp_path / "e"), threads=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
+def test_rows_are_those_of_each_text_alone(encoder: runtime_edge.Model, batch_size: int) -> None:
+    found = encoder.encode(TEXTS, batch_size=batch_size)
+    assert (found.dtype, found.shape) == (np.float32, (len(TEXTS), 6))
+    np.testing.assert_allclose(found, [expected(text, 6) for text in TEXTS], rtol=0, atol=1e-6)
+
+
+def test_like_lengths_share_a_batch(encoder: runtime_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = encoder._encoding("text-embedding")._session
+    shapes = []
+    run = session.run
+
+    def spy(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        shapes.append(inputs["input_ids"].shape)
+        return run(inputs)
+
+    monkeypatch.setattr(session, "run", spy)
+    encoder.encode(TEXTS, batch_size=3)
+    assert shapes == [(3, 3), (3, 5), (1, 5)]
+
+
+def test_nothing_gives_no_rows(encoder: runtime_edge.Model) -> None:
+    assert encoder.encode([]).shape == (0, 6)
+    assert encoder.encode(iter(["one"])).shape == (1, 6)
+
+
+def test_bad_texts_are_named(encoder: runtime_edge.Model) -> None:
+    with pytest.raises(RequestError, match="texts: expected a list of texts, found str"):
+        encoder.encode("one")
+    with pytest.raises(RequestError, match=r"texts\[1\]: expected text, found int"):
+        encoder.encode(["one", 2])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match=r"texts\[0\]: .* lone surrogate"):
+        encoder.encode(["\udc00"])
+    with pytest.raises(RequestError, match="batch_size: expected a whole number >= 1, found 0"):
+        encoder.encode(["one"], batch_size=0)
+
+
+def test_generation_methods_name_the_task(encoder: runtime_edge.Model) -> None:
+    for call in (lambda: encoder.generate("a"), lambda: encoder.score([1]), encoder.context):
+        with pytest.raises(RequestError, match="expected a model for text-generation, found one for text-embedding"):
+            call()
+    with pytest.raises(RequestError, match="expected a model for text-classification"):
+        encoder.classify(["one"])
+
+
+def test_use_after_close(encoder: runtime_edge.Model) -> None:
+    encoder.close()
+    with pytest.raises(ClosedError):
+        encoder.encode(["one"])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_classify(tmp_path: Path, multi_label: bool) -> None:
+    labels = ("good", "bad", "odd")
+    model = runtime_edge.load(tiny.write_encoder(tmp_path, labels=labels, multi_label=multi_label), threads=1)
+    found = model.classify(TEXTS)
+    for text, result in zip(TEXTS, found, strict=True):
+        logits = expected(text, 3)
+        probabilities = 1 / (1 + np.exp(-logits)) if multi_label else np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose(list(result.scores.values()), probabilities, rtol=1e-6)
+        assert tuple(result.scores) == labels
+        assert (result.label, result.score) == (labels[int(logits.argmax())], max(result.scores.values()))
+    assert model.classify([]) == []
+    with pytest.raises(RequestError, match="expected a model for text-embedding"):
+        model.encode(["one"])

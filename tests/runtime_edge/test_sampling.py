@@ -1,0 +1,103 @@
+"""The filtered distribution against transformers' own processors, and the draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime_edge.errors import ArtifactError
+from runtime_edge.sampling import Sampler, SamplingOptions, distribution
+
+
+def reference(logits: np.ndarray, seen: list[int], options: SamplingOptions) -> np.ndarray:
+    """Probabilities [vocab] as transformers' generate would draw from."""
+    torch = pytest.importorskip("torch", reason="transformers' processors need torch")
+    process = pytest.importorskip("transformers.generation.logits_process", reason="the reference is transformers")
+    chain: list[Any] = []
+    if options.repetition_penalty != 1:
+        chain.append(process.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    chain.append(process.TemperatureLogitsWarper(options.temperature))
+    if options.top_k:
+        chain.append(process.TopKLogitsWarper(options.top_k))
+    if options.top_p < 1:
+        chain.append(process.TopPLogitsWarper(options.top_p))
+    if options.min_p > 0:
+        chain.append(process.MinPLogitsWarper(options.min_p))
+    scores = torch.tensor(logits[None], dtype=torch.float64)
+    for processor in chain:
+        scores = processor(torch.tensor([seen]), scores)
+    return scores.softmax(-1)[0].numpy()
+
+
+CASES = [
+    {},
+    {"top_k": 1},
+    {"top_k": 40},
+    {"top_k": 10**6},
+    {"top_p": 0.9},
+    {"top_p": 1e-9},
+    {"top_p": 0.999999},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.8},
+    {"top_k": 50, "top_p": 0.8},
+    {"top_k": 50, "top_p": 0.95, "min_p": 0.02, "repetition_penalty": 1.1},
+]
+
+
+@pytest.mark.parametrize("fields", CASES, ids=str)
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("vocab", [20, 5000])
+def test_distribution_is_that_of_transformers(fields: dict[str, Any], temperature: float, vocab: int) -> None:
+    random = np.random.default_rng(vocab)
+    logits = (4 * random.standard_normal(vocab)).astype(np.float32)
+    seen = [int(token) for token in random.integers(0, vocab, 200)]  # with repetitions: the penalty counts once
+    options = SamplingOptions(temperature=temperature, **fields)
+    expected = reference(logits.copy(), seen, options)
+    if options.repetition_penalty != 1:
+        Sampler(options, vocab, seen)._penalize(logits)
+    ids, probabilities = distribution(logits, options)
+    found = np.zeros(vocab)
+    found[ids] = probabilities
+    np.testing.assert_array_equal(found > 0, expected > 0)
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)
+
+
+def test_ties_at_the_kth_place_stay() -> None:
+    ids, probabilities = distribution(np.array([1, 3, 3, 3, 0], np.float32), SamplingOptions(1.0, top_k=2))
+    assert ids.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(probabilities, 1 / 3)
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    sampler = Sampler(SamplingOptions(temperature=1.0, seed=5), 4, [])
+    counts = np.bincount([sampler(logits.copy()) for _ in range(20_000)], minlength=4)
+    np.testing.assert_allclose(counts / 20_000, np.exp(logits), atol=0.012)  # about 3.5 standard deviations
+
+
+def test_greedy_takes_the_likeliest_and_the_penalty_changes_it() -> None:
+    logits = np.array([2.0, 1.9, -1.0], np.float32)
+    assert Sampler(SamplingOptions(), 3, [0])(logits.copy()) == 0
+    assert Sampler(SamplingOptions(repetition_penalty=1.2), 3, [0])(logits.copy()) == 1
+
+
+def test_the_penalty_counts_what_was_drawn() -> None:
+    sampler = Sampler(SamplingOptions(repetition_penalty=2.0), 3, [])
+    assert [sampler(np.array([2.0, 1.5, 0.9], np.float32)) for _ in range(3)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("options", [SamplingOptions(), SamplingOptions(temperature=1.0, top_p=0.5)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_refused(options: SamplingOptions, value: float) -> None:
+    with pytest.raises(ArtifactError, match="expected finite logits"):
+        Sampler(options, 3, [])(np.array([0, value, 1], np.float32))
+
+
+def test_masked_tokens_are_never_drawn() -> None:
+    logits = np.array([-np.inf, 0.0, -np.inf], np.float32)
+    sampler = Sampler(SamplingOptions(temperature=2.0, seed=0), 3, [])
+    assert {sampler(logits.copy()) for _ in range(50)} == {1}
