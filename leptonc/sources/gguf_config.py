@@ -122,12 +122,15 @@ def _head_dim(meta: Metadata) -> int:
 
 def _decoder(meta: Metadata) -> dict[str, Any]:
     heads = meta.value("attention.head_count", int)
+    kv_heads = meta.value("attention.head_count_kv", int, heads)
+    if kv_heads < 1 or heads % kv_heads:
+        raise InputError(f"{meta.file.label}: expected {heads} heads to share key/value heads evenly, found {kv_heads}")
     return {
         "hidden_size": meta.value("embedding_length", int),
         "intermediate_size": meta.value("feed_forward_length", int),
         "num_hidden_layers": meta.value("block_count", int),
         "num_attention_heads": heads,
-        "num_key_value_heads": meta.value("attention.head_count_kv", int, heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": _head_dim(meta),
         "max_position_embeddings": meta.value("context_length", int),
         "rms_norm_eps": meta.value("attention.layer_norm_rms_epsilon", float),

@@ -127,12 +127,12 @@ def map_weights(file: GgufFile, family: Family, config: Mapping[str, Any]) -> di
     Raises:
         InputError: the file holds a tensor that the family does not have.
     """
-    heads = int(config.get("num_attention_heads", 1))
+    heads = {"split_query_halves": "num_attention_heads", "split_key_halves": "num_key_value_heads"}
     transforms: dict[str, Callable[[Array], Array]] = {
         "subtract_one": lambda array: array - np.float32(1),
         "transpose": lambda array: np.ascontiguousarray(array.T),
-        "split_query_halves": lambda array: _split_halves(array, heads),
-        "split_key_halves": lambda array: _split_halves(array, int(config["num_key_value_heads"])),
+        "split_query_halves": lambda array: _split_halves(array, config["num_attention_heads"]),
+        "split_key_halves": lambda array: _split_halves(array, config["num_key_value_heads"]),
     }
     weights: dict[str, LazyTensor] = {}
     for name, tensor in file.tensors.items():
@@ -145,6 +145,11 @@ def map_weights(file: GgufFile, family: Family, config: Mapping[str, Any]) -> di
                 hint="give the original Hugging Face model instead",
             )
         undo = family.undo.get(module)
+        if undo in heads and tensor.shape[0] % (2 * config[heads[undo]]):
+            raise InputError(
+                f"{file.label}: expected the rows of {name!r} to be halves of {config[heads[undo]]} heads, "
+                f"found {tensor.shape[0]} rows"
+            )
         weights[target] = tensor if undo is None else _transformed(tensor, undo, transforms[undo])
     return weights
 
@@ -169,8 +174,5 @@ def _transformed(tensor: GgufTensor, undo: str, transform: Callable[[Array], Arr
 
 def _split_halves(array: Array, heads: int) -> Array:
     """Undoes `LlamaModel.permute` of llama.cpp's converter: a head's rows, pairs interleaved, become two halves."""
-    rows = array.shape[0]
-    if rows % (2 * heads):
-        raise InputError(f"expected the rows of q and k to be a multiple of 2 * {heads} heads, found {rows}")
-    paired = array.reshape(heads, rows // heads // 2, 2, *array.shape[1:])
+    paired = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
     return np.ascontiguousarray(paired.swapaxes(1, 2).reshape(array.shape))

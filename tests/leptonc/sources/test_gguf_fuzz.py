@@ -1,0 +1,134 @@
+"""A damaged GGUF model is opened or refused: whatever a byte of its metadata says, nothing but InputError comes out."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from leptonc.errors import InputError
+from leptonc.sources import open_source
+
+TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab", "\u2581a"]
+KINDS = [2, 3, 3, *[6] * 256, 1, 1, 1, 1, 1]
+
+
+def small_model(path: Path, extra: dict[str, Any] | None = None) -> Path:
+    """A Llama of one layer with a SentencePiece vocabulary."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(16)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(1e4)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(TOKENS)
+    writer.add_token_scores([0.0] * 259 + [-4.0, -5.0, -6.0, -1.0, -2.0])
+    writer.add_token_types(KINDS)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    for key, value in (extra or {}).items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_int64(key, value)
+    shapes = {
+        "token_embd": (len(TOKENS), 8),
+        "output_norm": (8,),
+        "blk.0.attn_norm": (8,),
+        "blk.0.ffn_norm": (8,),
+        "blk.0.attn_q": (8, 8),
+        "blk.0.attn_k": (4, 8),
+        "blk.0.attn_v": (4, 8),
+        "blk.0.attn_output": (8, 8),
+        "blk.0.ffn_gate": (16, 8),
+        "blk.0.ffn_up": (16, 8),
+        "blk.0.ffn_down": (8, 16),
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def open_and_read(path: Path) -> None:
+    try:
+        with open_source(str(path)) as source:
+            for tensor in source.weights.values():
+                assert tensor.read().shape == tensor.shape
+    except InputError as error:
+        assert str(path) in error.message
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=4))
+def test_mutated_bytes(edits: list[tuple[int, int]], tmp_path: Path) -> None:
+    good = tmp_path / "good.gguf"
+    data = bytearray(good.read_bytes() if good.exists() else small_model(good).read_bytes())
+    # The vocabulary is most of the header: half of the edits go to what is before it.
+    for position, value in edits:
+        data[position % (900 if position % 2 else len(data) - 12_000)] = value
+    (tmp_path / "m.gguf").write_bytes(data)
+    open_and_read(tmp_path / "m.gguf")
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    field=st.sampled_from(["block_count", "embedding_length", "attention.head_count", "attention.head_count_kv"]),
+    value=st.one_of(st.integers(0, 2**32 - 1), st.integers(0, 16)),
+)
+def test_extreme_numbers(field: str, value: int, tmp_path: Path) -> None:
+    good = tmp_path / "good.gguf"
+    data = bytearray(good.read_bytes() if good.exists() else small_model(good).read_bytes())
+    key = f"llama.{field}".encode()
+    at = data.index(struct.pack("<Q", len(key)) + key) + 8 + len(key) + 4
+    data[at : at + 4] = struct.pack("<I", value)
+    (tmp_path / "m.gguf").write_bytes(data)
+    open_and_read(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"llama.attention.key_length": "wide"}, "expected llama.attention.key_length to be int, found wide"),
+        ({"llama.attention.key_length": -4}, "found -4"),
+        ({"llama.attention.key_length": 4, "llama.attention.value_length": 2}, "keys and values of one width"),
+        ({"llama.rope.dimension_count": 2}, "rotary embeddings over 4 dimensions, found 2"),
+        ({"llama.rope.scaling.type": "linear"}, "expected llama.rope.scaling.factor to be float, found None"),
+        ({"split.count": 3}, "one of 3 parts"),
+        ({"tokenizer.ggml.padding_token_id": 9999}, "padding_token_id below 264 tokens"),
+        ({"tokenizer.ggml.merges": ["a b", "b b"]}, "expected merges of tokens in the vocabulary, found 'b b'"),
+    ],
+)
+def test_contradictions_are_named(extra: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        open_source(str(small_model(tmp_path / "m.gguf", extra)))
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize("model", ["bert", "t5", "no-vocab"])
+def test_other_tokenizers_are_refused(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_tokenizer_model", lambda writer, _: writer.add_string("tokenizer.ggml.model", model)
+    )
+    with pytest.raises(InputError, match=f"the tokenizer '{model}' is not supported, expected 'gpt2' or 'llama'"):
+        open_source(str(small_model(tmp_path / "m.gguf")))
