@@ -31,7 +31,7 @@ TORCH = "torch==2.13.0"
 EXTRAS = "cpu,compiler,dev,bench"
 SAMPLES = ("samples",)
 
-ARTIFACT = ROOT / "build" / "smollm2-135m.lepton"
+ARTIFACT = ROOT / "smollm2-135m.lepton"
 BUILD = ("build", "sample:smollm2-135m", "--target", "cpu", "--weights", "int4", "--force", "-o", str(ARTIFACT))
 ASK = ("run", str(ARTIFACT), "What is edge computing? Answer in two sentences.", "--max-new-tokens", "100")
 
@@ -53,7 +53,6 @@ def main() -> int:
     if known.command == "test":
         return run(PYTHON, "-m", "pytest", *rest)
     if known.command == "demo":
-        ARTIFACT.parent.mkdir(exist_ok=True)
         return run(BIN / "leptonc", *BUILD) or run(BIN / "leptonc", *ASK)
     return 0
 

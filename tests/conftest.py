@@ -42,7 +42,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder with random weights that was written without the compiler; not to be changed."""
-    import tiny
+    from tests.runtime_edge import tiny
 
     root = tmp_path_factory.mktemp("tiny") / "tiny.lepton"
     root.mkdir()

@@ -110,6 +110,19 @@ def test_no_file_is_too_long() -> None:
     assert {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > 400} == {}
 
 
+def test_extras_and_recipes_name_the_same_sample_packages() -> None:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    carried: dict[str, set[str]] = {}
+    for path in (ROOT / "sample_models" / "packages").glob("*.toml"):
+        recipe = tomllib.loads(path.read_text())
+        carried.setdefault(recipe["extra"], set()).update(recipe["packages"])
+    assert carried == {extra: set(packages) for extra, packages in extras.items() if extra.startswith("samples")}
+
+
 # Written in parts, so that this file does not hold them.
 UNWANTED = {
     "hosts of package registries": r"\b(?:files\.python" + r"hosted\.org|pypi\." + r"org|registry\.npm" + r"js\.org)",

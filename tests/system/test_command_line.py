@@ -59,7 +59,7 @@ def test_colour_on_a_terminal_only_and_not_with_no_color(variables: dict[str, st
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny decoder with room for an answer that takes many seconds, and without a token that ends it."""
-    import tiny
+    from tests.runtime_edge import tiny
 
     root = tmp_path_factory.mktemp("endless") / "endless.lepton"
     root.mkdir()
