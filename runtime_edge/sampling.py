@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from runtime_edge.errors import ArtifactError
 
 Floats = NDArray[np.float32]
-_FIRST_CANDIDATES = 512  # top-p looks at so many of the likeliest first, and at eight times more while they fall short
+_FIRST_CANDIDATES = 512  # top-p sorts so many of the likeliest first, and all where they fall short
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,9 @@ def distribution(logits: Floats, options: SamplingOptions) -> tuple[NDArray[np.i
         # The k-th value is a threshold: tokens that tie with it stay.
         threshold = np.partition(logits, size - options.top_k)[size - options.top_k]
         ids = np.flatnonzero(logits >= threshold)
-    kept = (logits if ids is None else logits[ids]).astype(np.float64)
-    kept -= kept.max()
-    kept /= options.temperature
-    weights = np.exp(kept)
+    kept = logits if ids is None else logits[ids]
+    # float32 is fast over a whole vocabulary, and off by a few millionths of a probability; sums are float64.
+    weights = np.exp((kept - kept.max()) / np.float32(options.temperature))
     if options.top_p < 1.0:
         nucleus = _nucleus(weights, options.top_p)
         ids = nucleus if ids is None else ids[nucleus]
@@ -114,19 +113,24 @@ def distribution(logits: Floats, options: SamplingOptions) -> tuple[NDArray[np.i
         weights = weights[likely]
     if ids is None:
         ids = np.arange(size)
-    return ids, weights / weights.sum()
+    probabilities = weights.astype(np.float64)
+    probabilities /= probabilities.sum()
+    return ids, probabilities
 
 
-def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+def _nucleus(weights: Floats, top_p: float) -> NDArray[np.int64]:
     """Positions of the fewest largest weights whose share of the sum reaches `top_p`; at least one."""
-    wanted = top_p * weights.sum()
+    wanted = top_p * weights.sum(dtype=np.float64)
     size = len(weights)
-    count = min(_FIRST_CANDIDATES, size)
-    while True:
-        largest = np.arange(size) if count == size else np.argpartition(weights, size - count)[size - count :]
-        largest = largest[np.argsort(-weights[largest], kind="stable")]
-        cumulative = weights[largest].cumsum()
-        if count == size or cumulative[-1] >= wanted:
-            # A token stays while those before it fall short of top_p.
-            return largest[: max(1, int(np.searchsorted(cumulative, wanted, side="left")) + 1)]
-        count = min(8 * count, size)
+    tried = min(_FIRST_CANDIDATES, size)
+    largest = np.sort(np.partition(weights, size - tried)[size - tried :])[::-1]
+    cumulative = largest.cumsum(dtype=np.float64)
+    if cumulative[-1] < wanted:
+        largest = np.sort(weights)[::-1]
+        cumulative = largest.cumsum(dtype=np.float64)
+    # A token stays while those before it fall short of top_p.
+    count = min(int(np.searchsorted(cumulative, wanted, side="left")) + 1, len(largest))
+    smallest = largest[count - 1]
+    above = np.flatnonzero(weights > smallest)
+    ties = np.flatnonzero(weights == smallest)[: count - len(above)]
+    return np.concatenate([above, ties])
