@@ -29,11 +29,11 @@ def open_source(spec: str, *, revision: str | None = None) -> Source:
     if spec.startswith(samples.PREFIX):
         _refuse_revision(spec, revision)
         return samples.open_sample(spec.removeprefix(samples.PREFIX))
-    path = Path(spec).expanduser()
-    if path.is_dir() and spec:
+    path = _existing(spec)
+    if path is not None and path.is_dir():
         _refuse_revision(spec, revision)
         return hf.open_directory(path)
-    if path.is_file():
+    if path is not None:
         _refuse_revision(spec, revision)
         if path.suffix.lower() != ".gguf":
             raise InputError(f"{spec}: expected a directory or a .gguf file, found another file", hint=_HINT)
@@ -48,6 +48,14 @@ def sample_names() -> tuple[str, ...]:
     from leptonc.sources import samples
 
     return samples.sample_names()
+
+
+def _existing(spec: str) -> Path | None:
+    try:
+        path = Path(spec).expanduser()
+        return path if spec and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long a name, a zero byte, the home of nobody
+        return None
 
 
 def _refuse_revision(spec: str, revision: str | None) -> None:

@@ -59,25 +59,26 @@ def open_hub(model_id: str, *, revision: str | None = None) -> Source:
 
 def _snapshot(model_id: str, revision: str | None) -> Path:
     hub = require("huggingface_hub", extra="compiler", needed_by="a model of the hub")
+    errors = require("huggingface_hub.errors", extra="compiler", needed_by="a model of the hub")
     # Not every error of the hub's client is an OSError: its HTTP library has a tree of its own.
-    failures = (OSError, ValueError, hub.errors.HfHubHTTPError, *hub.errors.HfHubHTTPError.__bases__)
+    failures = (OSError, ValueError, errors.HfHubHTTPError, *errors.HfHubHTTPError.__bases__)
     try:
         path = hub.snapshot_download(
             model_id, revision=revision, allow_patterns=list(PATTERNS), etag_timeout=_TIMEOUT_S
         )
-    except hub.errors.GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise InputError(
             f"{model_id}: this model's licence must be accepted on the hub before it can be downloaded",
             hint="accept it there, then `hf auth login` or set HF_TOKEN",
         ) from error
-    except hub.errors.RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise InputError(
             f"{model_id}: the hub has no such model, or it is private; nor is there a directory of this name",
             hint="check the spelling; for a private model `hf auth login` or set HF_TOKEN",
         ) from error
-    except hub.errors.RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise InputError(f"{model_id}: the hub's model has no revision {revision!r}") from error
-    except hub.errors.LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         raise InputError(
             f"{model_id}: no such directory, the hub cannot be reached, and the model is not in the local cache",
             hint="connect once to download it, or give a local directory or .gguf file",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_a_split_file_reads_as_the_whole_one(tmp_path: Path) -> None:
     whole = write(tmp_path / "m.gguf", lambda w: w.add_tensor("big", big)).read_bytes()
     cuts = [0, len(whole) // 2 + 1, len(whole) * 3 // 4 + 5, len(whole)]  # inside tensors, not aligned
     parts = []
-    for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (start, end) in enumerate(pairwise(cuts)):
         parts.append(tmp_path / f"part{number}")
         parts[-1].write_bytes(whole[start:end])
     split, joined = GgufFile(parts, "split"), GgufFile([tmp_path / "m.gguf"])

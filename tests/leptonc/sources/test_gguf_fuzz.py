@@ -71,12 +71,14 @@ def small_model(path: Path, extra: dict[str, Any] | None = None) -> Path:
 
 
 def open_and_read(path: Path) -> None:
+    message = str(path)
     try:
         with open_source(str(path)) as source:
             for tensor in source.weights.values():
                 assert tensor.read().shape == tensor.shape
     except InputError as error:
-        assert str(path) in error.message
+        message = error.message
+    assert str(path) in message
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
