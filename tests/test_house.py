@@ -88,6 +88,18 @@ def test_the_runtime_needs_nothing_of_the_compiler() -> None:
     assert wrong == []
 
 
+def test_nothing_imports_the_command_lines() -> None:
+    command_lines = {"leptonc.cli", "runtime_edge.cli"}
+    wrong = [
+        f"{module_name(path)} imports {name}"
+        for path in MODULES
+        if not is_within(module_name(path), {*command_lines, "leptonc.__main__", "runtime_edge.__main__"})
+        for name in imports(path)
+        if is_within(name, command_lines)
+    ]
+    assert wrong == []
+
+
 def test_only_the_command_line_imports_click_and_rich() -> None:
     wrong = [
         f"{module_name(path)} imports {name}"

@@ -17,10 +17,13 @@ import difflib
 import errno
 import importlib
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 import click
@@ -105,12 +108,13 @@ def invoke(
         user_errors: Gives the exceptions that are shown without a traceback; called when one was raised.
     """
     try:
-        code = group.main(
-            args=None if arguments is None else list(arguments),
-            prog_name=group.name,
-            standalone_mode=False,
-            auto_envvar_prefix="LEPTON",
-        )
+        with _terminated_as_interrupted():
+            code = group.main(
+                args=None if arguments is None else list(arguments),
+                prog_name=group.name,
+                standalone_mode=False,
+                auto_envvar_prefix="LEPTON",
+            )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt):
@@ -127,6 +131,19 @@ def invoke(
         return _ENVIRONMENT
     except Exception as error:  # the outermost boundary: whatever arrives is told to the user, and none is lost
         return _told(error, user_errors())
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Makes SIGTERM raise KeyboardInterrupt, so that what is half done is cleaned up as after Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fail(message: str, *, hint: str | None = None) -> NoReturn:

@@ -79,7 +79,7 @@ def bench(
         longest = manifest.decoder.max_seq_len
         lengths = _fitting("--prompts", prompts, _PROMPTS, longest)
         spec = alone | {"prompts": lengths, "depths": _fitting("--depths", depths, _DEPTHS, longest - new_tokens)}
-    progress = StageProgress()
+    progress = StageProgress(animate=False)
     loads = []
     with progress.stage("load", repetitions) as advance:
         for _ in range(repetitions):
@@ -109,7 +109,9 @@ def _fitting(option: str, given: Sequence[int] | None, usual: Sequence[int], mos
 
     lengths = given if given is not None else [length for length in usual if length <= most] or [max(most, 1)]
     if max(lengths) > most:
-        raise PromptTooLongError(f"{option}: expected at most {max(most, 0)} tokens for this model, found {max(lengths)}")
+        raise PromptTooLongError(
+            f"{option}: expected at most {max(most, 0)} tokens for this model, found {max(lengths)}"
+        )
     return tuple(lengths)
 
 

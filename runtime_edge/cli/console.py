@@ -58,19 +58,26 @@ def megabytes(size: int) -> str:
 
 
 class StageProgress:
-    """Progress on stderr, a line a stage: a bar that moves on a terminal, its time when done elsewhere."""
+    """Progress on stderr, a line a stage: a bar that moves on a terminal, its time when done elsewhere.
+
+    Args:
+        animate: Whether a bar may move; where speed is measured, that would take time from what is measured.
+    """
+
+    def __init__(self, *, animate: bool = True) -> None:
+        self._animate = animate and sys.stderr.isatty()
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
         """Shows a stage while the context lasts; yields a function that advances it by n of `total`."""
-        show = self._bar if sys.stderr.isatty() else self._line
+        show = self._bar if self._animate else self._line
         with show(name, total) as advance:
             yield advance
 
     @contextmanager
     def _bar(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
         columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with Progress(*columns, console=Console(stderr=True), refresh_per_second=5) as progress:
             task = progress.add_task(name, total=total)
             yield lambda count: progress.advance(task, count)
             progress.update(task, total=total or 1, completed=total or 1)

@@ -98,12 +98,13 @@ def test_an_interrupt_stops_a_chats_answer_and_not_the_chat(endless: Path) -> No
     assert err.count(b"cancelled]") == 1
 
 
-def test_an_interrupt_while_loading(endless: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_reading(endless: Path, tmp_path: Path, number: signal.Signals) -> None:
     fifo = tmp_path / "text"
     os.mkfifo(fifo)
     process = start("runtime_edge", "eval", endless, "--text", fifo)
     with fifo.open("wb"):  # the process waits for what is written
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err.strip() == b"interrupted"
