@@ -45,6 +45,7 @@ class Captured:
         config: The parsed transformers config of the model that was traced.
         parameters: Number of weights, tied ones counted once.
         max_seq_len: Positions that its tables hold.
+        windows: Attention window of each layer, 0 for none.
     """
 
     model: ir.Model
@@ -52,6 +53,7 @@ class Captured:
     config: Any
     parameters: int
     max_seq_len: int
+    windows: tuple[int, ...] = ()
 
 
 def position_limit(config: Any) -> int | None:
@@ -94,7 +96,8 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     cleanup(graph)
     dialect.verify(graph, after="capture")
     parameters = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
-    return Captured(graph, task, model.config, parameters, positions)
+    windows = tuple(int(dialect.attribute(n, "window", 0)) for n in graph.graph if n.op_type == "CachedAttention")
+    return Captured(graph, task, model.config, parameters, positions, windows)
 
 
 @contextmanager

@@ -179,6 +179,14 @@ class Decoding:
                 self._state.all_logits(part, logits[start : start + len(part)])
         return logits
 
+    def logits_blocks(self, token_ids: list[int]) -> Iterator[tuple[int, Floats]]:
+        """See `TextGeneration.logits_blocks`."""
+        buffer = np.empty((self._rows(len(token_ids)), self.decoder.vocab_size), np.float32)
+        with self._exclusive():
+            for start, part in self._parts(token_ids, len(buffer)):
+                self._state.all_logits(part, buffer[: len(part)])
+                yield start, buffer[: len(part)]
+
     def _rows(self, length: int) -> int:
         rows = max(1, _LOGITS_BYTES // (4 * self.decoder.vocab_size))
         return max(1, min(rows, self._state.chunk, length))
@@ -359,6 +367,16 @@ class TextGeneration(ABC):
         """Logits after every token; float32 [len, vocab], which is the caller's to bound. Raises as `score`."""
         decoding = self._decoding()
         return decoding.logits(self._checked(check.token_ids("token_ids", token_ids, decoding.decoder.vocab_size)))
+
+    def logits_blocks(self, token_ids: Sequence[int]) -> Iterator[tuple[int, Floats]]:
+        """Yields the position of a block's first token and logits after each of its tokens, float32 [n, vocab].
+
+        Memory is bounded whatever the length: a block is valid until the next one is asked for. Raises as `score`.
+        """
+        decoding = self._decoding()
+        return decoding.logits_blocks(
+            self._checked(check.token_ids("token_ids", token_ids, decoding.decoder.vocab_size))
+        )
 
     def _checked(self, token_ids: list[int]) -> list[int]:
         longest = self._decoding().decoder.max_seq_len

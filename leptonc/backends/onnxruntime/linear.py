@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.artifact.writer import STORAGE
 from leptonc.backends.onnxruntime.attention import MS
 from leptonc.ir import edit
 from leptonc.ir.structure import embeddings, linears
@@ -16,7 +17,7 @@ from leptonc.passes.base import Pass
 from leptonc.passes.quantize.blocks import Quantized
 from leptonc.passes.quantize.weights import quantized_of
 
-STORAGE = "lepton.storage"  # initializers with the same mark are the same bytes, and are stored once
+
 INT8_ACCURACY = 4  # MatMulNBits: activations are rounded to int8 in blocks, the fastest kernels
 
 

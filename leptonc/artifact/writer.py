@@ -1,0 +1,177 @@
+"""Writes an artifact beside its final place, a layer at a time, and renames it there when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from leptonc.errors import InputError
+from leptonc.ir.structure import layer_of
+from leptonc.passes.quantize.blocks import Quantized
+from runtime_edge.manifest import MANIFEST_NAME, File, Manifest, encode
+
+STORAGE = "lepton.storage"  # initializers with the same mark are the same bytes, and are stored once
+INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
+ALIGNMENT = 64  # of a tensor in its blob: a cache line, and what vector loads want
+
+
+class ArtifactWriter:
+    """A new artifact in a temporary directory beside `out`; leaves nothing behind unless `commit` is reached.
+
+    Args:
+        out: Where the artifact will be.
+        replace: Whether an artifact that is there already may be replaced. Anything else never is.
+
+    Raises:
+        InputError: `out` exists and may not be replaced, or its directory cannot be written to.
+    """
+
+    def __init__(self, out: Path, *, replace: bool = False) -> None:
+        self.out = out
+        check_out(out, replace=replace)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        except OSError as error:
+            raise _unwritable(out.parent, error) from error
+        self.files: dict[str, File] = {}
+        self._committed = False
+
+    def __enter__(self) -> ArtifactWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._committed:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise _unwritable(self.out.parent, error) from error
+
+    def add(self, name: str, data: bytes) -> None:
+        """Writes a file of the artifact, or writes it anew."""
+        (self.path / name).write_bytes(data)
+        self.files[name] = File(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def add_graph(
+        self, name: str, model: ir.Model, advance: Callable[[int], Any] = lambda _: None
+    ) -> tuple[str, ...]:
+        """Writes a graph and its weights: one blob a layer, named by its content; equal blobs are one file.
+
+        Each tensor is materialised once, written, and released. `model` then refers to the files.
+
+        Args:
+            name: The graph's file name.
+            model: The lowered graph.
+            advance: Called with the bytes of each tensor written.
+
+        Returns:
+            Paths of its blobs.
+        """
+        groups: dict[str, list[ir.Value]] = {}
+        for key, value in sorted(model.graph.initializers.items()):
+            tensor = value.const_value
+            if tensor is not None and (tensor.nbytes > INLINE_BYTES or isinstance(tensor, ir.LazyTensor)):
+                groups.setdefault(layer_of(key), []).append(value)
+        blobs = {self._blob(values, advance) for _, values in sorted(groups.items())}
+        self.add(name, ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+        return tuple(sorted(blobs))
+
+    def _blob(self, values: list[ir.Value], advance: Callable[[int], Any]) -> str:
+        folder = self.path / "blobs"
+        folder.mkdir(exist_ok=True)
+        partial, digest, places = folder / "partial", hashlib.sha256(), {}
+        with partial.open("wb") as file:
+            for value in values:
+                tensor = value.const_value
+                if tensor is None:
+                    raise ValueError(f"initializer {value.name} has no data")
+                mark = str(value.meta.get(STORAGE, value.name))
+                if mark not in places:
+                    pad = bytes(-file.tell() % ALIGNMENT)
+                    data = _data(tensor)
+                    for chunk in (pad, data):
+                        digest.update(chunk)
+                        file.write(chunk)
+                    places[mark] = (file.tell() - len(data), len(data))
+                    advance(len(data))
+                    del data
+            size = file.tell()
+        Quantized.forget()
+        path = f"blobs/{digest.hexdigest()}"
+        partial.replace(self.path / path)
+        self.files[path] = File(path=path, size=size, sha256=digest.hexdigest())
+        for value in values:
+            tensor = value.const_value
+            offset, length = places[str(value.meta.get(STORAGE, value.name))]
+            value.const_value = ir.ExternalTensor(
+                path, offset, length, tensor.dtype, shape=tensor.shape, name=str(value.name), base_dir=self.path  # type: ignore[union-attr]
+            )
+        return path
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Writes the manifest; the artifact can be loaded from `path` from then on."""
+        (self.path / MANIFEST_NAME).write_bytes(encode(manifest))
+
+    def listing(self) -> tuple[File, ...]:
+        """Returns all files written, in the order of their paths."""
+        return tuple(self.files[name] for name in sorted(self.files))
+
+    def commit(self) -> Path:
+        """Puts the artifact in its place; what was there is removed only when the new one is there."""
+        os.chmod(self.path, 0o755)  # mkdtemp makes it private
+        old: Path | None = None
+        if self.out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".old", dir=self.out.parent))
+            self.out.replace(old)
+        self.path.replace(self.out)
+        self._committed = True
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+        return self.out
+
+
+def check_out(out: Path, *, replace: bool) -> None:
+    """Refuses a place that an artifact may not be written to; costs nothing, so it comes before the work.
+
+    Raises:
+        InputError: as `ArtifactWriter` says.
+    """
+    if out.is_symlink() or out.exists():
+        if not (out / MANIFEST_NAME).is_file() or out.is_symlink():
+            raise InputError(f"expected a place for the artifact, found something else at {out}", hint="choose another with -o")
+        if not replace:
+            raise InputError(f"expected nothing at {out}, found an artifact", hint="replace it with --force, or choose another with -o")
+    parent = out.parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"expected a directory that can be written to, found {parent}", hint="choose another place with -o")
+
+
+def _unwritable(place: Path, error: OSError) -> InputError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return InputError(
+        f"cannot write the artifact in {place}: {error.strerror or error}; nothing was left there",
+        hint="free some space, or choose another place with -o" if full else "choose another place with -o",
+    )
+
+
+def _data(tensor: Any) -> Any:
+    """Returns a tensor's bytes in ONNX's little-endian layout, without a copy where the array has it already."""
+    if tensor.dtype.bitwidth < 8:
+        return tensor.tobytes()
+    array = np.ascontiguousarray(tensor.numpy())
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return memoryview(array.reshape(-1).view(np.uint8))

@@ -1,0 +1,105 @@
+"""Fidelity: differences between two models' outputs on the same input, accumulated block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+def significant(value: float, digits: int = 6) -> float:
+    """Rounds to significant digits: kernels' last bits are not part of a report."""
+    return float(f"{value:.{digits}g}")
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Returns log-probabilities over the last axis, float32 as given; the sum is accumulated in float64."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    total = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
+    return shifted - np.log(total).astype(np.float32)
+
+
+def compare_logits(
+    reference: Iterable[tuple[int, Floats]], artifact: Iterable[tuple[int, Floats]], token_ids: list[int]
+) -> dict[str, Any]:
+    """Compares two causal models on one text.
+
+    Args:
+        reference: (position, logits [n, vocab]) blocks in order, of the original.
+        artifact: Likewise of the artifact; blocks may be cut elsewhere.
+        token_ids: The text.
+
+    Returns:
+        max_abs_diff, mean_abs_diff: of logits; kl_divergence: mean over positions of KL(reference || artifact) in nats;
+        top1_agreement: fraction of positions with the same most likely token; perplexity of both on the text.
+    """
+    worst, total, count = 0.0, 0.0, 0
+    kl, agree, nll_reference, nll_artifact = 0.0, 0, 0.0, 0.0
+    for start, want, got in _aligned(reference, artifact):
+        diff = np.abs(want - got)
+        worst, total, count = max(worst, float(diff.max())), total + float(diff.sum(dtype=np.float64)), count + diff.size
+        agree += int((want.argmax(-1) == got.argmax(-1)).sum())
+        del diff
+        p, q = log_softmax(want), log_softmax(got)
+        following = np.asarray(token_ids[start + 1 : start + 1 + len(want)])
+        at = np.arange(len(following))
+        nll_reference -= float(p[at, following].sum(dtype=np.float64))
+        nll_artifact -= float(q[at, following].sum(dtype=np.float64))
+        np.subtract(p, q, out=q)
+        np.multiply(q, np.exp(p), out=q)
+        kl += float(q.sum(dtype=np.float64))
+    positions, predicted = len(token_ids), max(1, len(token_ids) - 1)
+    return {
+        "tokens": positions,
+        "max_abs_diff": significant(worst),
+        "mean_abs_diff": significant(total / max(1, count)),
+        "kl_divergence": significant(max(0.0, kl / positions)),
+        "top1_agreement": significant(agree / positions),
+        "perplexity_reference": significant(math.exp(nll_reference / predicted)),
+        "perplexity": significant(math.exp(nll_artifact / predicted)),
+    }
+
+
+def _aligned(
+    left: Iterable[tuple[int, Floats]], right: Iterable[tuple[int, Floats]]
+) -> Iterator[tuple[int, Floats, Floats]]:
+    """Yields both sequences of blocks cut at the same positions."""
+    others = iter(right)
+    other_start, other = next(others)
+    for start, block in left:
+        at = 0
+        while at < len(block):
+            if start + at >= other_start + len(other):
+                other_start, other = next(others)
+            offset = start + at - other_start
+            n = min(len(block) - at, len(other) - offset)
+            yield start + at, block[at : at + n], other[offset : offset + n]
+            at += n
+
+
+def probabilities(logits: Floats, multi_label: bool) -> Floats:
+    """Returns a softmax over the last axis, or of each label by itself a sigmoid."""
+    found: Floats = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    return found if multi_label else np.exp(log_softmax(logits))
+
+
+def compare_rows(reference: Floats, artifact: Floats, *, labels: bool) -> dict[str, Any]:
+    """Compares an encoder's outputs, float32 [n, dim]: cosine similarity of embeddings, or agreement of labels."""
+    diff = np.abs(reference - artifact)
+    norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(artifact, axis=1)
+    cosine = (reference * artifact).sum(1) / np.maximum(norms, 1e-12)
+    found: dict[str, Any] = {
+        "texts": len(reference),
+        "max_abs_diff": significant(float(diff.max())),
+        "mean_abs_diff": significant(float(diff.mean(dtype=np.float64))),
+        "cosine_min": significant(float(cosine.min()), 8),
+        "cosine_mean": significant(float(cosine.mean(dtype=np.float64)), 8),
+    }
+    if labels:
+        found["top1_agreement"] = significant(float((reference.argmax(1) == artifact.argmax(1)).mean()))
+    return found

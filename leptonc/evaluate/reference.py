@@ -1,0 +1,114 @@
+"""The reference: transformers' own float32 forward pass, its weights in memory one module at a time.
+
+The captured graph is not its own judge: the reference runs the model's own code with its own attention, so a capture
+that went wrong shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from leptonc.frontend import weights as bindings
+from leptonc.frontend.capture import position_limit
+from leptonc.frontend.tasks import Task, build_model
+from leptonc.sources.base import Source
+
+# Logits of so many bytes are computed at a time.
+BLOCK_BYTES = 64 * 2**20
+
+
+@contextmanager
+def streamed(model: nn.Module, read: Mapping[str, Callable[[], NDArray[Any]]]) -> Iterator[None]:
+    """Within it a module's parameters are real while the module runs, and on the meta device else."""
+    handles = []
+    for path, module in model.named_modules():
+        own = [n for n, p in module.named_parameters(recurse=False) if p is not None]
+        if not own:
+            continue
+
+        def enter(m: nn.Module, _args: Any, _path: str = path, _own: list[str] = own) -> None:
+            for name in _own:
+                full = f"{_path}.{name}" if _path else name
+                m._parameters[name] = nn.Parameter(torch.from_numpy(np.array(read[full]())), requires_grad=False)
+
+        def leave(m: nn.Module, _args: Any, _out: Any, _own: list[str] = own) -> None:
+            for name in _own:
+                real = m._parameters[name]
+                if real is not None:
+                    m._parameters[name] = nn.Parameter(real.to("meta"), requires_grad=False)
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Reference:
+    """The original model in float32.
+
+    Args:
+        source: Config and weights.
+        task: What it is for.
+    """
+
+    def __init__(self, source: Source, task: Task) -> None:
+        self.task = task
+        self.model = build_model(task, source.config, "eager")
+        bound = bindings.bind(self.model, source.weights)
+        self._read = {name: bindings.checked(stored, handle) for name, (stored, handle) in bound.items()}
+        for name, value in bindings.buffers(self.model, source.weights).items():
+            path, _, leaf = name.rpartition(".")
+            self.model.get_submodule(path)._buffers[leaf] = torch.from_numpy(np.array(value))
+
+    @property
+    def max_positions(self) -> int | None:
+        return position_limit(self.model.config)
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        with torch.inference_mode(), streamed(self.model, self._read):
+            yield
+
+    def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yields (position, float32 [n, vocab]) blocks of a causal model's logits, the body having run once."""
+        base = self.model.base_model
+        with self._ready():
+            hidden: Tensor = base(input_ids=torch.tensor([token_ids]), use_cache=False)[0]
+        vocab = self.model.config.vocab_size
+        rows = max(1, BLOCK_BYTES // (4 * vocab))
+        plain = base.forward
+        try:
+            for start in range(0, len(token_ids), rows):
+                part = hidden[:, start : start + rows]
+                base.forward = _returns(part)
+                ids = torch.tensor([token_ids[start : start + rows]])
+                with torch.inference_mode(), streamed(self.model, self._read):
+                    yield start, self.model(input_ids=ids, use_cache=False).logits[0].numpy()
+        finally:
+            base.forward = plain
+
+    def rows(self, token_ids: list[list[int]]) -> NDArray[np.float32]:
+        """Returns an encoder's output for texts, float32 [n, dim], each run by itself and so without padding."""
+        found = []
+        with self._ready():
+            for ids in token_ids:
+                given = {name: torch.zeros((1, len(ids)), dtype=torch.int64) for name in self.task.inputs(self.model)}
+                given["input_ids"] = torch.tensor([ids])
+                given["attention_mask"] = torch.ones_like(given["input_ids"])
+                found.append(self.task.run(self.model, None, given).numpy())
+        return np.concatenate(found)
+
+
+def _returns(hidden: Tensor) -> Callable[..., Any]:
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    return lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)  # type: ignore[arg-type]
