@@ -148,5 +148,6 @@ def build(
     size = sum(file.size for file in result.manifest.files)
     rows = [("artifact", str(result.path)), ("size", megabytes(size))]
     rows += [("target", variant.target) for variant in result.manifest.variants]
+    rows += [(name.replace("_", " "), str(value)) for name, value in result.report.get("fidelity", {}).items()]
     rows += [("time", f"{sum(result.seconds.values()):.1f} s")]
     print_pairs(rows)

@@ -82,13 +82,18 @@ def _cache(decoder: Any) -> str:
     return f"{len(decoder.cache)} layers of {decoder.cache_dtype}, {a_token / 1024:.1f} KiB a token"
 
 
-def _flat(value: Any, name: str = "report") -> Iterator[tuple[str, str]]:
-    """Names and values of all leaves of nested JSON: `report.logits.max_difference`, `0.0012`."""
-    if isinstance(value, dict):
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of nested JSON for a person: `fidelity max_abs_diff`, `0.0012`; counts of things in one row."""
+    if isinstance(value, dict) and len(value) > 1 and all(type(item) is int for item in value.values()):
+        ordered = sorted(value.items(), key=lambda item: -item[1])
+        yield name, ", ".join(f"{key} {count:,}" for key, count in ordered)
+    elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}")
+            yield from _flat(item, f"{name} {key}".strip())
     elif isinstance(value, list) and value and isinstance(value[0], dict | list):
         for index, item in enumerate(value):
-            yield from _flat(item, f"{name}.{index}")
+            yield from _flat(item, f"{name} {index}")
+    elif isinstance(value, list) and len(value) > 1 and value.count(value[0]) == len(value):
+        yield name, f"{value[0]} ({len(value)} times)"
     else:
         yield name, f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -71,16 +71,24 @@ def with_report(artifact: Path, text: str) -> None:
 
 
 def test_inspect_shows_every_figure_of_the_report(lepton_edge: Callable[..., Any], copy: Path) -> None:
-    report = {"size": {"bytes": 12}, "logits": {"max": 0.00012345678}, "layers": [{"name": "a"}], "list": [1, 2]}
+    report = {
+        "logits": {"max": 0.00012345678},
+        "operations": {"Add": 3, "MatMul": 1200},
+        "layers": [{"name": "a"}],
+        "heads": [4, 4, 4],
+        "list": [1, 2],
+    }
     with_report(copy, json.dumps(report))
     out = lepton_edge("inspect", copy).out
-    for name, value in (
-        ("size.bytes", "12"),
-        ("logits.max", "0.000123457"),
-        ("layers.0.name", "a"),
-        ("list", "[1, 2]"),
-    ):
-        assert re.search(rf"^report\.{re.escape(name)} +{re.escape(value)}$", out, re.M), name
+    expected = {
+        "logits max": "0.000123457",
+        "operations": "MatMul 1,200, Add 3",
+        "layers 0 name": "a",
+        "heads": "4 (3 times)",
+        "list": "[1, 2]",
+    }
+    for name, value in expected.items():
+        assert re.search(rf"^{name} +{re.escape(value)}$", out, re.M), name
     assert json.loads(lepton_edge("inspect", copy, "--json").out)["report"] == report
 
 
