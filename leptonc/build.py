@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import targets
 from leptonc import __version__
 from leptonc.errors import BoundError, InputError
+from leptonc.memory import return_freed_memory
 from runtime_edge.manifest import Manifest
 
 TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tokenizers", "numpy")
@@ -119,6 +120,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     from leptonc.evaluate.text import load_text
     from leptonc.sources import open_source
 
+    return_freed_memory()
     target = targets.load(options.target)
     require_backend(target)
     scheme = options.weights or target.weights
@@ -237,6 +239,7 @@ class _Build:
     def _fidelity(self, path: Path) -> dict[str, Any]:
         """Measures the artifact, run by the runtime as it will run, against transformers in float32."""
         import numpy as np
+        from tokenizers import Tokenizer
 
         import runtime_edge
         from leptonc.evaluate import fidelity
@@ -244,24 +247,25 @@ class _Build:
         from leptonc.evaluate.text import sentences
 
         reference = Reference(self.source, self.captured.task)
-        with runtime_edge.load(path) as model:
-            if self.captured.task.cached:
-                limit = min(REPORT_TOKENS, self.captured.max_seq_len)
-                token_ids = model.tokenize(self.text)[:limit]
-                found = fidelity.compare_logits(
-                    reference.logits(token_ids), model.logits_blocks(token_ids), token_ids
-                )
-            else:
-                texts = sentences(self.text, REPORT_SENTENCES)
-                ids = [model.tokenize(text)[: self.captured.max_seq_len] for text in texts]
-                rows = reference.rows(ids)
-                labels = self.captured.task.output == "logits"
-                if labels:
-                    rows = fidelity.probabilities(rows, model.manifest.encoder.multi_label)
+        tokenizer = Tokenizer.from_str(self.source.tokenizer_json.decode())
+        # The reference runs first: its weights have left the memory when the artifact is loaded.
+        if self.captured.task.cached:
+            token_ids = tokenizer.encode(self.text).ids[: min(REPORT_TOKENS, self.captured.max_seq_len)]
+            blocks = reference.logits(token_ids)
+            with runtime_edge.load(path) as model:
+                found = fidelity.compare_logits(blocks, model.logits_blocks(token_ids), token_ids)
+        else:
+            texts = sentences(self.text, REPORT_SENTENCES)
+            tokenizer.enable_truncation(self.captured.max_seq_len)
+            rows = reference.rows([tokenizer.encode(text).ids for text in texts])
+            with runtime_edge.load(path) as model:
+                encoder = model.manifest.encoder
+                if encoder is not None and encoder.output == "logits":
+                    rows = fidelity.probabilities(rows, encoder.multi_label)
                     got = np.array([list(c.scores.values()) for c in model.classify(texts)], np.float32)
                 else:
                     got = model.encode(texts)
-                found = fidelity.compare_rows(rows, got, labels=labels)
+                found = fidelity.compare_rows(rows, got, labels=self.captured.task.output == "logits")
         found["text"] = str(self.options.eval_text.name) if self.options.eval_text else "built-in"
         return found
 

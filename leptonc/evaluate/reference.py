@@ -6,6 +6,7 @@ that went wrong shows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,13 +22,14 @@ from leptonc.frontend.tasks import Task, build_model
 from leptonc.sources.base import Source
 
 # Logits of so many bytes are computed at a time.
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 16 * 2**20
 
 
 @contextmanager
-def streamed(model: nn.Module, read: Mapping[str, Callable[[], NDArray[Any]]]) -> Iterator[None]:
-    """Within it a module's parameters are real while the module runs, and on the meta device else."""
-    handles = []
+def streamed(model: nn.Module, read: Mapping[str, Callable[[], NDArray[Any]]], *, keep: bool = False) -> Iterator[None]:
+    """Within it a module's parameters are real while the module runs (with `keep`, from its first run to the end)."""
+    handles: list[Any] = []
+    releases: list[Callable[[], None]] = []
     for path, module in model.named_modules():
         own = [n for n, p in module.named_parameters(recurse=False) if p is not None]
         if not own:
@@ -36,7 +38,10 @@ def streamed(model: nn.Module, read: Mapping[str, Callable[[], NDArray[Any]]]) -
         def enter(m: nn.Module, _args: Any, _path: str = path, _own: list[str] = own) -> None:
             for name in _own:
                 full = f"{_path}.{name}" if _path else name
-                m._parameters[name] = nn.Parameter(torch.from_numpy(np.array(read[full]())), requires_grad=False)
+                known = m._parameters[name]
+                if known is not None and not known.is_meta:
+                    continue
+                m._parameters[name] = nn.Parameter(torch.from_numpy(_writable(read[full]())), requires_grad=False)
 
         def leave(m: nn.Module, _args: Any, _out: Any, _own: list[str] = own) -> None:
             for name in _own:
@@ -44,12 +49,18 @@ def streamed(model: nn.Module, read: Mapping[str, Callable[[], NDArray[Any]]]) -
                 if real is not None:
                     m._parameters[name] = nn.Parameter(real.to("meta"), requires_grad=False)
 
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+        handles.append(module.register_forward_pre_hook(enter))
+        if keep:
+            releases.append(functools.partial(leave, module, None, None))
+        else:
+            handles.append(module.register_forward_hook(leave, always_call=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for release in releases:
+            release()
 
 
 class Reference:
@@ -79,33 +90,42 @@ class Reference:
             yield
 
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yields (position, float32 [n, vocab]) blocks of a causal model's logits, the body having run once."""
-        base = self.model.base_model
+        """Runs the body, and returns (position, float32 [n, vocab]) blocks of a causal model's logits."""
         with self._ready():
-            hidden: Tensor = base(input_ids=torch.tensor([token_ids]), use_cache=False)[0]
-        vocab = self.model.config.vocab_size
-        rows = max(1, BLOCK_BYTES // (4 * vocab))
+            hidden: Tensor = self.model.base_model(input_ids=torch.tensor([token_ids]), use_cache=False)[0]
+        return self._head(hidden, token_ids)
+
+    def _head(self, hidden: Tensor, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The model's own forward with its body answering `hidden`: heads, soft caps and scales are the model's."""
+        base = self.model.base_model
+        rows = max(1, BLOCK_BYTES // (4 * self.model.config.vocab_size))
         plain = base.forward
         try:
-            for start in range(0, len(token_ids), rows):
-                part = hidden[:, start : start + rows]
-                base.forward = _returns(part)
-                ids = torch.tensor([token_ids[start : start + rows]])
-                with torch.inference_mode(), streamed(self.model, self._read):
-                    yield start, self.model(input_ids=ids, use_cache=False).logits[0].numpy()
+            with streamed(self.model, self._read, keep=True):
+                for start in range(0, len(token_ids), rows):
+                    base.forward = _returns(hidden[:, start : start + rows])
+                    ids = torch.tensor([token_ids[start : start + rows]])
+                    with torch.inference_mode():
+                        logits = self.model(input_ids=ids, use_cache=False).logits[0].numpy()
+                    yield start, logits
         finally:
             base.forward = plain
 
     def rows(self, token_ids: list[list[int]]) -> NDArray[np.float32]:
         """Returns an encoder's output for texts, float32 [n, dim], each run by itself and so without padding."""
         found = []
-        with self._ready():
+        with torch.inference_mode(), streamed(self.model, self._read, keep=True):
             for ids in token_ids:
                 given = {name: torch.zeros((1, len(ids)), dtype=torch.int64) for name in self.task.inputs(self.model)}
                 given["input_ids"] = torch.tensor([ids])
                 given["attention_mask"] = torch.ones_like(given["input_ids"])
                 found.append(self.task.run(self.model, None, given).numpy())
         return np.concatenate(found)
+
+
+def _writable(array: NDArray[Any]) -> NDArray[Any]:
+    """Torch wants memory that it may write to; a view of the mapped file is copied."""
+    return array if array.flags.writeable else array.copy()
 
 
 def _returns(hidden: Tensor) -> Callable[..., Any]:
