@@ -1,0 +1,127 @@
+"""`leptonc build`: what it asks of the compiler, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import leptonc.build as compiler
+import runtime_edge
+
+SOURCE = "sample:tiny-llama"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path) -> list[compiler.BuildOptions]:
+    """Replaces the compiler; what it was asked for is appended."""
+    calls: list[compiler.BuildOptions] = []
+
+    def build(options: compiler.BuildOptions, progress: compiler.Progress | None = None) -> compiler.BuildResult:
+        calls.append(options)
+        assert progress is not None
+        with progress.stage("one", 2) as advance:
+            advance(1)
+        manifest = runtime_edge.verify(tiny_artifact)
+        return compiler.BuildResult(Path("made.lepton"), manifest, {"fidelity": {"max_abs_diff": 0.5}}, {"one": 1.25})
+
+    monkeypatch.setattr(compiler, "build", build)
+    return calls
+
+
+def test_defaults_are_those_of_the_compiler(leptonc: Callable[..., Any], asked: list[compiler.BuildOptions]) -> None:
+    assert leptonc("build", SOURCE).code == 0
+    assert asked == [compiler.BuildOptions(SOURCE)]
+
+
+def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.BuildOptions]) -> None:
+    given = {
+        "--target": ("cpu-arm64,memory_gb=4", "target", "cpu-arm64,memory_gb=4"),
+        "--out": ("a.lepton", "out", Path("a.lepton")),
+        "--weights": ("int4", "weights", "int4"),
+        "--activations": ("int8", "activations", "int8"),
+        "--block-size": ("64", "block_size", 64),
+        "--max-seq-len": ("99", "max_seq_len", 99),
+        "--max-loss": ("2.5", "max_loss", 2.5),
+        "--seed": ("7", "seed", 7),
+        "--dump-ir": ("ir", "dump_ir", Path("ir")),
+        "--eval-text": ("text", "eval_text", Path("text")),
+    }
+    flags = {"--asymmetric": ("symmetric", False), "--force": ("force", True)}
+    arguments = [part for option, (text, *_) in given.items() for part in (option, text)]
+    assert leptonc("build", SOURCE, *arguments, *flags).code == 0
+    expected = {field: value for _, field, value in given.values()} | dict(flags.values())
+    assert asked == [compiler.BuildOptions(SOURCE, **expected)]
+    assert leptonc("build", SOURCE, "--no-check").code == 0
+    assert asked[1].check is False
+    fields = {field.name for field in dataclasses.fields(compiler.BuildOptions)}
+    assert fields == {"source", "check", *expected}
+
+
+@pytest.mark.usefixtures("asked")
+def test_what_a_person_sees(leptonc: Callable[..., Any]) -> None:
+    done = leptonc("build", SOURCE)
+    rows = dict(line.split("  ", 1) for line in done.out.splitlines())
+    assert {key: value.strip() for key, value in rows.items()} == {
+        "artifact": "made.lepton",
+        "size": "0.4 MB",
+        "target": "cpu",
+        "max abs diff": "0.5",
+        "time": "1.2 s",
+    }
+    assert done.err.startswith("one: 0.")
+
+
+@pytest.mark.usefixtures("asked")
+def test_what_a_program_sees(leptonc: Callable[..., Any]) -> None:
+    found = json.loads(leptonc("build", SOURCE, "--json").out)
+    assert found["path"] == "made.lepton"
+    assert found["manifest"]["name"] == "tiny"
+    assert found["report"] == {"fidelity": {"max_abs_diff": 0.5}}
+    assert found["seconds"] == {"one": 1.25}
+
+
+def test_a_build_from_end_to_end(leptonc: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "m.lepton"
+    done = leptonc("build", SOURCE, "--weights", "fp32", "-o", out, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["path"] == str(out)
+    assert found["report"]["fidelity"]["max_abs_diff"] < 1e-3
+    assert leptonc("verify", out).out.startswith("tiny-llama: ok, ")
+    assert leptonc("run", out, "hello", "--raw", "--max-new-tokens", "4").code == 0
+    again = leptonc("build", SOURCE, "-o", out)
+    assert (again.code, again.out) == (1, "")
+    assert str(out) in again.err
+    assert "--force" in again.err
+    assert leptonc("verify", out).code == 0  # and it is still there
+    assert leptonc("build", SOURCE, "--weights", "int8", "-o", out, "--force", "--no-check").code == 0
+    assert "weights int8" in leptonc("inspect", out).out
+    assert [path.name for path in tmp_path.iterdir()] == ["m.lepton"]
+
+
+def test_a_bound_that_is_not_met(leptonc: Callable[..., Any], tmp_path: Path) -> None:
+    done = leptonc("build", "sample:tiny-sentence", "--weights", "int4", "--max-loss", "0", "-o", tmp_path / "m.lepton")
+    assert (done.code, done.out) == (3, "")
+    assert "error: " in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["sample:tiny-lama", "/nowhere/at/all", "./nowhere.gguf"])
+def test_sources_that_are_none(leptonc: Callable[..., Any], tmp_path: Path, source: str) -> None:
+    done = leptonc("build", source, "-o", tmp_path / "m.lepton")
+    assert (done.code, done.out) == (1, "")
+    assert source.removeprefix("sample:") in done.err
+    assert "hint: " in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_to_measure_on_that_is_none(leptonc: Callable[..., Any], tmp_path: Path) -> None:
+    done = leptonc("build", SOURCE, "--eval-text", tmp_path / "none.txt", "-o", tmp_path / "m.lepton")
+    assert (done.code, done.out) == (1, "")
+    assert "none.txt" in done.err
+    assert list(tmp_path.iterdir()) == []
