@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 _BROKEN = "\ufffd"  # what a decoder gives for bytes that are not (yet) a character
 _MAX_HELD = 8  # tokens; a character has at most 4 bytes, so text that is broken for longer stays broken
+_MAX_BYTES = 4  # of a character in UTF-8
 _CONTEXT = 8  # tokens of the prompt before the first new one, which tell a word's start from its middle
-_MAX_CONTEXT = 32
 
 
 class Detokenizer:
@@ -32,11 +32,12 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, special_ids: frozenset[int], prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._special_ids = special_ids
-        self._window: list[int] = _last_visible(prompt, special_ids, _CONTEXT)
-        self._given = self._decode(self._window)
-        if self._given.startswith(_BROKEN):  # the window cuts a character: begin earlier
-            self._window = _last_visible(prompt, special_ids, _MAX_CONTEXT)
+        before = _last_visible(prompt, special_ids, _CONTEXT + _MAX_BYTES - 1)
+        for start in range(max(0, len(before) - _CONTEXT), -1, -1):
+            self._window = before[start:]
             self._given = self._decode(self._window)
+            if not self._given.startswith(_BROKEN):  # else the window cuts a character: begin earlier
+                break
         self._read = len(self._window)  # window[:read] has been given out, as text `_given`
 
     def push(self, token_id: int) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import runtime_edge
 from runtime_edge.errors import RequestError
+from runtime_edge.tasks import generate as generate_module
 
 
 def test_threads_that_share_a_model_take_turns(model: runtime_edge.Model) -> None:
@@ -89,6 +91,23 @@ def test_interrupt_within_a_step_leaves_the_model_usable(
         model.generate("b", max_new_tokens=50)
     assert caught.tb is not None  # it still holds the frames of the call
     assert model.generate("a", max_new_tokens=20).token_ids == expected
+
+
+def test_interrupt_between_steps_leaves_the_model_usable(
+    model: runtime_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interrupt comes while `generate` collects, when its stream waits for the next call."""
+
+    def collect(chunks: Iterator[runtime_edge.Chunk]) -> list[runtime_edge.Chunk]:
+        next(chunks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate_module, "list", collect, raising=False)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        model.generate("a")
+    monkeypatch.undo()
+    assert caught.tb is not None  # it still holds the frames, and with them the stream
+    assert len(model.generate("a", max_new_tokens=3).token_ids) == 3
 
 
 def test_cancel_from_another_thread(model: runtime_edge.Model) -> None:

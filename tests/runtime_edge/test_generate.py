@@ -165,7 +165,9 @@ def test_text_prompt_gets_bos_from_the_tokenizer_and_chat_from_its_template(mode
     assert ids.count(tiny.TURN) == 2
     assert model.detokenize(ids, skip_special_tokens=False) == "<bos><|turn|>user\na<|turn|>assistant\n"
     by_ids = model.generate(ids, max_new_tokens=5)
-    assert model.generate([{"role": "user", "content": "a"}], max_new_tokens=5).token_ids == by_ids.token_ids
+    by_messages = model.generate([{"role": "user", "content": "a"}], max_new_tokens=5)
+    assert by_messages.stats.prompt_tokens == len(ids)
+    assert by_messages.token_ids == by_ids.token_ids
 
 
 def test_eos_ends_and_has_no_text(tmp_path: Path, weights: tiny.Weights) -> None:
@@ -196,6 +198,12 @@ def test_stop_string_across_tokens_is_cut_out(model: runtime_edge.Model) -> None
     assert "".join(chunk.text for chunk in chunks) == free[:start]
     assert chunks[-1].finish_reason == "stop"
     assert model.generate("Hello", max_new_tokens=60, stop=stop).text == free[:start]
+
+
+def test_text_held_for_a_stop_string_comes_at_the_end(model: runtime_edge.Model) -> None:
+    free = model.generate("Hello", max_new_tokens=30).text
+    made = model.generate("Hello", max_new_tokens=30, stop=[free[-2:] + "…", free[-1:] + "…"])
+    assert (made.text, made.finish_reason) == (free, "length")
 
 
 def test_seed_repeats_and_differs(model: runtime_edge.Model) -> None:

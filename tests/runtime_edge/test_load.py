@@ -15,6 +15,7 @@ import pytest
 import runtime_edge
 from runtime_edge import probe
 from runtime_edge.errors import ArtifactError, MissingDependencyError, RequestError
+from tests.runtime_edge import tiny
 from tests.runtime_edge.test_verify import edit, relist
 
 ROOT = Path(runtime_edge.__file__).parents[1]
@@ -124,6 +125,18 @@ def test_tokenizer_that_is_none(artifact: Path) -> None:
     relist(artifact, "tokenizer.json")
     with pytest.raises(ArtifactError, match=r"tokenizer\.json: expected a tokenizer, found"):
         runtime_edge.load(artifact)
+
+
+def test_a_tokenizer_neither_cuts_nor_pads_a_prompt(artifact: Path) -> None:
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=8)
+    for text, length in (("a longer text", 14), ("a", 2)):
+        assert len(tokenizer.encode(text).ids) != length  # as it was saved
+    (artifact / "tokenizer.json").write_text(tokenizer.to_str())
+    relist(artifact, "tokenizer.json")
+    with runtime_edge.load(artifact, threads=1) as model:
+        assert [len(model.tokenize(text)) for text in ("a longer text", "a")] == [14, 2]
 
 
 @pytest.mark.parametrize("threads", [0, -1, 5000, 1.5, "2"])

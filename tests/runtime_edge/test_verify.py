@@ -240,6 +240,14 @@ def test_external_data_is_found_wherever_a_tensor_can_be(tmp_path: Path) -> None
     subgraph = helper.make_graph([constant("in-subgraph")], "s", [], [], [external_tensor("subgraph-initializer")])
     tensors = helper.make_node("Many", [], ["t"])
     tensors.attribute.add(name="all", type=onnx.AttributeProto.TENSORS, tensors=[external_tensor("in-list")])
+    tensors.attribute.add(
+        name="graphs",
+        type=onnx.AttributeProto.GRAPHS,
+        graphs=[helper.make_graph([], "l", [], [], [external_tensor("in-listed-graph")])],
+    )
+    sparse = onnx.SparseTensorProto(values=external_tensor("in-sparse-attribute"))
+    tensors.attribute.add(name="sparse", type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse)
+    tensors.attribute.add(name="sparses", type=onnx.AttributeProto.SPARSE_TENSORS, sparse_tensors=[sparse, sparse])
     graph = helper.make_graph([helper.make_node("If", ["c"], ["y"], then_branch=subgraph), tensors], "g", [], [])
     graph.initializer.append(external_tensor("initializer"))
     graph.sparse_initializer.add(values=external_tensor("sparse-values"), indices=external_tensor("sparse-indices"))
@@ -249,9 +257,11 @@ def test_external_data_is_found_wherever_a_tensor_can_be(tmp_path: Path) -> None
     model.training_info.add().algorithm.initializer.append(external_tensor("training"))
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
-    assert {one.location for one in external_data(path, "m.onnx")} == {
+    found = [one.location for one in external_data(path, "m.onnx")]
+    assert found.count("in-sparse-attribute") == 3
+    assert set(found) == {
         "initializer", "sparse-values", "sparse-indices", "in-subgraph", "subgraph-initializer", "in-list",
-        "in-function", "training",
+        "in-function", "training", "in-listed-graph", "in-sparse-attribute",
     }  # fmt: skip
 
 
