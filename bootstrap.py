@@ -60,7 +60,8 @@ def main() -> int:
 def install(samples: list[str]) -> None:
     """Creates the environment and installs what is not there yet; a failure ends this program."""
     digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    wanted = {"pyproject": digest, "python": sys.version, "root": str(ROOT)}
+    packages = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # an installation in place maps these
+    wanted = {"pyproject": digest, "python": sys.version, "root": str(ROOT), "packages": packages}
     present = json.loads(STAMP.read_text()) if STAMP.exists() else {}
     present_samples = present.pop("samples", [])
     if present == wanted and set(samples) <= set(present_samples):
