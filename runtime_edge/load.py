@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,16 +45,21 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
     root = Path(path)
     manifest = verify(root)
     variant = choose_variant(manifest, backend)
-    codec = TextCodec(root, manifest)
     module = backend_module(variant.backend)
     graph = root / variant.graph
     task: Decoding | Encoding
-    if manifest.decoder is not None:
-        session = module.open_decoder(graph, manifest.decoder, count)
-        task = Decoding(session, manifest.decoder, codec)
-    else:
-        assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
-        task = Encoding(module.open_encoder(graph, manifest.encoder, count), manifest.encoder, codec)
+    # Parsing a tokenizer and preparing a session's weights take about as long, and neither holds the interpreter.
+    with ThreadPoolExecutor(1) as pool:
+        parsing = pool.submit(TextCodec, root, manifest)
+        if manifest.decoder is not None:
+            session = module.open_decoder(graph, manifest.decoder, count)
+            codec = parsing.result()
+            task = Decoding(session, manifest.decoder, codec)
+        else:
+            assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
+            encoder = module.open_encoder(graph, manifest.encoder, count)
+            codec = parsing.result()
+            task = Encoding(encoder, manifest.encoder, codec)
     return Model(manifest, variant, count, codec, task)
 
 

@@ -22,7 +22,7 @@ from leptonc.frontend.tasks import Task, build_model
 from leptonc.sources.base import Source
 
 # Logits of so many bytes are computed at a time.
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 8 * 2**20
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from runtime_edge.text import TextCodec
 Floats = NDArray[np.float32]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
-_LOGITS_BYTES = 64 * 2**20  # logits of all positions are made in runs of tokens that take no more than this
+_LOGITS_BYTES = 32 * 2**20  # logits of all positions are made in runs of tokens that take no more than this
 _RESERVE = 1024  # tokens beyond the prompt that the cache is sized for at once; later it doubles
 _POLL_S = 0.05  # how soon a generation that waits for another sees that it was cancelled
 

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Prefill and decode speed of an artifact, alone or in turn with a peer's, as ratios.
+
+    python benchmarks/speed.py ART                                   one line of JSON
+    python benchmarks/speed.py ART --rounds 5 --peer 'PEER COMMAND'  ours, peer, ours, peer …, then the ratios
+
+The peer's command prints one line of JSON with load_s, prefill_tok_s, decode_tok_s and rss_mb, measured as here: the
+same text, greedy, medians of 4 repetitions, a process that does nothing else. Absolute figures move by 10 % and more
+on a shared machine: quote the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+TEXT = (
+    "Edge computing is a distributed computing model that brings computation and data storage closer to the "
+    "sources of data. "
+)
+REPETITIONS = 4
+FIELDS = ("prefill_tok_s", "decode_tok_s", "load_s", "rss_mb")
+LESS_IS_BETTER = ("load_s", "rss_mb")
+
+
+def ours(artifact: str, prompt: int, new: int, threads: int) -> dict[str, Any]:
+    """Measures an artifact in this process: load seconds, tokens a second, peak resident megabytes."""
+    started = time.time()
+    import runtime_edge
+
+    prefill, decode = [], []
+    with runtime_edge.load(artifact, threads=threads) as model:
+        load = time.time() - started
+        ids = model.tokenize(TEXT * 100)
+        for repetition in range(REPETITIONS):
+            # Another first token each time, so that nothing is found in the prompt cache.
+            stats = model.generate(ids[repetition : repetition + prompt], max_new_tokens=new + 1).stats
+            if stats.new_tokens != new + 1 or stats.cached_tokens:
+                raise SystemExit(f"expected {new + 1} tokens after an uncached prompt, found {stats}")
+            prefill.append(stats.prefill_s)
+            decode.append(stats.decode_s)
+    return {
+        "peer": "lepton",
+        "load_s": round(load, 2),
+        "prefill_tok_s": round(prompt / statistics.median(prefill), 1),
+        "decode_tok_s": round(new / statistics.median(decode), 1),
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    """Runs a command; returns the JSON of its last line of output."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact")
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer", help="command that measures the peer")
+    args = parser.parse_args()
+    if not args.peer:
+        print(json.dumps(ours(args.artifact, args.prompt, args.new, args.threads)))
+        return
+    sizes = ["--prompt", str(args.prompt), "--new", str(args.new), "--threads", str(args.threads)]
+    commands = {"ours": [sys.executable, __file__, args.artifact, *sizes], "peer": [*shlex.split(args.peer), *sizes]}
+    results: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+    for _ in range(args.rounds):
+        for name, command in commands.items():
+            results[name].append(run(command))
+            print(json.dumps(results[name][-1]), file=sys.stderr)
+    summary: dict[str, Any] = {}
+    for field in FIELDS:
+        a, b = (statistics.median(r[field] for r in results[name]) for name in ("ours", "peer"))
+        summary[field] = {"ours": a, "peer": b, "ratio": round(a / b, 3)}
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    main()
