@@ -181,7 +181,8 @@ class _Converter:
         self._inputs()
         for node in self.program.graph.nodes:
             stack = node.meta.get("nn_module_stack") or {}
-            b.module = next(reversed(list(stack.values())))[0].removeprefix("model.").removeprefix("model") if stack else ""
+            path = next(reversed(list(stack.values())))[0] if stack else ""
+            b.module = "" if path == "model" else path.removeprefix("model.")  # `Traced` holds the model as "model"
             if node.op == "placeholder":
                 self._placeholder(node, signature)
             elif node.op == "call_function":

@@ -145,6 +145,13 @@ def _patch_activations(model: nn.Module) -> None:
             module.forward = lambda x: nn.functional.gelu(x, approximate="tanh")  # type: ignore[method-assign]
 
 
+def _patch_padding_warnings(model: nn.Module) -> None:
+    """GPT-2's family looks for padding among the ids to warn of it: ids have no values in a trace."""
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+            module.warn_if_padding_and_no_attention_mask = lambda *_, **__: None  # type: ignore[assignment]
+
+
 def _patch_rotary_tables(model: nn.Module, recorder: Recorder) -> None:
     """Replaces modules that compute cos and sin of positions by a look-up in tables made by their own code."""
     for path, module in model.named_modules():
@@ -205,6 +212,7 @@ def patched(model: nn.Module, *, cached: bool, max_positions: int) -> Iterator[R
     _patch_norms(model)
     _patch_conv1d(model)
     _patch_activations(model)
+    _patch_padding_warnings(model)
     _patch_rotary_tables(model, recorder)
     files = {sys.modules[type(m).__module__] for m in model.modules() if type(m).__module__ in sys.modules}
     with _lock:
