@@ -208,9 +208,7 @@ class _Build:
         if self.scheme == "fp32":
             return []
         bits = int(self.scheme.removeprefix("int"))
-        config = QuantizeWeightsConfig(
-            bits=bits, block_size=self.options.block_size, symmetric=self.options.symmetric
-        )
+        config = QuantizeWeightsConfig(bits=bits, block_size=self.options.block_size, symmetric=self.options.symmetric)
         return [QuantizeWeights(config)]
 
     def _tokenizer_files(self, writer: Any) -> None:

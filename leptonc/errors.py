@@ -1,10 +1,10 @@
 """Errors of the compiler, leaves of the runtime's tree (`runtime_edge.errors`), each with its exit code.
 
-    LeptonError
-    ├── InputError         the model, file or option that was given is wrong        (1)
-    │   └── CaptureError   the architecture cannot be captured                      (1)
-    ├── BoundError         a quality or size bound was not met; nothing is written  (3)
-    └── MissingExtraError  a verb needs packages of an extra that is not installed  (4)
+LeptonError
+├── InputError         the model, file or option that was given is wrong        (1)
+│   └── CaptureError   the architecture cannot be captured                      (1)
+├── BoundError         a quality or size bound was not met; nothing is written  (3)
+└── MissingExtraError  a verb needs packages of an extra that is not installed  (4)
 """
 
 from __future__ import annotations

@@ -66,9 +66,7 @@ def decoder_of(captured: Captured) -> Decoder | None:
         layers.append(
             CacheLayer(kv_heads=int(key[1]), key_dim=int(key[3]), value_dim=int(value[3]), window=windows[i] or None)  # type: ignore[index, arg-type]
         )
-    return Decoder(
-        vocab_size=int(captured.config.vocab_size), max_seq_len=captured.max_seq_len, cache=tuple(layers)
-    )
+    return Decoder(vocab_size=int(captured.config.vocab_size), max_seq_len=captured.max_seq_len, cache=tuple(layers))
 
 
 def encoder_of(captured: Captured) -> Encoder | None:

@@ -55,7 +55,13 @@ class ArtifactWriter:
     ) -> None:
         if not self._committed:
             shutil.rmtree(self.path, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EACCES,
+            errno.EROFS,
+        ):
             raise _unwritable(self.out.parent, error) from error
 
     def add(self, name: str, data: bytes) -> None:
@@ -63,9 +69,7 @@ class ArtifactWriter:
         (self.path / name).write_bytes(data)
         self.files[name] = File(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
-    def add_graph(
-        self, name: str, model: ir.Model, advance: Callable[[int], Any] = lambda _: None
-    ) -> tuple[str, ...]:
+    def add_graph(self, name: str, model: ir.Model, advance: Callable[[int], Any] = lambda _: None) -> tuple[str, ...]:
         """Writes a graph and its weights: one blob a layer, named by its content; equal blobs are one file.
 
         Each tensor is materialised once, written, and released. `model` then refers to the files.
@@ -112,10 +116,16 @@ class ArtifactWriter:
         partial.replace(self.path / path)
         self.files[path] = File(path=path, size=size, sha256=digest.hexdigest())
         for value in values:
-            tensor = value.const_value
+            stored: Any = value.const_value
             offset, length = places[str(value.meta.get(STORAGE, value.name))]
             value.const_value = ir.ExternalTensor(
-                path, offset, length, tensor.dtype, shape=tensor.shape, name=str(value.name), base_dir=self.path  # type: ignore[union-attr]
+                path,
+                offset,
+                length,
+                stored.dtype,
+                shape=stored.shape,
+                name=str(value.name),
+                base_dir=self.path,
             )
         return path
 
@@ -149,14 +159,21 @@ def check_out(out: Path, *, replace: bool) -> None:
     """
     if out.is_symlink() or out.exists():
         if not (out / MANIFEST_NAME).is_file() or out.is_symlink():
-            raise InputError(f"expected a place for the artifact, found something else at {out}", hint="choose another with -o")
+            raise InputError(
+                f"expected a place for the artifact, found something else at {out}", hint="choose another with -o"
+            )
         if not replace:
-            raise InputError(f"expected nothing at {out}, found an artifact", hint="replace it with --force, or choose another with -o")
+            raise InputError(
+                f"expected nothing at {out}, found an artifact",
+                hint="replace it with --force, or choose another with -o",
+            )
     parent = out.parent
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"expected a directory that can be written to, found {parent}", hint="choose another place with -o")
+        raise InputError(
+            f"expected a directory that can be written to, found {parent}", hint="choose another place with -o"
+        )
 
 
 def _unwritable(place: Path, error: OSError) -> InputError:
@@ -174,4 +191,5 @@ def _data(tensor: Any) -> Any:
     array = np.ascontiguousarray(tensor.numpy())
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(array.reshape(-1).view(np.uint8))
+    flat: Any = array.reshape(-1).view(np.uint8)
+    return memoryview(flat)

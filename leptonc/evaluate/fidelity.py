@@ -21,7 +21,8 @@ def log_softmax(logits: Floats) -> Floats:
     """Returns log-probabilities over the last axis, float32 as given; the sum is accumulated in float64."""
     shifted = logits - logits.max(-1, keepdims=True)
     total = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
-    return shifted - np.log(total).astype(np.float32)
+    result: Floats = shifted - np.log(total).astype(np.float32)
+    return result
 
 
 def compare_logits(
@@ -42,7 +43,11 @@ def compare_logits(
     kl, agree, nll_reference, nll_artifact = 0.0, 0, 0.0, 0.0
     for start, want, got in _aligned(reference, artifact):
         diff = np.abs(want - got)
-        worst, total, count = max(worst, float(diff.max())), total + float(diff.sum(dtype=np.float64)), count + diff.size
+        worst, total, count = (
+            max(worst, float(diff.max())),
+            total + float(diff.sum(dtype=np.float64)),
+            count + diff.size,
+        )
         agree += int((want.argmax(-1) == got.argmax(-1)).sum())
         del diff
         p, q = log_softmax(want), log_softmax(got)

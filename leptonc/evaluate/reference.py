@@ -131,4 +131,4 @@ def _writable(array: NDArray[Any]) -> NDArray[Any]:
 def _returns(hidden: Tensor) -> Callable[..., Any]:
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
-    return lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)  # type: ignore[arg-type]
+    return lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)

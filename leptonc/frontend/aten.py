@@ -7,6 +7,7 @@ first half are one-to-one; what follows needs a few lines each.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -35,7 +36,7 @@ NOTHING = ("contiguous", "clone", "detach", "alias", "dropout", "lift_fresh_copy
 SIZES = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul", operator.floordiv: "Div"}
 
 
-def handles(*names: str) -> Any:
+def handles(*names: str) -> Callable[[Handler], Handler]:
     def register(handler: Handler) -> Handler:
         for name in names:
             TABLE[name] = handler
@@ -134,7 +135,14 @@ def _addmm(b: Builder, node: torch.fx.Node, bias: Any, x: Any, y: Any) -> ir.Val
 
 @handles("layer_norm")
 def _layer_norm(
-    b: Builder, node: torch.fx.Node, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+    b: Builder,
+    node: torch.fx.Node,
+    x: Any,
+    shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
 ) -> ir.Value:
     scale = b.value(weight) if weight is not None else b.const([1.0] * shape[-1], FLOAT)
     inputs = [b.value(x), scale, *([b.value(bias)] if bias is not None else [])]
@@ -217,16 +225,24 @@ def _split(b: Builder, node: torch.fx.Node, x: Any, sizes: Any = 1, axis: int = 
     lengths = [p.shape[axis] for p in parts]
     if len(lengths) == 1:
         return [b.value(x)]
-    out = b.op("Split", [b.value(x), b.vector(lengths)], {"axis": axis}, outputs=len(lengths), like=list(parts))
+    out = b.ops("Split", [b.value(x), b.vector(lengths)], {"axis": axis}, outputs=len(lengths), like=list(parts))
     return list(out)
 
 
 @handles("slice")
-def _slice(b: Builder, node: torch.fx.Node, x: Any, axis: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+def _slice(
+    b: Builder, node: torch.fx.Node, x: Any, axis: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Any:
     if [str(d) for d in _val(x).shape] == [str(d) for d in _val(node).shape] and step == 1:
         return b.value(x)
     ends = INT_MAX if end is None else end
-    inputs = [b.value(x), b.vector([start or 0]), b.vector([ends]), b.const([_axis(axis, _val(x).dim())]), b.const([step])]
+    inputs = [
+        b.value(x),
+        b.vector([start or 0]),
+        b.vector([ends]),
+        b.const([_axis(axis, _val(x).dim())]),
+        b.const([step]),
+    ]
     return b.op("Slice", inputs, like=_val(node))
 
 
@@ -276,7 +292,9 @@ TABLE.update({"mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"), "amax"
 
 
 @handles("linalg_vector_norm")
-def _vector_norm(b: Builder, node: torch.fx.Node, x: Any, order: Any = 2, axes: Any = None, keepdim: bool = False, **_: Any) -> Any:
+def _vector_norm(
+    b: Builder, node: torch.fx.Node, x: Any, order: Any = 2, axes: Any = None, keepdim: bool = False, **_: Any
+) -> Any:
     if order != 2:
         raise CaptureError(f"{b.module}: expected an L2 norm, found order {order}")
     return _reduce("ReduceL2")(b, node, x, axes, keepdim)
@@ -295,7 +313,7 @@ def _cumsum(b: Builder, node: torch.fx.Node, x: Any, axis: int, **_: Any) -> ir.
 @handles("argmax")
 def _argmax(b: Builder, node: torch.fx.Node, x: Any, axis: int = -1, keepdim: bool = False) -> ir.Value:
     value = b.cast(b.value(x), FLOAT)
-    _, at = b.op("TopK", [value, b.const([1])], {"axis": axis}, outputs=2)
+    _, at = b.ops("TopK", [value, b.const([1])], {"axis": axis}, outputs=2)
     return at if keepdim else b.op("Squeeze", [at, b.const([axis])], like=_val(node))
 
 
@@ -332,7 +350,18 @@ def _arange(b: Builder, node: torch.fx.Node, *args: Any, **_: Any) -> ir.Value:
     return b.cast(b.op("Range", [b.scalar(start), b.scalar(end), b.scalar(step)], like=_val(node)), dtype)
 
 
-@handles("full", "zeros", "ones", "full_like", "zeros_like", "ones_like", "new_zeros", "new_ones", "new_full", "scalar_tensor")
+@handles(
+    "full",
+    "zeros",
+    "ones",
+    "full_like",
+    "zeros_like",
+    "ones_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "scalar_tensor",
+)
 def _full(b: Builder, node: torch.fx.Node, *args: Any, **_: Any) -> ir.Value:
     name = str(node.target)
     fill: Any = 1 if "ones" in name else 0

@@ -44,13 +44,27 @@ class Builder:
     # Nodes
 
     def op(
-        self, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None, *,
-        outputs: int = 1, domain: str = "", like: Any = None,
-    ) -> Any:  # fmt: skip
-        """Appends a node; returns its output, or the list of its outputs where there are several.
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: dict[str, Any] | None = None,
+        *,
+        like: Any = None,
+    ) -> ir.Value:
+        """Appends a node with one output, and returns that; `like` is the torch value that it has the shape of."""
+        return self.ops(op, inputs, attributes, like=[like])[0]
 
-        `like` is the torch value (or list of them) that the output has shape and dtype of.
-        """
+    def ops(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: dict[str, Any] | None = None,
+        *,
+        outputs: int = 1,
+        domain: str = "",
+        like: Sequence[Any] = (),
+    ) -> list[ir.Value]:
+        """Appends a node; returns its outputs. `like` are the torch values that they have the shapes of."""
         node = ir.node(op, inputs, attributes or {}, domain=domain, num_outputs=outputs)
         self._count += 1
         node.name = f"{op}_{self._count}"
@@ -59,10 +73,10 @@ class Builder:
         if self.module:
             node.metadata_props[MODULE_KEY] = self.module
         self.graph.append(node)
-        for value, tensor in zip(node.outputs, like if isinstance(like, (list, tuple)) else [like], strict=False):
+        for value, tensor in zip(node.outputs, like, strict=False):
             if isinstance(tensor, torch.Tensor):
                 self.describe(value, tensor)
-        return list(node.outputs) if outputs > 1 else node.outputs[0]
+        return list(node.outputs)
 
     def describe(self, value: ir.Value, tensor: torch.Tensor) -> None:
         """Gives a value the shape and dtype of a traced tensor."""
@@ -78,7 +92,7 @@ class Builder:
 
     def const(self, value: Any, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
         """Returns an initializer that holds a scalar or a list; equal constants are one initializer."""
-        array = np.asarray(value, dtype=NUMPY[dtype])
+        array: np.ndarray[Any, Any] = np.asarray(value, dtype=NUMPY[dtype])
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
             name = f"const_{len(self._constants)}"
@@ -89,9 +103,7 @@ class Builder:
         """Registers a tensor (lazy or not) under `name`, once."""
         if name in self.graph.initializers:
             return self.graph.initializers[name]
-        value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 

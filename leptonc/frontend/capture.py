@@ -22,7 +22,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from leptonc.errors import CaptureError, LeptonError
+from leptonc.errors import CaptureError
 from leptonc.frontend import weights as bindings
 from leptonc.frontend.aten import TABLE, convert_size
 from leptonc.frontend.builder import Builder
@@ -31,6 +31,7 @@ from leptonc.frontend.tasks import Task, Traced, build_model, task_of
 from leptonc.ir import dialect
 from leptonc.ir.edit import cleanup
 from leptonc.sources.base import Source
+from runtime_edge.errors import LeptonError
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
@@ -125,7 +126,7 @@ def _export(traced: Traced, recorder: Recorder, limit: int | None) -> torch.expo
             return torch.export.export(traced, args, dynamic_shapes=((dims,) * len(args),), strict=False)
     except LeptonError:
         raise
-    except Exception as error:  # noqa: BLE001  (any model code runs here; whatever it raises means one thing)
+    except Exception as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CaptureError(
             f"{family} cannot be traced: {type(error).__name__}: {line[:300]}",
@@ -143,8 +144,8 @@ def _count(model: nn.Module, recorder: Recorder) -> None:
     missed = sorted(inner - set(recorder.attended))
     if missed:
         raise CaptureError(
-            f"{missed[0]} ({type(candidates[missed[0]]).__name__}): expected it to attend through transformers' attention "
-            f"interface once, found that it does not ({len(missed)} of {len(inner)} attention modules)",
+            f"{missed[0]} ({type(candidates[missed[0]]).__name__}): expected it to attend through transformers' "
+            f"attention interface once, found that it does not ({len(missed)} of {len(inner)} attention modules)",
             hint="this architecture is not supported yet",
         )
     if not recorder.attended:
@@ -286,7 +287,7 @@ class _Converter:
                 pasts.append(
                     b.input(f"past_key_values.{i}.{kind}", FLOAT, ("batch", int(size[1]), "capacity", int(size[3])))
                 )
-            y, *presents = b.op(
+            y, *presents = b.ops(
                 "CachedAttention", [*tensors, *pasts, self.past],
                 {"scale": scale, "softcap": softcap, "window": window}, outputs=3, domain=dialect.DOMAIN,
             )  # fmt: skip
@@ -298,7 +299,7 @@ class _Converter:
         return b.op("Transpose", [y], {"perm": [0, 2, 1, 3]}, like=node.meta["val"])
 
     def rotary_tables(self, node: torch.fx.Node, positions: Any, table: str, width: int) -> list[ir.Value]:
-        """Rows of the model's own tables, for functions that rotate in a way of their own; unused ones are cleaned up."""
+        """Rows of the model's own tables, for functions that rotate in their own way; unused ones are cleaned up."""
         b = self.b
         self.tables[node] = table
         both = zip(("cos", "sin"), self.recorder.tables[table], strict=True)
@@ -312,16 +313,18 @@ class _Converter:
         from leptonc.frontend.probe import RotaryForm, half_table
 
         b, table = self.b, self.tables[cos]
-        halves = []
+        halves, width = [], 0
         for kind, full in zip(("cos", "sin"), self.recorder.tables[table], strict=True):
             name = f"{table}.{kind}_cache"
             half = half_table(full, RotaryForm(interleaved, layout)).contiguous().numpy()
             halves.append(b.initializer(ir.tensor(half, name=name), name))
-        width = int(halves[0].const_value.shape[-1]) * 2  # type: ignore[union-attr]
+            width = 2 * half.shape[-1]
         attributes: dict[str, Any] = {"interleaved": int(interleaved)}
         if width != x.meta["val"].shape[-1]:
             attributes["rotary_embedding_dim"] = width
-        return b.op("RotaryEmbedding", [b.value(x), *halves, self.users["position_ids"]], attributes, like=node.meta["val"])
+        return b.op(
+            "RotaryEmbedding", [b.value(x), *halves, self.users["position_ids"]], attributes, like=node.meta["val"]
+        )
 
     def rms_norm(self, node: torch.fx.Node, x: Any, weight: Any, eps: float, offset: float) -> ir.Value:
         b = self.b

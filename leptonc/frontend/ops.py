@@ -6,29 +6,31 @@ registers them once a process; it needs torch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-_library = torch.library.Library("lepton", "DEF")
+_library: Any = torch.library.Library("lepton", "DEF")  # type: ignore[no-untyped-call]
 
 _library.define(
-    "attention(Tensor q, Tensor k, Tensor v, str module, int layer, float scale, float softcap, int window, bool cached)"
-    " -> Tensor"
+    "attention(Tensor q, Tensor k, Tensor v, str module, int layer, float scale, float softcap, int window, "
+    "bool cached) -> Tensor"
 )
 _library.define("rotary_tables(Tensor position_ids, str table, int dim) -> (Tensor, Tensor)")
 _library.define("rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved, str layout) -> Tensor")
 _library.define("rms_norm(Tensor x, Tensor? weight, float eps, float offset) -> Tensor")
 
 
-@torch.library.register_fake("lepton::attention", lib=_library)
+@torch.library.register_fake("lepton::attention", lib=_library)  # type: ignore[untyped-decorator]
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, module: str, layer: int, scale: float, softcap: float, window: int, cached: bool
 ) -> Tensor:
-    """[batch, heads, length, key_dim] queries give [batch, length, heads, value_dim], as transformers' interface does."""
+    """[batch, heads, length, key_dim] queries give [batch, length, heads, value_dim], as transformers wants."""
     return q.new_empty((q.shape[0], q.shape[2], q.shape[1], v.shape[3]))
 
 
-@torch.library.register_fake("lepton::rotary_tables", lib=_library)
+@torch.library.register_fake("lepton::rotary_tables", lib=_library)  # type: ignore[untyped-decorator]
 def _rotary_tables(position_ids: Tensor, table: str, dim: int) -> tuple[Tensor, Tensor]:
     shape = (*position_ids.shape, dim)
     return (
@@ -37,11 +39,11 @@ def _rotary_tables(position_ids: Tensor, table: str, dim: int) -> tuple[Tensor, 
     )
 
 
-@torch.library.register_fake("lepton::rotary", lib=_library)
+@torch.library.register_fake("lepton::rotary", lib=_library)  # type: ignore[untyped-decorator]
 def _rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, layout: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("lepton::rms_norm", lib=_library)
+@torch.library.register_fake("lepton::rms_norm", lib=_library)  # type: ignore[untyped-decorator]
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> Tensor:
     return x.new_empty(x.shape)

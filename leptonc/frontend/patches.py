@@ -25,7 +25,8 @@ _lock = threading.RLock()
 
 # What transformers hands to every attention function and what leaves the result as it is, or is read elsewhere.
 _INERT = {
-    "dropout", "position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache", "target_dtype",
+    "dropout", "position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache",
+    "target_dtype",
     "past_key_values", "is_causal", "return_dict", "logits_to_keep", "layer_idx", "head_mask", "position_embeddings",
 }  # fmt: skip
 
@@ -117,7 +118,7 @@ def _patch_norms(model: nn.Module) -> None:
             result: Tensor = torch.ops.lepton.rms_norm(x, _m.weight if _f.weighted else None, _f.eps, _f.offset)
             return result
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
 
 
 def _patch_conv1d(model: nn.Module) -> None:
@@ -128,7 +129,7 @@ def _patch_conv1d(model: nn.Module) -> None:
             def forward(x: Tensor, _m: Any = module) -> Tensor:
                 return nn.functional.linear(x, _m.weight.t(), _m.bias)
 
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
 
 
 def _patch_activations(model: nn.Module) -> None:
@@ -142,7 +143,7 @@ def _patch_activations(model: nn.Module) -> None:
         if kind not in forms:
             forms[kind] = torch.allclose(module(x), nn.functional.gelu(x, approximate="tanh"), rtol=1e-6, atol=1e-6)
         if forms[kind]:
-            module.forward = lambda x: nn.functional.gelu(x, approximate="tanh")  # type: ignore[method-assign]
+            module.forward = lambda x: nn.functional.gelu(x, approximate="tanh")
 
 
 def _patch_padding_warnings(model: nn.Module) -> None:
@@ -176,7 +177,7 @@ def _patch_rotary_tables(model: nn.Module, recorder: Recorder) -> None:
                 t._lepton_table = name  # type: ignore[attr-defined]
             return result
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
 
 
 def _rotary_patch(original: Any, where: str, recorder: Recorder) -> Any:
@@ -219,7 +220,8 @@ def patched(model: nn.Module, *, cached: bool, max_positions: int) -> Iterator[R
         saved = [(f, f.apply_rotary_pos_emb) for f in files if hasattr(f, "apply_rotary_pos_emb")]
         AttentionInterface.register(INTERFACE, _attention_interface(recorder))
         # No mask function has this name, so transformers makes no mask: the captured attention implies it.
-        for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+        configs: list[Any] = [m.config for m in model.modules() if hasattr(m, "config")]
+        for config in configs:
             config._attn_implementation = INTERFACE
         try:
             for file, original in saved:

@@ -153,7 +153,7 @@ def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
         )
     fields = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config", "torch_dtype", "dtype")}
     try:
-        parsed = transformers.AutoConfig.for_model(model_type, **fields)
+        parsed = transformers.AutoConfig.for_model(str(model_type), **fields)
         if task.auto_class == "AutoModelForCausalLM":
             # A multimodal checkpoint's config holds the language model's config.
             parsed = parsed.get_text_config(decoder=True)

@@ -18,7 +18,7 @@ RENAMED = ((".weight", ".gamma"), (".bias", ".beta"))
 
 
 def find(name: str, weights: Mapping[str, LazyTensor], prefix: str) -> str | None:
-    """Returns the checkpoint's name of parameter `name`: itself, with or without the base model's prefix, or an old one."""
+    """Returns the checkpoint's name of parameter `name`: itself, with or without the base's prefix, or an old one."""
     names = [name]
     if prefix:
         names.append(name.removeprefix(prefix + ".") if name.startswith(prefix + ".") else f"{prefix}.{name}")
@@ -55,7 +55,7 @@ def bind(model: nn.Module, weights: Mapping[str, LazyTensor]) -> dict[str, tuple
         handle, want = weights[found], tuple(parameters[key].shape)
         if tuple(handle.shape) != want:
             raise InputError(
-                f"expected `{found}` of shape {list(want)} as the config says, found {list(handle.shape)} in the checkpoint",
+                f"expected `{found}` of shape {list(want)} as the config says, found {list(handle.shape)}",
                 hint="config.json and the weights belong to different models",
             )
         bound.update((n, (found, handle)) for n in names)

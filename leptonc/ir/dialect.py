@@ -22,19 +22,21 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from leptonc.errors import LeptonError
+from runtime_edge.errors import LeptonError
 
 OPSET = 24
 DOMAIN = "lepton"
 MODULE_KEY = "lepton.module"
 
 # ONNX operators that a captured graph may use. A lowering knows this set and no other.
-STANDARD_OPS = frozenset(
-    """Abs Add And Attention Cast Clip Concat ConstantOfShape Constant Cos CumSum DequantizeLinear Div Equal Erf Exp Expand Floor Gather
-    GatherElements Gelu Greater GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log MatMul Max Min Mod Mul Neg
-    Not Or Pow RMSNormalization Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape
-    RotaryEmbedding Round Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Swish Tanh TensorScatter
-    Tile TopK Transpose Trilu Unsqueeze Where""".split()
+STANDARD_OPS = frozenset(  # as text: one word an op
+    """
+    Abs Add And Attention Cast Clip Concat Constant ConstantOfShape Cos CumSum DequantizeLinear Div Equal Erf
+    Exp Expand Floor Gather GatherElements Gelu Greater GreaterOrEqual Identity LayerNormalization Less
+    LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow RMSNormalization Range Reciprocal ReduceL2 ReduceMax
+    ReduceMean ReduceMin ReduceSum Relu Reshape RotaryEmbedding Round Shape Sigmoid Sign Sin Slice Softmax
+    Softplus Split Sqrt Squeeze Sub Swish Tanh TensorScatter Tile TopK Transpose Trilu Unsqueeze Where
+    """.split()  # noqa: SIM905
 )
 
 # Attention of new tokens over a key/value cache that holds `past_length` tokens, causal, with an optional window of
@@ -138,9 +140,9 @@ def verify(model: ir.Model, *, after: str = "capture") -> None:
                 caches.append(node)
         elif node.domain != "" or node.op_type not in STANDARD_OPS:
             fail(f"expected an op of the dialect, found {node.domain or 'ai.onnx'}.{node.op_type}", node)
-        for value in node.inputs:
-            if value is not None and id(value) not in seen:
-                fail(f"input `{value.name}` is used before it is made", node)
+        for read in node.inputs:
+            if read is not None and id(read) not in seen:
+                fail(f"input `{read.name}` is used before it is made", node)
         seen.update(id(v) for v in node.outputs)
     for output in graph.outputs:
         if id(output) not in seen:
@@ -150,7 +152,9 @@ def verify(model: ir.Model, *, after: str = "capture") -> None:
         for slot, kind in ((3, "key"), (4, "value")):
             source = node.inputs[slot]
             if source is None or source.name not in inputs or not str(source.name).endswith(f".{kind}"):
-                fail(f"expected a cache input past_key_values.*.{kind}, found `{source.name if source else None}`", node)
+                fail(
+                    f"expected a cache input past_key_values.*.{kind}, found `{source.name if source else None}`", node
+                )
         for value in node.outputs[1:]:
             if value.name not in outputs:
                 fail(f"expected the cache `{value.name}` of layer {i} among the outputs", node)

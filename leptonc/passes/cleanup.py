@@ -18,5 +18,5 @@ class Cleanup(Pass):
     def run(self, model: ir.Model) -> int:
         before = model.graph.num_nodes()
         cleanup(model)
-        common.RemoveUnusedFunctionsPass()(model)
+        common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         return before - model.graph.num_nodes()

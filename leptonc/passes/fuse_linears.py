@@ -27,7 +27,7 @@ def joinable(group: Sequence[Linear]) -> bool:
 
 
 def join(graph: ir.Graph, group: Sequence[Linear]) -> ir.Value:
-    """Builds the joined layer before the first of `group`; returns its output [..., sum of out]. The old stay unread."""
+    """Builds the joined layer before the first of `group`; returns its output [..., sum of out]."""
     first = group[0].node
     parts = [g.path for g in group]
     stem = parts[0].rpartition(".")[0]
@@ -48,7 +48,9 @@ def join(graph: ir.Graph, group: Sequence[Linear]) -> ir.Value:
                 metadata_props={"lepton.source": sources},
             ),
         )  # fmt: skip
-    (turned,) = edit.insert(first, "Transpose", [weight], {"perm": [1, 0]}, name=f"{first.name}/joined/Transpose", module=path)
+    (turned,) = edit.insert(
+        first, "Transpose", [weight], {"perm": [1, 0]}, name=f"{first.name}/joined/Transpose", module=path
+    )
     (y,) = edit.insert(first, "MatMul", [group[0].x, turned], name=f"{first.name}/joined", module=path)
     if group[0].bias is not None:
         biases = [g.bias.const_value for g in group if g.bias is not None]

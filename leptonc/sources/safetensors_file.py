@@ -50,11 +50,9 @@ class SafetensorsTensor:
     end: int
 
     def read(self) -> Array:
-        """Returns float32 (a read-only view of the file where it stores aligned float32), or the stored integers."""
+        """Returns float32, or the stored integers. Always a copy: pages of the file do not count as this process's."""
         raw = self.file.array(self.begin, self.end - self.begin)
         stored = raw.view(_DTYPES[self.dtype]).reshape(self.shape)
-        if self.dtype == "F32":
-            return stored if stored.flags.aligned else stored.copy()
         widened = bfloat16_to_float32(stored) if self.dtype == "BF16" else as_float32(stored)
         result = widened.copy() if widened is stored else widened
         self.file.release(self.begin, self.end - self.begin)

@@ -13,8 +13,9 @@ from leptonc.ir.dialect import DOMAIN, attribute
 from leptonc.passes.base import Pass
 
 MS = "com.microsoft"
-# GroupQueryAttention's kernel takes heads whose width is a multiple of this.
-HEAD_MULTIPLE = 8
+# What GroupQueryAttention's kernel wants of a head's width, and of a rotary table's.
+HEAD_MULTIPLE = 16
+TABLE_MULTIPLE = 8
 
 
 @dataclass
@@ -140,7 +141,7 @@ class CachedAttentionToGroupQuery(Pass):
         same = all(a is b for a, b in zip(query.rotary.inputs[1:], key.rotary.inputs[1:], strict=True))
         alike = attribute(query.rotary, "interleaved", 0) == attribute(key.rotary, "interleaved", 0)
         table = query.rotary.inputs[1]
-        fits = table is not None and table.shape is not None and int(table.shape[1]) % HEAD_MULTIPLE == 0  # type: ignore[arg-type]
+        fits = table is not None and table.shape is not None and int(table.shape[1]) % TABLE_MULTIPLE == 0  # type: ignore[arg-type]
         return query.rotary if same and alike and fits else None
 
 

@@ -17,7 +17,6 @@ from leptonc.passes.base import Pass
 from leptonc.passes.quantize.blocks import Quantized
 from leptonc.passes.quantize.weights import quantized_of
 
-
 INT8_ACCURACY = 4  # MatMulNBits: activations are rounded to int8 in blocks, the fastest kernels
 
 
@@ -27,7 +26,7 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         return codes
     if codes.shape[-1] % 2:
         codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
-    packed: NDArray[np.uint8] = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    packed: NDArray[np.uint8] = np.bitwise_or(codes[..., 0::2], codes[..., 1::2] << 4, dtype=np.uint8)
     return packed
 
 

@@ -1,7 +1,7 @@
 """Block-wise integer weights: how numbers become codes, scales and zero points, and how those are kept lazily.
 
-A weight W [out, in] is cut into blocks of `size` along `in`. In a block, w ~ scale * (code - zero), codes being unsigned
-integers of `bits` bits; symmetric weights have the zero in the middle of the codes' range.
+A weight W [out, in] is cut into blocks of `size` along `in`. In a block, w ~ scale * (code - zero), with codes that are
+unsigned integers of `bits` bits; symmetric weights have the zero in the middle of the codes' range.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ class QuantizeWeights(Pass):
     config: QuantizeWeightsConfig
 
     def run(self, model: ir.Model) -> int:
-        form, done = self.config.form, {}
+        form = self.config.form
+        done: dict[str, ir.Value] = {}
         for linear in linears(model):
             if linear.dequantize is None and not self._skipped(linear.path):
                 self._linear(model.graph, linear, form, done)
@@ -80,8 +81,10 @@ class QuantizeWeights(Pass):
     def _linear(self, graph: ir.Graph, linear: Linear, form: Format, done: dict[str, ir.Value]) -> None:
         first = linear.node
         if linear.transposed:
-            turn = linear.node.inputs[1].producer()  # type: ignore[union-attr]
-            turn.replace_input_with(0, self._codes(graph, linear.weight, turn, True, form, done))  # type: ignore[union-attr]
+            turn = edit.producer(linear.node.inputs[1])
+            if turn is None:
+                raise ValueError(f"{linear.path} has no Transpose")
+            turn.replace_input_with(0, self._codes(graph, linear.weight, turn, True, form, done))
         else:
             codes = self._codes(graph, linear.weight, first, False, form, done)
             (turned,) = edit.insert(first, "Transpose", [codes], {"perm": [1, 0]})
@@ -110,13 +113,13 @@ class QuantizeWeights(Pass):
 
 
 def dequantized(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir.Value:
-    """Registers a quantized weight's lazy parts and inserts its DequantizeLinear; returns the float32 value [out, in]."""
+    """Registers a quantized weight's lazy parts and inserts its DequantizeLinear; returns the value [out, in]."""
     form, (rows, columns) = weight.form, weight.shape
     kind = ir.DataType.UINT4 if form.bits == 4 else ir.DataType.UINT8
     blocks = -(-columns // form.size)
 
     def part(suffix: str, dtype: ir.DataType, shape: tuple[int, int], read: Callable[[], Any]) -> ir.Value:
-        def tensor() -> ir.Tensor:
+        def tensor() -> ir.TensorProtocol:
             return ir.Tensor(read().astype(dtype.numpy()), dtype=dtype)
 
         full = f"{name}.{suffix}"
