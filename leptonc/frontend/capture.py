@@ -127,11 +127,23 @@ def _export(traced: Traced, recorder: Recorder, limit: int | None) -> torch.expo
     except LeptonError:
         raise
     except Exception as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        line = next(iter(str(error).strip().splitlines()), "")
         raise CaptureError(
-            f"{family} cannot be traced: {type(error).__name__}: {line[:300]}",
+            f"{_place(error, recorder) or family}: expected a forward pass that runs on shapes alone, found "
+            f"{type(error).__name__}: {line[:300]}",
             hint="this architecture is not supported yet",
         ) from error
+
+
+def _place(error: Exception, recorder: Recorder) -> str:
+    """Returns the innermost module whose code was running when `error` was raised, or ""."""
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        path = recorder.paths.get(id(module))
+        found = f"{path} ({type(module).__name__})" if path else found
+        trace = trace.tb_next
+    return found
 
 
 def _count(model: nn.Module, recorder: Recorder) -> None:
@@ -149,7 +161,10 @@ def _count(model: nn.Module, recorder: Recorder) -> None:
             hint="this architecture is not supported yet",
         )
     if not recorder.attended:
-        raise CaptureError(f"{type(model).__name__}: expected attention layers, found none")
+        raise CaptureError(
+            f"{type(model).__name__}: expected attention layers, found none",
+            hint="this architecture is not supported yet",
+        )
     twice = sorted({p for p in recorder.attended if recorder.attended.count(p) > 1})
     if twice and recorder.cached:
         raise CaptureError(f"{twice[0]}: expected one attention a module, found several")

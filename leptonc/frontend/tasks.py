@@ -141,6 +141,7 @@ def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
         CaptureError: transformers has no such architecture, or refuses the config.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError  # transformers' checks of configs
 
     model_type = config.get("model_type")
     if model_type not in transformers.CONFIG_MAPPING:
@@ -160,7 +161,7 @@ def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
         parsed._attn_implementation = attention
         with torch.device("meta"):
             model = getattr(transformers, task.auto_class).from_config(parsed, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, StrictDataclassError) as error:
+        line = " ".join(str(error).split())[:300] or type(error).__name__
         raise CaptureError(f"transformers cannot build {model_type!r} as {task.auto_class}: {line}") from error
     return model.eval()

@@ -74,7 +74,9 @@ def checked(name: str, handle: LazyTensor) -> Callable[[], np.ndarray[Any, Any]]
     def read() -> np.ndarray[Any, Any]:
         array = np.asarray(handle.read(), dtype=np.float32)
         # The sum is finite iff, but for overflow, every element is; one pass without a mask in memory.
-        if not np.isfinite(np.sum(array, dtype=np.float64)) and not np.isfinite(array).all():
+        with np.errstate(invalid="ignore"):  # inf - inf
+            total = np.sum(array, dtype=np.float64)
+        if not np.isfinite(total) and not np.isfinite(array).all():
             bad = int(array.size - np.count_nonzero(np.isfinite(array)))
             raise InputError(
                 f"expected finite weights, found {bad} NaN or infinite values in `{name}`",
