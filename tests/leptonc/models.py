@@ -1,0 +1,151 @@
+"""Sample models as transformers runs them, and captured graphs as ONNX Runtime runs them: what the tests compare."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from leptonc.frontend.capture import Captured, capture
+from leptonc.sources import Source, open_source
+from leptonc.sources.base import ComputedTensor
+from sample_models import tiny_model, tiny_names
+
+Floats = NDArray[np.float32]
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+DECODERS = tuple(n for n in tiny_names() if tiny_model(n).config["architectures"][0].endswith(CAUSAL))
+ENCODERS = tuple(n for n in tiny_names() if n not in DECODERS)
+MAX_SEQ_LEN = 1024
+# Odd chunks, then single tokens: beyond every window of 8, and other lengths than any cache's capacity.
+CHUNKS = (7, 13, 1, 1, 5, 1, 3)
+
+
+def token_ids(count: int, seed: int = 0, low: int = 8, high: int = 512) -> list[int]:
+    """Returns random ids, special tokens not among them."""
+    return [int(t) for t in np.random.default_rng(seed).integers(low, high, count)]
+
+
+def reference_of(source: Source) -> Any:
+    """Returns transformers' own model of a source, its weights loaded by torch and nothing of ours."""
+    fields = {k: v for k, v in source.config.items() if k != "model_type"}
+    config = transformers.AutoConfig.for_model(source.config["model_type"], **fields)
+    model = getattr(transformers, source.config["architectures"][0])._from_config(config, attn_implementation="eager")
+    stored = {name: torch.from_numpy(np.array(tensor.read())) for name, tensor in source.weights.items()}
+    prefix = model.base_model_prefix + "."
+    if not set(stored) & set(model.state_dict()):  # a base model's names in a checkpoint of the whole, or the reverse
+        stored = {n.removeprefix(prefix) if n.startswith(prefix) else prefix + n: t for n, t in stored.items()}
+    missing, unexpected = model.load_state_dict(stored, strict=False)
+    tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
+    computed = {n for n, _ in model.named_buffers()}
+    assert set(missing) <= tied | computed, missing
+    assert set(unexpected) <= {"pooler.dense.weight", "pooler.dense.bias"} | computed, unexpected
+    model.tie_weights()
+    return model.eval()
+
+
+@functools.lru_cache(maxsize=32)
+def reference(name: str) -> Any:
+    """Returns transformers' own model of a sample."""
+    with open_source(f"sample:{name}") as source:
+        return reference_of(source)
+
+
+def reference_logits(model: Any, ids: Iterable[int]) -> Floats:
+    """Returns transformers' logits [len, vocab], all positions in one forward without a cache."""
+    with torch.inference_mode():
+        logits: Floats = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].numpy()
+    return logits
+
+
+def reference_embeddings(name: str, given: Mapping[str, NDArray[np.int64]]) -> Floats:
+    """Returns an encoder's output written out: logits, or the masked mean, normalized where the recipe says so."""
+    with torch.inference_mode():
+        out = reference(name)(**{k: torch.from_numpy(v) for k, v in given.items()})
+    if "logits" in out:
+        logits: Floats = out.logits.numpy()
+        return logits
+    hidden = out.last_hidden_state.numpy().astype(np.float64)
+    mask = given["attention_mask"][..., None]
+    pooled = (hidden * mask).sum(1) / mask.sum(1)
+    if tiny_model(name).modules.get("normalize"):
+        pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    return pooled.astype(np.float32)
+
+
+def padded(names: Iterable[str], lengths: tuple[int, ...] = (19, 11, 1), pad: int = 0) -> dict[str, NDArray[np.int64]]:
+    """Returns a batch of texts of different lengths, as an encoder's inputs of those names."""
+    shape = (len(lengths), max(lengths))
+    ids, mask = np.full(shape, pad, np.int64), np.zeros(shape, np.int64)
+    for row, length in enumerate(lengths):
+        ids[row, :length], mask[row, :length] = token_ids(length, seed=row), 1
+    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros(shape, np.int64)}
+    return {name: arrays[name] for name in names}
+
+
+def captured(name: str, max_seq_len: int = MAX_SEQ_LEN) -> Captured:
+    """Captures a sample anew: passes change graphs in place."""
+    with open_source(f"sample:{name}") as source:
+        return capture(source, max_seq_len=max_seq_len)
+
+
+def source_of(config: Any, architecture: str) -> Source:
+    """Returns a source of a transformers config with random weights, seeded."""
+    torch.manual_seed(0)
+    model = getattr(transformers, architecture)(config)
+    weights = {
+        name: ComputedTensor(tuple(p.shape), "F32", functools.partial(_noisy, p.detach().numpy()))
+        for name, p in model.named_parameters()
+    }
+    return Source(architecture, {}, config.to_dict() | {"architectures": [architecture]}, weights, b"{}")
+
+
+def _noisy(array: Floats) -> Floats:
+    """Biases start as zeros and norms as ones: moved off them, so that one left out is seen."""
+    noise = np.random.default_rng(array.size).standard_normal(array.shape) * 0.05
+    return (array + noise).astype(np.float32)
+
+
+class Graph:
+    """A graph as ONNX Runtime executes it as it stands, from a file."""
+
+    def __init__(self, model: ir.Model, folder: Path, optimize: bool = True) -> None:
+        path = folder / "graph.onnx"
+        ir.save(model, path)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs = {i.name: i.shape for i in self.session.get_inputs()}
+        self.outputs = [o.name for o in self.session.get_outputs()]
+
+    def __call__(self, **given: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return dict(zip(self.outputs, self.session.run(None, given), strict=True))
+
+    def caches(self, capacity: int) -> dict[str, Floats]:
+        """Returns empty caches of that capacity."""
+        shapes = {n: s for n, s in self.inputs.items() if n.startswith("past_key_values.")}
+        return {n: np.zeros((1, s[1], capacity, s[3]), np.float32) for n, s in shapes.items()}
+
+    def logits(self, ids: list[int], chunks: Iterable[int], capacity: int) -> Floats:
+        """Runs a decoder over `ids` in chunks, each over the cache that the ones before it left."""
+        caches, rows, at = self.caches(capacity), [], 0
+        for n in chunks:
+            given: dict[str, NDArray[Any]] = {"input_ids": np.array([ids[at : at + n]]), "past_length": np.array([at])}
+            if "logits_to_keep" in self.inputs:
+                given["logits_to_keep"] = np.array([n])
+            out = self(**given, **caches)
+            rows.append(out["logits"][0])
+            caches = {name: out[name.replace("past_key_values", "present")] for name in caches}
+            at += n
+        assert at == len(ids)
+        return np.concatenate(rows)
