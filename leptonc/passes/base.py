@@ -81,7 +81,7 @@ class Manager:
             started = time.perf_counter()
             try:
                 each(model)
-            except ir.passes.PassError as error:
+            except (ir.passes.PassError, ir.passes.InvariantError) as error:
                 # onnx_ir wraps what a pass raises; ours say more by themselves.
                 raise error.__cause__ if isinstance(error.__cause__, LeptonError) else error  # noqa: B904
             self.seconds[each.name] = self.seconds.get(each.name, 0.0) + time.perf_counter() - started
