@@ -15,6 +15,7 @@ import transformers
 
 from leptonc.frontend.capture import Captured, capture, position_limit
 from leptonc.ir.dialect import count_ops, module_of, verify
+from leptonc.ir.structure import embeddings
 from leptonc.sources import open_source
 from sample_models import tiny_model
 from tests.leptonc import models
@@ -60,6 +61,10 @@ def test_a_decoder(name: str, tmp_path: Path) -> None:
     assert weights.reads == []
     verify(found.model)
     config = tiny_model(name).config
+    # The token embedding is found, and no other: tables of positions and segments are small, and stay as they are.
+    (embedding,) = embeddings(found.model)
+    assert embedding.inputs[0] is not None
+    assert embedding.inputs[0].shape == [config["vocab_size"], 64]
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     assert count_ops(found.model)["lepton.CachedAttention"] == layers
     assert found.parameters == models.reference(name).num_parameters()
@@ -81,6 +86,10 @@ def test_an_encoder(name: str, tmp_path: Path) -> None:
     assert weights.reads == []
     verify(found.model)
     config = tiny_model(name).config
+    # The token embedding is found, and no other: tables of positions and segments are small, and stay as they are.
+    (embedding,) = embeddings(found.model)
+    assert embedding.inputs[0] is not None
+    assert embedding.inputs[0].shape == [config["vocab_size"], 64]
     assert count_ops(found.model)["Attention"] == config.get("num_hidden_layers", config.get("n_layers"))
 
     graph = models.Graph(found.model, tmp_path)
