@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime_edge.backends import MODULES
 from runtime_edge.backends import backend as backend_module
-from runtime_edge.errors import ArtifactError, RequestError
+from runtime_edge.errors import ArtifactError, MissingDependencyError, RequestError
 from runtime_edge.manifest import Manifest, Variant
 from runtime_edge.probe import default_threads
-from runtime_edge.verify import verify
+from runtime_edge.verify import check_contents, check_listing
 
 if TYPE_CHECKING:
     from runtime_edge.model import Model
 
 _MAX_THREADS = 1024
+_HEAD_START = 0.02  # seconds
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: str | None = None) -> Model:
@@ -34,27 +37,36 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
         MissingDependencyError: Its backend's package is not installed.
         RequestError: `threads` or `backend` cannot be served.
     """
-    # Imported here, for the numbers and the tokenizer that they need: importing runtime_edge stays cheap.
-    from runtime_edge import request
-    from runtime_edge.model import Model
-    from runtime_edge.tasks.embed import Encoding
-    from runtime_edge.tasks.generate import Decoding
-    from runtime_edge.text import TextCodec
-
-    count = default_threads() if threads is None else request.integer("threads", threads, 1, _MAX_THREADS)
     root = Path(path)
-    manifest = verify(root)
+    manifest = check_listing(root)
     variant = choose_variant(manifest, backend)
-    module = backend_module(variant.backend)
-    graph = root / variant.graph
-    task: Decoding | Encoding
-    # Parsing a tokenizer and preparing a session's weights take about as long, and neither holds the interpreter.
+    # Neither hashing nor preparing a session's weights holds the interpreter: numpy and the backend are imported
+    # during the first, the tokenizer is parsed during the second. Imports stand here and not above so that importing
+    # runtime_edge stays cheap.
     with ThreadPoolExecutor(1) as pool:
-        parsing = pool.submit(TextCodec, root, manifest)
+        verifying = pool.submit(check_contents, root, manifest)
+        from runtime_edge import request
+        from runtime_edge.model import Model
+        from runtime_edge.tasks.embed import Encoding
+        from runtime_edge.tasks.generate import Decoding
+        from runtime_edge.text import TextCodec
+
+        def parse() -> TextCodec:
+            time.sleep(_HEAD_START)  # parsing holds the interpreter: the session's start comes before it
+            return TextCodec(root, manifest)
+
+        count = default_threads() if threads is None else request.integer("threads", threads, 1, _MAX_THREADS)
+        module = backend_module(variant.backend)
+        with contextlib.suppress(MissingDependencyError):  # raised below, once the artifact is known to be whole
+            module.preload()
+        verifying.result()
+        parsing = pool.submit(parse)
+        task: Decoding | Encoding
+        graph = root / variant.graph
         if manifest.decoder is not None:
-            session = module.open_decoder(graph, manifest.decoder, count)
+            decoder = module.open_decoder(graph, manifest.decoder, count)
             codec = parsing.result()
-            task = Decoding(session, manifest.decoder, codec)
+            task = Decoding(decoder, manifest.decoder, codec)
         else:
             assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
             encoder = module.open_encoder(graph, manifest.encoder, count)

@@ -38,6 +38,13 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
         ArtifactError: Any other of the above; the message names the file.
     """
     root = Path(path)
+    manifest = check_listing(root)
+    check_contents(root, manifest)
+    return manifest
+
+
+def check_listing(root: Path) -> Manifest:
+    """The first half of `verify`, which opens the manifest alone: its schema, and which files there are."""
     manifest = read_manifest(root)
     for file in manifest.files:
         _check_path(file.path)
@@ -57,10 +64,14 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
             f"{unlisted[0]}: expected only files that {MANIFEST_NAME} lists, found {len(unlisted)} more",
             hint="remove what does not belong to the artifact",
         )
+    return manifest
+
+
+def check_contents(root: Path, manifest: Manifest) -> None:
+    """The second half of `verify`, which reads every file: hashes, and what graphs refer to."""
     _check_hashes(root, manifest.files)
     for variant in manifest.variants:
         _check_graph(root, manifest, variant)
-    return manifest
 
 
 def read_manifest(root: Path) -> Manifest:

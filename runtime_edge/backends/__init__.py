@@ -1,6 +1,6 @@
 """What the tasks need of a backend, and which backends there are.
 
-A backend is a module with `open_decoder` and `open_encoder`, imported when an artifact needs it.
+A backend is a module with `preload`, `open_decoder` and `open_encoder`, imported when an artifact needs it.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ class EncoderSession(Protocol):
 
 class Backend(Protocol):
     """What a backend's module offers."""
+
+    def preload(self) -> None:
+        """Imports what it runs on (raises `MissingDependencyError`): `load` has it done while it verifies."""
 
     def open_decoder(self, graph: Path, decoder: Decoder, threads: int) -> DecoderSession:
         """Opens a `text-generation` graph (raises `MissingDependencyError`, `ArtifactError`)."""

@@ -124,6 +124,11 @@ class OrtEncoder:
         return self.session.run_once(self.encoder.output, inputs)
 
 
+def preload() -> None:
+    """See `Backend.preload`."""
+    _onnxruntime()
+
+
 def open_decoder(graph: Path, decoder: Decoder, threads: int) -> OrtDecoder:
     """See `Backend.open_decoder`."""
     return OrtDecoder(graph, decoder, threads)
