@@ -149,3 +149,22 @@ class Graph:
             at += n
         assert at == len(ids)
         return np.concatenate(rows)
+
+
+def runtime_logits(model: Any, ids: list[int], chunks: Iterable[int]) -> Floats:
+    """Runs a loaded artifact over `ids` as a generation does, in chunks over a cache that grows as it must.
+
+    A chunk of one token goes the way of decoding. Asserts that the cache has grown at least twice.
+    """
+    state = model._decoding().session.new_state()
+    rows, at, capacities = np.empty((len(ids), model.manifest.decoder.vocab_size), np.float32), 0, set()
+    for n in chunks:
+        if n == 1:
+            rows[at] = state.step(ids[at])
+        else:
+            state.all_logits(ids[at : at + n], rows[at : at + n])
+        at += n
+        capacities.add(state.cache.capacity)
+    assert at == len(ids)
+    assert len(capacities) >= 3, capacities
+    return rows

@@ -1,0 +1,164 @@
+"""Lowered decoders of every family, as the runtime runs them, against transformers; and which kernels they use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import runtime_edge
+from leptonc.backends import onnxruntime as backend
+from leptonc.backends.onnxruntime import linear
+from leptonc.ir.dialect import count_ops
+from leptonc.passes.base import Manager
+from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from sample_models import tiny_model
+from tests.leptonc import models
+
+Build = Callable[..., Path]
+TOLERANCE = 1e-4  # absolute, logits spread by two; the bound that users are promised is 1e-3
+LENGTH = 203
+# Past every window of 8 and two growths of a cache of 64 rows, single tokens between odd chunks.
+CHUNKS = (61, 1, 1, 7, 1, 63, 1, 1, 59, 3, 5)
+
+
+def graph_of(path: Path) -> ir.Model:
+    with runtime_edge.load(path) as model:
+        name = model.variant.graph
+    return ir.load(path / name)
+
+
+@pytest.mark.parametrize("name", models.DECODERS)
+def test_fp32(name: str, artifact: Build) -> None:
+    ids = models.token_ids(LENGTH)
+    want = models.reference_logits(models.reference(name), ids)
+    assert np.ptp(want) > 1
+    with runtime_edge.load(artifact(f"sample:{name}", weights="fp32")) as model:
+        assert np.abs(model.logits(ids) - want).max() <= TOLERANCE
+        assert np.abs(models.runtime_logits(model, ids, CHUNKS) - want).max() <= TOLERANCE
+
+
+FUSED = {  # ops a layer, and ops a graph beyond them
+    "tiny-llama": ({"GroupQueryAttention": 1, "FusedMatMul": 4, "QuickGelu": 1, "Split": 1}, {"FusedMatMul": 1}),
+    "tiny-llama3": ({"GroupQueryAttention": 1, "FusedMatMul": 4, "QuickGelu": 1, "Split": 1}, {"FusedMatMul": 1}),
+    "tiny-qwen2": ({"GroupQueryAttention": 1, "FusedMatMul": 4, "QuickGelu": 1, "Split": 1}, {"FusedMatMul": 1}),
+    "tiny-qwen3": ({"GroupQueryAttention": 1, "FusedMatMul": 4, "QuickGelu": 1, "Split": 2}, {"FusedMatMul": 1}),
+    "tiny-phi3": ({"GroupQueryAttention": 1, "FusedMatMul": 4, "QuickGelu": 1, "Split": 1}, {"FusedMatMul": 1}),
+    "tiny-gemma3": ({"GroupQueryAttention": 1, "FusedMatMul": 4, "Gelu": 1, "Split": 2}, {"FusedMatMul": 1}),
+    "tiny-gpt2": ({"GroupQueryAttention": 1, "MatMul": 4, "Gelu": 1, "Split": 0}, {"FusedMatMul": 1}),
+    "tiny-starcoder2": ({"GroupQueryAttention": 1, "FusedMatMul": 4, "Gelu": 1, "Split": 0}, {"FusedMatMul": 1}),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_kernels(name: str, artifact: Build) -> None:
+    found = graph_of(artifact(f"sample:{name}", weights="fp32"))
+    ops = {op.rpartition(".")[2]: count for op, count in count_ops(found).items()}
+    config = tiny_model(name).config
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    per_layer, per_graph = FUSED[name]
+    for op, count in per_layer.items():
+        assert ops.get(op, 0) == count * layers + per_graph.get(op, 0), op
+    assert "RotaryEmbedding" not in ops  # it is inside the attention
+    norms = {"SkipSimplifiedLayerNormalization", "SkipLayerNormalization"}
+    assert sum(ops.get(op, 0) for op in norms) >= 2 * layers  # every sum of the residual stream, but Gemma's own
+    assert not found.functions
+
+
+@pytest.mark.parametrize("name", [n for n in models.DECODERS if n != "tiny-mistral"])
+def test_attention_is_one_kernel_a_layer(name: str, artifact: Build) -> None:
+    found = graph_of(artifact(f"sample:{name}", weights="fp32"))
+    config = tiny_model(name).config
+    nodes = [n for n in found.graph if n.op_type == "GroupQueryAttention"]
+    assert len(nodes) == config.get("num_hidden_layers", config.get("n_layer"))
+    assert not any(n.domain == "lepton" for n in found.graph)
+    packed = {"tiny-llama", "tiny-llama3", "tiny-qwen2", "tiny-phi3", "tiny-gpt2", "tiny-gemma2", "tiny-starcoder2"}
+    if name in packed:
+        assert all(n.inputs[1] is None and n.inputs[2] is None for n in nodes)
+    windows = [n.attributes["local_window_size"].value for n in nodes]
+    if name == "tiny-gemma3":
+        assert windows == [8, 8, -1, 8]
+    elif name == "tiny-llama":
+        assert windows == [-1, -1, -1]
+
+
+def test_heads_of_24_are_not_the_kernels(artifact: Build) -> None:
+    """It takes multiples of 16: the call stays, and runs as its body."""
+    found = graph_of(artifact("sample:tiny-mistral", weights="fp32"))
+    ops = count_ops(found)
+    assert ops["lepton.CachedAttention"] == 3
+    assert "com.microsoft.GroupQueryAttention" not in ops
+    assert [f.name for f in found.functions.values()] == ["CachedAttention"]
+
+
+# Quantized weights
+
+
+def quantized(name: str, bits: int, symmetric: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, exact: bool) -> Any:
+    """Returns logits of the dialect's graph with dequantized weights, and of the lowered graph."""
+    found, manager, ids = models.captured(name).model, Manager(), models.token_ids(61)
+    manager.run(found, [QuantizeWeights(QuantizeWeightsConfig(bits, 32, symmetric))])
+    want = models.Graph(found, folder).logits(ids, [61], 61)
+    if exact:
+        monkeypatch.setattr(linear, "INT8_ACCURACY", 0)  # the kernels then compute in float32
+    manager.run(found, backend.lowerings())
+    backend.finish(found)
+    ops = count_ops(found)
+    assert "DequantizeLinear" not in ops
+    assert ops["com.microsoft.GatherBlockQuantized"] == 1
+    return want, models.Graph(found, folder).logits(ids, (31, 1, 29), 70)
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, True), (8, False)])
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-qwen2"])
+def test_codes_mean_the_same_to_the_kernels(
+    name: str, bits: int, symmetric: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing, zero points, joined rows and biases: with float32 activations the result is that of the dialect."""
+    want, got = quantized(name, bits, symmetric, tmp_path, monkeypatch, exact=True)
+    assert np.abs(got - want).max() <= 1e-3
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", models.DECODERS)
+def test_activations_are_rounded_to_int8(name: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels' own loss: 5 % of the logits' standard deviation at most (measured: 3 %)."""
+    want, got = quantized(name, bits, True, tmp_path, monkeypatch, exact=False)
+    loss = np.sqrt(np.square(got - want).mean()) / want.std()
+    assert loss <= 0.05
+    assert loss > 1e-5  # that is what accuracy level 4 is
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_a_tied_matrix_is_stored_once(weights: str, artifact: Build) -> None:
+    """Llama's embedding is its head, Qwen3's is not."""
+    bits = int(weights[3:])
+    for name, matrices in (("tiny-llama", 1), ("tiny-qwen3", 2)):
+        path = artifact(f"sample:{name}", weights=weights)
+        stored = sum(f.stat().st_size for f in (path / "blobs").iterdir())
+        config = tiny_model(name).config
+        width, heads = config["hidden_size"], config["head_dim"]
+        attention = heads * (2 * config["num_attention_heads"] + 2 * config["num_key_value_heads"]) * width
+        mlp = 3 * width * config["intermediate_size"]
+        count = config["num_hidden_layers"] * (attention + mlp) + matrices * config["vocab_size"] * width
+        codes_and_scales = count * bits // 8 + count // 32 * 4
+        tables = 2 * 1024 * heads // 2 * 4  # rotary, cos and sin
+        assert codes_and_scales + tables <= stored <= codes_and_scales + tables + 8192  # norms, alignment
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int4"])
+def test_the_shared_bytes_are_the_ones_read(weights: str, artifact: Build) -> None:
+    graph = graph_of(artifact("sample:tiny-llama", weights=weights)).graph
+    lookup = next(n for n in graph if n.op_type in ("Gather", "GatherBlockQuantized"))
+    head = [n for n in graph if n.op_type in ("FusedMatMul", "MatMulNBits")][-1]
+    places = []
+    for value in (lookup.inputs[0], head.inputs[1]):
+        assert value is not None
+        tensor = value.const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        places.append((tensor.location, tensor.offset, tensor.length))
+    assert places[0] == places[1]
