@@ -141,13 +141,17 @@ class ArtifactWriter:
         """Puts the artifact in its place; what was there is removed only when the new one is there."""
         os.chmod(self.path, 0o755)  # mkdtemp makes it private
         old: Path | None = None
-        if self.out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".old", dir=self.out.parent))
-            self.out.replace(old)
-        self.path.replace(self.out)
-        self._committed = True
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+        try:
+            if self.out.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".old", dir=self.out.parent))
+                self.out.replace(old)
+            self.path.replace(self.out)
+            self._committed = True
+        finally:  # an interrupt or an error between the two renames puts the old one back
+            if old is not None:
+                if not self.out.exists():
+                    old.replace(self.out)
+                shutil.rmtree(old, ignore_errors=True)
         return self.out
 
 
