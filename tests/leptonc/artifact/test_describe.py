@@ -1,0 +1,107 @@
+"""What the manifest says of tokenizer, cache and labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from leptonc.artifact.describe import decoder_of, encoder_of, tokenizer_of
+from leptonc.frontend.capture import Captured
+from leptonc.sources import Source, open_source
+from runtime_edge.manifest import Tokenizer
+from tests.leptonc import models
+
+EOS, TURN = 1, 3  # <|endoftext|>, <|im_end|>
+
+
+@pytest.fixture(scope="module")
+def llama() -> Captured:
+    return models.captured("tiny-llama", 300)
+
+
+def described(captured: Captured, **changes: Any) -> Tokenizer:
+    with open_source("sample:tiny-llama") as source:
+        return tokenizer_of(replace(source, **changes), captured)
+
+
+def test_a_chat_models_tokenizer(llama: Captured) -> None:
+    found = described(llama)
+    assert found.file == "tokenizer.json"
+    assert (found.bos_token_id, found.eos_token_ids, found.pad_token_id) == (EOS, (TURN,), 0)
+    assert found.special_tokens == {
+        "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>",
+    }  # fmt: skip
+    assert found.chat_template == "chat_template.jinja"
+    assert described(llama, chat_template=None).chat_template is None
+
+
+def test_ends_come_from_everywhere(llama: Captured) -> None:
+    """The generation config, the config and the token's text may each name others; all end a text."""
+    found = described(llama, generation_config={"eos_token_id": [TURN, 7, 9]})
+    assert found.eos_token_ids == (TURN, 7, 9)
+    with open_source("sample:tiny-llama") as source:
+        config = source.config | {"eos_token_id": None}
+    without = described(llama, generation_config={}, config=config, tokenizer_config={})
+    assert without.eos_token_ids == ()
+    by_text = described(llama, generation_config={}, config=config, tokenizer_config={"eos_token": "<|sep|>"})
+    assert by_text.eos_token_ids == (5,)
+    as_object = {"eos_token": {"content": "<|sep|>", "lstrip": False}}
+    assert described(llama, generation_config={}, config=config, tokenizer_config=as_object).eos_token_ids == (5,)
+
+
+def test_ids_outside_the_vocabulary_are_left_out(llama: Captured) -> None:
+    found = described(llama, generation_config={"eos_token_id": [512, -1, 2], "bos_token_id": 100_000})
+    assert found.eos_token_ids == (2, TURN)
+    assert found.bos_token_id == EOS
+
+
+def test_padding_follows_the_text_before_the_id(llama: Captured) -> None:
+    named = described(llama, tokenizer_config={"pad_token": "<|mask|>"})
+    assert named.pad_token_id == 6
+    assert described(llama, tokenizer_config={"pad_token": "not a token"}).pad_token_id == 0
+
+
+def test_a_decoders_record(llama: Captured) -> None:
+    found = decoder_of(llama)
+    assert found is not None
+    assert (found.vocab_size, found.max_seq_len, len(found.cache)) == (512, 300, 3)
+    assert {(c.kv_heads, c.key_dim, c.value_dim, c.window) for c in found.cache} == {(2, 16, 16, None)}
+    assert encoder_of(llama) is None
+    windows = decoder_of(models.captured("tiny-gemma3"))
+    assert windows is not None
+    assert [c.window for c in windows.cache] == [8, 8, None, 8]
+
+
+def test_encoders_records() -> None:
+    found = encoder_of(models.captured("tiny-bert-classifier"))
+    assert found is not None
+    assert found.inputs == ("input_ids", "attention_mask", "token_type_ids")
+    assert (found.output, found.dim, found.max_seq_len) == ("logits", 3, 512)
+    assert found.labels == ("bad", "neutral", "good")
+    assert not found.multi_label
+    sentence = models.captured("tiny-sentence", 100)
+    assert decoder_of(sentence) is None
+    plain = encoder_of(sentence)
+    assert plain is not None
+    assert (plain.output, plain.dim, plain.max_seq_len, plain.labels) == ("embeddings", 64, 100, ())
+
+
+def test_classifiers_of_several_labels() -> None:
+    captured = models.captured("tiny-bert-classifier")
+    captured.config.problem_type = "multi_label_classification"
+    captured.config.id2label = {0: "bad"}
+    found = encoder_of(captured)
+    assert found is not None
+    assert found.multi_label
+    assert found.labels == ("bad", "LABEL_1", "LABEL_2")
+
+
+def test_a_tokenizer_without_added_tokens(llama: Captured) -> None:
+    from tokenizers import Tokenizer as Parsed
+    from tokenizers.models import WordLevel
+
+    plain = Parsed(WordLevel({"a": 0, "</s>": 1, "?": 2}, "?")).to_str().encode()
+    source = Source("plain", {}, {}, {}, plain, {"eos_token": "</s>"})
+    assert tokenizer_of(source, llama).eos_token_ids == (1,)
