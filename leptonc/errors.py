@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from runtime_edge.errors import LeptonError
+from runtime_edge.errors import LeptonError as LeptonError
 
 
 class InputError(LeptonError):

@@ -51,7 +51,7 @@ def compare_logits(
         agree += int((want.argmax(-1) == got.argmax(-1)).sum())
         del diff
         p, q = log_softmax(want), log_softmax(got)
-        following = np.asarray(token_ids[start + 1 : start + 1 + len(want)])
+        following = np.asarray(token_ids[start + 1 : start + 1 + len(want)], np.int64)
         at = np.arange(len(following))
         nll_reference -= float(p[at, following].sum(dtype=np.float64))
         nll_artifact -= float(q[at, following].sum(dtype=np.float64))

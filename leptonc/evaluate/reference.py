@@ -92,18 +92,23 @@ class Reference:
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Runs the body, and returns (position, float32 [n, vocab]) blocks of a causal model's logits."""
         with self._ready():
-            hidden: Tensor = self.model.base_model(input_ids=torch.tensor([token_ids]), use_cache=False)[0]
-        return self._head(hidden, token_ids)
+            body = self.model.base_model(input_ids=torch.tensor([token_ids]), use_cache=False)
+        return self._head(type(body), body[0], token_ids)
 
-    def _head(self, hidden: Tensor, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """The model's own forward with its body answering `hidden`: heads, soft caps and scales are the model's."""
+    def _head(
+        self, kind: Callable[..., Any], hidden: Tensor, token_ids: list[int]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The model's own forward with its body answering `hidden`: heads, soft caps and scales are the model's.
+
+        `kind` is the class of the body's outputs: some models read more fields than others, all empty here.
+        """
         base = self.model.base_model
         rows = max(1, BLOCK_BYTES // (4 * self.model.config.vocab_size))
         plain = base.forward
         try:
             with streamed(self.model, self._read, keep=True):
                 for start in range(0, len(token_ids), rows):
-                    base.forward = _returns(hidden[:, start : start + rows])
+                    base.forward = _returns(kind(last_hidden_state=hidden[:, start : start + rows]))
                     ids = torch.tensor([token_ids[start : start + rows]])
                     with torch.inference_mode():
                         logits = self.model(input_ids=ids, use_cache=False).logits[0].numpy()
@@ -128,7 +133,5 @@ def _writable(array: NDArray[Any]) -> NDArray[Any]:
     return array if array.flags.writeable else array.copy()
 
 
-def _returns(hidden: Tensor) -> Callable[..., Any]:
-    from transformers.modeling_outputs import BaseModelOutputWithPast
-
-    return lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)
+def _returns(output: Any) -> Callable[..., Any]:
+    return lambda *_, **__: output

@@ -22,7 +22,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from leptonc.errors import CaptureError
+from leptonc.errors import CaptureError, LeptonError
 from leptonc.frontend import weights as bindings
 from leptonc.frontend.aten import TABLE, convert_size
 from leptonc.frontend.builder import Builder
@@ -31,7 +31,6 @@ from leptonc.frontend.tasks import Task, Traced, build_model, task_of
 from leptonc.ir import dialect
 from leptonc.ir.edit import cleanup
 from leptonc.sources.base import Source
-from runtime_edge.errors import LeptonError
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 

@@ -22,7 +22,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from runtime_edge.errors import LeptonError
+from leptonc.errors import LeptonError
 
 OPSET = 24
 DOMAIN = "lepton"

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from leptonc.errors import LeptonError
 from leptonc.ir import dialect
 from leptonc.ir.edit import cleanup
-from runtime_edge.errors import LeptonError
 from runtime_edge.manifest import PassRecord
 
 
