@@ -19,6 +19,9 @@ from leptonc.sources import Source, open_source
 from leptonc.sources.base import ComputedTensor
 from sample_models import tiny_model, tiny_names
 
+# Tiny matrices gain nothing by threads, and on a busy machine threads that wait for each other cost seconds.
+torch.set_num_threads(1)
+
 Floats = NDArray[np.float32]
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 DECODERS = tuple(n for n in tiny_names() if tiny_model(n).config["architectures"][0].endswith(CAUSAL))
@@ -168,3 +171,11 @@ def runtime_logits(model: Any, ids: list[int], chunks: Iterable[int]) -> Floats:
     assert at == len(ids)
     assert len(capacities) >= 3, capacities
     return rows
+
+
+def assert_greedy(model: Any, prompt: list[int], answer: list[int], tie: float = 1e-4) -> None:
+    """Asserts that each token of `answer` is the reference's best where the answer has led, or as good as the best."""
+    logits = reference_logits(model, [*prompt, *answer])[len(prompt) - 1 : -1]
+    chosen = logits[np.arange(len(answer)), answer]
+    short = logits.max(axis=1) - chosen
+    assert short.max() <= tie, f"token {int(short.argmax())} of the answer is worse than the best by {short.max()}"
