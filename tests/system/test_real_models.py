@@ -142,7 +142,7 @@ def deep(layers: int, folder: Path) -> Path:
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 @pytest.mark.parametrize("weights", ["fp32", "int4"])
 def test_memory_does_not_grow_with_depth(weights: str, tmp_path: Path) -> None:
-    """4 and 24 layers of one width: the 330 MB that the deeper model has more raise the peak by less than a quarter of that."""
+    """4 and 24 layers of one width: of the 330 MB that the deeper has more, the peak rises by less than a quarter."""
     peaks, read = [], []
     for layers in (4, 24):
         path = deep(layers, tmp_path / str(layers))
