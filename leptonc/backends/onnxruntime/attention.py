@@ -14,7 +14,7 @@ from leptonc.passes.base import Pass
 
 MS = "com.microsoft"
 # What GroupQueryAttention's kernel wants of a head's width, and of a rotary table's.
-HEAD_MULTIPLE = 16
+HEAD_MULTIPLE = 8
 TABLE_MULTIPLE = 8
 
 

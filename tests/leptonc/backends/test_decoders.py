@@ -86,13 +86,12 @@ def test_attention_is_one_kernel_a_layer(name: str, artifact: Build) -> None:
         assert windows == [-1, -1, -1]
 
 
-def test_heads_of_24_are_not_the_kernels(artifact: Build) -> None:
-    """It takes multiples of 16: the call stays, and runs as its body."""
-    found = graph_of(artifact("sample:tiny-mistral", weights="fp32"))
-    ops = count_ops(found)
-    assert ops["lepton.CachedAttention"] == 3
-    assert "com.microsoft.GroupQueryAttention" not in ops
-    assert [f.name for f in found.functions.values()] == ["CachedAttention"]
+def test_heads_of_24_are_rotated_before_the_kernel(artifact: Build) -> None:
+    """Its own rotation takes tables of a multiple of 8 columns, and a head of 24 has 12."""
+    ops = count_ops(graph_of(artifact("sample:tiny-mistral", weights="fp32")))
+    assert ops["com.microsoft.GroupQueryAttention"] == 3
+    assert ops["RotaryEmbedding"] == 6
+    assert "lepton.CachedAttention" not in ops
 
 
 # Quantized weights
