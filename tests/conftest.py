@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,3 +72,13 @@ def _run(
     capfd.readouterr()
     code = main([str(argument) for argument in arguments])
     return Outcome(code, *capfd.readouterr())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Programs that are started while SIGINT is ignored, as a shell's background jobs are, ignore it too.
+
+    With a handler here, what the tests start has the default again, and can be interrupted.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
