@@ -7,7 +7,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from runtime_edge.backends import MODULES
 from runtime_edge.backends import backend as backend_module
@@ -17,7 +17,9 @@ from runtime_edge.probe import default_threads
 from runtime_edge.verify import check_contents, check_listing
 
 if TYPE_CHECKING:
+    from runtime_edge.backends import DecoderSession, EncoderSession
     from runtime_edge.model import Model
+    from runtime_edge.text import TextCodec
 
 _MAX_THREADS = 1024
 _HEAD_START = 0.02  # seconds
@@ -40,39 +42,53 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
     root = Path(path)
     manifest = check_listing(root)
     variant = choose_variant(manifest, backend)
-    # Neither hashing nor preparing a session's weights holds the interpreter: numpy and the backend are imported
-    # during the first, the tokenizer is parsed during the second. Imports stand here and not above so that importing
-    # runtime_edge stays cheap.
+    # Neither hashing nor preparing a session's weights holds the interpreter: the backend is imported during the first,
+    # the tokenizer and the tasks during the second. Imports stand here so that importing runtime_edge stays cheap.
     with ThreadPoolExecutor(1) as pool:
         verifying = pool.submit(check_contents, root, manifest)
-        from runtime_edge import request
-        from runtime_edge.model import Model
-        from runtime_edge.tasks.embed import Encoding
-        from runtime_edge.tasks.generate import Decoding
-        from runtime_edge.text import TextCodec
-
-        def parse() -> TextCodec:
-            time.sleep(_HEAD_START)  # parsing holds the interpreter: the session's start comes before it
-            return TextCodec(root, manifest)
-
-        count = default_threads() if threads is None else request.integer("threads", threads, 1, _MAX_THREADS)
         module = backend_module(variant.backend)
         with contextlib.suppress(MissingDependencyError):  # raised below, once the artifact is known to be whole
             module.preload()
+        count = default_threads() if threads is None else _checked_threads(threads)
         verifying.result()
-        parsing = pool.submit(parse)
-        task: Decoding | Encoding
+        parsing = pool.submit(_parse, root, manifest)
         graph = root / variant.graph
+        session: DecoderSession | EncoderSession
         if manifest.decoder is not None:
-            decoder = module.open_decoder(graph, manifest.decoder, count)
-            codec = parsing.result()
-            task = Decoding(decoder, manifest.decoder, codec)
+            session = module.open_decoder(graph, manifest.decoder, count)
         else:
             assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
-            encoder = module.open_encoder(graph, manifest.encoder, count)
-            codec = parsing.result()
-            task = Encoding(encoder, manifest.encoder, codec)
-    return Model(manifest, variant, count, codec, task)
+            session = module.open_encoder(graph, manifest.encoder, count)
+        codec = parsing.result()
+    return _model(manifest, variant, count, codec, session)
+
+
+def _checked_threads(threads: int) -> int:
+    from runtime_edge import request
+
+    return request.integer("threads", threads, 1, _MAX_THREADS)
+
+
+def _parse(root: Path, manifest: Manifest) -> TextCodec:
+    time.sleep(_HEAD_START)  # imports and parsing hold the interpreter: the session's start comes before them
+    from runtime_edge import model, text  # noqa: F401  (the model's module is wanted next)
+
+    return text.TextCodec(root, manifest)
+
+
+def _model(
+    manifest: Manifest, variant: Variant, threads: int, codec: TextCodec, session: DecoderSession | EncoderSession
+) -> Model:
+    from runtime_edge.model import Model
+    from runtime_edge.tasks.embed import Encoding
+    from runtime_edge.tasks.generate import Decoding
+
+    if manifest.decoder is not None:
+        return Model(
+            manifest, variant, threads, codec, Decoding(cast("DecoderSession", session), manifest.decoder, codec)
+        )
+    assert manifest.encoder is not None
+    return Model(manifest, variant, threads, codec, Encoding(cast("EncoderSession", session), manifest.encoder, codec))
 
 
 def choose_variant(manifest: Manifest, backend: str | None = None) -> Variant:
