@@ -78,7 +78,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A built artifact: where it is, its manifest and report, and the seconds that each stage took."""
+    """A built artifact: where it is, its manifest and report, and the seconds of each stage and each `pass …` in it."""
 
     path: Path
     manifest: Manifest
@@ -121,7 +121,10 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     from leptonc.sources import open_source
 
     return_freed_memory()
-    target = targets.load(options.target)
+    try:
+        target = targets.load(options.target)
+    except targets.TargetError as error:  # of a package that imports nothing of ours
+        raise InputError(error.message, hint=error.hint) from error
     require_backend(target)
     scheme = options.weights or target.weights
     if scheme not in backend.WEIGHTS:

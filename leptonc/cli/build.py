@@ -149,5 +149,6 @@ def build(
     rows = [("artifact", str(result.path)), ("size", megabytes(size))]
     rows += [("target", variant.target) for variant in result.manifest.variants]
     rows += [(name.replace("_", " "), str(value)) for name, value in result.report.get("fidelity", {}).items()]
-    rows += [("time", f"{sum(result.seconds.values()):.1f} s")]
+    stages = [seconds for name, seconds in result.seconds.items() if not name.startswith("pass ")]
+    rows += [("time", f"{sum(stages):.1f} s")]
     print_pairs(rows)

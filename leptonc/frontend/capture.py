@@ -27,6 +27,7 @@ from leptonc.frontend import weights as bindings
 from leptonc.frontend.aten import TABLE, convert_size
 from leptonc.frontend.builder import Builder
 from leptonc.frontend.patches import Recorder, patched
+from leptonc.frontend.probe import RotaryForm, half_table
 from leptonc.frontend.tasks import Task, Traced, build_model, task_of
 from leptonc.ir import dialect
 from leptonc.ir.edit import cleanup
@@ -324,8 +325,6 @@ class _Converter:
         ]
 
     def rotary(self, node: torch.fx.Node, x: Any, cos: Any, sin: Any, interleaved: bool, layout: str) -> ir.Value:
-        from leptonc.frontend.probe import RotaryForm, half_table
-
         b, table = self.b, self.tables[cos]
         halves, width = [], 0
         for kind, full in zip(("cos", "sin"), self.recorder.tables[table], strict=True):

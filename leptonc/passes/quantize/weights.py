@@ -72,7 +72,7 @@ class QuantizeWeights(Pass):
         for node in list(embeddings(model)):
             table = node.inputs[0]
             if table is not None and table.is_initializer() and not self._skipped(node.name or ""):
-                node.replace_input_with(0, self._codes(model.graph, table, node, True, form, done))
+                node.replace_input_with(0, self._codes(model.graph, table, True, form, done))
         return len(done)
 
     def _skipped(self, path: str) -> bool:
@@ -84,14 +84,14 @@ class QuantizeWeights(Pass):
             turn = edit.producer(linear.node.inputs[1])
             if turn is None:
                 raise ValueError(f"{linear.path} has no Transpose")
-            turn.replace_input_with(0, self._codes(graph, linear.weight, turn, True, form, done))
+            turn.replace_input_with(0, self._codes(graph, linear.weight, True, form, done))
         else:
-            codes = self._codes(graph, linear.weight, first, False, form, done)
+            codes = self._codes(graph, linear.weight, False, form, done)
             (turned,) = edit.insert(first, "Transpose", [codes], {"perm": [1, 0]})
             first.replace_input_with(1, turned)
 
     def _codes(
-        self, graph: ir.Graph, weight: ir.Value, user: ir.Node, by_rows: bool, form: Format, done: dict[str, ir.Value]
+        self, graph: ir.Graph, weight: ir.Value, by_rows: bool, form: Format, done: dict[str, ir.Value]
     ) -> ir.Value:
         """Returns the dequantized weight [out, in], made once a weight and placed before all that read it."""
         name = str(weight.name)
