@@ -24,10 +24,10 @@ from runtime_edge.errors import (
     RequestError,
 )
 from runtime_edge.load import load
-from runtime_edge.manifest import Manifest
 from runtime_edge.verify import verify
 
 if TYPE_CHECKING:
+    from runtime_edge.manifest import Manifest
     from runtime_edge.model import Context, Model
     from runtime_edge.tasks.embed import Classification
     from runtime_edge.tasks.generate import Chunk, Generation, Stats
@@ -56,6 +56,7 @@ _LATER = {
     "Chunk": "runtime_edge.tasks.generate",
     "Classification": "runtime_edge.tasks.embed",
     "Context": "runtime_edge.model",
+    "Manifest": "runtime_edge.manifest",
     "Generation": "runtime_edge.tasks.generate",
     "Model": "runtime_edge.model",
     "Stats": "runtime_edge.tasks.generate",

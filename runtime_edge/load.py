@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from runtime_edge.backends import MODULES
 from runtime_edge.backends import backend as backend_module
 from runtime_edge.errors import ArtifactError, MissingDependencyError, RequestError
-from runtime_edge.manifest import Manifest, Variant
-from runtime_edge.probe import default_threads
-from runtime_edge.verify import check_contents, check_listing
+from runtime_edge.files import Background, listing
+from runtime_edge.verify import check_contents, check_listing, start_hashing
 
 if TYPE_CHECKING:
     from runtime_edge.backends import DecoderSession, EncoderSession
+    from runtime_edge.manifest import Manifest, Variant
     from runtime_edge.model import Model
     from runtime_edge.text import TextCodec
 
 _MAX_THREADS = 1024
-_HEAD_START = 0.02  # seconds
+_HEAD_START = 0.05
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: str | None = None) -> Model:
@@ -40,33 +39,34 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
         RequestError: `threads` or `backend` cannot be served.
     """
     root = Path(path)
-    manifest = check_listing(root)
-    variant = choose_variant(manifest, backend)
-    # Neither hashing nor preparing a session's weights holds the interpreter: the backend is imported during the first,
-    # the tokenizer and the tasks during the second. Imports stand here so that importing runtime_edge stays cheap.
-    with ThreadPoolExecutor(1) as pool:
-        verifying = pool.submit(check_contents, root, manifest)
+    found = listing(root)
+    # Neither hashing nor preparing a session's weights holds the interpreter: the manifest's reader and the backend are
+    # imported during the first, the tokenizer and the tasks during the second. They stand here for that, and so that
+    # importing runtime_edge stays cheap.
+    with start_hashing(root, found) as hashes:
+        manifest = check_listing(root, found)
+        variant = choose_variant(manifest, backend)
         module = backend_module(variant.backend)
         with contextlib.suppress(MissingDependencyError):  # raised below, once the artifact is known to be whole
             module.preload()
-        count = default_threads() if threads is None else _checked_threads(threads)
-        verifying.result()
-        parsing = pool.submit(_parse, root, manifest)
-        graph = root / variant.graph
-        session: DecoderSession | EncoderSession
-        if manifest.decoder is not None:
-            session = module.open_decoder(graph, manifest.decoder, count)
-        else:
-            assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
-            session = module.open_encoder(graph, manifest.encoder, count)
-        codec = parsing.result()
-    return _model(manifest, variant, count, codec, session)
+        count = _threads(threads)
+        check_contents(root, manifest, hashes)
+    parsing = Background(lambda: _parse(root, manifest))
+    graph = root / variant.graph
+    session: DecoderSession | EncoderSession
+    if manifest.decoder is not None:
+        session = module.open_decoder(graph, manifest.decoder, count)
+    else:
+        assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
+        session = module.open_encoder(graph, manifest.encoder, count)
+    return _model(manifest, variant, count, parsing.result(), session)
 
 
-def _checked_threads(threads: int) -> int:
+def _threads(threads: int | None) -> int:
     from runtime_edge import request
+    from runtime_edge.probe import default_threads
 
-    return request.integer("threads", threads, 1, _MAX_THREADS)
+    return default_threads() if threads is None else request.integer("threads", threads, 1, _MAX_THREADS)
 
 
 def _parse(root: Path, manifest: Manifest) -> TextCodec:

@@ -21,10 +21,10 @@ import msgspec
 from msgspec import Meta
 
 from runtime_edge.errors import ArtifactError, FormatVersionError
+from runtime_edge.files import MANIFEST_NAME
 
 FORMAT = "lepton"
 FORMAT_VERSION = 1
-MANIFEST_NAME = "manifest.json"
 REPORT_NAME = "report.json"
 
 TEXT_GENERATION = "text-generation"

@@ -5,21 +5,20 @@ All of it happens before a tokenizer, a template or a graph is opened.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime_edge.errors import ArtifactError
-from runtime_edge.externaldata import external_data
-from runtime_edge.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, File, Manifest, Variant, decode
+from runtime_edge.files import MANIFEST_NAME, Hashes, kind, listing
 
-_READ_BYTES = 2**20  # each hashing thread holds one buffer of this size, however big the file
-_MAX_HASH_THREADS = 4
+if TYPE_CHECKING:
+    from runtime_edge.externaldata import ExternalData
+    from runtime_edge.manifest import Manifest, Variant
+
 _MAX_PATH = 512
-_MAX_ENTRIES = 100_000
 _REBUILD = "the artifact is damaged or was changed: copy it again, or rebuild it with `leptonc build`"
 
 
@@ -38,18 +37,23 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
         ArtifactError: Any other of the above; the message names the file.
     """
     root = Path(path)
-    manifest = check_listing(root)
-    check_contents(root, manifest)
+    found = listing(root)
+    with start_hashing(root, found) as hashes:
+        manifest = check_listing(root, found)
+        check_contents(root, manifest, hashes)
     return manifest
 
 
-def check_listing(root: Path) -> Manifest:
+def start_hashing(root: Path, found: Mapping[str, int]) -> Hashes:
+    """Starts hashing every file but the manifest; `found` as `listing` returns it."""
+    return Hashes(root, {path: size for path, size in found.items() if path != MANIFEST_NAME})
+
+
+def check_listing(root: Path, found: Mapping[str, int]) -> Manifest:
     """The first half of `verify`, which opens the manifest alone: its schema, and which files there are."""
     manifest = read_manifest(root)
     for file in manifest.files:
         _check_path(file.path)
-    found = dict(_walk(root))
-    found.pop(MANIFEST_NAME, None)
     for file in manifest.files:
         if file.path not in found:
             raise ArtifactError(f"{file.path}: expected a file of {file.size} bytes, found none", hint=_REBUILD)
@@ -58,7 +62,7 @@ def check_listing(root: Path) -> Manifest:
                 f"{file.path}: expected {file.size} bytes, found {found[file.path]}",
                 hint=_REBUILD,
             )
-    unlisted = sorted(found.keys() - {file.path for file in manifest.files})
+    unlisted = sorted(found.keys() - {MANIFEST_NAME, *(file.path for file in manifest.files)})
     if unlisted:
         raise ArtifactError(
             f"{unlisted[0]}: expected only files that {MANIFEST_NAME} lists, found {len(unlisted)} more",
@@ -67,26 +71,31 @@ def check_listing(root: Path) -> Manifest:
     return manifest
 
 
-def check_contents(root: Path, manifest: Manifest) -> None:
-    """The second half of `verify`, which reads every file: hashes, and what graphs refer to."""
-    _check_hashes(root, manifest.files)
+def check_contents(root: Path, manifest: Manifest, hashes: Hashes) -> None:
+    """The second half of `verify`, which waits for the hashes, then reads what graphs refer to."""
+    from runtime_edge.externaldata import external_data  # imported while hashes are still being computed
+
+    found = hashes.results()
+    for file in manifest.files:
+        if found[file.path] != file.sha256:
+            raise ArtifactError(
+                f"{file.path}: expected sha256 {file.sha256}, found {found[file.path]}",
+                hint=_REBUILD,
+            )
     for variant in manifest.variants:
-        _check_graph(root, manifest, variant)
+        if variant.graph.endswith(".onnx"):  # only an ONNX graph can name other files; a plan is one file
+            _check_graph(manifest, variant, external_data(root / variant.graph, variant.graph))
 
 
 def read_manifest(root: Path) -> Manifest:
     """Reads and checks `manifest.json` alone (raises `ArtifactError`): cheap, and no proof of the other files."""
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        raise ArtifactError(
-            f"{root}: expected an artifact's directory, found {found}",
-            hint="an artifact is the directory that `leptonc build` writes, NAME.lepton",
-        )
+    from runtime_edge.manifest import MAX_MANIFEST_BYTES, decode
+
     path = root / MANIFEST_NAME
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
-            raise ArtifactError(f"{MANIFEST_NAME}: expected a regular file, found {_kind(status.st_mode)}")
+            raise ArtifactError(f"{MANIFEST_NAME}: expected a regular file, found {kind(status.st_mode)}")
         with path.open("rb") as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
@@ -117,67 +126,11 @@ def _check_path(path: str) -> None:
             )
 
 
-def _walk(root: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Yields (relative path, size) of every file; refuses links and special files without following them."""
-    pending = [prefix]
-    entries = 0
-    while pending:
-        folder = pending.pop()
-        with os.scandir(root / folder) as scan:
-            for entry in scan:
-                entries += 1
-                name = f"{folder}{entry.name}"
-                status = entry.stat(follow_symlinks=False)
-                if entries > _MAX_ENTRIES:
-                    raise ArtifactError(f"{root}: expected at most {_MAX_ENTRIES} files and folders, found more")
-                if stat.S_ISDIR(status.st_mode) and not entry.is_symlink():
-                    pending.append(f"{name}/")
-                elif stat.S_ISREG(status.st_mode):
-                    yield name, status.st_size
-                else:
-                    raise ArtifactError(
-                        f"{name}: expected regular files and folders, found {_kind(status.st_mode)}",
-                        hint="an artifact holds no links: copy it with links resolved",
-                    )
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a special file")
-
-
-def _check_hashes(root: Path, files: tuple[File, ...]) -> None:
-    # hashlib releases the interpreter's lock: one thread a file; biggest first, so that none waits for the last.
-    ordered = sorted(files, key=lambda file: file.size, reverse=True)
-    threads = max(1, min(_MAX_HASH_THREADS, os.cpu_count() or 1, len(ordered)))
-    with ThreadPoolExecutor(threads) as pool:
-        for file, digest in zip(ordered, pool.map(lambda file: _sha256(root / file.path), ordered), strict=True):
-            if digest != file.sha256:
-                raise ArtifactError(
-                    f"{file.path}: expected sha256 {file.sha256}, found {digest}",
-                    hint=_REBUILD,
-                )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
-    try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
-    except OSError as error:
-        raise ArtifactError(f"{path.name}: expected a readable file, found: {error.strerror}") from error
-    return digest.hexdigest()
-
-
-def _check_graph(root: Path, manifest: Manifest, variant: Variant) -> None:
-    if not variant.graph.endswith(".onnx"):
-        return  # only an ONNX graph can name other files; a plan of another backend is one file
+def _check_graph(manifest: Manifest, variant: Variant, entries: Iterable[ExternalData]) -> None:
     sizes = {file.path: file.size for file in manifest.files}
     folder = variant.graph.rpartition("/")[0]
     blobs = {blob for blob in variant.blobs if not folder or blob.startswith(f"{folder}/")}
-    for entry in external_data(root / variant.graph, variant.graph):
+    for entry in entries:
         path = f"{folder}/{entry.location}" if folder else entry.location
         if path not in blobs:
             raise ArtifactError(

@@ -18,7 +18,8 @@ import onnx_ir as ir
 from leptonc.errors import InputError
 from leptonc.ir.structure import layer_of
 from leptonc.passes.quantize.blocks import Quantized
-from runtime_edge.manifest import MANIFEST_NAME, File, Manifest, encode
+from runtime_edge.files import MANIFEST_NAME
+from runtime_edge.manifest import File, Manifest, encode
 
 STORAGE = "lepton.storage"  # initializers with the same mark are the same bytes, and are stored once
 INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file

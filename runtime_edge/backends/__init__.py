@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from runtime_edge.manifest import Decoder, Encoder
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from runtime_edge.cache import KVCache
+    from runtime_edge.manifest import Decoder, Encoder
 
     Floats = NDArray[np.float32]
     Ints = NDArray[np.int64]

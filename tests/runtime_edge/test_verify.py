@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "a file more": (lambda root: (root / "blobs/run.sh").write_text("x"), "blobs/run.sh: expected only files that"),
     "a link to a file": (link_file, "tokenizer.json: expected regular files and folders, found a link"),
     "a link to a folder": (link_folder, "blobs: expected regular files and folders, found a link"),
-    "manifest a link": (link_manifest, "manifest.json: expected a regular file, found a link"),
+    "manifest a link": (link_manifest, "manifest.json: expected regular files and folders, found a link"),
     "a pipe": (lambda root: os.mkfifo(root / "pipe"), "pipe: expected regular files and folders, found a pipe"),
     "path climbs": (rename_entry("../tokenizer.json"), r"`\.\.` in '\.\./tokenizer.json'"),
     "path climbs inside": (rename_entry("blobs/../tokenizer.json"), r"`\.\.` in"),

@@ -197,7 +197,7 @@ def write(root: Path, fields: dict[str, Any], files: dict[str, bytes]) -> Path:
         "parameters": 1,
         "source": {"kind": "test"},
     }
-    (root / m.MANIFEST_NAME).write_text(json.dumps({**base, **fields, "files": listed}))
+    (root / "manifest.json").write_text(json.dumps({**base, **fields, "files": listed}))
     return root
 
 

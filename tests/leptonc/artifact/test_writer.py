@@ -15,7 +15,7 @@ import pytest
 from leptonc.artifact import writer as module
 from leptonc.artifact.writer import ALIGNMENT, INLINE_BYTES, STORAGE, ArtifactWriter, check_out
 from leptonc.errors import InputError
-from runtime_edge.manifest import MANIFEST_NAME
+from runtime_edge.files import MANIFEST_NAME
 
 
 def listing(root: Path) -> list[str]:
