@@ -24,14 +24,15 @@ from runtime_edge.errors import ArtifactError, FormatVersionError
 from runtime_edge.files import MANIFEST_NAME
 
 FORMAT = "lepton"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: engines; what version 1 said reads as before
 REPORT_NAME = "report.json"
 
 TEXT_GENERATION = "text-generation"
 TEXT_EMBEDDING = "text-embedding"
 TEXT_CLASSIFICATION = "text-classification"
 TASKS = (TEXT_GENERATION, TEXT_EMBEDDING, TEXT_CLASSIFICATION)
-CACHE_DTYPES = ("float32", "float16")
+CACHE_DTYPES = ("float32", "float16", "bfloat16")
+FLAVOURS = ("tensorrt", "tensorrt-rtx")
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ENCODER_OUTPUT = {TEXT_EMBEDDING: "embeddings", TEXT_CLASSIFICATION: "logits"}
 
@@ -102,8 +103,66 @@ class Encoder(_Record, frozen=True, kw_only=True):
     multi_label: bool = False
 
 
+class InputShapes(_Record, frozen=True, kw_only=True):
+    """The least, most usual and greatest shape of a graph's input in an optimization profile."""
+
+    name: str
+    min: tuple[Positive, ...]
+    opt: tuple[Positive, ...]
+    max: tuple[Positive, ...]
+
+
+class Profile(_Record, frozen=True, kw_only=True):
+    """An optimization profile of an engine; `inputs` are those that have dynamic dimensions."""
+
+    name: str
+    inputs: tuple[InputShapes, ...]
+
+
+class Recipe(_Record, frozen=True, kw_only=True):
+    """How a plan is built from the variant's graph: with equal recipe, graph and TensorRT, an equal engine.
+
+    `flavour` is tensorrt or tensorrt-rtx, `versions` the range of its versions that can build the graph
+    (`>=10.16;<11.0`), `compute_capabilities` those that it is for (`8.7`). `workspace_mb` bounds scratch memory.
+    `weight_streaming` lets weights stay on the host; `refit` lets them be replaced, `strip` leaves them out of the plan.
+    """
+
+    flavour: str
+    versions: str
+    compute_capabilities: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    workspace_mb: Positive | None = None
+    weight_streaming: bool = False
+    refit: bool = False
+    strip: bool = False
+
+
+class Plan(_Record, frozen=True, kw_only=True):
+    """A serialized engine: the file, the exact version of TensorRT that built it, and the capabilities it runs on."""
+
+    file: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+
+
+class Engine(_Record, frozen=True, kw_only=True):
+    """A variant that TensorRT runs.
+
+    `cache_dtype` is the element type of the decoder's cache; `cache_in_place` says that one buffer is bound as past and
+    present (else two, in turn). `plans` were built by the compiler; others are finished on the device.
+    """
+
+    recipe: Recipe
+    cache_dtype: str = "float16"
+    cache_in_place: bool = True
+    plans: tuple[Plan, ...] = ()
+
+
 class Variant(_Record, frozen=True, kw_only=True):
-    """The model compiled for one target: `graph` is run by `backend` and reads `blobs`."""
+    """The model compiled for one target: `graph` is run by `backend` and reads `blobs`.
+
+    A backend of TensorRT has `engine`; its plans are run in the graph's place.
+    """
 
     name: str
     target: str
@@ -112,6 +171,7 @@ class Variant(_Record, frozen=True, kw_only=True):
     weights: str
     activations: str = "none"
     blobs: tuple[str, ...] = ()
+    engine: Engine | None = None
 
 
 class PassRecord(_Record, frozen=True, kw_only=True):
@@ -196,6 +256,9 @@ def _check(manifest: Manifest) -> None:
     for variant in manifest.variants:
         references.append((f"variant {variant.name!r}: graph", variant.graph))
         references += [(f"variant {variant.name!r}: blobs", blob) for blob in variant.blobs]
+        if variant.engine is not None:
+            references += [(f"variant {variant.name!r}: plans", plan.file) for plan in variant.engine.plans]
+        _check_engine(variant)
     listed = set(paths)
     for where, path in references:
         _require(path in listed, f"{where}: expected a file listed in `files`, found {path!r}")
@@ -205,6 +268,34 @@ def _check(manifest: Manifest) -> None:
         _check_decoder(manifest)
     else:
         _check_encoder(manifest)
+
+
+def _check_engine(variant: Variant) -> None:
+    engine, where = variant.engine, f"variant {variant.name!r}: engine"
+    _require(
+        (engine is not None) == (variant.backend in FLAVOURS),
+        f"{where}: expected one for the backends {', '.join(FLAVOURS)} and no other, found backend {variant.backend!r}",
+    )
+    if engine is None:
+        return
+    recipe = engine.recipe
+    _require(
+        recipe.flavour == variant.backend, f"{where}: expected flavour {variant.backend!r}, found {recipe.flavour!r}"
+    )
+    _require(
+        engine.cache_dtype in CACHE_DTYPES,
+        f"{where}: expected cache_dtype to be one of {', '.join(CACHE_DTYPES)}, found {engine.cache_dtype!r}",
+    )
+    _require(bool(recipe.profiles), f"{where}: expected at least one profile, found none")
+    _unique(f"{where}: profiles", (profile.name for profile in recipe.profiles))
+    for profile in recipe.profiles:
+        for shapes in profile.inputs:
+            ordered = all(a <= b <= c for a, b, c in zip(shapes.min, shapes.opt, shapes.max, strict=False))
+            _require(
+                len(shapes.min) == len(shapes.opt) == len(shapes.max) and ordered,
+                f"{where}: profile {profile.name!r}: expected min <= opt <= max for {shapes.name!r}, found "
+                f"{shapes.min}, {shapes.opt}, {shapes.max}",
+            )
 
 
 def _check_decoder(manifest: Manifest) -> None:
