@@ -6,6 +6,7 @@ LeptonError                 carries `hint` and `exit_code`
 ├── RequestError            what was asked of a model cannot be done                       (1)
 │   ├── PromptTooLongError  the prompt exceeds the model's length limit                    (1)
 │   └── ChatTemplateError   messages were given and the template is missing or refuses     (1)
+├── EngineError             an engine cannot be built from what was given                  (1)
 ├── ClosedError             the model was used after `close()`                             (1)
 └── MissingDependencyError  a backend's package is not installed                           (4)
 """
@@ -47,6 +48,10 @@ class PromptTooLongError(RequestError):
 
 class ChatTemplateError(RequestError):
     """Messages need a chat template; it is missing, or it raised."""
+
+
+class EngineError(LeptonError):
+    """TensorRT cannot build an engine from this graph and recipe, or not on this machine."""
 
 
 class ClosedError(LeptonError):
