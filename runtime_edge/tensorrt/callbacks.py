@@ -1,0 +1,135 @@
+"""What TensorRT calls while it builds: a log that keeps what matters, and progress that can stop a build.
+
+An exception must not leave a callback: the bindings print it and go on. It is kept, the build is stopped, and the
+exception raised when the build has returned.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+Progress = Callable[[str, int, int], None]
+
+_MAX_MESSAGES = 200
+_MAX_CHARACTERS = 2000
+# What is logged on a machine without a GPU beside every other error.
+_NOISE = ("catchCudaError",)
+
+
+class Stop:
+    """Whether a build shall end early, and why. Set and read by any thread."""
+
+    def __init__(self) -> None:
+        self._reason: BaseException | None = None
+
+    def __bool__(self) -> bool:
+        return self._reason is not None
+
+    def request(self, reason: BaseException) -> None:
+        """Ends the build; the first reason stands."""
+        if self._reason is None:
+            self._reason = reason
+
+    def raise_if_requested(self) -> None:
+        """Raises the reason."""
+        if self._reason is not None:
+            raise self._reason
+
+
+@contextmanager
+def stopped_by_signals(stop: Stop) -> Iterator[None]:
+    """While the context lasts, Ctrl-C and SIGTERM request a stop, and the end of the context raises it.
+
+    Python raises KeyboardInterrupt in whatever callback runs when the signal arrives, where it would be lost.
+    """
+    before: dict[signal.Signals, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.request(KeyboardInterrupt())
+
+    if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A signal that is ignored stays ignored, and one that ends the process may go on doing so.
+            if callable(signal.getsignal(number)):
+                before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    stop.raise_if_requested()
+
+
+class Log:
+    """The errors and warnings of a build, in their order; repeated ones once, and no more than a few hundred."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+
+    def add(self, kept: list[str], message: str) -> None:
+        """Keeps a message in one of the two lists."""
+        text = message.strip()[:_MAX_CHARACTERS]
+        if text not in kept and len(kept) < _MAX_MESSAGES:
+            kept.append(text)
+
+    def reasons(self) -> str:
+        """The errors as one text; what every machine without a GPU logs is left out where there is more."""
+        telling = [text for text in self.errors if not any(noise in text for noise in _NOISE)]
+        return "; ".join(telling or self.errors) or "no message"
+
+
+def logger(trt: Any, log: Log) -> Any:
+    """Returns an `ILogger` of a flavour's module that writes to `log`, and nothing to stderr."""
+    kept = {
+        trt.ILogger.INTERNAL_ERROR: log.errors,
+        trt.ILogger.ERROR: log.errors,
+        trt.ILogger.WARNING: log.warnings,
+    }
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in kept:
+                log.add(kept[severity], msg)
+
+    return Logger()
+
+
+def progress_monitor(trt: Any, progress: Progress | None, stop: Stop) -> Any:
+    """Returns an `IProgressMonitor` that reports (phase, steps done, steps) and ends the build when `stop` says so."""
+    totals: dict[str, int] = {}
+    lock = threading.Lock()  # several threads of a build may report at once
+
+    def report(phase: str, done: int) -> None:
+        if progress is None or stop:
+            return
+        with lock:
+            try:
+                progress(phase, done, totals.get(phase, done))
+            except BaseException as error:  # the application's own, whatever it is; raised after the build
+                stop.request(error)
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            totals[phase_name] = num_steps
+            report(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            report(phase_name, step + 1)
+            return not stop
+
+        def phase_finish(self, phase_name: str) -> None:
+            totals.pop(phase_name, None)
+
+    return Monitor()
