@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,13 +14,12 @@ from typing import Any, Protocol
 
 import targets
 from leptonc import __version__
+from leptonc.backends import Job, backend_of
 from leptonc.errors import BoundError, InputError
 from leptonc.memory import return_freed_memory
-from runtime_edge.manifest import Manifest
+from runtime_edge.manifest import Manifest, PassRecord, Variant
 
-TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tokenizers", "numpy")
-REPORT_TOKENS = 512  # of text that a causal model's fidelity is measured on
-REPORT_SENTENCES = 32  # that an encoder's is
+TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tokenizers", "numpy")
 
 
 class Progress(Protocol):
@@ -44,11 +44,11 @@ class BuildOptions:
 
     Attributes:
         source: Directory, hub id, .gguf file or sample:NAME.
-        target: Target name with overrides.
+        target: Target name with overrides, or several: one artifact then holds a variant for each.
         out: Artifact to write; None for NAME.lepton in the working directory.
-        weights: fp32, int8 or int4; None for the target's default.
+        weights: fp32, fp16, int8 or int4, of what the targets can have; None for each target's default.
         activations: none.
-        block_size: Weights that share a scale, for int8 and int4.
+        block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points.
         max_seq_len: Longest sequence; None for the target's default, at most the model's.
         max_loss: Largest loss of quality in percent, or None: of perplexity for causal models, of cosine similarity
@@ -56,16 +56,16 @@ class BuildOptions:
         seed: Of whatever is random in a build; nothing is in these passes.
         dump_ir: Directory for the graph after each pass, or None.
         eval_text: Text to measure fidelity on, or None for the built-in one.
-        check: Whether fidelity is measured.
+        check: Whether fidelity is measured; for an engine, of the lowered graph on the CPU before it is built.
         force: Whether an artifact at `out` is replaced.
     """
 
     source: str
-    target: str = "cpu"
+    target: str | tuple[str, ...] = "cpu"
     out: Path | None = None
     weights: str | None = None
     activations: str = "none"
-    block_size: int = 32
+    block_size: int | None = None
     symmetric: bool = True
     max_seq_len: int | None = None
     max_loss: float | None = None
@@ -115,51 +115,58 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         LeptonError: whatever was wrong; nothing is left at `options.out` then.
     """
     from leptonc.artifact.writer import check_out
-    from leptonc.backends import onnxruntime as backend
-    from leptonc.backends import require_backend
     from leptonc.evaluate.text import load_text
     from leptonc.sources import open_source
 
     return_freed_memory()
-    try:
-        target = targets.load(options.target)
-    except targets.TargetError as error:  # of a package that imports nothing of ours
-        raise InputError(error.message, hint=error.hint) from error
-    require_backend(target)
-    scheme = options.weights or target.weights
-    if scheme not in backend.WEIGHTS:
-        raise InputError(
-            f"expected weights among {', '.join(backend.WEIGHTS)} for target {target.name}, found {scheme}",
-            hint="fp32 keeps the weights as they are",
-        )
+    clock = _Clock(progress or Silent())
     if options.activations != "none":
         raise InputError(
-            f"expected activations none for target {target.name}, found {options.activations}",
+            f"expected activations none, found {options.activations}",
             hint="activations are quantized by the kernels as they run, in blocks, where weights are int8 or int4",
         )
+    jobs = _jobs(options, clock)
+    for job in jobs:
+        backend_of(job.target).check_request(job)
     if options.out is not None:
         check_out(options.out, replace=options.force)
-    text = load_text(options.eval_text) if options.check else ""
-    clock = _Clock(progress or Silent())
+    text = load_text(options.eval_text)
     with clock.stage("open"):
         source = open_source(options.source)
     with source:
-        return _Build(options, target, scheme, source, text, clock).run()
+        return _Build(options, jobs, source, text, clock).run()
+
+
+def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
+    """One job a target; variants of one profile are told apart by their overrides."""
+    specs = (options.target,) if isinstance(options.target, str) else options.target
+    try:
+        found = [targets.load(spec) for spec in specs]
+    except targets.TargetError as error:  # of a package that imports nothing of ours
+        raise InputError(error.message, hint=error.hint) from error
+    if not found:
+        raise InputError("expected at least one target, found none", hint="see `leptonc targets`")
+    names = [target.name for target in found]
+    jobs: list[Job] = []
+    for target in found:
+        name = target.name if names.count(target.name) == 1 else re.sub(r"[^\w.]+", "-", target.spec)
+        if any(job.name == name for job in jobs):
+            raise InputError(f"expected each target once, found {target.spec} twice")
+        scheme = options.weights or target.weights
+        jobs.append(Job(name, target, scheme, options.block_size, options.symmetric, options.check, clock))
+    return jobs
 
 
 class _Build:
     """One run of `build`, from an open source on."""
 
-    def __init__(
-        self, options: BuildOptions, target: targets.Target, scheme: str, source: Any, text: str, clock: _Clock
-    ) -> None:
-        self.options, self.target, self.scheme, self.source = options, target, scheme, source
-        self.text, self.clock = text, clock
+    def __init__(self, options: BuildOptions, jobs: list[Job], source: Any, text: str, clock: _Clock) -> None:
+        self.options, self.jobs, self.source, self.text, self.clock = options, jobs, source, text, clock
         self.out = options.out or Path(f"{source.name}.lepton")
 
     def run(self) -> BuildResult:
         from leptonc.artifact.writer import ArtifactWriter, check_out
-        from leptonc.backends import onnxruntime as backend
+        from leptonc.evaluate.measure import Sample
         from leptonc.frontend.capture import capture
         from leptonc.ir.dialect import count_ops
         from leptonc.ir.structure import structure
@@ -167,19 +174,16 @@ class _Build:
 
         options, clock = self.options, self.clock
         check_out(self.out, replace=options.force)
+        longest = options.max_seq_len or max(job.target.max_seq_len for job in self.jobs)
         with clock.stage("capture"):
-            captured = capture(self.source, max_seq_len=options.max_seq_len or self.target.max_seq_len)
-        self.captured, model = captured, captured.model
-        manager = Manager(options.dump_ir)
-        manager.write(model, "capture")
-        shape, captured_ops = structure(model), count_ops(model)
-        passes = [*self._passes(), *backend.lowerings()]
-        with clock.stage("passes", len(passes)) as advance:
-            manager.run(model, passes, advance)
-        backend.finish(model)
-        clock.seconds.update({f"pass {name}": seconds for name, seconds in manager.seconds.items()})
+            captured = capture(self.source, max_seq_len=longest)
+        self.captured = captured
+        name = str(options.eval_text.name) if options.eval_text else "built-in"
+        sample = Sample(self.source, captured, self.text, name)
+        Manager(options.dump_ir).write(captured.model, "capture")
+        shape = structure(captured.model)
         report: dict[str, Any] = {
-            "operations": {"captured": captured_ops, self.target.name: count_ops(model)},
+            "operations": {"captured": count_ops(captured.model)},
             "structure": {
                 "layers": len(shape.layers), "residual": shape.residual,
                 "heads": [layer.heads for layer in shape.layers],
@@ -187,109 +191,102 @@ class _Build:
                 "mlp_channels": [layer.mlp_channels for layer in shape.layers],
             },
         }  # fmt: skip
+        for job in self.jobs:
+            job.captured, job.sample = captured, sample
+            backend_of(job.target).preflight(job)
+        self.variants: list[Variant] = []
+        self.records: list[PassRecord] = []
         with ArtifactWriter(self.out, replace=options.force) as writer:
             self._tokenizer_files(writer)
-            size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-            with clock.stage("weights", size) as advance:
-                blobs = writer.add_graph(f"{self.target.name}.onnx", model, advance)
-            manifest = self._manifest(writer, manager, blobs)
-            writer.write_manifest(manifest)
-            if options.check:
-                with clock.stage("check"):
-                    report["fidelity"] = self._fidelity(writer.path)
-                self._judge(report["fidelity"])
-            report["bytes"] = self._sizes(manifest)
+            for job in self.jobs:
+                # The last one may change the captured graph itself.
+                model = captured.model if job is self.jobs[-1] else captured.model.clone()
+                report["operations"][job.name] = self._variant(job, model, writer)
+            fidelity = {job.name: job.report.pop("fidelity") for job in self.jobs if "fidelity" in job.report}
+            if fidelity:
+                report["fidelity"] = fidelity[self.jobs[0].name]
+            report["variants"] = {
+                job.name: {**job.report, **({"fidelity": fidelity[job.name]} if job.name in fidelity else {})}
+                for job in self.jobs
+            }
+            report["bytes"] = self._sizes(writer)
             writer.add("report.json", _json(report))
-            manifest = self._manifest(writer, manager, blobs)
+            manifest = self._manifest(writer, tuple(self.variants))
             writer.write_manifest(manifest)
             path = writer.commit()
         return BuildResult(path, manifest, report, dict(clock.seconds))
 
-    def _passes(self) -> list[Any]:
-        from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+    def _variant(self, job: Job, model: Any, writer: Any) -> dict[str, int]:
+        """Lowers, writes, measures and compiles one variant; returns how often each op occurs in it."""
+        from leptonc.ir.dialect import count_ops
+        from leptonc.passes.base import Manager
 
-        if self.scheme == "fp32":
-            return []
-        bits = int(self.scheme.removeprefix("int"))
-        config = QuantizeWeightsConfig(bits=bits, block_size=self.options.block_size, symmetric=self.options.symmetric)
-        return [QuantizeWeights(config)]
+        backend, clock, several = backend_of(job.target), self.clock, len(self.jobs) > 1
+        prefix = f"{job.name}: " if several else ""
+        dump = self.options.dump_ir
+        manager = Manager(dump / job.name if dump and several else dump, start=0 if several else 1)
+        passes = backend.passes(job, writer.path)
+        with clock.stage(f"{prefix}passes", len(passes)) as advance:
+            manager.run(model, passes, advance)
+        backend.finish(model)
+        clock.seconds.update({f"pass {prefix}{name}": seconds for name, seconds in manager.seconds.items()})
+        self.records += [record for record in manager.records if record not in self.records]
+        counted = count_ops(model)
+        size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        with clock.stage(f"{prefix}weights", size) as advance:
+            blobs = writer.add_graph(job.graph, model, advance)
+        variant = backend.variant(job, blobs)
+        if job.check:
+            manifest = self._manifest(writer, (variant,))
+            writer.write_manifest(manifest)
+            with clock.stage(f"{prefix}check"):
+                job.report["fidelity"] = backend.measure(job, writer, manifest)
+            self._judge(job)
+        self.variants.append(backend.compile(job, writer, model, variant))
+        return counted
 
     def _tokenizer_files(self, writer: Any) -> None:
         writer.add("tokenizer.json", self.source.tokenizer_json)
         if self.source.chat_template:
             writer.add("chat_template.jinja", self.source.chat_template.encode())
 
-    def _manifest(self, writer: Any, manager: Any, blobs: tuple[str, ...]) -> Manifest:
+    def _manifest(self, writer: Any, variants: tuple[Variant, ...]) -> Manifest:
         from leptonc.artifact.describe import decoder_of, encoder_of, tokenizer_of
-        from runtime_edge.manifest import FORMAT, FORMAT_VERSION, Variant
+        from runtime_edge.manifest import FORMAT, FORMAT_VERSION
 
-        variant = Variant(
-            name=self.target.name, target=self.target.spec, backend="onnxruntime", graph=f"{self.target.name}.onnx",
-            weights=self.scheme, activations="none", blobs=blobs,
-        )  # fmt: skip
         captured = self.captured
         return Manifest(
             format=FORMAT, format_version=FORMAT_VERSION, name=self.source.name, task=captured.task.name,
             architecture=str(captured.config.model_type), parameters=captured.parameters,
             source=dict(self.source.origin), tokenizer=tokenizer_of(self.source, captured),
-            variants=(variant,), files=writer.listing(), decoder=decoder_of(captured), encoder=encoder_of(captured),
-            passes=tuple(manager.records), toolchain=_toolchain(),
+            variants=variants, files=writer.listing(), decoder=decoder_of(captured), encoder=encoder_of(captured),
+            passes=tuple(self.records), toolchain=_toolchain(),
             report="report.json" if "report.json" in writer.files else None,
         )  # fmt: skip
 
-    def _fidelity(self, path: Path) -> dict[str, Any]:
-        """Measures the artifact, run by the runtime as it will run, against transformers in float32."""
-        import numpy as np
-        from tokenizers import Tokenizer
+    def _judge(self, job: Job) -> None:
+        from leptonc.evaluate.measure import loss
 
-        import runtime_edge
-        from leptonc.evaluate import fidelity
-        from leptonc.evaluate.reference import Reference
-        from leptonc.evaluate.text import sentences
-
-        reference = Reference(self.source, self.captured.task)
-        tokenizer = Tokenizer.from_str(self.source.tokenizer_json.decode())
-        # The reference runs first: its weights have left the memory when the artifact is loaded.
-        if self.captured.task.cached:
-            token_ids = tokenizer.encode(self.text).ids[: min(REPORT_TOKENS, self.captured.max_seq_len)]
-            blocks = reference.logits(token_ids)
-            with runtime_edge.load(path) as model:
-                found = fidelity.compare_logits(blocks, model.logits_blocks(token_ids), token_ids)
-        else:
-            texts = sentences(self.text, REPORT_SENTENCES)
-            tokenizer.enable_truncation(self.captured.max_seq_len)
-            rows = reference.rows([tokenizer.encode(text).ids for text in texts])
-            with runtime_edge.load(path) as model:
-                encoder = model.manifest.encoder
-                if encoder is not None and encoder.output == "logits":
-                    rows = fidelity.probabilities(rows, encoder.multi_label)
-                    got = np.array([list(c.scores.values()) for c in model.classify(texts)], np.float32)
-                else:
-                    got = model.encode(texts)
-                found = fidelity.compare_rows(rows, got, labels=self.captured.task.output == "logits")
-        found["text"] = str(self.options.eval_text.name) if self.options.eval_text else "built-in"
-        return found
-
-    def _judge(self, found: dict[str, Any]) -> None:
         bound = self.options.max_loss
-        if bound is None:
-            return
-        if "perplexity" in found:
-            what, loss = "perplexity rises", 100 * (found["perplexity"] / found["perplexity_reference"] - 1)
-        elif "top1_agreement" in found:
-            what, loss = "agreement of labels falls", 100 * (1 - found["top1_agreement"])
-        else:
-            what, loss = "cosine similarity falls", 100 * (1 - found["cosine_mean"])
-        if loss > bound:
+        what, found = loss(job.report["fidelity"])
+        if bound is not None and found > bound:
             raise BoundError(
-                f"expected a loss of at most {bound:g} %, found that {what} by {loss:.2f} %; nothing was written",
+                f"expected a loss of at most {bound:g} % for {job.target.spec}, found that {what} by {found:.2f} %; "
+                "nothing was written",
                 hint="more bits (--weights int8), smaller blocks (--block-size 16) or --asymmetric lose less",
             )
 
-    def _sizes(self, manifest: Manifest) -> dict[str, int]:
-        weights = sum(f.size for f in manifest.files if f.path.startswith("blobs/"))
-        graphs = sum(f.size for f in manifest.files if f.path.endswith(".onnx"))
-        return {"weights": weights, "graph": graphs, "tokenizer": len(self.source.tokenizer_json)}
+    def _sizes(self, writer: Any) -> dict[str, int]:
+        def total(holds: Callable[[str], bool]) -> int:
+            return sum(file.size for file in writer.listing() if holds(file.path))
+
+        sizes = {
+            "weights": total(lambda path: path.startswith("blobs/")),
+            "graph": total(lambda path: path.endswith(".onnx")),
+            "tokenizer": len(self.source.tokenizer_json),
+        }
+        plans = total(lambda path: path.endswith(".plan"))
+        return {**sizes, "plans": plans} if plans else sizes
 
 
 def _json(value: Any) -> bytes:

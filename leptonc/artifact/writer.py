@@ -65,7 +65,7 @@ class ArtifactWriter:
         ):
             raise _unwritable(self.out.parent, error) from error
 
-    def add(self, name: str, data: bytes) -> None:
+    def add(self, name: str, data: bytes | memoryview) -> None:
         """Writes a file of the artifact, or writes it anew."""
         (self.path / name).write_bytes(data)
         self.files[name] = File(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())

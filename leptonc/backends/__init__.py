@@ -1,27 +1,100 @@
 """Backends: what can run an artifact, each lowering the graph to its fastest form.
 
-`AVAILABLE` names those that this version can build for, with the module that does it.
+A backend is a module with the functions of `Backend`, imported when a build needs it.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
 import targets
-from leptonc.errors import MissingExtraError
 
-AVAILABLE = {"onnxruntime": "leptonc.backends.onnxruntime"}
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from leptonc.artifact.writer import ArtifactWriter
+    from leptonc.evaluate.measure import Sample
+    from leptonc.frontend.capture import Captured
+    from leptonc.passes.base import Pass
+    from runtime_edge.manifest import Manifest, Variant
+
+MODULES = {
+    "onnxruntime": "leptonc.backends.onnxruntime",
+    "tensorrt": "leptonc.backends.tensorrt",
+    "tensorrt-rtx": "leptonc.backends.tensorrt",
+}
 
 
-def require_backend(target: targets.Target) -> str:
-    """Returns the module of the target's backend.
+class Clock(Protocol):
+    """What times the stages of a build while the user sees them."""
 
-    Raises:
-        MissingExtraError: This version of Lepton cannot build for that backend.
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]: ...
+
+
+@dataclass
+class Job:
+    """One variant to build.
+
+    Attributes:
+        name: Of the variant, and of its files.
+        target: What it is for.
+        scheme: Number format of the weights.
+        block_size: Weights that share a scale; None for the backend's own choice.
+        symmetric: Whether weights are quantized without zero points.
+        check: Whether the lowered graph is compared with the original.
+        clock: Times stages.
+        captured: The model, once it is captured.
+        sample: The text that it is measured on, likewise.
+        report: What the backend has to say about this variant.
     """
-    if target.backend not in AVAILABLE:
-        ready = [name for name in targets.names() if targets.load(name).backend in AVAILABLE]
-        raise MissingExtraError(
-            f"building for {target.spec} needs the backend {target.backend}; this version of Lepton has "
-            f"{', '.join(AVAILABLE)}",
-            hint=f"targets that can be built for now: {', '.join(ready)}",
-        )
-    return AVAILABLE[target.backend]
+
+    name: str
+    target: targets.Target
+    scheme: str
+    block_size: int | None
+    symmetric: bool
+    check: bool
+    clock: Clock
+    captured: Captured = field(init=False)
+    sample: Sample = field(init=False)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> str:
+        """Name of the graph's file."""
+        return f"{self.name}.onnx"
+
+
+class Backend(Protocol):
+    """What a backend's module offers."""
+
+    def check_request(self, job: Job) -> None:
+        """Refuses what cannot be built, before anything is opened (raises `LeptonError`)."""
+
+    def preflight(self, job: Job) -> None:
+        """Refuses what cannot run on the target, once the model is captured (raises `LeptonError`)."""
+
+    def passes(self, job: Job, scratch: Path) -> list[Pass]:
+        """Returns the passes from the dialect to what the backend runs; `scratch` is for temporary files."""
+
+    def finish(self, model: ir.Model) -> None:
+        """Declares the operator sets that the lowered graph uses."""
+
+    def variant(self, job: Job, blobs: tuple[str, ...]) -> Variant:
+        """Returns the variant's record, its graph and weights being written."""
+
+    def measure(self, job: Job, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
+        """Runs what is written, `manifest` having this variant alone, and compares it with the original."""
+
+    def compile(self, job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
+        """Builds what comes after the graph (an engine); returns the variant's record with it."""
+
+
+def backend_of(target: targets.Target) -> Backend:
+    """Imports the backend of a target."""
+    return cast(Backend, importlib.import_module(MODULES[target.backend]))

@@ -29,10 +29,12 @@ _NEEDED = (
 @click.argument("source")
 @click.option(
     "--target",
-    default="cpu",
+    multiple=True,
+    default=("cpu",),
     show_default=True,
     metavar="NAME",
-    help="Device to compile for, with changes behind it: `jetson-orin,memory_gb=8`. See `leptonc targets`.",
+    help="Device to compile for, with changes behind it: `jetson-orin,memory_gb=8`. See `leptonc targets`. Given "
+    "several times, the artifact holds a variant for each.",
 )
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="Artifact to write.  [default: NAME.lepton]"
@@ -48,9 +50,7 @@ _NEEDED = (
 @click.option(
     "--block-size",
     type=click.Choice(("16", "32", "64", "128", "256")),
-    default="32",
-    show_default=True,
-    help="Weights that share one scale, for int4 and int8.",
+    help="Weights that share one scale, for int4 and int8.  [default: the backend's: 32 for ONNX Runtime]",
 )
 @click.option(
     "--symmetric/--asymmetric", default=True, show_default=True, help="Quantize weights without or with zero points."
@@ -84,11 +84,11 @@ _NEEDED = (
 @options.as_json
 def build(
     source: str,
-    target: str,
+    target: tuple[str, ...],
     out: Path | None,
     weights: str | None,
     activations: str,
-    block_size: str,
+    block_size: str | None,
     symmetric: bool,
     max_seq_len: int | None,
     max_loss: float | None,
@@ -104,12 +104,12 @@ def build(
     SOURCE is a directory with a Hugging Face model, the name of one on the hub, a .gguf file, or sample:NAME.
     """
     import targets
-    from leptonc.backends import require_backend
     from runtime_edge.cli.console import StageProgress, megabytes, print_json, print_pairs
 
     if max_loss is not None and not check:
         raise click.UsageError("--max-loss needs the measurement that --no-check leaves out")
-    require_backend(targets.load(target))
+    for spec in target:
+        targets.load(spec)
     for module in _NEEDED:
         if find_spec(module) is None:
             require(module, extra="compiler", needed_by="leptonc build")
@@ -119,11 +119,11 @@ def build(
     result = run_build(
         BuildOptions(
             source=source,
-            target=target,
+            target=target if len(target) > 1 else target[0],
             out=out,
             weights=weights,
             activations=activations,
-            block_size=int(block_size),
+            block_size=None if block_size is None else int(block_size),
             symmetric=symmetric,
             max_seq_len=max_seq_len,
             max_loss=max_loss,

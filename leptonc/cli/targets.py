@@ -19,24 +19,22 @@ def show_targets(name: str | None, as_json: bool) -> None:
     jetson-orin,jetpack=7.2
     """
     import targets
-    from leptonc.backends import AVAILABLE
     from runtime_edge.cli.console import print_json, print_pairs, print_table
 
     chosen = [targets.load(name)] if name is not None else [targets.load(known) for known in targets.names()]
-    records = [{**target.as_dict(), "can_build": target.backend in AVAILABLE} for target in chosen]
+    records = [target.as_dict() for target in chosen]
     if as_json:
         print_json(records[0] if name is not None else records)
     elif name is not None:
         print_pairs(_rows(records[0]))
     else:
-        headings = ("name", "backend", "weights", "memory", "can build", "description")
+        headings = ("name", "backend", "weights", "memory", "description")
         rows = (
             (
                 target.name,
                 target.backend,
                 target.weights,
                 f"{target.memory_gb:g} GB" if target.memory_gb is not None else "",
-                "yes" if target.backend in AVAILABLE else "not yet",
                 target.description,
             )
             for target in chosen
@@ -45,9 +43,8 @@ def show_targets(name: str | None, as_json: bool) -> None:
 
 
 def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    can_build = record.pop("can_build")
     sources = record.pop("sources")
-    rows = [("can build", "yes" if can_build else "not yet: this version of Lepton has no such backend")]
+    rows: list[tuple[str, str]] = []
     for field, value in record.items():
         if value not in (None, ()):
             rows.append((field, ", ".join(value) if isinstance(value, tuple) else str(value)))

@@ -51,6 +51,22 @@ def insert(
     return list(node.outputs)
 
 
+def insert_last(
+    graph: ir.Graph, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None, *,
+    name: str,
+) -> list[ir.Value]:  # fmt: skip
+    """Appends a node to the graph, from the module of the first input's producer; returns its outputs."""
+    node = ir.node(op, inputs, attributes or {})
+    node.name = name
+    for i, value in enumerate(node.outputs):
+        value.name = f"{name}_{i}" if i else name
+    made = producer(inputs[0])
+    if made is not None and module_of(made):
+        node.metadata_props[MODULE_KEY] = module_of(made)
+    graph.append(node)
+    return list(node.outputs)
+
+
 def replace(old: ir.Value, new: ir.Value) -> None:
     """Makes everything that read `old` read `new`; a graph output keeps its name."""
     if new.shape is None:

@@ -66,15 +66,16 @@ class Manager:
     """Runs passes in order, times each, and writes the graph after each where asked.
 
     Attributes:
-        dump: Directory for `NN-name.onnx` (without weights) after each pass, or None.
+        dump: Directory for `NN-name.onnx.txt` (without weights) after each pass, or None.
+        start: The next file's number.
         seconds: Time each pass took.
         records: What was run, for the manifest.
     """
 
     dump: Path | None = None
+    start: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     records: list[PassRecord] = dataclasses.field(default_factory=list)
-    _count: int = 0
 
     def run(self, model: ir.Model, passes: Sequence[Pass], advance: Callable[[int], Any] = lambda _: None) -> None:
         for each in passes:
@@ -94,8 +95,8 @@ class Manager:
         if self.dump is None:
             return
         self.dump.mkdir(parents=True, exist_ok=True)
-        path = self.dump / f"{self._count:02d}-{name}.onnx.txt"
-        self._count += 1
+        path = self.dump / f"{self.start:02d}-{name}.onnx.txt"
+        self.start += 1
         path.write_text(_text(model), encoding="utf-8")
 
 

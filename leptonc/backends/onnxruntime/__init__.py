@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import onnx_ir as ir
 
+from leptonc.backends import Job
 from leptonc.backends.onnxruntime.attention import (
     MS,
     AttentionToMultiHead,
@@ -12,12 +17,48 @@ from leptonc.backends.onnxruntime.attention import (
 )
 from leptonc.backends.onnxruntime.fusions import SkipNorms, SwishToQuickGelu
 from leptonc.backends.onnxruntime.linear import EmbeddingToKernels, LinearToKernels
+from leptonc.errors import InputError
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
+from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from runtime_edge.manifest import Manifest, Variant
+
+if TYPE_CHECKING:
+    from leptonc.artifact.writer import ArtifactWriter
 
 WEIGHTS = ("fp32", "int8", "int4")
+BLOCK_SIZE = 32
+
+
+def check_request(job: Job) -> None:
+    """See `Backend.check_request`."""
+    if job.scheme not in WEIGHTS:
+        raise InputError(
+            f"expected weights among {', '.join(WEIGHTS)} for target {job.target.name}, found {job.scheme}",
+            hint="fp32 keeps the weights as they are",
+        )
+    _quantize(job)
+
+
+def preflight(job: Job) -> None:
+    """See `Backend.preflight`: a CPU's memory is not the profile's to know."""
+
+
+def _quantize(job: Job) -> list[Pass]:
+    if job.scheme == "fp32":
+        return []
+    bits = int(job.scheme.removeprefix("int"))
+    block_size = BLOCK_SIZE if job.block_size is None else job.block_size
+    if block_size == 0:
+        raise InputError("expected a block size of 16 or more for ONNX Runtime, found 0")
+    return [QuantizeWeights(QuantizeWeightsConfig(bits=bits, block_size=block_size, symmetric=job.symmetric))]
+
+
+def passes(job: Job, scratch: Path) -> list[Pass]:
+    """See `Backend.passes`."""
+    return [*_quantize(job), *lowerings()]
 
 
 def lowerings() -> tuple[Pass, ...]:
@@ -39,3 +80,33 @@ def lowerings() -> tuple[Pass, ...]:
 def finish(model: ir.Model) -> None:
     """Declares the operator sets that the lowered graph uses."""
     model.graph.opset_imports[MS] = 1
+
+
+def variant(job: Job, blobs: tuple[str, ...]) -> Variant:
+    """See `Backend.variant`."""
+    return Variant(
+        name=job.name, target=job.target.spec, backend="onnxruntime", graph=job.graph, weights=job.scheme, blobs=blobs
+    )
+
+
+def compile(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
+    """See `Backend.compile`: ONNX Runtime runs the graph itself."""
+    return variant
+
+
+def measure(job: Job, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
+    """See `Backend.measure`: the runtime runs the artifact as it will on the device."""
+    import runtime_edge
+
+    sample = job.sample
+    if job.captured.task.cached:
+        with runtime_edge.load(writer.path) as model:
+            return sample.compare_decoder(model.logits_blocks(sample.token_ids))
+    # The reference runs first: its weights have left the memory when the artifact is loaded.
+    rows = sample.reference_rows()
+    with runtime_edge.load(writer.path) as model:
+        encoder = model.manifest.encoder
+        if encoder is None or encoder.output != "logits":
+            return sample.compare_encoder(rows, model.encode(sample.texts), multi_label=False)
+        found = np.array([list(each.scores.values()) for each in model.classify(sample.texts)], np.float32)
+        return sample.compare_encoder(rows, found, multi_label=encoder.multi_label)

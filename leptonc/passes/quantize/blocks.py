@@ -19,11 +19,15 @@ CHUNK = 2**21
 
 @dataclass(frozen=True)
 class Format:
-    """A block format: `bits` 4 or 8, blocks of `size` along the input, zero in the middle where symmetric."""
+    """A block format: `bits` 4 or 8, blocks of `size` along the input, zero in the middle where symmetric.
+
+    `positive` asks a symmetric format for scales above zero, as TensorRT wants them.
+    """
 
     bits: int
     size: int
     symmetric: bool
+    positive: bool = False
 
     @property
     def middle(self) -> int:
@@ -46,7 +50,8 @@ def round_to_nearest(weight: NDArray[Any], form: Format) -> Codes:
     """Quantizes each block to the nearest codes of its own range.
 
     Symmetric blocks put their largest magnitude, with its sign, on the end of the code range that has one code more
-    (as GGML's Q4_0 does), so that all 2^bits codes are used; asymmetric ones span [min(w, 0), max(w, 0)].
+    (as GGML's Q4_0 does), so that all 2^bits codes are used; with scales above zero, the end with fewer codes is taken
+    where the largest is positive. Asymmetric ones span [min(w, 0), max(w, 0)].
 
     Args:
         weight: float32 [out, in]; the last block may be short.
@@ -68,6 +73,8 @@ def round_to_nearest(weight: NDArray[Any], form: Format) -> Codes:
             low, high = part.min(-1), part.max(-1)
             extreme = np.where(-low >= high, low, high)
             scale = extreme / np.float32(-form.middle)
+            if form.positive:
+                scale = np.where(scale < 0, extreme / np.float32(form.middle - 1), scale)
             zero = np.full_like(scale, form.middle)
         else:
             low, high = np.minimum(part.min(-1), 0), np.maximum(part.max(-1), 0)

@@ -28,8 +28,11 @@ class QuantizeWeightsConfig(Config):
 
     Attributes:
         bits: 4 or 8.
-        block_size: Weights along the input that share a scale: a power of two, 16 to 256.
+        block_size: Weights along the input that share a scale: a power of two, 16 to 256; 0 for a whole output channel.
         symmetric: Whether the zero point is the middle code, and not stored.
+        signed: Whether codes are signed integers with scales above zero and no zero points, as TensorRT takes them;
+            they are symmetric then.
+        embeddings: Whether embedding tables, and the head tied to one, are quantized.
         method: How codes are chosen; "rtn" is round to nearest.
         skip: Module paths, and parts of them, whose weights stay float32.
     """
@@ -37,20 +40,24 @@ class QuantizeWeightsConfig(Config):
     bits: int = 4
     block_size: int = 32
     symmetric: bool = True
+    signed: bool = False
+    embeddings: bool = True
     method: str = "rtn"
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise InputError(f"expected weights of 4 or 8 bits, found {self.bits}")
-        if self.block_size not in (16, 32, 64, 128, 256):
+        if self.block_size not in (0, 16, 32, 64, 128, 256):
             raise InputError(f"expected a block size of 16, 32, 64, 128 or 256, found {self.block_size}")
+        if self.signed and not self.symmetric:
+            raise InputError("expected symmetric weights for signed codes, found asymmetric ones")
         if self.method not in METHODS:
             raise InputError(f"expected a method among {', '.join(METHODS)}, found {self.method!r}")
 
-    @property
-    def form(self) -> Format:
-        return Format(self.bits, self.block_size, self.symmetric)
+    def form(self, columns: int) -> Format:
+        """The format of a weight with so many inputs."""
+        return Format(self.bits, self.block_size or columns, self.symmetric, self.signed)
 
 
 class QuantizeWeights(Pass):
@@ -64,35 +71,35 @@ class QuantizeWeights(Pass):
     config: QuantizeWeightsConfig
 
     def run(self, model: ir.Model) -> int:
-        form = self.config.form
         done: dict[str, ir.Value] = {}
+        tables = {node.inputs[0]: node for node in embeddings(model)}
         for linear in linears(model):
+            if linear.weight in tables and not self.config.embeddings:
+                continue
             if linear.dequantize is None and not self._skipped(linear.path):
-                self._linear(model.graph, linear, form, done)
-        for node in list(embeddings(model)):
+                self._linear(model.graph, linear, done)
+        for node in tables.values() if self.config.embeddings else ():
             table = node.inputs[0]
             if table is not None and table.is_initializer() and not self._skipped(node.name or ""):
-                node.replace_input_with(0, self._codes(model.graph, table, True, form, done))
+                node.replace_input_with(0, self._codes(model.graph, table, True, done))
         return len(done)
 
     def _skipped(self, path: str) -> bool:
         return any(part in path for part in self.config.skip)
 
-    def _linear(self, graph: ir.Graph, linear: Linear, form: Format, done: dict[str, ir.Value]) -> None:
+    def _linear(self, graph: ir.Graph, linear: Linear, done: dict[str, ir.Value]) -> None:
         first = linear.node
         if linear.transposed:
             turn = edit.producer(linear.node.inputs[1])
             if turn is None:
                 raise ValueError(f"{linear.path} has no Transpose")
-            turn.replace_input_with(0, self._codes(graph, linear.weight, True, form, done))
+            turn.replace_input_with(0, self._codes(graph, linear.weight, True, done))
         else:
-            codes = self._codes(graph, linear.weight, False, form, done)
+            codes = self._codes(graph, linear.weight, False, done)
             (turned,) = edit.insert(first, "Transpose", [codes], {"perm": [1, 0]})
             first.replace_input_with(1, turned)
 
-    def _codes(
-        self, graph: ir.Graph, weight: ir.Value, by_rows: bool, form: Format, done: dict[str, ir.Value]
-    ) -> ir.Value:
+    def _codes(self, graph: ir.Graph, weight: ir.Value, by_rows: bool, done: dict[str, ir.Value]) -> ir.Value:
         """Returns the dequantized weight [out, in], made once a weight and placed before all that read it."""
         name = str(weight.name)
         if name in done:
@@ -100,14 +107,15 @@ class QuantizeWeights(Pass):
         tensor = weight.const_value
         rows, columns = (int(d) for d in weight.shape or ())  # type: ignore[arg-type]
         shape = (rows, columns) if by_rows else (columns, rows)
-        method = METHODS[self.config.method]
+        method, form = METHODS[self.config.method], self.config.form(shape[1])
 
         def compute() -> Codes:
             array = tensor.numpy()  # type: ignore[union-attr]
             return method(array if by_rows else np.ascontiguousarray(array.T), form)
 
         quantized = Quantized(shape, form, name, compute)
-        value = dequantized(graph, quantized, name, graph[0])
+        build = signed if self.config.signed else dequantized
+        value = build(graph, quantized, name, graph[0])
         done[name] = value
         return value
 
@@ -117,29 +125,55 @@ def dequantized(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) 
     form, (rows, columns) = weight.form, weight.shape
     kind = ir.DataType.UINT4 if form.bits == 4 else ir.DataType.UINT8
     blocks = -(-columns // form.size)
-
-    def part(suffix: str, dtype: ir.DataType, shape: tuple[int, int], read: Callable[[], Any]) -> ir.Value:
-        def tensor() -> ir.TensorProtocol:
-            return ir.Tensor(read().astype(dtype.numpy()), dtype=dtype)
-
-        full = f"{name}.{suffix}"
-        lazy = ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=full, cache=False)
-        return edit.initializer(graph, full, lazy)
-
-    codes = part("codes", kind, (rows, columns), lambda: weight.parts().codes)
-    scales = part("scales", ir.DataType.FLOAT, (rows, blocks), lambda: weight.parts().scales)
+    codes = _part(graph, f"{name}.codes", kind, (rows, columns), lambda: weight.parts().codes)
+    scales = _part(graph, f"{name}.scales", ir.DataType.FLOAT, (rows, blocks), lambda: weight.parts().scales)
 
     def zeros() -> np.ndarray[Any, Any]:
         found = weight.parts().zeros
         return found if found is not None else np.full((rows, blocks), form.middle, np.uint8)
 
-    zero = part("zeros", kind, (rows, blocks), zeros)
-    (value,) = edit.insert(
-        before, "DequantizeLinear", [codes, scales, zero], {"axis": 1, "block_size": form.size},
-        name=f"{name}/DequantizeLinear", module="",
-    )  # fmt: skip
-    value.shape, value.type = ir.Shape([rows, columns]), ir.TensorType(ir.DataType.FLOAT)
+    zero = _part(graph, f"{name}.zeros", kind, (rows, blocks), zeros)
     codes.meta[KEY] = weight
+    return _dequantize(before, name, [codes, scales, zero], {"axis": 1, "block_size": form.size}, weight.shape)
+
+
+def signed(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir.Value:
+    """Like `dequantized`, with signed codes and no zero points; one scale an output channel is stored as one axis."""
+    form, (rows, columns) = weight.form, weight.shape
+    kind = ir.DataType.INT4 if form.bits == 4 else ir.DataType.INT8
+    blocks = -(-columns // form.size)
+
+    def codes() -> np.ndarray[Any, Any]:
+        found: np.ndarray[Any, Any] = weight.parts().codes.astype(np.int16) - form.middle
+        return found
+
+    stored = _part(graph, f"{name}.codes", kind, (rows, columns), codes)
+    stored.meta[KEY] = weight
+    if blocks == 1:
+        scales = _part(graph, f"{name}.scales", ir.DataType.FLOAT, (rows,), lambda: weight.parts().scales[:, 0])
+        return _dequantize(before, name, [stored, scales], {"axis": 0}, weight.shape)
+    scales = _part(graph, f"{name}.scales", ir.DataType.FLOAT, (rows, blocks), lambda: weight.parts().scales)
+    return _dequantize(before, name, [stored, scales], {"axis": 1, "block_size": form.size}, weight.shape)
+
+
+def _part(
+    graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...], read: Callable[[], np.ndarray[Any, Any]]
+) -> ir.Value:
+    """Registers an initializer that is computed when it is written."""
+
+    def tensor() -> ir.TensorProtocol:
+        return ir.Tensor(read().astype(dtype.numpy()), dtype=dtype)
+
+    return edit.initializer(
+        graph, name, ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=name, cache=False)
+    )
+
+
+def _dequantize(
+    before: ir.Node, name: str, parts: list[ir.Value], attributes: dict[str, Any], shape: tuple[int, int]
+) -> ir.Value:
+    (value,) = edit.insert(before, "DequantizeLinear", parts, attributes, name=f"{name}/DequantizeLinear", module="")
+    value.shape, value.type = ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
     return value
 
 

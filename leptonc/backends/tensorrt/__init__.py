@@ -1,0 +1,149 @@
+"""TensorRT and TensorRT-RTX: lowering to a strongly typed ONNX graph, checked on the CPU, then engines built from it.
+
+The engine builder itself is the runtime's (`runtime_edge.tensorrt`): on a Jetson it runs on the device.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from leptonc.backends import Job
+from leptonc.backends.tensorrt import preflight as memory
+from leptonc.backends.tensorrt import recipe as recipes
+from leptonc.backends.tensorrt.decoder import CachedAttentionToScatter, FixedShapes, FixedShapesConfig, LogitsAt
+from leptonc.backends.tensorrt.engine import build_engine
+from leptonc.backends.tensorrt.execute import decoder_inputs, encoder_rows, logits_blocks, open_session
+from leptonc.backends.tensorrt.operators import require_operators
+from leptonc.backends.tensorrt.precision import HalfPrecision, HalfPrecisionConfig
+from leptonc.backends.tensorrt.primitives import decompositions
+from leptonc.backends.tensorrt.ranges import largest
+from leptonc.passes.base import Pass
+from leptonc.passes.cleanup import Cleanup
+from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from runtime_edge.manifest import Engine, Manifest, Variant
+from runtime_edge.tensorrt.flavours import first_version, flavour, parses
+
+if TYPE_CHECKING:
+    from leptonc.artifact.writer import ArtifactWriter
+
+
+def check_request(job: Job) -> None:
+    """See `Backend.check_request`."""
+    recipes.checked(job)
+    _quantize(job)
+
+
+def preflight(job: Job) -> None:
+    """See `Backend.preflight`: weights, cache and workspace fit the target's memory."""
+    decoder = job.captured.task.cached
+    chunk = min(recipes.CHUNK, job.captured.max_seq_len) if decoder else recipes.BATCH * job.captured.max_seq_len
+    found = memory.need(
+        job, block_size=recipes.block_size(job), chunk=chunk, logits=recipes.logits_rows(job) if decoder else 0,
+        cache_copies=1 if _in_place(job) else 2,
+    )  # fmt: skip
+    job.report["preflight"] = memory.check(found, job.target)
+
+
+def _parses(job: Job, op_type: str) -> bool:
+    """Whether every version of TensorRT that the target can have parses an operator."""
+    return parses(flavour(job.target.backend), op_type, first_version(recipes.versions(job)))
+
+
+def _in_place(job: Job) -> bool:
+    """Whether the cache is updated where it is: only TensorScatter promises that."""
+    return _parses(job, "TensorScatter")
+
+
+def _quantize(job: Job) -> list[Pass]:
+    if not job.scheme.startswith("int"):
+        return []
+    config = QuantizeWeightsConfig(
+        bits=int(job.scheme.removeprefix("int")), block_size=recipes.block_size(job), signed=True, embeddings=False
+    )
+    return [QuantizeWeights(config)]
+
+
+def passes(job: Job, scratch: Path) -> list[Pass]:
+    """See `Backend.passes`."""
+    found = _quantize(job)
+    if job.captured.task.cached:
+        capacity = FixedShapesConfig(capacity=job.captured.max_seq_len)
+        found += [LogitsAt(), FixedShapes(capacity), CachedAttentionToScatter()]
+    found += [DropFunctions()]
+    if job.scheme != "fp32":
+        found.append(HalfPrecision(HalfPrecisionConfig(), partial(_ranges, job, scratch)))
+    return [*found, *decompositions(partial(_parses, job)), Cleanup()]
+
+
+class DropFunctions(Pass):
+    """Inlines what is left of our domain's functions: the graph has standard operators only from here on."""
+
+    name = "tensorrt-inline"
+    in_dialect = False
+
+    def run(self, model: ir.Model) -> int:
+        from onnx_ir.passes import common
+
+        count = len(model.functions)
+        common.InlinePass()(model)
+        model.functions.clear()
+        return count
+
+
+def _ranges(job: Job, scratch: Path, model: ir.Model) -> dict[str, float]:
+    """Runs the sample's text through the float32 graph and returns how large each activation got."""
+    sample = job.sample
+    batches: list[dict[str, np.ndarray[Any, Any]]] = list(sample.encoder_batches())
+    if job.captured.task.cached:
+        ids = sample.token_ids[: recipes.CHUNK]
+        batch: dict[str, np.ndarray[Any, Any]] = dict(decoder_inputs(ids, 0, range(len(ids))))
+        for value in model.graph.inputs:
+            if str(value.name).startswith("past_key_values."):
+                batch[str(value.name)] = np.zeros([int(d) for d in value.shape or ()], np.float32)  # type: ignore[arg-type]
+        batches = [batch]
+    return largest(model, batches, scratch)
+
+
+def finish(model: ir.Model) -> None:
+    """See `Backend.finish`: standard operators only, of the dialect's operator set or the one lowered to."""
+
+
+def variant(job: Job, blobs: tuple[str, ...]) -> Variant:
+    """See `Backend.variant`."""
+    able, left_out = recipes.capabilities(job)
+    if left_out:
+        job.report["left_out"] = f"compute capabilities {', '.join(left_out)}: they cannot run {job.scheme} weights"
+    engine = Engine(
+        recipe=recipes.recipe(job), cache_dtype="float32" if job.scheme == "fp32" else "float16",
+        cache_in_place=_in_place(job),
+    )  # fmt: skip
+    return Variant(
+        name=job.name, target=job.target.spec, backend=job.target.backend, graph=job.graph, weights=job.scheme,
+        blobs=blobs, engine=engine,
+    )  # fmt: skip
+
+
+def measure(job: Job, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
+    """See `Backend.measure`: ONNX Runtime runs the lowered graph, in float arithmetic, before an engine is built."""
+    sample, path = job.sample, writer.path / job.graph
+    if job.captured.task.cached:
+        found = sample.compare_decoder(logits_blocks(open_session(path), sample.token_ids, recipes.logits_rows(job)))
+    else:
+        rows = sample.reference_rows()
+        encoder = manifest.encoder
+        multi_label = bool(encoder and encoder.multi_label)
+        labels = job.captured.task.output == "logits"
+        got = encoder_rows(open_session(path), sample.encoder_batches(), labels=labels, multi_label=multi_label)
+        found = sample.compare_encoder(rows, got, multi_label=multi_label)
+    return {**found, "executed": "the lowered graph, by ONNX Runtime on the CPU"}
+
+
+def compile(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
+    """See `Backend.compile`: a plan where it can be built, else a rehearsal of it."""
+    require_operators(model, job.target.backend, first_version(recipes.versions(job)))
+    return build_engine(job, writer, model, variant)

@@ -1,0 +1,114 @@
+"""A decoder as TensorRT takes it: one sequence, a cache of fixed size, logits of the positions that are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from leptonc.ir import edit
+from leptonc.ir.dialect import DOMAIN, attribute
+from leptonc.passes.base import Config, Pass
+from leptonc.passes.last_logits import cut_head, head_of
+
+
+class LogitsAt(Pass):
+    """Adds the graph input `logits_at` (int64 [n]) and gathers the head's input at those positions of the run.
+
+    Unlike a slice of the last n, whose bounds TensorRT would want to know on the host, this is data on the device.
+    """
+
+    name = "tensorrt-logits-at"
+
+    def run(self, model: ir.Model) -> int:
+        linear = head_of(model.graph)
+        if linear is None:
+            return 0
+        at = ir.Value(name="logits_at", shape=ir.Shape(["kept"]), type=ir.TensorType(ir.DataType.INT64))
+        model.graph.inputs.append(at)
+        (kept,) = edit.insert(linear.node, "Gather", [linear.x, at], {"axis": 1})
+        cut_head(linear, kept)
+        return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedShapesConfig(Config):
+    """`capacity`: tokens that the cache holds."""
+
+    capacity: int = 4096
+
+
+class FixedShapes(Pass):
+    """Makes the batch of a decoder 1 and its cache's length a number: TensorScatter's kernel wants both known."""
+
+    name = "tensorrt-fixed-shapes"
+    config: FixedShapesConfig
+
+    def run(self, model: ir.Model) -> int:
+        known = {"batch": 1, "capacity": self.config.capacity}
+        graph = model.graph
+        values = [*graph.inputs, *(v for node in graph for v in node.outputs)]
+        for value in values:
+            if value.shape is not None:
+                value.shape = ir.Shape([known.get(str(getattr(d, "value", d)), d) for d in value.shape])
+        return len(values)
+
+
+class CachedAttentionToScatter(Pass):
+    """`lepton.CachedAttention` becomes `TensorScatter` into the cache and `Attention` with an explicit mask.
+
+    1. The mask is made once for every window that occurs, not once a layer: positions up to the query's own, and
+       within the window. It hides the rows of the cache that nothing was written to yet.
+    2. `softmax_precision` is not said: TensorRT's parser refuses it.
+    """
+
+    name = "tensorrt-cached-attention"
+
+    def run(self, model: ir.Model) -> int:
+        calls = [n for n in model.graph if n.op_type == "CachedAttention" and n.domain == DOMAIN]
+        self._masks: dict[int, ir.Value] = {}
+        for node in calls:
+            self._lower(model.graph, node)
+        return len(calls)
+
+    def _lower(self, graph: ir.Graph, node: ir.Node) -> None:
+        query, key, value, past_key, past_value, past = node.inputs
+        presents = [
+            edit.insert(node, "TensorScatter", [cache, new, past], {"axis": 2}, name=f"{node.name}/{kind}")[0]
+            for kind, cache, new in (("key", past_key, key), ("value", past_value, value))
+        ]
+        for new, old in zip(presents, node.outputs[1:], strict=True):
+            edit.replace(old, new)
+        attributes = {"scale": float(attribute(node, "scale"))}
+        if cap := float(attribute(node, "softcap", 0.0)):
+            attributes["softcap"] = cap
+        assert past is not None  # the dialect's rule 3
+        assert past_key is not None
+        assert past_key.shape is not None
+        mask = self._mask(graph, past, int(past_key.shape[2]), int(attribute(node, "window", 0)))  # type: ignore[arg-type]
+        (out,) = edit.insert(node, "Attention", [query, *presents, mask], attributes)
+        edit.replace(node.outputs[0], out)
+        graph.remove(node, safe=True)
+
+    def _mask(self, graph: ir.Graph, past: ir.Value, capacity: int, window: int) -> ir.Value:
+        """Returns bool [1, 1, length, capacity]: whether the query of a row may look at a column's key."""
+        if window not in self._masks:
+            first = graph[0]
+
+            def add(op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+                name = f"mask.{window}/{op}"
+                found = edit.insert(first, op, inputs, attributes, name=name, module="")
+                return found[0]
+
+            column = ir.tensor(np.arange(capacity, dtype=np.int64).reshape(1, 1, 1, -1), name="key_positions")
+            keys = edit.initializer(graph, "key_positions", column)
+            length = add("Squeeze", add("Shape", graph.inputs[0], start=1, end=2))
+            new = add("Range", edit.ints(graph, 0), length, edit.ints(graph, 1))
+            rows = add("Reshape", add("Add", new, past), edit.ints(graph, [1, 1, -1, 1]))
+            mask = add("LessOrEqual", keys, rows)
+            if window:
+                distance = add("Sub", rows, keys)
+                mask = add("And", mask, add("Less", distance, edit.ints(graph, window)))
+            self._masks[window] = mask
+        return self._masks[window]

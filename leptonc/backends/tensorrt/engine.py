@@ -1,0 +1,116 @@
+"""Engines: built here where the flavour can, rehearsed where it cannot, finished on the device then."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import onnx_ir as ir
+
+from leptonc.backends import Job
+from leptonc.errors import MissingExtraError
+from leptonc.ir.dialect import module_of
+from runtime_edge.errors import LeptonError, MissingDependencyError
+from runtime_edge.manifest import Plan, Recipe, Variant
+from runtime_edge.tensorrt.builder import BuiltPlan, build_plan
+from runtime_edge.tensorrt.flavours import flavour, parse_version
+
+if TYPE_CHECKING:
+    from leptonc.artifact.writer import ArtifactWriter
+
+REHEARSAL = "tensorrt-rtx"  # the flavour that builds without a GPU
+
+
+@dataclass
+class _Bar:
+    """Shows TensorRT's phases as steps of one stage."""
+
+    advance: Any
+    done: int = 0
+
+    def __call__(self, phase: str, done: int, steps: int) -> None:
+        """`phase` is TensorRT's name of what it does; the outermost one counts."""
+        self.advance(1)
+
+
+def build_engine(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
+    """Builds the variant's plan into the artifact, or rehearses it; returns the variant's record.
+
+    TensorRT-RTX builds for GPUs that are not there. Standard TensorRT builds for its own GPU alone: on the device
+    itself the plan is made at once, elsewhere the graph is built with TensorRT-RTX for the nearest capability, to find
+    what a parser or a kernel refuses, and thrown away.
+
+    Raises:
+        MissingExtraError: TensorRT-RTX is not installed, and the target needs it.
+        LeptonError: The engine cannot be built.
+    """
+    modules = {str(node.name): module_of(node) for node in model.graph if module_of(node)}
+    assert variant.engine is not None  # a variant of this backend
+    recipe = variant.engine.recipe
+    if not flavour(recipe.flavour).needs_gpu:
+        built = _build(job, writer, recipe, modules, "engine")
+        return _with_plan(job, writer, variant, built, recipe.compute_capabilities)
+    if platform.machine() == "aarch64":
+        try:
+            built = _build(job, writer, recipe, modules, "engine")
+        except MissingDependencyError as error:
+            job.report["engine"] = {"built": False, "why": error.message}
+        else:
+            return _with_plan(job, writer, variant, built, recipe.compute_capabilities)
+    job.report["rehearsal"] = _rehearse(job, writer, recipe, modules)
+    return variant
+
+
+def _build(job: Job, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str], stage: str) -> BuiltPlan:
+    with job.clock.stage(f"{job.name}: {stage}") as advance:
+        return build_plan(writer.path / job.graph, recipe, modules=modules, progress=_Bar(advance))
+
+
+def _with_plan(
+    job: Job, writer: ArtifactWriter, variant: Variant, built: BuiltPlan, capabilities: tuple[str, ...]
+) -> Variant:
+    name = f"{job.name}.plan"
+    writer.add(name, built.data)
+    plan = Plan(file=name, version=built.version, compute_capabilities=capabilities)
+    job.report["engine"] = {"built": True, **_facts(built), "compute_capabilities": list(capabilities)}
+    assert variant.engine is not None
+    return msgspec.structs.replace(variant, engine=msgspec.structs.replace(variant.engine, plans=(plan,)))
+
+
+def _facts(built: BuiltPlan) -> dict[str, Any]:
+    return {
+        "version": built.version, "seconds": round(built.seconds, 1), "megabytes": round(len(built.data) / 1e6, 1),
+        "layers": built.layers,
+    }  # fmt: skip
+
+
+def _rehearse(job: Job, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str]) -> dict[str, Any]:
+    """Builds for the nearest capability that TensorRT-RTX has; says what came of it."""
+    found = flavour(REHEARSAL)
+    named = found.named_capabilities or ()
+    nearest = {_nearest(each, named) for each in recipe.compute_capabilities}
+    stand_in = Recipe(
+        flavour=REHEARSAL, versions=found.versions, compute_capabilities=tuple(sorted(nearest)),
+        profiles=recipe.profiles,
+    )  # fmt: skip
+    about = {"flavour": REHEARSAL, "compute_capabilities": sorted(nearest)}
+    note = "a rehearsal: the engine itself is built on the device, with `lepton-edge finish`"
+    try:
+        built = _build(job, writer, stand_in, modules, "rehearsal")
+    except (MissingDependencyError, MissingExtraError) as error:
+        return {**about, "done": False, "why": error.message, "note": note}
+    except LeptonError as error:  # what this flavour refuses, the device's may take
+        return {**about, "done": False, "why": error.message, "note": note}
+    return {**about, "done": True, **_facts(built), "note": note}
+
+
+def _nearest(capability: str, named: tuple[str, ...]) -> str:
+    """The capability closest to one that the flavour does not have: of the same generation where there is one."""
+
+    def distance(other: str) -> tuple[int, int]:
+        (a, b), (c, d) = parse_version(capability), parse_version(other)
+        return (abs(a - c), abs(b - d))
+
+    return min(named, key=distance)

@@ -1,0 +1,73 @@
+"""Runs a lowered graph on the CPU, with ONNX Runtime: the same operators, before any engine is built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+def open_session(graph: ir.Model | Path, folder: Path | None = None) -> Any:
+    """Opens a session over a graph's file, or over a model that is written to `folder` first.
+
+    float16 is computed in float32 by ONNX Runtime's CPU kernels and rounded where a tensor is float16.
+    """
+    import onnxruntime as ort
+
+    if isinstance(graph, ir.Model):
+        if folder is None:
+            raise ValueError("a model needs a folder to be written to")
+        path = folder / "graph.onnx"
+        ir.save(graph, path, external_data="graph.data")
+    else:
+        path = graph
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def empty_cache(session: Any) -> dict[str, NDArray[Any]]:
+    """Returns zeroed caches of a decoder's session, by input name."""
+    dtypes = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
+    return {
+        value.name: np.zeros(value.shape, dtypes[value.type])
+        for value in session.get_inputs()
+        if value.name.startswith("past_key_values.")
+    }
+
+
+def decoder_inputs(token_ids: Sequence[int], past: int, keep: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+    """Returns the inputs of one run besides the cache."""
+    return {
+        "input_ids": np.asarray([token_ids], np.int64),
+        "past_length": np.asarray([past], np.int64),
+        "logits_at": np.asarray(keep, np.int64),
+    }
+
+
+def logits_blocks(
+    session: Any, token_ids: Sequence[int], chunk: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yields (position, logits float32 [n, vocab]) of a text, `chunk` tokens a run, the cache carried over."""
+    cache = empty_cache(session)
+    names = [output.name for output in session.get_outputs()]
+    for start in range(0, len(token_ids), chunk):
+        part = token_ids[start : start + chunk]
+        found = session.run(None, {**decoder_inputs(part, start, range(len(part))), **cache})
+        by_name = dict(zip(names, found, strict=True))
+        yield start, by_name["logits"][0]
+        cache = {name: by_name[name.replace("past_key_values.", "present.")] for name in cache}
+
+
+def encoder_rows(
+    session: Any, batches: Sequence[dict[str, NDArray[np.int64]]], *, labels: bool, multi_label: bool
+) -> NDArray[np.float32]:
+    """Returns an encoder's embeddings, or with `labels` its probabilities, one row a text, float32 [n, dim]."""
+    from leptonc.evaluate.fidelity import probabilities
+
+    rows = np.concatenate([session.run(None, batch)[0] for batch in batches]).astype(np.float32)
+    return probabilities(rows, multi_label) if labels else rows

@@ -1,0 +1,116 @@
+"""Whether a model fits a device, and how fast it can be there at most: known before anything is built or copied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import targets
+from leptonc.backends import Job
+from leptonc.errors import InputError
+from leptonc.ir.structure import embeddings, linears
+
+RESERVED_GB = 1.5  # for the system and the CUDA context, where the memory is shared with them: a choice of Lepton
+BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+_GB = 10**9
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory that a variant takes on the device, in bytes.
+
+    Attributes:
+        weights: As the engine holds them.
+        read: Of them, what every token reads: all but the embedding's rows.
+        token: Cache of one token.
+        workspace: Activations of the largest run.
+        length: Tokens that the cache is for.
+    """
+
+    weights: int
+    read: int
+    token: int
+    workspace: int
+    length: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.token * self.length + self.workspace
+
+
+def need(job: Job, *, block_size: int, chunk: int, logits: int, cache_copies: int = 1) -> Need:
+    """Estimates what a variant needs; weights and cache are exact but for padding, the workspace is a bound.
+
+    Args:
+        job: The variant, its model captured.
+        block_size: Weights that share a scale of int4; 0 for whole channels.
+        chunk: Tokens of the largest run, or of a batch of texts.
+        logits: Rows of logits that a run may ask for.
+        cache_copies: Buffers of each cache: 2 where past and present are two.
+    """
+    model, half = job.captured.model, 4 if job.scheme == "fp32" else 2
+    bits = BITS[job.scheme]
+    tables = {node.inputs[0] for node in embeddings(model)}
+    quantized = {linear.weight for linear in linears(model) if linear.weight not in tables} if bits < 16 else set()
+    heads = {linear.weight for linear in linears(model)}
+    weights = read = widest = 0
+    for value in model.graph.initializers.values():
+        shape = [int(d) for d in value.shape or ()]  # type: ignore[arg-type]
+        size = 1
+        for dimension in shape:
+            size *= dimension
+        count = size * half
+        if value in quantized:
+            scales = size // block_size if block_size else max(shape)
+            count = size * bits // 8 + scales * half
+        weights += count
+        # A table that is the head too is read as the head, and stored twice: as rows and as a matrix.
+        if value in tables and value in heads:
+            weights += count
+        if value not in tables or value in heads:
+            read += count
+        widest = max(widest, *shape) if len(shape) == 2 and value not in tables else widest
+    decoder = job.captured.task.cached
+    token = 0
+    for value in model.graph.inputs:
+        if str(value.name).startswith("past_key_values."):
+            token += int(value.shape[1]) * int(value.shape[3]) * half * cache_copies  # type: ignore[index, arg-type]
+    vocab = int(job.captured.config.vocab_size) if decoder else 0
+    workspace = chunk * widest * half * 6 + logits * vocab * (half + 4)
+    return Need(weights, read, token, workspace, job.captured.max_seq_len if decoder else 0)
+
+
+def check(found: Need, target: targets.Target) -> dict[str, Any]:
+    """Compares what is needed with what the target has.
+
+    Returns:
+        weights_mb, cache_mb, workspace_mb; where the target says how much memory it has: memory_mb and
+        longest_that_fits (tokens); where it says its bandwidth: decode_tokens_per_s_at_most, at an empty cache.
+
+    Raises:
+        InputError: It does not fit.
+    """
+    report: dict[str, Any] = {
+        "weights_mb": round(found.weights / 1e6, 1), "cache_mb": round(found.token * found.length / 1e6, 1),
+        "workspace_mb": round(found.workspace / 1e6, 1),
+    }  # fmt: skip
+    if target.bandwidth_gb_s is not None and found.token:
+        report["decode_tokens_per_s_at_most"] = round(target.bandwidth_gb_s * _GB / found.read, 1)
+    if target.memory_gb is None:
+        return report
+    usable = (target.memory_gb - RESERVED_GB) * _GB
+    report["memory_mb"] = round(usable / 1e6, 1)
+    left = usable - found.weights - found.workspace
+    longest = int(left // found.token) if found.token else 0
+    if found.token:
+        report["longest_that_fits"] = max(0, longest)
+    if found.total > usable:
+        fits = found.token and longest > 0
+        raise InputError(
+            f"expected weights, cache and workspace within the {usable / 1e9:.1f} GB that {target.spec} leaves a model "
+            f"({target.memory_gb:g} GB less {RESERVED_GB:g} for the system), found {found.weights / 1e9:.2f} + "
+            f"{found.token * found.length / 1e9:.2f} + {found.workspace / 1e9:.2f} GB at {found.length} tokens",
+            hint=f"at most {longest} tokens fit: --max-seq-len {longest}" if fits
+            else "weights of fewer bits take less: --weights int4",
+        )  # fmt: skip
+    return report

@@ -1,0 +1,106 @@
+"""The recipe of a variant's engine: flavour, versions, capabilities, and the shapes that it is tuned for."""
+
+from __future__ import annotations
+
+from leptonc.backends import Job
+from leptonc.errors import InputError
+from runtime_edge.errors import EngineError
+from runtime_edge.manifest import InputShapes, Profile, Recipe
+from runtime_edge.tensorrt.flavours import Flavour, flavour, in_range
+from runtime_edge.tensorrt.recipe import check_recipe
+
+CHUNK = 512  # tokens that a run of the prefill takes at most
+USUAL = 128  # tokens that it is tuned for
+LOGITS_BYTES = 32 * 2**20  # of float32 logits that a run gives at most: their rows are bounded, whatever the vocabulary
+BATCH, USUAL_BATCH, USUAL_LENGTH = 32, 8, 64  # texts of an encoder's run, and what it is tuned for
+
+
+def logits_rows(job: Job) -> int:
+    """Rows of logits that a run may ask for."""
+    vocab = int(job.captured.config.vocab_size)
+    return max(1, min(CHUNK, job.captured.max_seq_len, LOGITS_BYTES // (4 * vocab)))
+
+
+def profiles(job: Job) -> tuple[Profile, ...]:
+    """The optimization profiles: prefill and decode of a decoder, batches of an encoder."""
+    longest = job.captured.max_seq_len
+    if job.captured.task.cached:
+        chunk, rows = min(CHUNK, longest), logits_rows(job)
+        prefill = (
+            InputShapes(name="input_ids", min=(1, 1), opt=(1, min(USUAL, chunk)), max=(1, chunk)),
+            InputShapes(name="logits_at", min=(1,), opt=(1,), max=(rows,)),
+        )
+        decode = (
+            InputShapes(name="input_ids", min=(1, 1), opt=(1, 1), max=(1, 1)),
+            InputShapes(name="logits_at", min=(1,), opt=(1,), max=(1,)),
+        )
+        return (Profile(name="prefill", inputs=prefill), Profile(name="decode", inputs=decode))
+    shapes = tuple(
+        InputShapes(
+            name=str(value.name), min=(1, 1), opt=(USUAL_BATCH, min(USUAL_LENGTH, longest)), max=(BATCH, longest)
+        )
+        for value in job.captured.model.graph.inputs
+    )
+    return (Profile(name="batch", inputs=shapes),)
+
+
+def versions(job: Job) -> str:
+    """The versions that the graph is lowered for and the plan may be built by."""
+    return job.target.tensorrt or flavour(job.target.backend).versions
+
+
+def capabilities(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the target's capabilities that can run the scheme, and those that are left out because they cannot.
+
+    What the user named is not left out: `checked` refuses it.
+    """
+    least = flavour(job.target.backend).least_capability.get(job.scheme)
+    given = job.target.compute_capabilities
+    if least is None or any(override.startswith("compute_capabilities") for override in job.target.overrides):
+        return given, ()
+    able = tuple(each for each in given if in_range(each, f">={least}"))
+    return (able, tuple(each for each in given if each not in able)) if able else (given, ())
+
+
+def recipe(job: Job) -> Recipe:
+    """The recipe of a job whose model is captured."""
+    return _recipe(job, profiles(job))
+
+
+def _recipe(job: Job, shapes: tuple[Profile, ...]) -> Recipe:
+    return Recipe(
+        flavour=job.target.backend, versions=versions(job), compute_capabilities=capabilities(job)[0], profiles=shapes
+    )
+
+
+def block_size(job: Job) -> int:
+    """Weights that share a scale: whole channels for int8, for int4 what was asked for or the flavour's smallest."""
+    if job.scheme != "int4":
+        return 0
+    smallest = min(size for size in flavour(job.target.backend).int4_blocks if size >= 32)
+    return smallest if job.block_size is None else job.block_size
+
+
+def checked(job: Job) -> Flavour:
+    """Refuses a scheme that the target's flavour or GPUs do not take, before anything is opened.
+
+    Raises:
+        InputError: The message has what was expected, the hint what to ask for.
+    """
+    wanted = flavour(job.target.backend)
+    if job.scheme not in job.target.precisions:
+        raise InputError(
+            f"expected weights among {', '.join(job.target.precisions)} for target {job.target.spec}, "
+            f"found {job.scheme}",
+            hint=f"--weights {job.target.weights} is the target's default",
+        )
+    if not job.symmetric:
+        raise InputError(
+            f"expected symmetric weights for {wanted.title}, found asymmetric ones", hint="leave out --asymmetric"
+        )
+    try:
+        size = block_size(job) if job.scheme == "int4" else None
+        check_recipe(_recipe(job, ()), job.scheme, wanted, block_size=size)
+    except EngineError as error:
+        raise InputError(error.message, hint=error.hint) from error
+    return wanted

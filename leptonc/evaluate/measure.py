@@ -1,0 +1,87 @@
+"""The text that a build is measured on, and how far an artifact's outputs on it are from the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from leptonc.evaluate import fidelity
+from leptonc.evaluate.reference import Reference
+from leptonc.evaluate.text import sentences
+from leptonc.frontend.capture import Captured
+from leptonc.sources.base import Source
+
+TOKENS = 512  # of text that a causal model is measured on
+SENTENCES = 32  # that an encoder is
+
+
+@dataclass
+class Sample:
+    """A text, cut for a model: token ids of its start for a causal model, sentences for an encoder.
+
+    Attributes:
+        source: The model that it is for.
+        captured: Its graph.
+        text: The whole text.
+        name: What reports call the text.
+    """
+
+    source: Source
+    captured: Captured
+    text: str
+    name: str
+    token_ids: list[int] = field(init=False, default_factory=list)
+    texts: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokenizer = Tokenizer.from_str(self.source.tokenizer_json.decode())
+        self.tokenizer.no_padding()
+        if self.captured.task.cached:
+            self.token_ids = self.tokenizer.encode(self.text).ids[: min(TOKENS, self.captured.max_seq_len)]
+        else:
+            self.texts = sentences(self.text, SENTENCES)
+            self.tokenizer.enable_truncation(self.captured.max_seq_len)
+
+    def encoder_batches(self) -> list[dict[str, NDArray[np.int64]]]:
+        """Returns the inputs of an encoder's graph, one batch a sentence."""
+        found = []
+        for text in self.texts:
+            ids = np.asarray([self.tokenizer.encode(text).ids], np.int64)
+            arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+            names = [str(value.name) for value in self.captured.model.graph.inputs]
+            found.append({name: arrays[name] for name in names})
+        return found
+
+    def compare_decoder(self, blocks: Iterable[tuple[int, NDArray[np.float32]]]) -> dict[str, Any]:
+        """Compares logits of `token_ids`, as (position, float32 [n, vocab]) in order, with transformers' in float32."""
+        reference = Reference(self.source, self.captured.task)
+        found = fidelity.compare_logits(reference.logits(self.token_ids), blocks, self.token_ids)
+        return {**found, "text": self.name}
+
+    def reference_rows(self) -> NDArray[np.float32]:
+        """Returns what transformers computes in float32 for each of `texts`, [n, dim]."""
+        reference = Reference(self.source, self.captured.task)
+        return reference.rows([self.tokenizer.encode(text).ids for text in self.texts])
+
+    def compare_encoder(
+        self, reference: NDArray[np.float32], found: NDArray[np.float32], *, multi_label: bool
+    ) -> dict[str, Any]:
+        """Compares with `reference_rows`: embeddings, or probabilities of labels, both [n, dim]."""
+        labels = self.captured.task.output == "logits"
+        if labels:
+            reference = fidelity.probabilities(reference, multi_label)
+        return {**fidelity.compare_rows(reference, found, labels=labels), "text": self.name}
+
+
+def loss(found: dict[str, Any]) -> tuple[str, float]:
+    """Returns the loss of quality that a comparison found: what fell or rose, and by how many percent."""
+    if "perplexity" in found:
+        return "perplexity rises", 100 * (found["perplexity"] / found["perplexity_reference"] - 1)
+    if "top1_agreement" in found:
+        return "agreement of labels falls", 100 * (1 - found["top1_agreement"])
+    return "cosine similarity falls", 100 * (1 - found["cosine_mean"])
