@@ -63,7 +63,8 @@ def build_plan(
         graph: The ONNX file; its external data is found beside it.
         recipe: What to build.
         modules: Module paths by node name, for messages; None reads them from the graph's metadata.
-        progress: Called with (phase, steps done, steps), from any thread; what it raises ends the build.
+        progress: Called with (phase, steps done, steps), from any thread, where the steps are those of the whole build;
+            what it raises ends the build.
         timing_cache: A file that keeps measured times for the next build, where the flavour measures any.
 
     Raises:
@@ -159,10 +160,14 @@ class _Build:
         faults = []
         for index in range(parser.num_errors):
             error = parser.get_error(index)
-            name = error.node_name()
-            what = f"node {name!r} ({error.node_operator()})" if error.node_operator() else "the graph"
-            code = str(error.code()).rpartition(".")[2]
-            faults.append(f"{what}{self.origins.of(name, error.node())}: {code}: {error.desc()}")
+            name, op_type = error.node_name(), error.node_operator()
+            what = f"node {name!r} ({op_type})" if op_type else "the graph"
+            if op_type and not parser.supports_operator(op_type):
+                since = self.wanted.first_operators.get(op_type)
+                reason = "an operator that it does not have" + (f" before {since}" if since else "")
+            else:
+                reason = f"{str(error.code()).rpartition('.')[2]}: {error.desc()}"
+            faults.append(f"{what}{self.origins.of(name, error.node())}: {reason}")
         raise EngineError(
             f"{self.graph.name}: expected a graph that {self.title} parses, found "
             f"{'; '.join(faults) or self.log.reasons()}"

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+# Called with the phase that is running, and how far the whole build is: steps done of PROGRESS_STEPS.
 Progress = Callable[[str, int, int], None]
+PROGRESS_STEPS = 1000
 
 _MAX_MESSAGES = 200
 _MAX_CHARACTERS = 2000
@@ -103,17 +105,59 @@ def logger(trt: Any, log: Log) -> Any:
     return Logger()
 
 
+class Overall:
+    """How far a build is, in steps of `PROGRESS_STEPS`, from the phases within phases that TensorRT reports."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[str, int, int]] = []  # the phases that are running, outermost first: name, done, steps
+        self._reached = 0
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase began within another."""
+        self._close_above(parent)
+        self._open.append((phase, 0, max(1, steps)))
+
+    def step(self, phase: str, done: int) -> None:
+        """So many steps of a phase are done."""
+        self._close_above(phase)
+        if self._open:
+            name, _, steps = self._open[-1]
+            self._open[-1] = (name, min(done, steps), steps)
+
+    def finish(self, phase: str) -> None:
+        """A phase ended, maybe before all of its steps."""
+        self._close_above(phase)
+        if self._open:
+            self._open.pop()
+        if not self._open:
+            self._reached = PROGRESS_STEPS
+
+    def _close_above(self, phase: str | None) -> None:
+        names = [name for name, _, _ in self._open]
+        del self._open[len(names) - names[::-1].index(phase) if phase in names else 0 :]
+
+    def done(self) -> int:
+        """Steps done of `PROGRESS_STEPS`; it never falls."""
+        share, width = 0.0, 1.0
+        for _, done, steps in self._open:
+            share += width * done / steps
+            width /= steps
+        self._reached = max(self._reached, int(share * PROGRESS_STEPS))
+        return self._reached
+
+
 def progress_monitor(trt: Any, progress: Progress | None, stop: Stop) -> Any:
-    """Returns an `IProgressMonitor` that reports (phase, steps done, steps) and ends the build when `stop` says so."""
-    totals: dict[str, int] = {}
+    """Returns an `IProgressMonitor` that reports to `progress`, and ends the build when `stop` says so."""
+    overall = Overall()
     lock = threading.Lock()  # several threads of a build may report at once
 
-    def report(phase: str, done: int) -> None:
-        if progress is None or stop:
-            return
+    def report(phase: str, change: Callable[[], None]) -> None:
         with lock:
+            change()
+            if progress is None or stop:
+                return
             try:
-                progress(phase, done, totals.get(phase, done))
+                progress(phase, overall.done(), PROGRESS_STEPS)
             except BaseException as error:  # the application's own, whatever it is; raised after the build
                 stop.request(error)
 
@@ -122,14 +166,13 @@ def progress_monitor(trt: Any, progress: Progress | None, stop: Stop) -> Any:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            totals[phase_name] = num_steps
-            report(phase_name, 0)
+            report(phase_name, lambda: overall.start(phase_name, parent_phase, num_steps))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            report(phase_name, step + 1)
+            report(phase_name, lambda: overall.step(phase_name, step + 1))
             return not stop
 
         def phase_finish(self, phase_name: str) -> None:
-            totals.pop(phase_name, None)
+            report(phase_name, lambda: overall.finish(phase_name))
 
     return Monitor()
