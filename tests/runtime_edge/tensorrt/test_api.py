@@ -1,0 +1,182 @@
+"""What the builder uses of TensorRT's API exists, and is called in the order that TensorRT documents."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import runtime_edge.tensorrt.builder
+import runtime_edge.tensorrt.callbacks
+from runtime_edge.errors import EngineError
+from runtime_edge.tensorrt import flavours
+from runtime_edge.tensorrt.builder import _FLAGS, build_plan
+from tests.runtime_edge.tensorrt.graphs import profile, recipe, saved
+from tests.runtime_edge.tensorrt.standin import Recorded
+
+# The variables of the builder's modules that hold objects of the API, by the class that they hold.
+VARIABLES = {
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile",
+    "tensor": "ITensor",
+    "cache": "ITimingCache",
+}
+CALLBACKS = {"phase_start", "step_complete", "phase_finish", "log"}
+PARSER_ERROR = {"node", "node_name", "node_operator", "code", "desc"}
+
+
+def tree(module: object) -> ast.Module:
+    return ast.parse(Path(str(module.__file__)).read_text())  # type: ignore[attr-defined]
+
+
+def used() -> set[str]:
+    """`Class.attribute` of every object of the API, and the names of the module, as the code has them."""
+    found = {f"BuilderFlag.{flag}" for flag in _FLAGS.values()}
+    for module in (runtime_edge.tensorrt.builder, runtime_edge.tensorrt.callbacks):
+        for node in ast.walk(tree(module)):
+            if not isinstance(node, ast.Attribute):
+                continue
+            owner = node.value
+            if isinstance(owner, ast.Name) and owner.id in VARIABLES:
+                found.add(f"{VARIABLES[owner.id]}.{node.attr}")
+            elif isinstance(owner, ast.Name) and owner.id == "trt":
+                found.add(node.attr)
+            elif isinstance(owner, ast.Attribute) and isinstance(owner.value, ast.Name) and owner.value.id == "trt":
+                found.add(f"{owner.attr}.{node.attr}")
+            elif isinstance(owner, ast.Name) and owner.id == "error" and node.attr in PARSER_ERROR:
+                found.add(f"ParserError.{node.attr}")
+    return found - {"ILogger.__init__", "IProgressMonitor.__init__"}
+
+
+def test_the_search_finds_what_is_used() -> None:
+    assert {
+        "Builder.build_serialized_network", "Builder.create_network", "OnnxParser.parse_from_file",
+        "OnnxParser.supports_operator", "IBuilderConfig.progress_monitor", "IBuilderConfig.set_compute_capability",
+        "IOptimizationProfile.set_shape", "IOptimizationProfile.set_shape_input", "ITensor.is_shape_tensor",
+        "ParserError.node_name", "BuilderFlag.STRIP_PLAN", "MemoryPoolType.WORKSPACE", "ComputeCapability",
+        "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "ILogger.INTERNAL_ERROR", "IProgressMonitor",
+        "ITimingCache.serialize",
+    } <= used()  # fmt: skip
+
+
+def test_everything_used_exists_on_the_real_classes() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX (the extra rtx) is not installed")
+    missing = []
+    for name in used():
+        owner, _, attribute = name.rpartition(".")
+        if not hasattr(getattr(trt, owner) if owner else trt, attribute):
+            missing.append(name)
+    assert missing == []
+    callbacks = {*dir(trt.IProgressMonitor), *dir(trt.ILogger)}
+    assert callbacks >= CALLBACKS
+
+
+def test_the_capabilities_of_the_table_are_those_of_the_real_class() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX (the extra rtx) is not installed")
+    named = flavours.flavour("tensorrt-rtx").named_capabilities or ()
+    members = set(trt.ComputeCapability.__members__) - {"NONE", "CURRENT"}
+    assert {f"SM{text.replace('.', '')}" for text in named} == members
+
+
+def test_the_stand_in_has_nothing_that_the_real_classes_lack() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX (the extra rtx) is not installed")
+    recorded = Recorded()
+    own = [
+        f"{kind}.{name}"
+        for kind in recorded.kinds
+        for name in vars(getattr(recorded, kind))
+        if not name.startswith("_") and not hasattr(getattr(trt, kind), name)
+    ]
+    assert own == ["IBuilderConfig.cache"]  # where it keeps what was set
+
+
+def test_only_what_the_table_names_is_of_one_flavour() -> None:
+    """The stand-in of standard TensorRT lacks what only TensorRT-RTX has, and has everything else that is used."""
+    recorded = Recorded()
+    rtx_only = flavours.flavour("tensorrt-rtx").own_api
+    lacking = set()
+    for name in used():
+        owner, _, attribute = name.rpartition(".")
+        kind = getattr(recorded, owner, None) if owner else recorded
+        if owner != "ParserError" and not hasattr(kind, attribute) and name != "IBuilderConfig.progress_monitor":
+            lacking.add(name)
+    assert lacking == rtx_only
+    assert flavours.flavour("tensorrt").own_api <= used()
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    module = Recorded()
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    return module
+
+
+def standard(**changes: object) -> object:
+    return recipe("8.7", flavour="tensorrt", versions=">=10.16;<11.0", **changes)
+
+
+def test_order_of_calls_of_the_standard_flavour(recorded: Recorded, tmp_path: Path) -> None:
+    times = tmp_path / "times.cache"
+    made = standard(workspace_mb=64, refit=True, strip=True, weight_streaming=True, profiles=(profile(), profile()))
+    plan = build_plan(tmp_path / "g.onnx", made, timing_cache=times)  # type: ignore[arg-type]
+    assert bytes(plan.data) == b"a plan"
+    assert (plan.version, plan.compute_capabilities, plan.layers) == ("10.16.1.11", (), 3)
+    flag, pool = recorded.BuilderFlag, recorded.MemoryPoolType
+    of_profile = [
+        ("Builder.create_optimization_profile", ()),
+        ("IOptimizationProfile.set_shape", ("x", (1, 128), (1, 128), (8, 128))),
+        ("IBuilderConfig.add_optimization_profile", ()),
+    ]
+    assert recorded.calls == [
+        ("Builder", (True,)),
+        ("Builder.create_network", (1 << 1,)),  # strongly typed
+        ("OnnxParser", (True, True)),
+        ("OnnxParser.parse_from_file", (str(tmp_path / "g.onnx"),)),
+        ("Builder.create_builder_config", ()),
+        ("IBuilderConfig.set_memory_pool_limit", (pool.WORKSPACE, 64 * 2**20)),
+        ("IBuilderConfig.set_flag", (flag.REFIT,)),
+        ("IBuilderConfig.set_flag", (flag.STRIP_PLAN,)),
+        ("IBuilderConfig.set_flag", (flag.WEIGHT_STREAMING,)),
+        *of_profile,
+        *of_profile,
+        ("IBuilderConfig.progress_monitor", (True,)),
+        ("IBuilderConfig.create_timing_cache", (b"",)),
+        ("IBuilderConfig.set_timing_cache", (b"", False)),
+        ("Builder.build_serialized_network", ()),
+    ]
+    assert times.read_bytes() == b"+times"
+    assert [path.name for path in tmp_path.iterdir()] == ["times.cache"]
+
+
+def test_times_are_used_again_and_those_of_another_device_are_not(recorded: Recorded, tmp_path: Path) -> None:
+    times = tmp_path / "times.cache"
+    for stored, offered in ((b"old", [b"old"]), (b"of another device", [b"of another device", b""])):
+        times.write_bytes(stored)
+        recorded.calls.clear()
+        build_plan(tmp_path / "g.onnx", standard(), timing_cache=times)  # type: ignore[arg-type]
+        assert [call[1][0] for call in recorded.calls if call[0] == "IBuilderConfig.set_timing_cache"] == offered
+        assert times.read_bytes() == offered[-1] + b"+times"
+
+
+def test_a_build_without_a_plan_leaves_the_times_as_they_were(recorded: Recorded, tmp_path: Path) -> None:
+    (tmp_path / "times.cache").write_bytes(b"old")
+    saved(tmp_path / "g.onnx")
+    recorded.plan = None
+    with pytest.raises(EngineError, match="built no engine: no message"):
+        build_plan(tmp_path / "g.onnx", standard(), timing_cache=tmp_path / "times.cache")  # type: ignore[arg-type]
+    assert (tmp_path / "times.cache").read_bytes() == b"old"
+
+
+def test_no_driver(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(logger: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(recorded, "Builder", refuse)
+    with pytest.raises(EngineError, match="expected a GPU and its driver, found: no message") as caught:
+        build_plan(tmp_path / "g.onnx", standard())  # type: ignore[arg-type]
+    assert "lepton-edge finish" in str(caught.value.hint)
