@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime_edge.errors import (
     ArtifactError,
+    BackendWarning,
     ChatTemplateError,
     ClosedError,
     EngineError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "BackendWarning",
     "ChatTemplateError",
     "Chunk",
     "Classification",

@@ -1,4 +1,4 @@
-"""The key/value cache of one decoding context: plain numpy buffers that a backend binds and writes in place."""
+"""The key/value cache of one decoding context: which tokens it holds, and for CPUs the buffers themselves."""
 
 from __future__ import annotations
 
@@ -13,17 +13,43 @@ from runtime_edge.manifest import Decoder
 _ROUND = 64  # capacity is a multiple of this, so that requests of like length reuse the buffers
 
 
-class KVCache:
-    """Keys and values of the tokens seen, and which tokens those are.
+class TokenCache:
+    """Which tokens a cache holds, in their order; a backend holds their keys and values where it computes."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self.token_ids: list[int] = []
+
+    def check(self, length: int) -> None:
+        """Raises `PromptTooLongError` where `length` tokens are more than the model takes."""
+        if length > self.max_length:
+            raise PromptTooLongError(f"expected at most {self.max_length} tokens (max_seq_len), found {length}")
+
+    def keep_prefix(self, token_ids: Sequence[int]) -> int:
+        """Cuts the cache to the tokens that it shares with the start of `token_ids`; at most all but the last.
+
+        Returns:
+            How many are kept. The last is never among them: its logits are wanted, so it has to be run.
+        """
+        kept = 0
+        for ours, theirs in zip(self.token_ids, token_ids[:-1], strict=False):
+            if ours != theirs:
+                break
+            kept += 1
+        del self.token_ids[kept:]
+        return kept
+
+
+class KVCache(TokenCache):
+    """Keys and values of the tokens seen in plain numpy buffers, which a backend binds and writes in place.
 
     `buffers` holds key and value of layer 0, then of layer 1, …: each [1, kv_heads, capacity, dim]. Rows beyond
     `len(token_ids)` are garbage that no kernel reads. After `reserve` returns True the buffers are other arrays.
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        self.max_length = decoder.max_seq_len
+        super().__init__(decoder.max_seq_len)
         self.capacity = 0
-        self.token_ids: list[int] = []
         self.buffers: list[NDArray[np.generic]] = []
         self._dtype = np.dtype(decoder.cache_dtype)
         self._shapes = [(layer.kv_heads, dim) for layer in decoder.cache for dim in (layer.key_dim, layer.value_dim)]
@@ -39,8 +65,7 @@ class KVCache:
         """
         if length <= self.capacity:
             return False
-        if length > self.max_length:
-            raise PromptTooLongError(f"expected at most {self.max_length} tokens (max_seq_len), found {length}")
+        self.check(length)
         doubled = max(length, 2 * self.capacity)
         capacity = min(-(-doubled // _ROUND) * _ROUND, self.max_length)
         used = len(self.token_ids)
@@ -55,17 +80,3 @@ class KVCache:
                 self.buffers.append(grown)
         self.capacity = capacity
         return True
-
-    def keep_prefix(self, token_ids: Sequence[int]) -> int:
-        """Cuts the cache to the tokens that it shares with the start of `token_ids`; at most all but the last.
-
-        Returns:
-            How many are kept. The last is never among them: its logits are wanted, so it has to be run.
-        """
-        kept = 0
-        for ours, theirs in zip(self.token_ids, token_ids[:-1], strict=False):
-            if ours != theirs:
-                break
-            kept += 1
-        del self.token_ids[kept:]
-        return kept

@@ -54,6 +54,10 @@ class EngineError(LeptonError):
     """TensorRT cannot build an engine from this graph and recipe, or not on this machine."""
 
 
+class BackendWarning(UserWarning):
+    """A model runs, and on something slower than the artifact was built for; the text says why."""
+
+
 class ClosedError(LeptonError):
     """The model was used after `close()`."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from runtime_edge.backends import MODULES
+from runtime_edge.backends import BACKENDS
 from runtime_edge.backends import backend as backend_module
 from runtime_edge.errors import ArtifactError, MissingDependencyError, RequestError
 from runtime_edge.files import Background, listing
@@ -30,12 +31,15 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
     Args:
         path: The artifact's directory.
         threads: Threads to compute with; None takes `LEPTON_THREADS`, or the physical cores that may be used.
-        backend: Take the variant of this backend; None takes the first variant that can run here.
+        backend: Run on this or fail: `tensorrt-rtx`, `tensorrt`, `onnxruntime-cuda` or `onnxruntime`. None takes the
+            first of them that the artifact has a variant for and that runs here; each that is passed over is told in
+            a `BackendWarning` and in `model.why`. A plan that this machine lacks is built, which takes minutes once.
 
     Raises:
         FormatVersionError: The artifact was written by a later toolchain.
         ArtifactError: It is damaged, or breaks a rule of the format; nothing of it was opened.
-        MissingDependencyError: Its backend's package is not installed.
+        MissingDependencyError: Its backend's package is not installed, or there is no GPU with a driver for it.
+        EngineError: TensorRT cannot build or run its engine here.
         RequestError: `threads` or `backend` cannot be served.
     """
     root = Path(path)
@@ -45,13 +49,20 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
     # importing runtime_edge stays cheap.
     with start_hashing(root, found) as hashes:
         manifest = check_listing(root, found)
+        has_choice = _has_choice(manifest, backend)
         variant = choose_variant(manifest, backend)
-        module = backend_module(variant.backend)
-        with contextlib.suppress(MissingDependencyError):  # raised below, once the artifact is known to be whole
-            module.preload()
+        if not has_choice:
+            module = backend_module(variant.backend)
+            with contextlib.suppress(MissingDependencyError):  # raised below, once the artifact is known to be whole
+                module.preload()
         count = _threads(threads)
         check_contents(root, manifest, hashes)
     parsing = Background(lambda: _parse(root, manifest))
+    if has_choice:
+        from runtime_edge.backends.choice import open_best
+
+        opened = open_best(root, manifest, backend, count, sys._getframe(1))
+        return _model(manifest, opened.variant, count, parsing.result(), opened.session, opened.backend, opened.why)
     graph = root / variant.graph
     session: DecoderSession | EncoderSession
     if manifest.decoder is not None:
@@ -59,7 +70,14 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
     else:
         assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
         session = module.open_encoder(graph, manifest.encoder, count)
-    return _model(manifest, variant, count, parsing.result(), session)
+    return _model(manifest, variant, count, parsing.result(), session, variant.backend, [])
+
+
+def _has_choice(manifest: Manifest, backend: str | None) -> bool:
+    """Whether more than the CPU comes into question: what that takes is imported for such artifacts only."""
+    if backend is None:
+        return any(variant.engine is not None for variant in manifest.variants)
+    return backend != "onnxruntime"
 
 
 def _threads(threads: int | None) -> int:
@@ -77,34 +95,41 @@ def _parse(root: Path, manifest: Manifest) -> TextCodec:
 
 
 def _model(
-    manifest: Manifest, variant: Variant, threads: int, codec: TextCodec, session: DecoderSession | EncoderSession
+    manifest: Manifest,
+    variant: Variant,
+    threads: int,
+    codec: TextCodec,
+    session: DecoderSession | EncoderSession,
+    backend: str,
+    why: list[str],
 ) -> Model:
     from runtime_edge.model import Model
     from runtime_edge.tasks.embed import Encoding
     from runtime_edge.tasks.generate import Decoding
 
+    task: Decoding | Encoding
     if manifest.decoder is not None:
-        return Model(
-            manifest, variant, threads, codec, Decoding(cast("DecoderSession", session), manifest.decoder, codec)
-        )
-    assert manifest.encoder is not None
-    return Model(manifest, variant, threads, codec, Encoding(cast("EncoderSession", session), manifest.encoder, codec))
+        task = Decoding(cast("DecoderSession", session), manifest.decoder, codec)
+    else:
+        assert manifest.encoder is not None
+        task = Encoding(cast("EncoderSession", session), manifest.encoder, codec)
+    return Model(manifest, variant, threads, codec, task, backend, why)
 
 
 def choose_variant(manifest: Manifest, backend: str | None = None) -> Variant:
-    """Returns the first variant of `backend`, or of any backend that this runtime has.
+    """Returns the first variant that `backend` can run, or that any backend can.
 
     Raises:
-        RequestError: `backend` is not one, or no variant has it.
+        RequestError: `backend` is not one, or no variant is for it.
         ArtifactError: No variant is for a backend of this runtime.
     """
-    found = ", ".join(f"{variant.name} ({variant.backend})" for variant in manifest.variants)
-    if backend is not None and backend not in MODULES:
-        raise RequestError(f"backend: expected one of {', '.join(MODULES)}, found {backend!r}")
-    wanted = MODULES.keys() if backend is None else {backend}
+    if backend is not None and backend not in BACKENDS:
+        raise RequestError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
+    wanted = BACKENDS if backend is None else ("onnxruntime",) if backend == "onnxruntime-cuda" else (backend,)
     for variant in manifest.variants:
         if variant.backend in wanted:
             return variant
-    message = f"variants: expected one for {', '.join(sorted(wanted))}, found {found}"
+    found = ", ".join(f"{variant.name} ({variant.backend})" for variant in manifest.variants)
+    message = f"variants: expected one for {', '.join(wanted)}, found {found}"
     hint = "build the artifact for this machine with `leptonc build --target`"
     raise ArtifactError(message, hint=hint) if backend is None else RequestError(message, hint=hint)

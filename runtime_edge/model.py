@@ -41,16 +41,31 @@ class Model(TextGeneration):
         manifest: What the artifact says of itself.
         variant: The variant that runs.
         threads: The threads that it runs on.
+        backend: What runs it: `tensorrt-rtx`, `tensorrt`, `onnxruntime-cuda` or `onnxruntime`.
     """
 
     def __init__(
-        self, manifest: Manifest, variant: Variant, threads: int, codec: TextCodec, task: Decoding | Encoding
+        self,
+        manifest: Manifest,
+        variant: Variant,
+        threads: int,
+        codec: TextCodec,
+        task: Decoding | Encoding,
+        backend: str,
+        why: list[str],
     ) -> None:
         self.manifest = manifest
         self.variant = variant
         self.threads = threads
+        self.backend = backend
+        self._why = why  # the session adds to it
         self._codec: TextCodec | None = codec
         self._task: Decoding | Encoding | None = task
+
+    @property
+    def why(self) -> tuple[str, ...]:
+        """Why something faster does not run it; empty where the first choice does."""
+        return tuple(self._why)
 
     def context(self) -> Context:
         """Returns a further sequence over the same weights (raises as `generate`)."""
@@ -93,9 +108,10 @@ class Model(TextGeneration):
 
     def close(self) -> None:
         """Frees what the model holds; generations that run end with `ClosedError`. Closing twice is no error."""
-        if isinstance(self._task, Decoding):
-            self._task.closed.set()
+        task = self._task
         self._task = self._codec = None
+        if task is not None:
+            task.close()
 
     def __enter__(self) -> Model:
         return self
@@ -106,7 +122,7 @@ class Model(TextGeneration):
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._task is None else f"{self.variant.backend}, {self.threads} threads"
+        state = "closed" if self._task is None else f"{self.backend}, {self.threads} threads"
         return f"<runtime_edge.Model {self.manifest.name!r}: {self.manifest.task}, {self.variant.name}, {state}>"
 
     def _decoding(self) -> Decoding:

@@ -1,6 +1,7 @@
 """What the tasks need of a backend, and which backends there are.
 
-A backend is a module with `preload`, `open_decoder` and `open_encoder`, imported when an artifact needs it.
+A backend is a module with `preload`, `open_decoder` and `open_encoder`, imported when an artifact needs it. Artifacts
+that have engines of TensorRT go through `choice`, which tries what `BACKENDS` names in that order.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from runtime_edge.cache import KVCache
+    from runtime_edge.cache import TokenCache
     from runtime_edge.manifest import Decoder, Encoder
 
     Floats = NDArray[np.float32]
     Ints = NDArray[np.int64]
 
-MODULES = {"onnxruntime": "runtime_edge.backends.onnxruntime"}
+BACKENDS = ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda", "onnxruntime")  # what `load(backend=…)` takes
+MODULES = {"onnxruntime": "runtime_edge.backends.onnxruntime"}  # what runs anywhere
 
 
 class DecoderState(Protocol):
@@ -30,7 +32,10 @@ class DecoderState(Protocol):
     """
 
     chunk: int
-    cache: KVCache
+
+    @property
+    def cache(self) -> TokenCache:
+        """The tokens that the sequence holds."""
 
     def reserve(self, length: int) -> None:
         """Makes room for `length` tokens in all (raises `PromptTooLongError`); the calls below do it as needed."""
@@ -51,12 +56,18 @@ class DecoderSession(Protocol):
     def new_state(self) -> DecoderState:
         """Returns an empty sequence."""
 
+    def close(self) -> None:
+        """Frees what lies outside of the host's memory; a state in use is waited for, and then refuses to go on."""
+
 
 class EncoderSession(Protocol):
     """An encoder graph that is ready to run, from any thread."""
 
     def run(self, inputs: Mapping[str, Ints]) -> Floats:
         """Runs one batch; `inputs` int64 [batch, length] by name; returns float32 [batch, dim]."""
+
+    def close(self) -> None:
+        """Frees what lies outside of the host's memory, once a run in another thread has ended."""
 
 
 class Backend(Protocol):

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: sessions, and buffers bound to them in place.
+"""ONNX Runtime: sessions, and buffers bound to them in place.
 
 A decoder graph has the inputs `input_ids` int64 [1, seq], `past_length` int64 [1], `logits_to_keep` int64 [1] and
 `past_key_values.{i}.key`, `.value`; its outputs are `logits` float32 [1, n, vocab] and `present.{i}.key`, `.value`.
@@ -16,21 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge.cache import KVCache
-from runtime_edge.errors import ArtifactError, MissingDependencyError
+from runtime_edge.errors import ArtifactError, EngineError, MissingDependencyError
 from runtime_edge.manifest import Decoder, Encoder
 
 if TYPE_CHECKING:
     from runtime_edge.backends import Floats, Ints
 
+CPU = ("CPUExecutionProvider",)
+_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")  # in this order: TensorRT's builds for each new shape
 PREFILL_CHUNK = 512  # tokens a run: attention's scores take chunk x length a head, and this bounds them
 
 
 class OrtDecoder:
     """A decoder graph in a session."""
 
-    def __init__(self, graph: Path, decoder: Decoder, threads: int) -> None:
+    def __init__(self, graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU) -> None:
         self.decoder = decoder
-        self.session = _Session(graph, threads)
+        self.session = _Session(graph, threads, providers)
         self.cache_inputs, self.cache_outputs = _cache_names(len(decoder.cache))
         self.session.expect(
             inputs=("input_ids", "past_length", "logits_to_keep", *self.cache_inputs),
@@ -40,6 +42,9 @@ class OrtDecoder:
     def new_state(self) -> OrtDecoderState:
         """Returns an empty sequence."""
         return OrtDecoderState(self)
+
+    def close(self) -> None:
+        """See `DecoderSession.close`: all of it is freed when it is no longer used."""
 
 
 class OrtDecoderState:
@@ -114,14 +119,17 @@ class OrtDecoderState:
 class OrtEncoder:
     """An encoder graph in a session."""
 
-    def __init__(self, graph: Path, encoder: Encoder, threads: int) -> None:
+    def __init__(self, graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU) -> None:
         self.encoder = encoder
-        self.session = _Session(graph, threads)
+        self.session = _Session(graph, threads, providers)
         self.session.expect(inputs=encoder.inputs, outputs=(encoder.output,))
 
     def run(self, inputs: Mapping[str, Ints]) -> Floats:
         """See `EncoderSession.run`."""
         return self.session.run_once(self.encoder.output, inputs)
+
+    def close(self) -> None:
+        """See `EncoderSession.close`: all of it is freed when it is no longer used."""
 
 
 def preload() -> None:
@@ -129,20 +137,36 @@ def preload() -> None:
     _onnxruntime()
 
 
-def open_decoder(graph: Path, decoder: Decoder, threads: int) -> OrtDecoder:
+def gpu_providers() -> list[str]:
+    """Returns the providers that run what they can on a GPU and the rest on the CPU.
+
+    Raises:
+        MissingDependencyError: The installed ONNX Runtime has none for a GPU.
+    """
+    available = _onnxruntime().get_available_providers()
+    found = next((name for name in _GPU if name in available), None)
+    if found is None:
+        raise MissingDependencyError(
+            f"ONNX Runtime: expected one of {' and '.join(_GPU)}, found {', '.join(available)}",
+            hint="pip uninstall onnxruntime && pip install 'lepton-edge[gpu]'",
+        )
+    return [found, *CPU]
+
+
+def open_decoder(graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU) -> OrtDecoder:
     """See `Backend.open_decoder`."""
-    return OrtDecoder(graph, decoder, threads)
+    return OrtDecoder(graph, decoder, threads, providers)
 
 
-def open_encoder(graph: Path, encoder: Encoder, threads: int) -> OrtEncoder:
+def open_encoder(graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU) -> OrtEncoder:
     """See `Backend.open_encoder`."""
-    return OrtEncoder(graph, encoder, threads)
+    return OrtEncoder(graph, encoder, threads, providers)
 
 
 class _Session:
     """An `onnxruntime.InferenceSession` whose errors are ours."""
 
-    def __init__(self, graph: Path, threads: int) -> None:
+    def __init__(self, graph: Path, threads: int, providers: Sequence[str]) -> None:
         self._ort = _onnxruntime()
         self._errors = _error_classes()
         self._name = graph.name
@@ -157,9 +181,16 @@ class _Session:
         options.enable_cpu_mem_arena = True
         options.enable_mem_pattern = False
         try:
-            self._session = self._ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            self._session = self._ort.InferenceSession(str(graph), options, providers=list(providers))
         except self._errors as error:
             raise self._fault(f"a graph that ONNX Runtime {self._ort.__version__} opens", error) from error
+        # A provider whose libraries are missing is left out without an error. (A float32 cache stays in the host's
+        # memory on a GPU too: GroupQueryAttention of that type runs on the CPU.)
+        if providers[0] not in self._session.get_providers():
+            raise EngineError(
+                f"{graph.name}: expected ONNX Runtime's {providers[0]}, found that it does not load",
+                hint="are CUDA and cuDNN of the versions that this onnxruntime-gpu wants installed?",
+            )
 
     def expect(self, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Raises `ArtifactError` unless the graph's inputs and outputs are these."""

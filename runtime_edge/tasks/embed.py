@@ -35,6 +35,10 @@ class Encoding:
         self._codec = codec
         codec.tokenizer.enable_truncation(encoder.max_seq_len)
 
+    def close(self) -> None:
+        """Frees what the session holds outside of the host's memory."""
+        self._session.close()
+
     def rows(self, texts: Iterable[str], batch_size: int) -> Floats:
         """The graph's output for each text, float32 [n, dim], in the order of the texts."""
         size = check.integer("batch_size", batch_size, 1)

@@ -89,6 +89,11 @@ class Decoding:
         self._state = session.new_state()
         self._turn = _Turn()
 
+    def close(self) -> None:
+        """Ends this sequence and its forks; frees what the session holds outside of the host's memory."""
+        self.closed.set()
+        self.session.close()
+
     def fork(self) -> Decoding:
         """Returns another sequence over the same session; closing this one closes that one."""
         other = Decoding(self.session, self.decoder, self.codec)

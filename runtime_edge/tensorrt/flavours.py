@@ -45,6 +45,7 @@ class Flavour:
         needs_gpu: Whether building needs a GPU.
         refit_needs_gpu: Whether building plans that can be refitted or have no weights needs a GPU.
         has_timing_cache: Whether tactics are timed, and the times can be kept for the next build.
+        compiles_on_device: Whether kernels are compiled where a plan runs, and can be kept for the next load.
         own_api: What the builder uses that the other flavour does not have, as `Class.attribute` or a name.
     """
 
@@ -60,6 +61,7 @@ class Flavour:
     needs_gpu: bool
     refit_needs_gpu: bool
     has_timing_cache: bool
+    compiles_on_device: bool
     own_api: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -86,6 +88,7 @@ FLAVOURS: Mapping[str, Flavour] = {
             needs_gpu=True,
             refit_needs_gpu=True,
             has_timing_cache=True,
+            compiles_on_device=False,
             own_api=frozenset(
                 {
                     "IBuilderConfig.create_timing_cache",
@@ -115,6 +118,7 @@ FLAVOURS: Mapping[str, Flavour] = {
             named_capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
             needs_gpu=False,
             refit_needs_gpu=True,
+            compiles_on_device=True,
             has_timing_cache=False,  # its functions are there, deprecated and without effect since 1.2
             own_api=frozenset(
                 {

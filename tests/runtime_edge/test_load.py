@@ -60,23 +60,29 @@ def test_repr_is_short(model: runtime_edge.Model) -> None:
     assert repr(model) == "<runtime_edge.Model 'tiny': text-generation, cpu, onnxruntime, 1 threads>"
 
 
-def test_a_variant_of_another_backend_is_passed_over(artifact: Path) -> None:
-    def add(data: dict[str, Any]) -> None:
-        data["variants"].insert(0, {**data["variants"][0], "name": "gpu", "backend": "tensorrt"})
-
-    edit(artifact, add)
-    with runtime_edge.load(artifact, threads=1) as model:
-        assert model.variant.name == "cpu"
-    with pytest.raises(RequestError, match="backend: expected one of onnxruntime, found 'tensorrt'"):
-        runtime_edge.load(artifact, backend="tensorrt")
+def test_no_variant_for_the_backend_that_is_asked_for(built: Path) -> None:
+    names = "tensorrt-rtx, tensorrt, onnxruntime-cuda, onnxruntime"
+    with pytest.raises(RequestError, match=f"backend: expected one of {names}, found 'cuda'"):
+        runtime_edge.load(built, backend="cuda")
+    with pytest.raises(RequestError, match=r"variants: expected one for tensorrt, found cpu \(onnxruntime\)") as caught:
+        runtime_edge.load(built, backend="tensorrt")
+    assert caught.value.hint == "build the artifact for this machine with `leptonc build --target`"
 
 
-def test_no_variant_for_this_runtime(artifact: Path) -> None:
-    edit(artifact, lambda data: data["variants"][0].update(backend="tensorrt"))
-    with pytest.raises(ArtifactError, match=r"expected one for onnxruntime, found cpu \(tensorrt\)"):
-        runtime_edge.load(artifact)
-    with pytest.raises(RequestError, match="expected one for onnxruntime"):
-        runtime_edge.load(artifact, backend="onnxruntime")
+def test_an_artifact_for_the_cpu_loads_without_anything_of_tensorrt(built: Path) -> None:
+    program = (
+        "import sys, warnings, runtime_edge\n"
+        "warnings.simplefilter('error')\n"
+        "model = runtime_edge.load(sys.argv[1], threads=1)\n"
+        "assert (model.backend, model.why) == ('onnxruntime', ()), (model.backend, model.why)\n"
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(built)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "runtime_edge.backends.onnxruntime" in done.stdout
+    for name in ("runtime_edge.backends.choice", "runtime_edge.backends.tensorrt", "runtime_edge.tensorrt", "cuda"):
+        assert name not in done.stdout.split()
 
 
 def test_missing_package_names_the_extra(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
