@@ -287,7 +287,8 @@ def _write(path: Path, data: memoryview) -> None:
     beside = path.with_name(f"{path.name}.tmp")  # the lock is held: nobody else writes under this name
     try:
         beside.unlink(missing_ok=True)  # what a killed process left
-        with os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb", buffering=0) as file:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(beside, flags, 0o600), "wb", buffering=0) as file:
             position = 0
             while position < data.nbytes:
                 position += file.write(data[position : position + _CHUNK])

@@ -19,8 +19,9 @@ from runtime_edge.errors import ArtifactError, EngineError
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.builder import build_plan
 from runtime_edge.tensorrt.callbacks import PROGRESS_STEPS
-from runtime_edge.tensorrt.device import gpu
-from tests.runtime_edge.tensorrt.graphs import WIDTH, model, profile, recipe, saved
+from runtime_edge.tensorrt.device import Device, gpu
+from runtime_edge.tensorrt.plans import finish
+from tests.runtime_edge.tensorrt.graphs import WIDTH, model, profile, recipe, saved, write_artifact
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX (the extra rtx) is not installed")
 VERSION = flavours.module_version(trt)
@@ -271,6 +272,21 @@ def test_nothing_is_printed(graph: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, graph], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_finish_builds_a_real_plan_of_an_artifact(tmp_path: Path) -> None:
+    """All but the driver's answer is real: the artifact, the builder, the cache."""
+    root = tmp_path / "model.lepton"
+    own = {"flavour": "tensorrt-rtx", "versions": ">=1.4;<2.0", "compute_capabilities": ["8.6", "8.9"]}
+    write_artifact(root, recipe=own)
+    device = Device("8.9", VERSION)
+    first = finish(root, device=device, cache=tmp_path / "cache")
+    assert first.built
+    assert first.plan.record is not None
+    assert first.plan.record.layers > 3
+    assert first.plan.path.read_bytes()[1:4] == b"trt"
+    again = finish(root, device=device, cache=tmp_path / "cache")
+    assert (again.built, again.plan) == (False, first.plan)
 
 
 def test_importing_the_builder_imports_no_tensorrt() -> None:
