@@ -21,7 +21,6 @@ _VERBS = {
     "build": Verb("leptonc.cli.build:build", "Compile a model into an artifact for a target."),
     "targets": Verb("leptonc.cli.targets:show_targets", "List the devices that Lepton knows, or show one."),
     **VERBS,
-    "doctor": Verb("leptonc.cli.doctor:doctor", "Show what this machine and this installation can do."),
 }
 
 

@@ -1,16 +1,22 @@
-"""`leptonc doctor`."""
+"""`doctor`."""
 
 from __future__ import annotations
 
 import json
 import platform
+import re
+import sys
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import onnxruntime
 import pytest
 
-from leptonc.cli import doctor as module
+from runtime_edge import cuda
+from runtime_edge.cli import doctor as module
+from runtime_edge.tensorrt import device, flavours
 
 
 @pytest.fixture
@@ -57,7 +63,7 @@ def test_from_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(metadata, "requires", absent)
     done = leptonc("doctor")
     assert done.code == 0
-    assert "lepton-edge  missing" in done.out
+    assert rows(done.out)["lepton-edge"] == "missing"
 
 
 def test_gpus_are_read_from_nvidia_smi(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +77,54 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Any, monkeypatch: pytest.Monkey
         "memory.total": "24564 MiB",
         "driver_version": "580.10",
     }
+
+
+class Gpu(NamedTuple):
+    """What CUDA says of a machine with a GPU; no GPU is touched."""
+
+    bytes_free: int
+
+    def free_memory(self) -> int:
+        return self.bytes_free
+
+
+def rows(out: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\S+(?: \S+)*) {2,}(.+)$", out, re.M))
+
+
+def test_tensorrt_on_a_machine_with_everything(
+    monkeypatch: pytest.MonkeyPatch, lepton_edge: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(cuda, "Cuda", lambda: Gpu(5_100_000_000))
+    orin = device.Gpu("Orin", "8.7", 7_400_000_000, "12.6")
+    monkeypatch.setattr(device, "gpu", lambda: orin)
+    monkeypatch.setattr(
+        flavours, "import_module", lambda flavour: SimpleNamespace(__version__=f"{len(flavour.name)}.3.0")
+    )
+    shown = rows(lepton_edge("doctor").out)
+    assert shown["driver"] == "CUDA 12.6"
+    assert shown["compute capability"] == "8.7 (Orin)"
+    assert shown["gpu memory"] == "5.1 of 7.4 GB free"
+    assert (shown["TensorRT"], shown["TensorRT-RTX"]) == ("8.3.0", "12.3.0")
+    assert shown["ONNX Runtime on"] == ", ".join(onnxruntime.get_available_providers())
+
+
+def test_tensorrt_on_a_machine_with_nothing(monkeypatch: pytest.MonkeyPatch, lepton_edge: Callable[..., Any]) -> None:
+    monkeypatch.setattr(device, "_LIBRARY", "libno-such-driver.so.1")
+    for name in ("cuda.bindings.runtime", "tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    done = lepton_edge("doctor")
+    assert (done.code, done.err) == (0, "")
+    shown = rows(done.out)
+    assert "libno-such-driver.so.1" in shown["driver"]
+    assert "install NVIDIA's driver" in shown["driver"]
+    assert "pip install 'lepton-edge[rtx]'" in shown["gpu memory"]
+    assert shown["TensorRT-RTX"].startswith("missing: ")
+    assert shown["TensorRT-RTX"].endswith("pip install 'lepton-edge[rtx]'")
+    assert "sudo apt install nvidia-jetpack" in shown["TensorRT"]
+    found = json.loads(lepton_edge("doctor", "--json").out)["tensorrt"]
+    assert found["flavours"]["tensorrt-rtx"]["install"] == "pip install 'lepton-edge[rtx]'"
+    assert "version" not in found["flavours"]["tensorrt-rtx"]
 
 
 def test_a_driver_that_fails_is_no_gpu(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

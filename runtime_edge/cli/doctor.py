@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,8 @@ _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 def doctor(as_json: bool) -> None:
     """Show what this machine and this installation can do.
 
-    Python, packages, which extras are complete and how to get those that are not, CPU, memory, GPUs.
+    Python, packages, which extras are complete and how to get those that are not, CPU, memory, GPUs, and what
+    TensorRT has and lacks here: driver, compute capability, free memory, versions.
     """
     from runtime_edge.cli.console import print_json, print_pairs
 
@@ -46,7 +49,7 @@ def doctor(as_json: bool) -> None:
     rows += [("features", " ".join(found["cpu"]["features"]) or "none that Lepton looks for")]
     rows += [("memory", f"{found['memory_gb']:.1f} GB" if found["memory_gb"] is not None else "unknown")]
     rows += [("gpu", ", ".join(gpu.values())) for gpu in found["gpus"]] or [("gpu", "none found")]
-    rows += [("", "")]
+    rows += [("", ""), *_tensorrt_rows(found["tensorrt"]), ("", "")]
     rows += [(name, version or "missing") for name, version in found["base"].items()]
     for extra, state in found["extras"].items():
         missing = ", ".join(name for name, version in state["packages"].items() if version is None)
@@ -70,9 +73,70 @@ def examine() -> dict[str, Any]:
         },
         "memory_gb": _memory_gb(),
         "gpus": _gpus(),
+        "tensorrt": examine_tensorrt(),
         "base": base,
         "extras": extras,
     }
+
+
+def examine_tensorrt() -> dict[str, Any]:
+    """Returns what engines of TensorRT run with here; what is missing is `lacks`, and how to get it `install`."""
+    from runtime_edge.cuda import Cuda
+    from runtime_edge.tensorrt import device, flavours
+
+    def free() -> dict[str, Any]:
+        return {"bytes": Cuda().free_memory()}
+
+    def version(flavour: flavours.Flavour) -> dict[str, Any]:
+        return {"version": flavours.module_version(flavours.import_module(flavour))}
+
+    return {
+        "driver": _state(lambda: asdict(device.gpu())),
+        "free_memory": _state(free),
+        "flavours": {name: _state(partial(version, one)) for name, one in flavours.FLAVOURS.items()},
+        "onnxruntime_providers": _providers(),
+    }
+
+
+def _state(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    from runtime_edge.errors import LeptonError
+
+    try:
+        return ask()
+    except LeptonError as error:
+        return {"lacks": error.message, "install": error.hint}
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
+
+
+def _tensorrt_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from runtime_edge.tensorrt.flavours import FLAVOURS
+
+    def shown(state: dict[str, Any], text: Callable[[dict[str, Any]], str]) -> str:
+        if "lacks" not in state:
+            return text(state)
+        return f"missing: {state['lacks']}" + (f"; {state['install']}" if state["install"] else "")
+
+    driver = found["driver"]
+    yield "driver", shown(driver, lambda state: f"CUDA {state['driver']}")
+    if "lacks" not in driver:
+        yield "compute capability", f"{driver['compute_capability']} ({driver['name']})"
+        total = driver["memory"]
+        yield (
+            "gpu memory",
+            shown(found["free_memory"], lambda state: f"{state['bytes'] / 1e9:.1f} of {total / 1e9:.1f} GB free"),
+        )
+    else:
+        yield "gpu memory", shown(found["free_memory"], lambda state: f"{state['bytes'] / 1e9:.1f} GB free")
+    for name, state in found["flavours"].items():
+        yield FLAVOURS[name].title, shown(state, lambda state: str(state["version"]))
+    yield "ONNX Runtime on", ", ".join(found["onnxruntime_providers"]) or "nothing: pip install 'lepton-edge[cpu]'"
 
 
 def _packages() -> tuple[dict[str, str | None], dict[str, Any]]:
