@@ -49,9 +49,7 @@ def decoder_inputs(token_ids: Sequence[int], past: int, keep: Sequence[int]) -> 
     }
 
 
-def logits_blocks(
-    session: Any, token_ids: Sequence[int], chunk: int
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def logits_blocks(session: Any, token_ids: Sequence[int], chunk: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yields (position, logits float32 [n, vocab]) of a text, `chunk` tokens a run, the cache carried over."""
     cache = empty_cache(session)
     names = [output.name for output in session.get_outputs()]

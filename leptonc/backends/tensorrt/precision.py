@@ -16,6 +16,7 @@ import onnx_ir as ir
 from leptonc.backends.tensorrt.ranges import activations
 from leptonc.ir import edit
 from leptonc.ir.dialect import module_of
+from leptonc.ir.types import fill_types
 from leptonc.passes.base import Config, Pass
 
 FLOAT = ir.DataType.FLOAT
@@ -23,6 +24,7 @@ HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 # Largest magnitude seen on the calibration text that float16 is trusted with: other text may reach eight times more.
 HEADROOM = 8
 LIMITS = {"fp16": 65504 / HEADROOM, "bf16": float(np.finfo(np.float32).max) / HEADROOM}
+_SMALL = 16  # elements of a constant that counts as a parameter of its op, not as a weight
 # Sums of squares and exponentials lose digits in half precision whatever their range is.
 ALWAYS_FLOAT32 = frozenset(
     {"RMSNormalization", "LayerNormalization", "Softmax", "ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt", "Exp"}
@@ -39,10 +41,13 @@ class HalfPrecisionConfig(Config):
 class HalfPrecision(Pass):
     """Turns a float32 graph into one of half precision, with float32 where it is needed.
 
-    1. A node computes in float32 when its op is one of ALWAYS_FLOAT32, or when one of its float inputs or outputs went
-       beyond the limit of the half type; all others compute in half. Casts stand between them, one for each value.
-    2. Weights of half nodes are stored in half, each cast when it is written; graph inputs (the cache) are half.
-    3. Outputs of the graph that are no cache (logits, embeddings) are float32.
+    1. A node computes in float32 when its op is one of ALWAYS_FLOAT32, when one of its float inputs or outputs went
+       beyond the limit of the half type, or when it reads a constant that is too small or too large for it (the 1e-12
+       that keeps a division from zero); all others compute in half. Casts stand between them, one for each value.
+    2. A matrix product whose result alone is beyond the limit is computed in half, from inputs divided by a power of
+       two, and multiplied back in float32: exact, and a float32 product is refused by some GPUs (SM75).
+    3. Weights of half nodes are stored in half, each cast when it is written; graph inputs (the cache) are half.
+    4. Outputs of the graph that are no cache (logits, embeddings) are float32.
 
     Args:
         config: The half type.
@@ -61,8 +66,11 @@ class HalfPrecision(Pass):
 
     def run(self, model: ir.Model) -> int:
         graph, half = model.graph, HALVES[self.config.kind]
+        fill_types(graph)
         self._active = set(activations(graph))
-        self._ranges = self.measure(model)
+        self._ranges = dict(self.measure(model))
+        for node in [node for node in graph if node.op_type == "MatMul"]:
+            self._scale_down(node)
         nodes = list(graph)
         decided = {node: FLOAT if self._is_wide(node) else half for node in nodes if _is_float(node)}
         self._casts: dict[tuple[str, ir.DataType], ir.Value] = {}
@@ -84,6 +92,30 @@ class HalfPrecision(Pass):
                 self._widen_output(graph, value)
         return len(decided)
 
+    def _scale_down(self, node: ir.Node) -> None:
+        """Rule 2: x W becomes (x 2^-k) W 2^k, where the result is too large and the input is not."""
+        limit, result = LIMITS[self.config.kind], node.outputs[0]
+        x, found = node.inputs[0], self._ranges.get(str(result.name), 0.0)
+        if x not in self._active or node.inputs[1] in self._active or not limit < found < np.inf:
+            return
+        if x is None or self._ranges.get(str(x.name), np.inf) > limit:
+            return
+        graph = node.graph
+        factor = 2.0 ** np.ceil(np.log2(found / limit))
+        small, large = (
+            edit.initializer(graph, name, ir.tensor(np.float32(value), name=name))  # type: ignore[arg-type]
+            for name, value in ((f"one_over_{factor:g}", 1 / factor), (f"times_{factor:g}", factor))
+        )
+        (scaled,) = edit.insert(node, "Mul", [x, small], name=f"{node.name}/down")
+        (product,) = edit.insert(node, "MatMul", [scaled, node.inputs[1]], name=f"{node.name}/scaled")
+        (restored,) = edit.insert(node, "Mul", [product, large], name=f"{node.name}/up")
+        for value, like, size in ((scaled, x, 1 / factor), (product, result, 1 / factor), (restored, result, 1.0)):
+            value.shape, value.type = like.shape, ir.TensorType(FLOAT)
+            self._ranges[str(value.name)] = self._ranges[str(like.name)] * size
+            self._active.add(value)
+        edit.replace(result, restored)
+        graph.remove(node, safe=True)  # type: ignore[union-attr]
+
     def _is_wide(self, node: ir.Node) -> bool:
         if node.op_type in ALWAYS_FLOAT32:
             return True
@@ -91,10 +123,19 @@ class HalfPrecision(Pass):
         # Weights, what is computed from them alone, and caches are not measured: a cache holds what was written to it,
         # and weights are checked when they are cast.
         seen = [self._ranges.get(str(v.name), np.inf) for v in values if v in self._active]
-        beyond = any(not found <= LIMITS[self.config.kind] for found in seen)
+        beyond = any(not found <= LIMITS[self.config.kind] for found in seen) or any(map(self._loses, values))
         if beyond:
             self.wide.append(f"{module_of(node) or 'the graph'} ({node.op_type})")
         return beyond
+
+    def _loses(self, value: ir.Value) -> bool:
+        """Whether a small constant is lost in half: rounded to zero, to few digits, or beyond the largest number."""
+        found = edit.constant(value) if value.is_initializer() else None
+        if found is None or found.size > _SMALL or not found.size:
+            return False
+        info = ml_dtypes.finfo(HALVES[self.config.kind].numpy())  # type: ignore[no-untyped-call]
+        size = np.abs(found[found != 0])
+        return bool(size.size and (size.min() < float(info.tiny) or size.max() > float(info.max)))
 
     def _as(self, graph: ir.Graph, value: ir.Value, dtype: ir.DataType, before: ir.Node) -> ir.Value:
         """Returns `value` in `dtype`: itself, a weight stored so, or a Cast placed where the value is made."""

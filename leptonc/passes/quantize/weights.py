@@ -30,8 +30,8 @@ class QuantizeWeightsConfig(Config):
         bits: 4 or 8.
         block_size: Weights along the input that share a scale: a power of two, 16 to 256; 0 for a whole output channel.
         symmetric: Whether the zero point is the middle code, and not stored.
-        signed: Whether codes are signed integers with scales above zero and no zero points, as TensorRT takes them;
-            they are symmetric then.
+        signed: Whether codes are signed integers with scales above zero, as TensorRT takes them; they are
+            symmetric then.
         embeddings: Whether embedding tables, and the head tied to one, are quantized.
         method: How codes are chosen; "rtn" is round to nearest.
         skip: Module paths, and parts of them, whose weights stay float32.
@@ -138,7 +138,10 @@ def dequantized(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) 
 
 
 def signed(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir.Value:
-    """Like `dequantized`, with signed codes and no zero points; one scale an output channel is stored as one axis."""
+    """Like `dequantized`, with signed codes and scales above zero; one scale an output channel is stored as one axis.
+
+    Zero points are zeros: TensorRT takes the type of the codes from them up to 10.3, and refuses scales that are zero.
+    """
     form, (rows, columns) = weight.form, weight.shape
     kind = ir.DataType.INT4 if form.bits == 4 else ir.DataType.INT8
     blocks = -(-columns // form.size)
@@ -149,11 +152,18 @@ def signed(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir
 
     stored = _part(graph, f"{name}.codes", kind, (rows, columns), codes)
     stored.meta[KEY] = weight
-    if blocks == 1:
-        scales = _part(graph, f"{name}.scales", ir.DataType.FLOAT, (rows,), lambda: weight.parts().scales[:, 0])
-        return _dequantize(before, name, [stored, scales], {"axis": 0}, weight.shape)
-    scales = _part(graph, f"{name}.scales", ir.DataType.FLOAT, (rows, blocks), lambda: weight.parts().scales)
-    return _dequantize(before, name, [stored, scales], {"axis": 1, "block_size": form.size}, weight.shape)
+    shape: tuple[int, ...] = (rows,) if blocks == 1 else (rows, blocks)
+
+    def scales() -> np.ndarray[Any, Any]:
+        found = weight.parts().scales
+        return np.where(found > 0, found, np.float32(1)).reshape(shape)  # a block of zeros is zero with any scale
+
+    parts = [
+        stored, _part(graph, f"{name}.scales", ir.DataType.FLOAT, shape, scales),
+        _part(graph, f"{name}.zeros", kind, shape, lambda: np.zeros(shape, np.int8)),
+    ]  # fmt: skip
+    attributes = {"axis": 0} if blocks == 1 else {"axis": 1, "block_size": form.size}
+    return _dequantize(before, name, parts, attributes, weight.shape)
 
 
 def _part(
