@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime_edge.cuda import Cuda, DeviceMemoryError
-from runtime_edge.errors import EngineError, LeptonError
+from runtime_edge.errors import EngineError
 from runtime_edge.manifest import Engine
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.callbacks import Log, logger
@@ -248,8 +248,8 @@ class LoadedEngine:
 class Context:
     """An execution context on its stream; every refusal of TensorRT raises `EngineError`."""
 
-    def __init__(self, engine: LoadedEngine, context: Any, stream: Any) -> None:
-        self._engine = engine
+    def __init__(self, owner: LoadedEngine, context: Any, stream: Any) -> None:
+        self._owner = owner
         self._context = context
         self._stream = stream
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -257,16 +257,16 @@ class Context:
     def shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Sets an input's shape."""
         if self._shapes.get(name) != shape:
-            self._engine.done(self._context.set_input_shape(name, shape), f"to take {list(shape)} for {name}")
+            self._owner.done(self._context.set_input_shape(name, shape), f"to take {list(shape)} for {name}")
             self._shapes[name] = shape
 
     def bind(self, name: str, address: int) -> None:
         """Sets a tensor's address."""
-        self._engine.done(self._context.set_tensor_address(name, address), f"to bind {name}")
+        self._owner.done(self._context.set_tensor_address(name, address), f"to bind {name}")
 
     def enqueue(self) -> None:
         """Puts a run into the stream."""
-        self._engine.done(self._context.execute_async_v3(int(self._stream)), "to run")
+        self._owner.done(self._context.execute_async_v3(int(self._stream)), "to run")
 
     def capturable(self) -> bool:
         """Whether a run can be captured in a graph; True where this version of TensorRT does not say."""
@@ -297,8 +297,3 @@ def _keep(path: Path, data: bytes) -> None:
             raise
     except OSError:
         return
-
-
-def told(error: LeptonError) -> str:
-    """An error's message with its hint, as one reason."""
-    return error.message if error.hint is None else f"{error.message} ({error.hint})"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime_edge.backends.buffers import Inputs, aligned, device_memory, free_held, release_all
-from runtime_edge.backends.engine import DTYPE_BYTES, Context, LoadedEngine, Memory, told
+from runtime_edge.backends.engine import DTYPE_BYTES, Context, LoadedEngine, Memory
 from runtime_edge.cache import TokenCache
 from runtime_edge.cuda import DeviceMemoryError
 from runtime_edge.errors import ClosedError, LeptonError
@@ -237,7 +237,7 @@ class TrtDecoderState:
                 self._graphs[self._turn] = graph
                 self._owner.engine.keep_kernels()  # all that a step takes are compiled now
         except LeptonError as error:
-            self._graph_refusal = told(error)
+            self._graph_refusal = error.message
         if self._graph_refusal:
             self._tell()
         return graph
