@@ -43,9 +43,27 @@ class Recorded(types.ModuleType):
             shape = (-1, 128)
             is_shape_tensor = False
 
+        class LayerType(enum.Enum):
+            SHUFFLE = 0
+            ATTENTION_OUTPUT = 1
+
+        class IAttention:
+            def __setattr__(self, name: str, value: Any) -> None:
+                record(f"IAttention.{name}", value)
+
+        class ILayer:
+            type = LayerType.SHUFFLE
+
+        class IAttentionOutputLayer:
+            type = LayerType.ATTENTION_OUTPUT
+            attention = IAttention()
+
         class INetworkDefinition:
             num_inputs = 1
             num_layers = 3
+
+            def get_layer(self, index: int) -> Any:
+                return IAttentionOutputLayer() if index == 1 else ILayer()
 
             def get_input(self, index: int) -> ITensor:
                 assert index == 0
@@ -137,11 +155,15 @@ class Recorded(types.ModuleType):
 
         module = self
         for kind in (
-            ILogger, IProgressMonitor, BuilderFlag, MemoryPoolType, NetworkDefinitionCreationFlag, ITensor,
+            ILogger, IProgressMonitor, BuilderFlag, MemoryPoolType, NetworkDefinitionCreationFlag, ITensor, LayerType,
+            IAttentionOutputLayer,
             INetworkDefinition, IOptimizationProfile, ITimingCache, IBuilderConfig, Builder, OnnxParser,
         ):  # fmt: skip
             setattr(self, kind.__name__, kind)
-        self.kinds = [kind.__name__ for kind in (ITensor, INetworkDefinition, IOptimizationProfile, ITimingCache)]
+        self.kinds = [
+            kind.__name__
+            for kind in (ITensor, INetworkDefinition, IOptimizationProfile, ITimingCache, IAttentionOutputLayer)
+        ]
         self.kinds += [kind.__name__ for kind in (IBuilderConfig, Builder, OnnxParser, BuilderFlag, MemoryPoolType)]
 
     def record(self, name: str, *arguments: Any) -> None:

@@ -25,6 +25,7 @@ VARIABLES = {
     "profile": "IOptimizationProfile",
     "tensor": "ITensor",
     "cache": "ITimingCache",
+    "layer": "IAttentionOutputLayer",
 }
 CALLBACKS = {"phase_start", "step_complete", "phase_finish", "log"}
 PARSER_ERROR = {"node", "node_name", "node_operator", "code", "desc"}
@@ -137,6 +138,7 @@ def test_order_of_calls_of_the_standard_flavour(recorded: Recorded, tmp_path: Pa
         ("Builder.create_network", (1 << 1,)),  # strongly typed
         ("OnnxParser", (True, True)),
         ("OnnxParser.parse_from_file", (str(tmp_path / "g.onnx"),)),
+        ("IAttention.decomposable", (True,)),  # of the one layer of three that is attention
         ("Builder.create_builder_config", ()),
         ("IBuilderConfig.set_memory_pool_limit", (pool.WORKSPACE, 64 * 2**20)),
         ("IBuilderConfig.set_flag", (flag.REFIT,)),

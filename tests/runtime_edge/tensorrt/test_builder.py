@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime_edge.errors import ArtifactError, EngineError
-from runtime_edge.tensorrt import flavours
+from runtime_edge.tensorrt import callbacks, flavours
 from runtime_edge.tensorrt.builder import build_plan
 from runtime_edge.tensorrt.callbacks import PROGRESS_STEPS
 from runtime_edge.tensorrt.device import Device, gpu
@@ -235,26 +235,33 @@ def test_what_progress_raises_ends_the_build(graph: Path, capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_the_build(graph: Path, number: signal.Signals) -> None:
-    last = ""
+def test_signals_end_the_build(graph: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    phases: list[str] = []
+
+    class Spied(callbacks.Overall):
+        def start(self, phase: str, parent: str | None, steps: int) -> None:
+            phases.append(phase)
+            super().start(phase, parent, steps)
 
     def interrupt(phase: str, done: int, steps: int) -> None:
-        nonlocal last
-        last = phase
         if phase == "Optimizing graph":
             os.kill(os.getpid(), number)
 
     def by_default(number: int, frame: object) -> None:
         raise AssertionError("the signal came through")
 
+    monkeypatch.setattr(callbacks, "Overall", Spied)
     before = signal.signal(number, by_default)
     try:
         with pytest.raises(KeyboardInterrupt):
             build_plan(graph, recipe(), progress=interrupt)
         assert signal.getsignal(number) is by_default  # put back
+        assert phases[-1] == "Optimizing graph"  # TensorRT went no further
+        phases.clear()
+        build_plan(graph, recipe())
+        assert phases.index("Optimizing graph") < len(phases) - 1  # as it does otherwise
     finally:
         signal.signal(number, before)
-    assert last == "Optimizing graph"
 
 
 def test_builds_in_another_thread(graph: Path) -> None:

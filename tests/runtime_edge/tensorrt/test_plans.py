@@ -293,6 +293,23 @@ def test_a_disk_that_fills_leaves_nothing(root: Path, cache: Path, monkeypatch: 
     assert files(cache) == {".lock"}
 
 
+def test_a_crash_while_a_plan_is_replaced_leaves_none(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old record must not stand beside the new plan."""
+    damage(finished(root, cache).plan.path, "altered")
+    real, calls = os.fsync, iter([True, False])
+
+    def fails_at_the_record(handle: int) -> None:
+        if not next(calls):
+            raise OSError(5, "Input/output error")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fails_at_the_record)
+    with pytest.raises(OSError, match="Input/output"):
+        finished(root, cache, Fake(b"new plan"))
+    manifest = verify(root)
+    assert find_plan(root, manifest, manifest.variants[1], ORIN, cache=cache) is None
+
+
 # Run by processes of their own: builds slowly, and notes when it began.
 SLOW = """
 import sys, time
