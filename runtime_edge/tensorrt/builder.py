@@ -136,6 +136,7 @@ class _Build:
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, sink)
         self.parse(parser)
+        self.allow_decomposition(network)
         stop.raise_if_requested()
         config = builder.create_builder_config()
         self.configure(config)
@@ -172,6 +173,16 @@ class _Build:
             f"{self.graph.name}: expected a graph that {self.title} parses, found "
             f"{'; '.join(faults) or self.log.reasons()}"
         )
+
+    def allow_decomposition(self, network: Any) -> None:
+        """Lets attention of a shape or type that no kernel has run as its parts: else such an engine is not built."""
+        if not flavours.parses(self.wanted, "Attention", flavours.module_version(self.trt)):
+            return
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            if layer.type == self.trt.LayerType.ATTENTION_OUTPUT:
+                layer.__class__ = self.trt.IAttentionOutputLayer  # how NVIDIA's Python API casts a layer to its kind
+                layer.attention.decomposable = True
 
     def configure(self, config: Any) -> None:
         """Sets what the recipe says of the whole engine."""

@@ -68,7 +68,9 @@ def _quantize(job: Job) -> list[Pass]:
     config = QuantizeWeightsConfig(
         bits=int(job.scheme.removeprefix("int")), block_size=recipes.block_size(job), signed=True, embeddings=False
     )
-    return [QuantizeWeights(config)]
+    found = QuantizeWeights(config)
+    job.report["kept_in_half_precision"] = found.kept
+    return [found]
 
 
 def passes(job: Job, scratch: Path) -> list[Pass]:

@@ -232,7 +232,7 @@ class LowerOpset(Pass):
     in_dialect = False
 
     def run(self, model: ir.Model) -> int:
-        blocks = any(node.op_type == "DequantizeLinear" and "block_size" in node.attributes for node in model.graph)
+        blocks = any(value.dtype == ir.DataType.INT4 for value in model.graph.initializers.values())
         model.graph.opset_imports[""] = OPSET_WITH_BLOCKS if blocks else OPSET
         model.ir_version = min(model.ir_version, 10)
         return 1

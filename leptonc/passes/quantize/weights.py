@@ -31,7 +31,7 @@ class QuantizeWeightsConfig(Config):
         block_size: Weights along the input that share a scale: a power of two, 16 to 256; 0 for a whole output channel.
         symmetric: Whether the zero point is the middle code, and not stored.
         signed: Whether codes are signed integers with scales above zero, as TensorRT takes them; they are
-            symmetric then.
+            symmetric then, and a layer that blocks do not divide keeps its weights.
         embeddings: Whether embedding tables, and the head tied to one, are quantized.
         method: How codes are chosen; "rtn" is round to nearest.
         skip: Module paths, and parts of them, whose weights stay float32.
@@ -70,11 +70,18 @@ class QuantizeWeights(Pass):
     name = "quantize-weights"
     config: QuantizeWeightsConfig
 
+    def __init__(self, config: QuantizeWeightsConfig) -> None:
+        super().__init__(config)
+        self.kept: list[str] = []  # linear layers whose weights stay as they are, because blocks do not divide them
+
     def run(self, model: ir.Model) -> int:
         done: dict[str, ir.Value] = {}
         tables = {node.inputs[0]: node for node in embeddings(model)}
         for linear in linears(model):
             if linear.weight in tables and not self.config.embeddings:
+                continue
+            if self._is_ragged(linear):
+                self.kept.append(linear.path)
                 continue
             if linear.dequantize is None and not self._skipped(linear.path):
                 self._linear(model.graph, linear, done)
@@ -83,6 +90,14 @@ class QuantizeWeights(Pass):
             if table is not None and table.is_initializer() and not self._skipped(node.name or ""):
                 node.replace_input_with(0, self._codes(model.graph, table, True, done))
         return len(done)
+
+    def _is_ragged(self, linear: Linear) -> bool:
+        """Whether signed blocks would end in a short one, which TensorRT refuses."""
+        if not self.config.signed or not self.config.block_size or linear.dequantize is not None:
+            return False
+        shape = linear.weight.shape
+        columns = shape[1 if linear.transposed else 0] if shape is not None else 0
+        return bool(int(columns) % self.config.block_size)  # type: ignore[arg-type]
 
     def _skipped(self, path: str) -> bool:
         return any(part in path for part in self.config.skip)
@@ -152,7 +167,8 @@ def signed(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir
 
     stored = _part(graph, f"{name}.codes", kind, (rows, columns), codes)
     stored.meta[KEY] = weight
-    shape: tuple[int, ...] = (rows,) if blocks == 1 else (rows, blocks)
+    by_channel = blocks == 1 and form.bits == 8  # int4 has blocks, even where there is one a row
+    shape: tuple[int, ...] = (rows,) if by_channel else (rows, blocks)
 
     def scales() -> np.ndarray[Any, Any]:
         found = weight.parts().scales
@@ -162,7 +178,7 @@ def signed(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir
         stored, _part(graph, f"{name}.scales", ir.DataType.FLOAT, shape, scales),
         _part(graph, f"{name}.zeros", kind, shape, lambda: np.zeros(shape, np.int8)),
     ]  # fmt: skip
-    attributes = {"axis": 0} if blocks == 1 else {"axis": 1, "block_size": form.size}
+    attributes = {"axis": 0} if by_channel else {"axis": 1, "block_size": form.size}
     return _dequantize(before, name, parts, attributes, weight.shape)
 
 
