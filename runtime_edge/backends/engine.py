@@ -47,7 +47,9 @@ class Memory:
         if fits:
             hint = f"{fits} tokens would fit: build with `--max-seq-len {fits}`, or free memory on the GPU"
         else:
-            hint = "no length would fit: build with smaller weights (`--weights int4`), or free memory on the GPU"
+            hint = "build with smaller weights (`--weights int4`), or free memory on the GPU"
+            if self.length:
+                hint = f"no length would fit: {hint}"
         return DeviceMemoryError(
             f"{name}: expected {needed / _MB:,.1f} MB of free GPU memory ({told}), found {free / _MB:,.1f} MB",
             hint=hint,
@@ -102,6 +104,8 @@ class LoadedEngine:
         self._log = Log()
         self._logger = logger(self.trt, self._log)  # must live as long as what is made with it
         size = plan.stat().st_size
+        if not size:
+            raise EngineError(f"{self.name}: expected a plan, found an empty file")
         if not spec.recipe.weight_streaming:
             # A plan is its weights and little more. Asked before anything is copied: a GPU that ran out of memory
             # halfway says much less.

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
@@ -108,7 +109,7 @@ def invoke(
         user_errors: Gives the exceptions that are shown without a traceback; called when one was raised.
     """
     try:
-        with _terminated_as_interrupted():
+        with _terminated_as_interrupted(), _warnings_as_messages():
             code = group.main(
                 args=None if arguments is None else list(arguments),
                 prog_name=group.name,
@@ -144,6 +145,24 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _warnings_as_messages() -> Iterator[None]:
+    """Shows what the runtime warns of as it shows errors: where in the code it was raised is nothing to a user."""
+    from runtime_edge.errors import BackendWarning
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, BackendWarning):
+                click.echo(paint("warning: ", "yellow") + str(message), err=True)
+            else:
+                usual(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def fail(message: str, *, hint: str | None = None) -> NoReturn:

@@ -77,7 +77,7 @@ def _rows(manifest: Any) -> Iterator[tuple[str, str]]:
 
 
 def _cache(decoder: Any) -> str:
-    item = {"float32": 4, "float16": 2}[decoder.cache_dtype]
+    item = {"float32": 4, "float16": 2, "bfloat16": 2}[decoder.cache_dtype]
     a_token = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in decoder.cache) * item
     return f"{len(decoder.cache)} layers of {decoder.cache_dtype}, {a_token / 1024:.1f} KiB a token"
 

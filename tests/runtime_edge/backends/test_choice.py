@@ -337,6 +337,16 @@ def test_reasons_of_the_session_are_seen_when_they_arise(rtx: Path, machine: Mac
     assert model.why == ("decodes without a CUDA graph",)
 
 
+def test_the_command_line_says_it_without_the_place_in_the_code(rtx: Path, machine: Machine, lepton_edge: Any) -> None:
+    machine.device = NO_DRIVER
+    done = lepton_edge("run", rtx, "hello", "--max-new-tokens", 2)
+    assert done.code == 0
+    told = done.err.splitlines()
+    assert told[0].startswith("warning: rtx on tensorrt-rtx: expected a GPU of NVIDIA and its driver, found none")
+    assert told[1].startswith("warning: cpu on onnxruntime-cuda: ")
+    assert "BackendWarning" not in done.err
+
+
 def test_nothing_of_the_artifact_is_written(rtx: Path, machine: Machine, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(rtx, tmp_path / "copy"))
     machine.load(rtx)

@@ -8,7 +8,7 @@ import pytest
 
 from runtime_edge.backends.engine import Memory
 from runtime_edge.cuda import Cuda, DeviceMemoryError
-from runtime_edge.errors import MissingDependencyError, RequestError
+from runtime_edge.errors import EngineError, MissingDependencyError, RequestError
 from tests.runtime_edge.backends.bench import (
     CACHE_BYTES,
     LENGTH,
@@ -30,6 +30,13 @@ def test_memory_is_counted_before_anything_is_deserialized(tmp_path: Path) -> No
     with pytest.raises(DeviceMemoryError) as caught:
         bench.open()
     assert "no length would fit" in str(caught.value.hint)
+
+
+def test_an_empty_plan_is_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.plan.write_bytes(b"")
+    with pytest.raises(EngineError, match=r"tiny\.plan: expected a plan, found an empty file"):
+        bench.open()
 
 
 def test_memory_message_says_what_is_needed_and_what_is_free() -> None:
