@@ -106,6 +106,11 @@ class LoadedEngine:
         size = plan.stat().st_size
         if not size:
             raise EngineError(f"{self.name}: expected a plan, found an empty file")
+        if spec.recipe.strip:  # it would load, and compute with nothing
+            raise EngineError(
+                f"{self.name}: expected a plan that has its weights, found a recipe that leaves them out",
+                hint="build the artifact with `strip` off",
+            )
         if not spec.recipe.weight_streaming:
             # A plan is its weights and little more. Asked before anything is copied: a GPU that ran out of memory
             # halfway says much less.

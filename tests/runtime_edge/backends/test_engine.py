@@ -39,6 +39,13 @@ def test_an_empty_plan_is_refused(tmp_path: Path) -> None:
         bench.open()
 
 
+def test_a_plan_without_weights_is_refused_before_it_computes_with_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, recipe={"strip": True})
+    with pytest.raises(EngineError, match="expected a plan that has its weights"):
+        bench.open()
+    assert bench.trt.plans == []
+
+
 def test_memory_message_says_what_is_needed_and_what_is_free() -> None:
     memory = Memory(weights=300_000_000, cache=4096 * 250_000, workspace=50_000_000, length=4096)
     error = memory.error("a.plan", 600_000_000)
