@@ -198,9 +198,9 @@ class _Build:
                     )
         if recipe.workspace_mb is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mb * _MB)
-        for name, flag in _FLAGS.items():
-            if getattr(recipe, name):
-                config.set_flag(getattr(trt.BuilderFlag, flag))
+        asked = (flag for name, flag in _FLAGS.items() if getattr(recipe, name))
+        for flag in (*self.wanted.flags, *asked):
+            config.set_flag(getattr(trt.BuilderFlag, flag))
 
     def add_profile(self, builder: Any, network: Any, config: Any, wanted: Profile) -> None:
         """Adds an optimization profile, whose inputs must be exactly the graph's that are dynamic."""

@@ -46,6 +46,8 @@ class Flavour:
         refit_needs_gpu: Whether building plans that can be refitted or have no weights needs a GPU.
         has_timing_cache: Whether tactics are timed, and the times can be kept for the next build.
         compiles_on_device: Whether kernels are compiled where a plan runs, and can be kept for the next load.
+        flags: Builder flags that every engine is built with. TensorRT-RTX promises that an engine's step can be captured
+            as a CUDA graph only where all its memory is the caller's.
         own_api: What the builder uses that the other flavour does not have, as `Class.attribute` or a name.
     """
 
@@ -62,6 +64,7 @@ class Flavour:
     refit_needs_gpu: bool
     has_timing_cache: bool
     compiles_on_device: bool
+    flags: tuple[str, ...] = ()
     own_api: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -120,10 +123,12 @@ FLAVOURS: Mapping[str, Flavour] = {
             refit_needs_gpu=True,
             compiles_on_device=True,
             has_timing_cache=False,  # its functions are there, deprecated and without effect since 1.2
+            flags=("REQUIRE_USER_ALLOCATION",),
             own_api=frozenset(
                 {
                     "IBuilderConfig.num_compute_capabilities",
                     "IBuilderConfig.set_compute_capability",
+                    "BuilderFlag.REQUIRE_USER_ALLOCATION",
                     "ComputeCapability",
                 }
             ),

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from leptonc.backends.tensorrt.ranges import activations
+from leptonc.errors import InputError
 from leptonc.ir import edit
 from leptonc.ir.dialect import module_of
 from leptonc.ir.types import fill_types
@@ -175,7 +176,7 @@ def stored_as(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     """Returns an initializer with the same numbers in `dtype`, cast when it is read.
 
     Raises:
-        OverflowError: A weight is beyond what `dtype` can hold.
+        InputError: When it is read: a weight is beyond what `dtype` can hold.
     """
     tensor: Any = value.const_value
     name = f"{value.name}.{dtype.name.lower()}"
@@ -184,7 +185,10 @@ def stored_as(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         array = np.asarray(tensor.numpy(), np.float32)
         limit = float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]
         if array.size and not np.abs(array).max() <= limit:
-            raise OverflowError(f"{value.name}: a weight beyond {limit:g}")
+            raise InputError(
+                f"expected weights within the {limit:g} that {dtype.name} holds, found larger ones in `{value.name}`",
+                hint="--weights fp32 keeps them",
+            )
         return ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
 
     lazy = ir.LazyTensor(read, dtype=dtype, shape=tensor.shape, name=name, cache=False)

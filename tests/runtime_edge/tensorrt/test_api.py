@@ -37,7 +37,8 @@ def tree(module: object) -> ast.Module:
 
 def used() -> set[str]:
     """`Class.attribute` of every object of the API, and the names of the module, as the code has them."""
-    found = {f"BuilderFlag.{flag}" for flag in _FLAGS.values()}
+    always = (flag for each in flavours.FLAVOURS.values() for flag in each.flags)
+    found = {f"BuilderFlag.{flag}" for flag in (*_FLAGS.values(), *always)}
     for module in (runtime_edge.tensorrt.builder, runtime_edge.tensorrt.callbacks):
         for node in ast.walk(tree(module)):
             if not isinstance(node, ast.Attribute):

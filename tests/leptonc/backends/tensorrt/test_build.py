@@ -1,0 +1,218 @@
+"""Builds for TensorRT targets: every family's lowered graph on the CPU, real plans, rehearsals, refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import runtime_edge
+from leptonc.backends.tensorrt.operators import unsupported
+from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.errors import BoundError, InputError
+from runtime_edge.errors import LeptonError
+from tests.leptonc import models
+
+HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
+needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX (the extra rtx) is not installed")
+JETPACK_6, JETPACK_7 = "jetson-orin,jetpack=6.2", "jetson-orin,jetpack=7.2"
+LENGTH = 512  # a short cache: tests write few bytes
+
+
+def built(
+    tmp_path: Path, source: str, target: str | tuple[str, ...], weights: str | None = "fp16", **options: Any
+) -> BuildResult:
+    given = {"max_seq_len": LENGTH, **options}
+    return build(BuildOptions(f"sample:{source}", target, tmp_path / "m", weights, **given))
+
+
+def graph_of(result: BuildResult, index: int = 0) -> ir.Model:
+    return ir.load(result.path / result.manifest.variants[index].graph)
+
+
+def report_of(result: BuildResult, name: str = "jetson-orin") -> dict[str, Any]:
+    found: dict[str, Any] = result.report["variants"][name]
+    return found
+
+
+@pytest.mark.parametrize("target", [JETPACK_6, JETPACK_7])
+@pytest.mark.parametrize("name", models.DECODERS)
+def test_decoders(tmp_path: Path, name: str, target: str) -> None:
+    """The half precision graph, run on the CPU: the report's own figures, and the operators that the version has."""
+    result = built(tmp_path, name, target)
+    found = result.report["fidelity"]
+    assert found["tokens"] == LENGTH
+    assert found["top1_agreement"] >= 0.98  # random weights: many logits nearly tie
+    assert found["kl_divergence"] < 1e-3
+    assert 0 < found["max_abs_diff"] < 0.2  # half precision it is
+    assert "ONNX Runtime on the CPU" in found["executed"]
+    assert unsupported(graph_of(result), "tensorrt", "10.3" if target == JETPACK_6 else "10.16") == []
+    engine = result.manifest.variants[0].engine
+    assert engine is not None
+    assert (engine.cache_in_place, engine.cache_dtype, engine.plans) == (target == JETPACK_7, "float16", ())
+    assert [profile.name for profile in engine.recipe.profiles] == ["prefill", "decode"]
+    if HAS_RTX:
+        rehearsal = report_of(result)["rehearsal"]
+        assert rehearsal["done"], rehearsal
+        assert "rehearsal" in rehearsal["note"]
+    assert json.loads((result.path / "report.json").read_text())["variants"]["jetson-orin"]["fidelity"] == found
+
+
+@pytest.mark.parametrize("target", [JETPACK_6, JETPACK_7])
+@pytest.mark.parametrize("name", models.ENCODERS)
+def test_encoders(tmp_path: Path, name: str, target: str) -> None:
+    result = built(tmp_path, name, target)
+    assert result.report["fidelity"]["cosine_min"] > 0.9999
+    assert unsupported(graph_of(result), "tensorrt", "10.3" if target == JETPACK_6 else "10.16") == []
+    if HAS_RTX:
+        assert report_of(result)["rehearsal"]["done"], report_of(result)
+
+
+@pytest.mark.parametrize("target", [JETPACK_6, JETPACK_7])
+def test_the_cache_carries_on_over_odd_chunks(tmp_path: Path, target: str) -> None:
+    """The lowered graph, a run at a time as the runtime calls it, against transformers."""
+    from leptonc.backends.tensorrt.execute import decoder_inputs, empty_cache, open_session
+
+    result = built(tmp_path, "tiny-gemma3", target, check=False)  # sliding windows of 8
+    session = open_session(result.path / result.manifest.variants[0].graph)
+    ids = models.token_ids(101)
+    want = models.reference_logits(models.reference("tiny-gemma3"), ids)
+    cache, names, at = empty_cache(session), [value.name for value in session.get_outputs()], 0
+    for count in (61, 1, 1, 7, 1, 30):
+        found = session.run(None, {**decoder_inputs(ids[at : at + count], at, [count - 1, 0]), **cache})
+        last, first = found[names.index("logits")][0]
+        assert np.abs(last - want[at + count - 1]).max() < 0.05
+        assert np.abs(first - want[at]).max() < 0.05
+        cache = {name: found[names.index(name.replace("past_key_values", "present"))] for name in cache}
+        at += count
+
+
+@pytest.mark.parametrize(("weights", "kind"), [("int8", onnx.TensorProto.INT8), ("int4", onnx.TensorProto.INT4)])
+@pytest.mark.parametrize("target", [JETPACK_6, JETPACK_7])
+def test_weights_are_dequantized_as_tensorrt_takes_them(tmp_path: Path, weights: str, kind: int, target: str) -> None:
+    """Signed codes, zero points that are zero, scales above zero; what blocks of 64 do not divide stays half."""
+    result = built(tmp_path, "tiny-llama", target, weights, check=False)
+    model = graph_of(result)
+    nodes = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+    kept = report_of(result)["kept_in_half_precision"]
+    assert len(nodes) + len(kept) == 3 * 7  # the head is tied to the embedding and stays
+    assert (weights == "int8") == (kept == [])
+    for node in nodes:
+        codes, scales, zeros = (value.const_value for value in node.inputs if value is not None)
+        assert codes is not None and scales is not None and zeros is not None  # noqa: PT018
+        assert codes.dtype == zeros.dtype == ir.DataType(kind)
+        assert (scales.numpy() > 0).all()
+        assert not zeros.numpy().any()
+        assert codes.shape[1] == (64 if weights == "int4" else codes.shape[1])
+        assert scales.shape == ((codes.shape[0], codes.shape[1] // 64) if weights == "int4" else (codes.shape[0],))
+
+
+@needs_rtx
+@pytest.mark.parametrize("weights", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma2", "tiny-bert-classifier"])
+def test_plans_for_rtx(tmp_path: Path, name: str, weights: str) -> None:
+    result = built(tmp_path, name, "rtx-30", weights, check=False)
+    (variant,) = runtime_edge.verify(result.path).variants
+    assert variant.engine is not None
+    (plan,) = variant.engine.plans
+    assert (result.path / plan.file).stat().st_size > 10_000
+    assert plan.compute_capabilities == ("8.6",)
+    assert plan.version == result.manifest.toolchain["tensorrt-rtx"]
+    assert report_of(result, "rtx-30")["engine"]["layers"] > 50
+
+
+@needs_rtx
+@pytest.mark.parametrize("weights", ["fp16", "int4"])
+def test_one_plan_for_several_capabilities(tmp_path: Path, weights: str) -> None:
+    result = built(tmp_path, "tiny-llama", "rtx,compute_capabilities=8.0+8.6+8.9+12.0", weights, check=False)
+    engine = result.manifest.variants[0].engine
+    assert engine is not None
+    assert engine.plans[0].compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
+
+
+@needs_rtx
+def test_a_family_s_capability_that_cannot_run_the_scheme_is_left_out_and_told(tmp_path: Path) -> None:
+    result = built(tmp_path, "tiny-llama", "rtx", "int4", check=False)
+    engine = result.manifest.variants[0].engine
+    assert engine is not None
+    assert "7.5" not in engine.recipe.compute_capabilities
+    assert "8.6" in engine.recipe.compute_capabilities
+    assert report_of(result, "rtx")["left_out"] == "compute capabilities 7.5: they cannot run int4 weights"
+
+
+def refused(tmp_path: Path, target: str, weights: str, source: str = "tiny-llama", **options: Any) -> LeptonError:
+    with pytest.raises(LeptonError) as caught:
+        built(tmp_path, source, target, weights, **options)
+    assert list(tmp_path.iterdir()) == []
+    assert caught.value.hint
+    return caught.value
+
+
+def test_what_a_gpu_cannot_do_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    error = refused(tmp_path, "rtx,compute_capabilities=7.5+8.6", "int4", "none-such")
+    assert isinstance(error, InputError)
+    assert error.message == "TensorRT-RTX: expected a compute capability of 8.0 or more for int4, found 7.5"
+    assert "expected weights among" in refused(tmp_path, "rtx-20", "int4").message
+    error = refused(tmp_path, "rtx,compute_capabilities=8.7", "fp16")
+    assert "found 8.7" in error.message
+    assert "jetson-orin" in (error.hint or "")
+    error = refused(tmp_path, JETPACK_6, "int4", block_size=32)
+    assert error.message == "TensorRT: expected int4 weights in blocks of 64 and 128, found 32"
+    assert "--block-size 64" in (error.hint or "")
+    assert "symmetric" in refused(tmp_path, JETPACK_7, "int4", symmetric=False).message
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_length_that_does(tmp_path: Path) -> None:
+    error = refused(tmp_path, "jetson-orin-nano-4gb,memory_gb=1.503", "fp16", max_seq_len=None)
+    assert "expected weights, cache and workspace within the 0.0 GB that jetson-orin-nano-4gb,mem" in error.message
+    assert (error.hint or "").startswith("at most ")
+    result = built(tmp_path, "tiny-llama", "jetson-orin-nano-8gb", check=False)
+    found = report_of(result, "jetson-orin-nano-8gb")["preflight"]
+    assert found["memory_mb"] == 6500
+    assert found["cache_mb"] == round(3 * 2 * 2 * 16 * 2 * LENGTH * 2 / 1e6, 1)  # two copies: JetPack 6.2
+    assert found["decode_tokens_per_s_at_most"] > 1000
+    assert found["longest_that_fits"] > LENGTH
+
+
+@pytest.mark.parametrize("weights", ["fp16", "int4"])
+def test_two_builds_give_the_same_graph(tmp_path: Path, weights: str) -> None:
+    """And the same blobs and recipe; a plan is no function of them alone."""
+    both = []
+    for name in ("a", "b"):
+        options = BuildOptions("sample:tiny-gemma3", (JETPACK_6, JETPACK_7), tmp_path / name, weights, check=False)
+        result = build(options)
+        both.append(result)
+    files = [{f.path: f.sha256 for f in r.manifest.files if f.path != "report.json"} for r in both]
+    assert files[0] == files[1]
+    assert both[0].manifest.variants == both[1].manifest.variants
+
+
+def test_several_targets_share_what_is_equal(tmp_path: Path) -> None:
+    result = built(tmp_path, "tiny-llama", ("cpu", "cpu-arm64", JETPACK_7), None, check=False)
+    cpu, arm, jetson = result.manifest.variants
+    assert [v.name for v in (cpu, arm, jetson)] == ["cpu", "cpu-arm64", "jetson-orin"]
+    assert cpu.blobs == arm.blobs
+    assert set(result.report["operations"]) == {"captured", "cpu", "cpu-arm64", "jetson-orin"}
+    with runtime_edge.load(result.path, backend="onnxruntime") as model:
+        assert model.variant.name == "cpu"
+        assert len(model.generate("a b c", max_new_tokens=3).token_ids) == 3
+
+
+def test_variants_of_one_profile_are_told_apart(tmp_path: Path) -> None:
+    result = built(tmp_path, "tiny-llama", (JETPACK_6, JETPACK_7), check=False)
+    assert [v.name for v in result.manifest.variants] == ["jetson-orin-jetpack-6.2", "jetson-orin-jetpack-7.2"]
+    assert [v.target for v in result.manifest.variants] == [JETPACK_6, JETPACK_7]
+    with pytest.raises(InputError, match="expected each target once, found cpu twice"):
+        build(BuildOptions("sample:tiny-llama", ("cpu", "cpu")))
+
+
+def test_a_bound_on_loss_names_the_variant(tmp_path: Path) -> None:
+    with pytest.raises(BoundError, match="for jetson-orin"):
+        built(tmp_path, "tiny-llama", (JETPACK_7, "cpu"), "int4", max_loss=-90)
+    assert list(tmp_path.iterdir()) == []
