@@ -84,7 +84,7 @@ def long_text(artifact: Path, model: str, count: int) -> dict[str, Any]:
     with open_source(f"sample:{model}") as source:
         ids = Tokenizer.from_str(source.tokenizer_json.decode()).encode(load_text(None)).ids
         ids = (ids * (count // len(ids) + 1))[:count]
-        task = task_of(source)
+        task = task_of(source.config, source.modules)
         session = open_session(artifact / manifest["variants"][0]["graph"])
         for start in range(0, count, 512):  # texts of 512 tokens: the reference keeps all logits of one
             part = ids[start : start + 512]

@@ -124,7 +124,7 @@ class Recipe(_Record, frozen=True, kw_only=True):
 
     `flavour` is tensorrt or tensorrt-rtx, `versions` the range of its versions that can build the graph
     (`>=10.16;<11.0`), `compute_capabilities` those that it is for (`8.7`). `workspace_mb` bounds scratch memory.
-    `weight_streaming` lets weights stay on the host; `refit` lets them be replaced, `strip` leaves them out of the plan.
+    `weight_streaming` lets weights stay on the host, `refit` lets them be replaced, `strip` leaves them out.
     """
 
     flavour: str

@@ -199,7 +199,7 @@ class _Build:
         if recipe.workspace_mb is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mb * _MB)
         asked = (flag for name, flag in _FLAGS.items() if getattr(recipe, name))
-        for flag in (*self.wanted.flags, *asked):
+        for flag in (*(() if recipe.weight_streaming else self.wanted.flags), *asked):
             config.set_flag(getattr(trt.BuilderFlag, flag))
 
     def add_profile(self, builder: Any, network: Any, config: Any, wanted: Profile) -> None:

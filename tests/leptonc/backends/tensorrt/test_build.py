@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -13,7 +14,10 @@ import onnx_ir as ir
 import pytest
 
 import runtime_edge
+import targets
+from leptonc.backends.tensorrt import preflight
 from leptonc.backends.tensorrt.operators import unsupported
+from leptonc.backends.tensorrt.preflight import Need
 from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.errors import BoundError, InputError
 from runtime_edge.errors import LeptonError
@@ -168,10 +172,26 @@ def test_what_a_gpu_cannot_do_is_refused_before_anything_is_opened(tmp_path: Pat
     assert "symmetric" in refused(tmp_path, JETPACK_7, "int4", symmetric=False).message
 
 
-def test_a_model_that_does_not_fit_is_refused_with_the_length_that_does(tmp_path: Path) -> None:
-    error = refused(tmp_path, "jetson-orin-nano-4gb,memory_gb=1.503", "fp16", max_seq_len=None)
-    assert "expected weights, cache and workspace within the 0.0 GB that jetson-orin-nano-4gb,mem" in error.message
-    assert (error.hint or "").startswith("at most ")
+def test_a_model_that_does_not_fit_is_refused_with_the_length_that_does() -> None:
+    target = targets.load("jetson-orin-nano-4gb")
+    need = Need(weights=10**9, read=8 * 10**8, token=10**5, workspace=10**8, length=20_000)
+    with pytest.raises(InputError) as caught:
+        preflight.check(need, target)
+    assert caught.value.message == (
+        "expected weights, cache and workspace within the 2.5 GB that jetson-orin-nano-4gb leaves a model (4 GB less 1.5 "
+        "for the system), found 1.00 + 2.00 + 0.10 GB at 20000 tokens"
+    )
+    assert caught.value.hint == "at most 14000 tokens fit: --max-seq-len 14000"
+    with pytest.raises(InputError) as caught:
+        preflight.check(dataclasses.replace(need, weights=3 * 10**9), target)
+    assert "--weights int4" in (caught.value.hint or "")
+    found = preflight.check(dataclasses.replace(need, length=14_000), target)
+    assert found["longest_that_fits"] == 14_000
+    assert found["decode_tokens_per_s_at_most"] == 34e9 / 8e8
+    assert "memory_mb" not in preflight.check(need, targets.load("jetson-orin"))
+
+
+def test_the_preflight_of_a_build(tmp_path: Path) -> None:
     result = built(tmp_path, "tiny-llama", "jetson-orin-nano-8gb", check=False)
     found = report_of(result, "jetson-orin-nano-8gb")["preflight"]
     assert found["memory_mb"] == 6500
