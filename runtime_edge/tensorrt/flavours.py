@@ -46,8 +46,8 @@ class Flavour:
         refit_needs_gpu: Whether building plans that can be refitted or have no weights needs a GPU.
         has_timing_cache: Whether tactics are timed, and the times can be kept for the next build.
         compiles_on_device: Whether kernels are compiled where a plan runs, and can be kept for the next load.
-        flags: Builder flags of every engine without weight streaming. TensorRT-RTX promises that a step can be captured as
-            a CUDA graph only where all memory is the caller's, and streaming needs memory of its own.
+        flags: Builder flags of every engine without weight streaming. TensorRT-RTX promises that a step can be captured
+            as a CUDA graph only where all memory is the caller's, and streaming needs memory of its own.
         own_api: What the builder uses that the other flavour does not have, as `Class.attribute` or a name.
     """
 

@@ -15,9 +15,8 @@ import pytest
 
 import runtime_edge
 import targets
-from leptonc.backends.tensorrt import preflight
 from leptonc.backends.tensorrt.operators import unsupported
-from leptonc.backends.tensorrt.preflight import Need
+from leptonc.backends.tensorrt.preflight import Need, check
 from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.errors import BoundError, InputError
 from runtime_edge.errors import LeptonError
@@ -176,19 +175,19 @@ def test_a_model_that_does_not_fit_is_refused_with_the_length_that_does() -> Non
     target = targets.load("jetson-orin-nano-4gb")
     need = Need(weights=10**9, read=8 * 10**8, token=10**5, workspace=10**8, length=20_000)
     with pytest.raises(InputError) as caught:
-        preflight.check(need, target)
+        check(need, target)
     assert caught.value.message == (
-        "expected weights, cache and workspace within the 2.5 GB that jetson-orin-nano-4gb leaves a model (4 GB less 1.5 "
-        "for the system), found 1.00 + 2.00 + 0.10 GB at 20000 tokens"
+        "expected weights, cache and workspace within the 2.5 GB that jetson-orin-nano-4gb leaves a model (4 GB less "
+        "1.5 for the system), found 1.00 + 2.00 + 0.10 GB at 20000 tokens"
     )
     assert caught.value.hint == "at most 14000 tokens fit: --max-seq-len 14000"
     with pytest.raises(InputError) as caught:
-        preflight.check(dataclasses.replace(need, weights=3 * 10**9), target)
+        check(dataclasses.replace(need, weights=3 * 10**9), target)
     assert "--weights int4" in (caught.value.hint or "")
-    found = preflight.check(dataclasses.replace(need, length=14_000), target)
+    found = check(dataclasses.replace(need, length=14_000), target)
     assert found["longest_that_fits"] == 14_000
     assert found["decode_tokens_per_s_at_most"] == 34e9 / 8e8
-    assert "memory_mb" not in preflight.check(need, targets.load("jetson-orin"))
+    assert "memory_mb" not in check(need, targets.load("jetson-orin"))
 
 
 def test_the_preflight_of_a_build(tmp_path: Path) -> None:
