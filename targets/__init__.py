@@ -167,7 +167,7 @@ _FIELDS: dict[str, _Field] = {
     "backend": _Field("one of onnxruntime, tensorrt, tensorrt-rtx", _one_of("onnxruntime", "tensorrt", "tensorrt-rtx")),
     "arch": _Field("one of any, x86_64, aarch64", _one_of("any", "x86_64", "aarch64")),
     "precisions": _Field(f"some of {', '.join(_PRECISIONS)}", _all_match("|".join(_PRECISIONS)), _list, is_fact=True),
-    "weights": _Field("one of fp32, fp16, int8, int4", _one_of("fp32", "fp16", "int8", "int4")),
+    "weights": _Field("one of fp32, fp16, fp8, int8, int4", _one_of("fp32", "fp16", "fp8", "int8", "int4")),
     "max_seq_len": _Field("a whole number of tokens above 0", _count, _number, is_fact=True),
     "compute_capabilities": _Field("versions such as 8.7", _all_match(r"\d{1,2}\.\d"), _list, is_fact=True),
     "memory_gb": _Field("a number of GB above 0", _positive, _number, is_fact=True),

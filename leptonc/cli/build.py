@@ -10,7 +10,7 @@ import click
 from leptonc.errors import require
 from runtime_edge.cli import options
 
-_SCHEMES = ("fp32", "fp16", "int8", "int4")
+_SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4")
 _ACTIVATIONS = ("none", "int8")
 _NEEDED = (
     "torch",
@@ -23,6 +23,17 @@ _NEEDED = (
     "gguf",
     "onnxruntime",
 )
+
+
+# What a backend reports of a variant besides its fidelity, in the order that it is shown.
+_ABOUT = ("left_out", "preflight", "engine", "rehearsal", "kept_in_half_precision")
+
+
+def _facts(found: object) -> str:
+    """A part of the report in one line."""
+    if isinstance(found, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_facts(value)}" for name, value in found.items())
+    return " ".join(map(str, found)) if isinstance(found, list) else str(found)
 
 
 @click.command()
@@ -147,8 +158,11 @@ def build(
         return
     size = sum(file.size for file in result.manifest.files)
     rows = [("artifact", str(result.path)), ("size", megabytes(size))]
-    rows += [("target", variant.target) for variant in result.manifest.variants]
-    rows += [(name.replace("_", " "), str(value)) for name, value in result.report.get("fidelity", {}).items()]
+    for variant in result.manifest.variants:
+        found = result.report["variants"][variant.name]
+        rows += [("target", f"{variant.target}, {variant.backend}, weights {variant.weights}")]
+        rows += [(each.replace("_", " "), _facts(found[each])) for each in _ABOUT if found.get(each)]
+        rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in found.get("fidelity", {}).items()]
     stages = [seconds for name, seconds in result.seconds.items() if not name.startswith("pass ")]
     rows += [("time", f"{sum(stages):.1f} s")]
     print_pairs(rows)

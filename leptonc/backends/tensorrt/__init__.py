@@ -63,10 +63,11 @@ def _in_place(job: Job) -> bool:
 
 
 def _quantize(job: Job) -> list[Pass]:
-    if not job.scheme.startswith("int"):
+    bits = memory.BITS[job.scheme]
+    if bits > 8:
         return []
     config = QuantizeWeightsConfig(
-        bits=int(job.scheme.removeprefix("int")), block_size=recipes.block_size(job), signed=True, embeddings=False
+        bits=bits, block_size=recipes.block_size(job), signed=True, floating=job.scheme == "fp8", embeddings=False
     )
     found = QuantizeWeights(config)
     job.report["kept_in_half_precision"] = found.kept

@@ -20,6 +20,7 @@ from leptonc.passes.quantize.blocks import Codes, Format, Quantized, round_to_ne
 
 METHODS: dict[str, Callable[[np.ndarray[Any, Any], Format], Codes]] = {"rtn": round_to_nearest}
 KEY = "lepton.quantized"
+_FLOAT8_MAX = 448
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class QuantizeWeightsConfig(Config):
         symmetric: Whether the zero point is the middle code, and not stored.
         signed: Whether codes are signed integers with scales above zero, as TensorRT takes them; they are
             symmetric then, and a layer that blocks do not divide keeps its weights.
+        floating: Whether codes are float8 (E4M3, as OCP specifies it) in place of integers, with
+            one scale above zero for an output channel; for bits 8, block_size 0 and signed.
         embeddings: Whether embedding tables, and the head tied to one, are quantized.
         method: How codes are chosen; "rtn" is round to nearest.
         skip: Module paths, and parts of them, whose weights stay float32.
@@ -41,6 +44,7 @@ class QuantizeWeightsConfig(Config):
     block_size: int = 32
     symmetric: bool = True
     signed: bool = False
+    floating: bool = False
     embeddings: bool = True
     method: str = "rtn"
     skip: tuple[str, ...] = ()
@@ -52,6 +56,8 @@ class QuantizeWeightsConfig(Config):
             raise InputError(f"expected a block size of 16, 32, 64, 128 or 256, found {self.block_size}")
         if self.signed and not self.symmetric:
             raise InputError("expected symmetric weights for signed codes, found asymmetric ones")
+        if self.floating and (self.bits, self.block_size, self.signed) != (8, 0, True):
+            raise InputError("expected 8 signed bits and whole channels for float8 weights, found other settings")
         if self.method not in METHODS:
             raise InputError(f"expected a method among {', '.join(METHODS)}, found {self.method!r}")
 
@@ -124,11 +130,14 @@ class QuantizeWeights(Pass):
         shape = (rows, columns) if by_rows else (columns, rows)
         method, form = METHODS[self.config.method], self.config.form(shape[1])
 
-        def compute() -> Codes:
+        def read() -> np.ndarray[Any, Any]:
             array = tensor.numpy()  # type: ignore[union-attr]
-            return method(array if by_rows else np.ascontiguousarray(array.T), form)
+            return array if by_rows else np.ascontiguousarray(array.T)
 
-        quantized = Quantized(shape, form, name, compute)
+        if self.config.floating:
+            done[name] = float8(graph, read, shape, name, graph[0])
+            return done[name]
+        quantized = Quantized(shape, form, name, lambda: method(read(), form))
         build = signed if self.config.signed else dequantized
         value = build(graph, quantized, name, graph[0])
         done[name] = value
@@ -180,6 +189,27 @@ def signed(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir
     ]  # fmt: skip
     attributes = {"axis": 0} if by_channel else {"axis": 1, "block_size": form.size}
     return _dequantize(before, name, parts, attributes, weight.shape)
+
+
+def float8(
+    graph: ir.Graph, read: Callable[[], np.ndarray[Any, Any]], shape: tuple[int, int], name: str, before: ir.Node
+) -> ir.Value:
+    """Registers a weight [out, in] as float8 E4M3 with a scale for each output channel; returns the dequantized value.
+
+    The largest magnitude of a channel becomes 448, the largest number of the format; the weight is read for each part.
+    """
+    kind = ir.DataType.FLOAT8E4M3FN
+
+    def scales() -> np.ndarray[Any, Any]:
+        largest = np.abs(read()).max(1).astype(np.float32)
+        return np.where(largest > 0, largest / np.float32(_FLOAT8_MAX), np.float32(1))
+
+    parts = [
+        _part(graph, f"{name}.codes", kind, shape, lambda: read() / scales()[:, None]),
+        _part(graph, f"{name}.scales", ir.DataType.FLOAT, shape[:1], scales),
+        _part(graph, f"{name}.zeros", kind, shape[:1], lambda: np.zeros(shape[0], np.float32)),
+    ]
+    return _dequantize(before, name, parts, {"axis": 0}, shape)
 
 
 def _part(

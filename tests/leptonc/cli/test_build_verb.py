@@ -14,6 +14,8 @@ import leptonc.build as compiler
 import runtime_edge
 
 SOURCE = "sample:tiny-llama"
+REPORT = {"variants": {"cpu": {"fidelity": {"max_abs_diff": 0.5}, "preflight": {"weights_mb": 1.5, "fits": True}}}}
+TARGET = "cpu, onnxruntime, weights fp32"
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path) -> list[compiler
         with progress.stage("one", 2) as advance:
             advance(1)
         manifest = runtime_edge.verify(tiny_artifact)
-        return compiler.BuildResult(Path("made.lepton"), manifest, {"fidelity": {"max_abs_diff": 0.5}}, {"one": 1.25})
+        return compiler.BuildResult(Path("made.lepton"), manifest, REPORT, {"one": 1.25})
 
     monkeypatch.setattr(compiler, "build", build)
     return calls
@@ -65,11 +67,12 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
 @pytest.mark.usefixtures("asked")
 def test_what_a_person_sees(leptonc: Callable[..., Any]) -> None:
     done = leptonc("build", SOURCE)
-    rows = dict(line.split("  ", 1) for line in done.out.splitlines())
+    rows = dict(line.strip().split("  ", 1) for line in done.out.splitlines())
     assert {key: value.strip() for key, value in rows.items()} == {
         "artifact": "made.lepton",
         "size": "0.4 MB",
-        "target": "cpu",
+        "target": TARGET,
+        "preflight": "weights mb 1.5, fits True",
         "max abs diff": "0.5",
         "time": "1.2 s",
     }
@@ -81,7 +84,7 @@ def test_what_a_program_sees(leptonc: Callable[..., Any]) -> None:
     found = json.loads(leptonc("build", SOURCE, "--json").out)
     assert found["path"] == "made.lepton"
     assert found["manifest"]["name"] == "tiny"
-    assert found["report"] == {"fidelity": {"max_abs_diff": 0.5}}
+    assert found["report"] == REPORT
     assert found["seconds"] == {"one": 1.25}
 
 

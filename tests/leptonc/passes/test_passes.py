@@ -37,6 +37,7 @@ def logits(model: ir.Model, folder: Path) -> models.Floats:
     [
         ({"bits": 3}, "expected weights of 4 or 8 bits, found 3"),
         ({"block_size": 48}, "expected a block size of 16, 32, 64, 128 or 256, found 48"),
+        ({"floating": True}, "expected 8 signed bits and whole channels for float8"),
         ({"signed": True, "symmetric": False}, "expected symmetric weights for signed codes"),
         ({"method": "gptq2"}, "expected a method among rtn, found 'gptq2'"),
     ],
@@ -50,8 +51,8 @@ def test_a_configs_record() -> None:
     record = QuantizeWeights(QuantizeWeightsConfig(bits=8, symmetric=False, skip=("lm_head",))).record()
     assert (record.name, record.version) == ("quantize-weights", 1)
     assert record.config == {
-        "bits": 8, "block_size": 32, "symmetric": False, "signed": False, "embeddings": True, "method": "rtn",
-        "skip": ("lm_head",),
+        "bits": 8, "block_size": 32, "symmetric": False, "signed": False, "floating": False, "embeddings": True,
+        "method": "rtn", "skip": ("lm_head",),
     }  # fmt: skip
 
 

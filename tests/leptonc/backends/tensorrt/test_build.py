@@ -131,6 +131,21 @@ def test_plans_for_rtx(tmp_path: Path, name: str, weights: str) -> None:
 
 
 @needs_rtx
+def test_float8_from_ada_on(tmp_path: Path) -> None:
+    result = built(tmp_path, "tiny-llama", "rtx-40", "fp8")
+    nodes = [node for node in graph_of(result).graph if node.op_type == "DequantizeLinear"]
+    assert len(nodes) == 3 * 7
+    assert {node.inputs[0].dtype for node in nodes} == {ir.DataType.FLOAT8E4M3FN}  # type: ignore[union-attr]
+    assert 0.7 < result.report["fidelity"]["top1_agreement"] < 1
+    engine = result.manifest.variants[0].engine
+    assert engine is not None
+    assert engine.plans[0].compute_capabilities == ("8.9",)
+    (tmp_path / "other").mkdir()
+    error = refused(tmp_path / "other", "rtx-30", "fp8")
+    assert "expected weights among fp32, fp16, bf16, int8, int4 for target rtx-30, found fp8" in error.message
+
+
+@needs_rtx
 @pytest.mark.parametrize("weights", ["fp16", "int4"])
 def test_one_plan_for_several_capabilities(tmp_path: Path, weights: str) -> None:
     result = built(tmp_path, "tiny-llama", "rtx,compute_capabilities=8.0+8.6+8.9+12.0", weights, check=False)
