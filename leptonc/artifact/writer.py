@@ -18,11 +18,13 @@ import onnx_ir as ir
 from leptonc.errors import InputError
 from leptonc.ir.structure import layer_of
 from leptonc.passes.quantize.blocks import Quantized
+from runtime_edge.errors import ArtifactError
 from runtime_edge.files import MANIFEST_NAME
 from runtime_edge.manifest import File, Manifest, encode
 
 STORAGE = "lepton.storage"  # initializers with the same mark are the same bytes, and are stored once
 INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
+_COPY_BYTES = 2**22
 ALIGNMENT = 64  # of a tensor in its blob: a cache line, and what vector loads want
 
 
@@ -69,6 +71,27 @@ class ArtifactWriter:
         """Writes a file of the artifact, or writes it anew."""
         (self.path / name).write_bytes(data)
         self.files[name] = File(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def copy(self, file: File, source: Path) -> None:
+        """Copies a file of another artifact, a part at a time.
+
+        Raises:
+            ArtifactError: It is not what that artifact's manifest says.
+        """
+        place, digest, size = self.path / file.path, hashlib.sha256(), 0
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as read, place.open("wb") as write:
+            while part := read.read(_COPY_BYTES):
+                digest.update(part)
+                write.write(part)
+                size += len(part)
+        if (size, digest.hexdigest()) != (file.size, file.sha256):
+            raise ArtifactError(
+                f"{file.path}: expected {file.size} bytes with sha256 {file.sha256}, found {size} with "
+                f"{digest.hexdigest()}",
+                hint="the artifact is damaged or was changed: copy it again, or rebuild it",
+            )
+        self.files[file.path] = file
 
     def add_graph(self, name: str, model: ir.Model, advance: Callable[[int], Any] = lambda _: None) -> tuple[str, ...]:
         """Writes a graph and its weights: one blob a layer, named by its content; equal blobs are one file.

@@ -6,7 +6,7 @@ from leptonc.backends import Job
 from leptonc.errors import InputError
 from runtime_edge.errors import EngineError
 from runtime_edge.manifest import InputShapes, Profile, Recipe
-from runtime_edge.tensorrt.flavours import Flavour, flavour, in_range
+from runtime_edge.tensorrt.flavours import Flavour, flavour, import_module, in_range
 from runtime_edge.tensorrt.recipe import check_recipe
 
 CHUNK = 512  # tokens that a run of the prefill takes at most
@@ -86,6 +86,7 @@ def checked(job: Job) -> Flavour:
 
     Raises:
         InputError: The message has what was expected, the hint what to ask for.
+        MissingDependencyError: The flavour builds here, and is not installed.
     """
     wanted = flavour(job.target.backend)
     if job.scheme not in job.target.precisions:
@@ -103,4 +104,6 @@ def checked(job: Job) -> Flavour:
         check_recipe(_recipe(job, ()), job.scheme, wanted, block_size=size)
     except EngineError as error:
         raise InputError(error.message, hint=error.hint) from error
+    if not wanted.needs_gpu:
+        import_module(wanted)  # the engine is built here: what is missing is said before the work
     return wanted

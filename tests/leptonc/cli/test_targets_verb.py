@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 import targets
 
@@ -13,16 +16,15 @@ def test_the_list(leptonc: Callable[..., Any]) -> None:
     done = leptonc("targets")
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
-    assert lines[0].split() == ["name", "backend", "weights", "memory", "can", "build", "description"]
+    assert lines[0].split() == ["name", "backend", "weights", "memory", "description"]
     assert [line.split()[0] for line in lines[1:]] == targets.names()
-    assert "onnxruntime   int8             yes" in lines[1]
-    assert all("not yet" in line for line in lines if "tensorrt" in line)
+    assert "onnxruntime   int8" in lines[1]
 
 
 def test_the_list_as_json(leptonc: Callable[..., Any]) -> None:
     records = json.loads(leptonc("targets", "--json").out)
     assert [record["name"] for record in records] == targets.names()
-    assert {record["backend"] for record in records if record["can_build"]} == {"onnxruntime"}
+    assert {record["backend"] for record in records} == {"onnxruntime", "tensorrt", "tensorrt-rtx"}
 
 
 def test_one_with_its_sources(leptonc: Callable[..., Any]) -> None:
@@ -35,7 +37,6 @@ def test_one_with_its_sources(leptonc: Callable[..., Any]) -> None:
 def test_one_as_json(leptonc: Callable[..., Any]) -> None:
     record = json.loads(leptonc("targets", "rtx-40", "--json").out)
     assert record["compute_capabilities"] == ["8.9"]
-    assert record["can_build"] is False
     assert "precisions" in record["sources"]
 
 
@@ -47,13 +48,12 @@ def test_an_unknown_one(leptonc: Callable[..., Any]) -> None:
     )
 
 
-def test_building_for_a_backend_that_is_not_there(leptonc: Callable[..., Any]) -> None:
-    done = leptonc("build", "sample:tiny-llama", "--target", "jetson-orin,memory_gb=8")
+def test_building_for_rtx_without_its_package(leptonc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the model is opened."""
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    done = leptonc("build", "sample:none-such", "--target", "rtx")
     assert (done.code, done.out) == (4, "")
-    assert done.err == (
-        "error: building for jetson-orin,memory_gb=8 needs the backend tensorrt; this version of Lepton has "
-        "onnxruntime\nhint: targets that can be built for now: cpu, cpu-arm64\n"
-    )
+    assert done.err.startswith("error: TensorRT-RTX needs the module `tensorrt_rtx`, which is not installed\nhint: pip")
 
 
 def test_building_for_an_unknown_target(leptonc: Callable[..., Any]) -> None:

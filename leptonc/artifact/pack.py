@@ -1,0 +1,61 @@
+"""Cuts variants out of an artifact."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from leptonc.artifact.writer import ArtifactWriter
+from leptonc.errors import InputError
+from runtime_edge.files import listing
+from runtime_edge.manifest import Manifest, Variant
+from runtime_edge.verify import check_listing
+
+
+def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = False) -> Manifest:
+    """Writes an artifact with some variants of another, and the files that these need.
+
+    Args:
+        artifact: The artifact to cut from; it is not changed.
+        only: Names or targets of variants, at least one.
+        out: The new artifact.
+        replace: Whether an artifact that is at `out` already may be replaced.
+
+    Returns:
+        The new artifact's manifest.
+
+    Raises:
+        InputError: A name is no variant's, or `out` may not be written.
+        ArtifactError: The artifact is damaged; nothing is left at `out`.
+    """
+    manifest = check_listing(artifact, listing(artifact))
+    variants = _chosen(manifest, only)
+    wanted = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report}
+    for variant in variants:
+        plans = variant.engine.plans if variant.engine is not None else ()
+        wanted |= {variant.graph, *variant.blobs, *(plan.file for plan in plans)}
+    files = tuple(file for file in manifest.files if file.path in wanted)
+    if out.exists() and out.samefile(artifact):
+        raise InputError(f"expected another place than the artifact's own, found {out}", hint="choose another with -o")
+    with ArtifactWriter(out, replace=replace) as writer:
+        for file in files:
+            writer.copy(file, artifact / file.path)
+        packed = msgspec.structs.replace(manifest, variants=variants, files=files)
+        writer.write_manifest(packed)
+        writer.commit()
+    return packed
+
+
+def _chosen(manifest: Manifest, only: Sequence[str]) -> tuple[Variant, ...]:
+    known = [variant.name for variant in manifest.variants]
+    for name in only:
+        if not any(name in (variant.name, variant.target) for variant in manifest.variants):
+            close = difflib.get_close_matches(name, known, n=3)
+            raise InputError(
+                f"expected variants among {', '.join(known)}, found {name!r}",
+                hint=f"did you mean {' or '.join(close)}?" if close else "`leptonc inspect` shows them",
+            )
+    return tuple(v for v in manifest.variants if v.name in only or v.target in only)
