@@ -59,8 +59,7 @@ def _rows(manifest: Any) -> Iterator[tuple[str, str]]:
     for key, value in sorted(manifest.source.items()):
         yield f"source {key}", value
     for variant in manifest.variants:
-        parts = (variant.target, variant.backend, f"weights {variant.weights}", f"activations {variant.activations}")
-        yield f"variant {variant.name}", ", ".join(parts)
+        yield f"variant {variant.name}", ", ".join(_variant(manifest, variant))
     if manifest.decoder is not None:
         yield "vocabulary", f"{manifest.decoder.vocab_size:,}"
         yield "context", f"{manifest.decoder.max_seq_len:,} tokens"
@@ -74,6 +73,25 @@ def _rows(manifest: Any) -> Iterator[tuple[str, str]]:
     yield "passes", ", ".join(record.name for record in manifest.passes) or "none"
     for key, value in sorted(manifest.toolchain.items()):
         yield f"built with {key}", value
+
+
+def _variant(manifest: Any, variant: Any) -> Iterator[str]:
+    """What a variant is, what it takes, and what is there of its engine."""
+    yield from (variant.target, variant.backend, f"weights {variant.weights}", f"activations {variant.activations}")
+    sizes = {file.path: file.size for file in manifest.files}
+    others = {blob for other in manifest.variants if other is not variant for blob in other.blobs}
+    yield f"{megabytes(sum(sizes[blob] for blob in variant.blobs))} of weights"
+    if shared := others & set(variant.blobs):
+        yield f"{megabytes(sum(sizes[blob] for blob in shared))} of them shared"
+    if variant.engine is None:
+        return
+    recipe = variant.engine.recipe
+    yield f"for {recipe.flavour} {recipe.versions}, compute capability {' '.join(recipe.compute_capabilities)}"
+    yield f"cache {variant.engine.cache_dtype}, {'in place' if variant.engine.cache_in_place else 'in two buffers'}"
+    for plan in variant.engine.plans:
+        yield f"plan of {plan.version}, {megabytes(sizes[plan.file])}"
+    if not variant.engine.plans:
+        yield "engine finished on the device"
 
 
 def _cache(decoder: Any) -> str:

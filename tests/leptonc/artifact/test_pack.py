@@ -91,3 +91,16 @@ def test_the_verb(several: Path, tmp_path: Path, leptonc: Callable[..., Any]) ->
     assert [v["name"] for v in json.loads(again.out)["manifest"]["variants"]] == ["cpu"]
     assert leptonc("pack", several, "-o", tmp_path / "q").code == 2
     assert leptonc("pack", tmp_path / "nothing", "--only", "cpu", "-o", tmp_path / "q").code == 1
+
+
+def test_inspect_shows_each_variant(several: Path, leptonc: Callable[..., Any]) -> None:
+    lines = leptonc("inspect", several).out.splitlines()
+    names = ("cpu", "cpu-arm64", "jetson-orin")
+    cpu, arm, jetson = (next(line for line in lines if line.startswith(f"variant {name} ")) for name in names)
+    assert "cpu, onnxruntime, weights int8, activations none, 0." in cpu
+    assert "of them shared" in cpu
+    assert "of them shared" in arm
+    assert "of them shared" not in jetson
+    assert (
+        "for tensorrt >=10.16;<11.0, compute capability 8.7, cache float16, in place, engine finished on the" in jetson
+    )
