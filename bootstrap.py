@@ -28,7 +28,7 @@ PYTHON = BIN / "python"
 # Installed first and by itself: a range such as `torch>=2.13` would take a newer release with gigabytes of CUDA
 # libraries, which the compiler does not use; one that is there already satisfies the range.
 TORCH = "torch==2.13.0"
-EXTRAS = "cpu,compiler,dev,bench"
+EXTRAS = "cpu,compiler,dev,bench,rtx"
 SAMPLES = ("samples",)
 
 ARTIFACT = ROOT / "smollm2-135m.lepton"
