@@ -3,7 +3,8 @@
     python benchmarks/engines.py [--models smollm2-135m …] [--targets rtx …] [--weights fp16 …] [--tokens 4096]
 
 Each build is a process of its own, so that its peak memory is its own. `--tokens` measures the fp16 graph further, on
-that many tokens of the built-in text, repeated: top-1 agreement, and the cosine of logits with the float32 reference.
+that many tokens of `--text FILE` (or of the built-in text, repeated): top-1 agreement, and the cosine of logits with
+the float32 reference.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _watch(pid: int, peak: list[int]) -> None:
         pass
 
 
-def long_text(artifact: Path, model: str, count: int) -> dict[str, Any]:
+def long_text(artifact: Path, model: str, count: int, text: Path | None) -> dict[str, Any]:
     """Runs an artifact's lowered graph on `count` tokens, on the CPU, against transformers in float32."""
     import numpy as np
     from tokenizers import Tokenizer
@@ -82,7 +83,7 @@ def long_text(artifact: Path, model: str, count: int) -> dict[str, Any]:
     manifest = json.loads((artifact / "manifest.json").read_text())
     agree, least, cosines, positions = 0, 1.0, 0.0, 0
     with open_source(f"sample:{model}") as source:
-        ids = Tokenizer.from_str(source.tokenizer_json.decode()).encode(load_text(None)).ids
+        ids = Tokenizer.from_str(source.tokenizer_json.decode()).encode(load_text(text)).ids
         ids = (ids * (count // len(ids) + 1))[:count]
         task = task_of(source.config, source.modules)
         session = open_session(artifact / manifest["variants"][0]["graph"])
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=TARGETS)
     parser.add_argument("--weights", nargs="+", default=WEIGHTS)
     parser.add_argument("--tokens", type=int, default=0)
+    parser.add_argument("--text", type=Path)
     given = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for model in given.models:
@@ -118,7 +120,11 @@ def main() -> None:
                     out = Path(place) / "m.lepton"
                     print(json.dumps(build(model, target, weights, out)), flush=True)
                     if given.tokens and weights == "fp16" and model != "minilm-l6":
-                        print(json.dumps({"model": model, "target": target, **long_text(out, model, given.tokens)}))
+                        print(
+                            json.dumps(
+                                {"model": model, "target": target, **long_text(out, model, given.tokens, given.text)}
+                            )
+                        )
 
 
 if __name__ == "__main__":

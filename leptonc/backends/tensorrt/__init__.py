@@ -82,7 +82,9 @@ def passes(job: Job, scratch: Path) -> list[Pass]:
         found += [LogitsAt(), FixedShapes(capacity), CachedAttentionToScatter()]
     found += [InlineFunctions()]
     if job.scheme != "fp32":
-        found.append(HalfPrecision(HalfPrecisionConfig(), partial(_ranges, job, scratch)))
+        half = HalfPrecision(HalfPrecisionConfig(), partial(_ranges, job, scratch))
+        job.report["float32_for_their_range"] = half.wide
+        found.append(half)
     return [*found, *decompositions(partial(_parses, job)), Cleanup()]
 
 

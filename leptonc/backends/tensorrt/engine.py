@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import onnx_ir as ir
 
 from leptonc.backends import Job
-from leptonc.errors import MissingExtraError
 from leptonc.ir.dialect import module_of
 from runtime_edge.errors import LeptonError, MissingDependencyError
 from runtime_edge.manifest import Plan, Recipe, Variant
 from runtime_edge.tensorrt.builder import BuiltPlan, build_plan
+from runtime_edge.tensorrt.callbacks import PROGRESS_STEPS
 from runtime_edge.tensorrt.flavours import flavour, parse_version
 
 if TYPE_CHECKING:
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 REHEARSAL = "tensorrt-rtx"  # the flavour that builds without a GPU
 
 
-@dataclass
 class _Bar:
-    """Shows TensorRT's phases as steps of one stage."""
+    """Moves a stage's bar as TensorRT goes on."""
 
-    advance: Any
-    done: int = 0
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self.advance, self.reached = advance, 0
 
     def __call__(self, phase: str, done: int, steps: int) -> None:
-        """`phase` is TensorRT's name of what it does; the outermost one counts."""
-        self.advance(1)
+        """`done` of PROGRESS_STEPS steps of the whole build; it never falls."""
+        self.advance(done - self.reached)
+        self.reached = done
 
 
 def build_engine(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
@@ -43,7 +43,7 @@ def build_engine(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Var
     what a parser or a kernel refuses, and thrown away.
 
     Raises:
-        MissingExtraError: TensorRT-RTX is not installed, and the target needs it.
+        MissingDependencyError: TensorRT-RTX is not installed, and the target needs it.
         LeptonError: The engine cannot be built.
     """
     modules = {str(node.name): module_of(node) for node in model.graph if module_of(node)}
@@ -64,7 +64,7 @@ def build_engine(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Var
 
 
 def _build(job: Job, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str], stage: str) -> BuiltPlan:
-    with job.clock.stage(f"{job.name}: {stage}") as advance:
+    with job.clock.stage(f"{job.name}: {stage}", PROGRESS_STEPS) as advance:
         return build_plan(writer.path / job.graph, recipe, modules=modules, progress=_Bar(advance))
 
 
@@ -99,9 +99,7 @@ def _rehearse(job: Job, writer: ArtifactWriter, recipe: Recipe, modules: dict[st
     note = "a rehearsal: the engine itself is built on the device, with `lepton-edge finish`"
     try:
         built = _build(job, writer, stand_in, modules, "rehearsal")
-    except (MissingDependencyError, MissingExtraError) as error:
-        return {**about, "done": False, "why": error.message, "note": note}
-    except LeptonError as error:  # what this flavour refuses, the device's may take
+    except LeptonError as error:  # it is not installed; or it refuses what the device's flavour may take
         return {**about, "done": False, "why": error.message, "note": note}
     return {**about, "done": True, **_facts(built), "note": note}
 

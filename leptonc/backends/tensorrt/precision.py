@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -21,10 +20,8 @@ from leptonc.ir.types import fill_types
 from leptonc.passes.base import Config, Pass
 
 FLOAT = ir.DataType.FLOAT
-HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-# Largest magnitude seen on the calibration text that float16 is trusted with: other text may reach eight times more.
-HEADROOM = 8
-LIMITS = {"fp16": 65504 / HEADROOM, "bf16": float(np.finfo(np.float32).max) / HEADROOM}
+HALF = ir.DataType.FLOAT16
+LARGEST, SMALLEST = 65504.0, 2.0**-14  # of float16: its largest number, its smallest with all digits (IEEE 754)
 _SMALL = 16  # elements of a constant that counts as a parameter of its op, not as a weight
 # Sums of squares and exponentials lose digits in half precision whatever their range is.
 ALWAYS_FLOAT32 = frozenset(
@@ -34,16 +31,21 @@ ALWAYS_FLOAT32 = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class HalfPrecisionConfig(Config):
-    """`kind`: fp16 or bf16."""
+    """`headroom`: how many times larger than on the calibration text an activation may get before float16 overflows."""
 
-    kind: str = "fp16"
+    headroom: float = 8
+
+    @property
+    def limit(self) -> float:
+        """The largest magnitude on the calibration text that float16 is trusted with."""
+        return LARGEST / self.headroom
 
 
 class HalfPrecision(Pass):
     """Turns a float32 graph into one of half precision, with float32 where it is needed.
 
     1. A node computes in float32 when its op is one of ALWAYS_FLOAT32, when one of its float inputs or outputs went
-       beyond the limit of the half type, or when it reads a constant that is too small or too large for it (the 1e-12
+       beyond the limit of float16, or when it reads a constant that is too small or too large for it (the 1e-12
        that keeps a division from zero); all others compute in half. Casts stand between them, one for each value.
     2. A matrix product whose result alone is beyond the limit is computed in half, from inputs divided by a power of
        two, and multiplied back in float32: exact, and a float32 product is refused by some GPUs (SM75).
@@ -51,7 +53,7 @@ class HalfPrecision(Pass):
     4. Outputs of the graph that are no cache (logits, embeddings) are float32.
 
     Args:
-        config: The half type.
+        config: How cautious it is.
         measure: Called with the float32 graph; returns the largest magnitude by value name, as `ranges.largest` does. A
             value that is missing was not seen and stays float32.
     """
@@ -66,7 +68,7 @@ class HalfPrecision(Pass):
         self.wide: list[str] = []  # modules whose nodes stay float32 because of their range, for the report
 
     def run(self, model: ir.Model) -> int:
-        graph, half = model.graph, HALVES[self.config.kind]
+        graph, half = model.graph, HALF
         fill_types(graph)
         self._active = set(activations(graph))
         self._ranges = dict(self.measure(model))
@@ -95,7 +97,7 @@ class HalfPrecision(Pass):
 
     def _scale_down(self, node: ir.Node) -> None:
         """Rule 2: x W becomes (x 2^-k) W 2^k, where the result is too large and the input is not."""
-        limit, result = LIMITS[self.config.kind], node.outputs[0]
+        limit, result = self.config.limit, node.outputs[0]
         x, found = node.inputs[0], self._ranges.get(str(result.name), 0.0)
         if x not in self._active or node.inputs[1] in self._active or not limit < found < np.inf:
             return
@@ -124,7 +126,15 @@ class HalfPrecision(Pass):
         # Weights, what is computed from them alone, and caches are not measured: a cache holds what was written to it,
         # and weights are checked when they are cast.
         seen = [self._ranges.get(str(v.name), np.inf) for v in values if v in self._active]
-        beyond = any(not found <= LIMITS[self.config.kind] for found in seen) or any(map(self._loses, values))
+        if node.op_type == "TensorScatter":  # the cache has one type, whatever a layer's keys are
+            if any(not found <= LARGEST for found in seen):
+                raise InputError(
+                    f"expected keys and values within the {LARGEST:g} that a float16 cache holds, "
+                    f"found {max(seen):g} in {module_of(node) or 'the graph'}",
+                    hint="--weights fp32 keeps the cache in float32",
+                )
+            return False
+        beyond = any(not found <= self.config.limit for found in seen) or any(map(self._loses, values))
         if beyond:
             self.wide.append(f"{module_of(node) or 'the graph'} ({node.op_type})")
         return beyond
@@ -134,9 +144,8 @@ class HalfPrecision(Pass):
         found = edit.constant(value) if value.is_initializer() else None
         if found is None or found.size > _SMALL or not found.size:
             return False
-        info = ml_dtypes.finfo(HALVES[self.config.kind].numpy())  # type: ignore[no-untyped-call]
         size = np.abs(found[found != 0])
-        return bool(size.size and (size.min() < float(info.tiny) or size.max() > float(info.max)))
+        return bool(size.size and (size.min() < SMALLEST or size.max() > LARGEST))
 
     def _as(self, graph: ir.Graph, value: ir.Value, dtype: ir.DataType, before: ir.Node) -> ir.Value:
         """Returns `value` in `dtype`: itself, a weight stored so, or a Cast placed where the value is made."""
@@ -183,10 +192,9 @@ def stored_as(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
 
     def read() -> ir.TensorProtocol:
         array = np.asarray(tensor.numpy(), np.float32)
-        limit = float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]
-        if array.size and not np.abs(array).max() <= limit:
+        if array.size and not np.abs(array).max() <= LARGEST:
             raise InputError(
-                f"expected weights within the {limit:g} that {dtype.name} holds, found larger ones in `{value.name}`",
+                f"expected weights within the {LARGEST:g} that {dtype.name} holds, found larger ones in `{value.name}`",
                 hint="--weights fp32 keeps them",
             )
         return ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)

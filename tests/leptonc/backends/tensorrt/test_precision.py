@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from leptonc.backends.tensorrt.precision import LIMITS, HalfPrecision, HalfPrecisionConfig
+from leptonc.backends.tensorrt.precision import HalfPrecision, HalfPrecisionConfig
 from leptonc.backends.tensorrt.ranges import activations, largest
 from leptonc.errors import InputError
 from leptonc.ir.dialect import count_ops
@@ -75,7 +75,7 @@ def test_small_ranges_are_half_and_outputs_float32() -> None:
 
 
 def test_what_goes_beyond_the_limit_stays_float32() -> None:
-    model, done = lowered({**SMALL, "logits": LIMITS["fp16"] * 2})
+    model, done = lowered({**SMALL, "logits": HalfPrecisionConfig().limit * 2})
     assert types(model) == {"relu": HALF, "linear": HALF, "max": FLOAT}
     assert done.wide == ["the graph (Max)"]
 
@@ -143,3 +143,24 @@ def test_activations_that_are_no_numbers(tmp_path: Path) -> None:
 
 def test_weights_are_no_activations() -> None:
     assert [str(value.name) for value in activations(network().graph)] == ["r", "m", "logits"]
+
+
+def test_a_cache_is_half_up_to_what_it_holds() -> None:
+    def scatter(largest_key: float) -> ir.Model:
+        shapes = {"past": [1, 2, 12, 4], "new": [1, 2, "n", 4], "present": [1, 2, 12, 4]}
+        info = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in shapes.items()}
+        at = helper.make_tensor_value_info("at", TensorProto.INT64, [1])
+        nodes = [
+            helper.make_node("Relu", ["new"], ["key"], name="relu"),
+            helper.make_node("TensorScatter", ["past", "key", "at"], ["present"], name="scatter", axis=2),
+        ]
+        made = helper.make_graph(nodes, "g", [info["past"], info["new"], at], [info["present"]])
+        model = ir.serde.deserialize_model(helper.make_model(made, opset_imports=[helper.make_opsetid("", 24)]))
+        model.graph.outputs[0].name = "present.0.key"
+        ranges = {"key": largest_key, "present.0.key": largest_key}
+        HalfPrecision(HalfPrecisionConfig(), lambda _: ranges)(model)
+        return model
+
+    assert types(scatter(5e4)) == {"relu": FLOAT, "scatter": HALF}
+    with pytest.raises(InputError, match="within the 65504 that a float16 cache holds, found 70000"):
+        scatter(7e4)
