@@ -20,8 +20,8 @@ _HELP = """Compile a trained transformer into a small, fast artifact for an edge
 _VERBS = {
     "build": Verb("leptonc.cli.build:build", "Compile a model into an artifact for a target."),
     "targets": Verb("leptonc.cli.targets:show_targets", "List the devices that Lepton knows, or show one."),
-    "pack": Verb("leptonc.cli.pack:pack", "Cut variants out of an artifact, for copying to a device."),
     **VERBS,
+    "pack": Verb("leptonc.cli.pack:pack", "Cut variants out of an artifact, for copying to a device."),
 }
 
 
