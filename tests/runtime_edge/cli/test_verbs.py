@@ -56,7 +56,7 @@ def test_every_verb_refuses_a_damaged_blob(lepton_edge: Callable[..., Any], copy
 def test_inspect(lepton_edge: Callable[..., Any], tiny_artifact: Path) -> None:
     rows = dict(re.findall(r"^(\S+(?: \S+)*) {2,}(.+)$", lepton_edge("inspect", tiny_artifact).out, re.M))
     assert rows["task"] == "text-generation"
-    assert rows["variant cpu"] == "cpu, onnxruntime, weights fp32, activations none"
+    assert rows["variant cpu"] == "cpu, onnxruntime, weights fp32, activations none, 0.4 MB of weights"
     assert rows["context"] == "2,048 tokens"
     assert rows["cache"] == "2 layers of float32, 0.5 KiB a token"  # 2 layers x 2 heads x (16 + 16) x 4 bytes
     assert rows["chat template"] == "yes"
