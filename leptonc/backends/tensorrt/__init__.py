@@ -21,7 +21,7 @@ from leptonc.backends.tensorrt.execute import decoder_inputs, encoder_rows, logi
 from leptonc.backends.tensorrt.operators import require_operators
 from leptonc.backends.tensorrt.precision import HalfPrecision, HalfPrecisionConfig
 from leptonc.backends.tensorrt.primitives import decompositions
-from leptonc.backends.tensorrt.ranges import largest
+from leptonc.backends.tensorrt.ranges import Batch, MeasureRanges
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
@@ -76,15 +76,16 @@ def _quantize(job: Job) -> list[Pass]:
 
 def passes(job: Job, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
-    found = _quantize(job)
+    found: list[Pass] = []
     if job.captured.task.cached:
         capacity = FixedShapesConfig(capacity=job.captured.max_seq_len)
         found += [LogitsAt(), FixedShapes(capacity), CachedAttentionToScatter()]
-    found += [InlineFunctions()]
+    found.append(InlineFunctions())
     if job.scheme != "fp32":
-        half = HalfPrecision(HalfPrecisionConfig(), partial(_ranges, job, scratch))
+        ranges = MeasureRanges(partial(_batches, job), scratch)
+        half = HalfPrecision(HalfPrecisionConfig(), lambda _: ranges.found)
         job.report["float32_for_their_range"] = half.wide
-        found.append(half)
+        found += [ranges, *_quantize(job), half]
     return [*found, *decompositions(partial(_parses, job)), Cleanup()]
 
 
@@ -92,7 +93,6 @@ class InlineFunctions(Pass):
     """Inlines what is left of our domain's functions: the graph has standard operators only from here on."""
 
     name = "tensorrt-inline"
-    in_dialect = False
 
     def run(self, model: ir.Model) -> int:
         from onnx_ir.passes import common
@@ -103,19 +103,18 @@ class InlineFunctions(Pass):
         return count
 
 
-def _ranges(job: Job, scratch: Path, model: ir.Model) -> dict[str, float]:
-    """Runs the sample's text through the float32 graph and returns how large each activation got."""
+def _batches(job: Job, model: ir.Model) -> list[Batch]:
+    """Returns the sample's text as inputs of the float32 graph."""
     sample = job.sample
-    batches: list[dict[str, np.ndarray[Any, Any]]] = list(sample.encoder_batches())
-    if job.captured.task.cached:
-        ids = sample.token_ids[: recipes.CHUNK]
-        kept = range(len(ids) - 1, -1, -_EVERY)  # logits are large, and alike: some of them do
-        batch: dict[str, np.ndarray[Any, Any]] = dict(decoder_inputs(ids, 0, kept))
-        for value in model.graph.inputs:
-            if str(value.name).startswith("past_key_values."):
-                batch[str(value.name)] = np.zeros([int(d) for d in value.shape or ()], np.float32)  # type: ignore[arg-type]
-        batches = [batch]
-    return largest(model, batches, scratch)
+    if not job.captured.task.cached:
+        return list(sample.encoder_batches())
+    ids = sample.token_ids[: recipes.CHUNK]
+    kept = range(len(ids) - 1, -1, -_EVERY)  # logits are large, and alike: some of them do
+    batch: dict[str, np.ndarray[Any, Any]] = dict(decoder_inputs(ids, 0, kept))
+    for value in model.graph.inputs:
+        if str(value.name).startswith("past_key_values."):
+            batch[str(value.name)] = np.zeros([int(d) for d in value.shape or ()], np.float32)  # type: ignore[arg-type]
+    return [batch]
 
 
 def finish(model: ir.Model) -> None:

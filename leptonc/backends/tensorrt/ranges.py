@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,35 @@ import numpy as np
 import onnx_ir as ir
 
 from leptonc.ir import edit
+from leptonc.ir.types import fill_types
+from leptonc.passes.base import Pass
 
+Batch = Mapping[str, np.ndarray[Any, Any]]
 _SUFFIX = "/largest"
+
+
+class MeasureRanges(Pass):
+    """Runs the graph on a text and remembers how large each activation got; the graph stays as it is.
+
+    It comes before weights are quantized: they would be quantized for this run and again when they are written, and
+    activations differ by far less than the headroom that is left above them.
+
+    Args:
+        inputs: Called with the graph; returns the inputs of each run, by name.
+        scratch: Where a temporary copy of the weights may lie.
+    """
+
+    name = "tensorrt-measure-ranges"
+
+    def __init__(self, inputs: Callable[[ir.Model], Sequence[Batch]], scratch: Path) -> None:
+        super().__init__()
+        self.inputs, self.scratch = inputs, scratch
+        self.found: dict[str, float] = {}
+
+    def run(self, model: ir.Model) -> int:
+        fill_types(model.graph)
+        self.found = largest(model, self.inputs(model), self.scratch)
+        return 0
 
 
 def activations(graph: ir.Graph) -> list[ir.Value]:
@@ -24,7 +51,7 @@ def activations(graph: ir.Graph) -> list[ir.Value]:
     return [value for value in found if value.producer() is not None]
 
 
-def largest(model: ir.Model, batches: Sequence[Mapping[str, np.ndarray[Any, Any]]], folder: Path) -> dict[str, float]:
+def largest(model: ir.Model, batches: Sequence[Batch], folder: Path) -> dict[str, float]:
     """Runs `model` and returns the largest magnitude of every float activation, by value name.
 
     A copy of the graph gets `ReduceMax(Abs(x))` behind every float value and nothing else as output: the activations
