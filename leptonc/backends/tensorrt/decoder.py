@@ -55,6 +55,31 @@ class FixedShapes(Pass):
         return len(values)
 
 
+# Initializers that have an element for each row of the cache, with their shapes.
+ROWS = {"key_positions": (1, 1, 1, -1), "cache_rows": (-1,)}
+
+
+def with_capacity(model: ir.Model, capacity: int) -> ir.Model:
+    """Returns a copy of a lowered decoder with a cache of `capacity` rows and the same weights.
+
+    To run a short text on the CPU: attention over thousands of rows that are masked costs more than all else.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    for node in graph:
+        for value in node.outputs:
+            value.shape = value.shape if value.is_graph_output() else None
+    for value in (*graph.inputs, *graph.outputs):
+        if str(value.name).startswith(("past_key_values.", "present.")) and value.shape is not None:
+            value.shape = value.shape.copy()
+            value.shape[2] = capacity
+    for name in ROWS.keys() & graph.initializers.keys():
+        positions = np.arange(capacity, dtype=np.int64).reshape(ROWS[name])
+        graph.initializers[name].const_value = ir.tensor(positions, name=name)
+        graph.initializers[name].shape = ir.Shape(positions.shape)
+    return copy
+
+
 class CachedAttentionToScatter(Pass):
     """`lepton.CachedAttention` becomes `TensorScatter` into the cache and `Attention` with an explicit mask.
 
@@ -101,7 +126,8 @@ class CachedAttentionToScatter(Pass):
                 found = edit.insert(first, op, inputs, attributes, name=name, module="")
                 return found[0]
 
-            column = ir.tensor(np.arange(capacity, dtype=np.int64).reshape(1, 1, 1, -1), name="key_positions")
+            positions = np.arange(capacity, dtype=np.int64)
+            column = ir.tensor(positions.reshape(ROWS["key_positions"]), name="key_positions")
             keys = edit.initializer(graph, "key_positions", column)
             length = add("Squeeze", add("Shape", graph.inputs[0], start=1, end=2))
             new = add("Range", edit.ints(graph, 0), length, edit.ints(graph, 1))

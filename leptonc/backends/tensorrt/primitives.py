@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from leptonc.backends.tensorrt.decoder import ROWS
 from leptonc.ir import edit
 from leptonc.ir.dialect import attribute
 from leptonc.ir.types import fill_types
@@ -142,7 +143,7 @@ class ScatterToWhere(_Decompose):
         past, update, at = node.inputs
         capacity = int(past.shape[2])  # type: ignore[union-attr, index, arg-type]
         if ("rows", capacity) not in self._shared:
-            positions = ir.tensor(np.arange(capacity, dtype=np.int64), name="cache_rows")
+            positions = ir.tensor(np.arange(capacity, dtype=np.int64).reshape(ROWS["cache_rows"]), name="cache_rows")
             rows = edit.initializer(graph, "cache_rows", positions)
             count = new("Shape", update, start=2, end=3)
             offset = new("Sub", rows, at)

@@ -25,20 +25,27 @@ class MeasureRanges(Pass):
     activations differ by far less than the headroom that is left above them.
 
     Args:
-        inputs: Called with the graph; returns the inputs of each run, by name.
+        as_run: Called with the graph; returns it, or a copy that computes the same and is cheaper to run.
+        inputs: Called with that; returns the inputs of each run, by name.
         scratch: Where a temporary copy of the weights may lie.
     """
 
     name = "tensorrt-measure-ranges"
 
-    def __init__(self, inputs: Callable[[ir.Model], Sequence[Batch]], scratch: Path) -> None:
+    def __init__(
+        self,
+        as_run: Callable[[ir.Model], ir.Model],
+        inputs: Callable[[ir.Model], Sequence[Batch]],
+        scratch: Path,
+    ) -> None:
         super().__init__()
-        self.inputs, self.scratch = inputs, scratch
+        self.as_run, self.inputs, self.scratch = as_run, inputs, scratch
         self.found: dict[str, float] = {}
 
     def run(self, model: ir.Model) -> int:
         fill_types(model.graph)
-        self.found = largest(model, self.inputs(model), self.scratch)
+        run = self.as_run(model)
+        self.found = largest(run, self.inputs(run), self.scratch)
         return 0
 
 

@@ -96,6 +96,22 @@ def test_the_cache_carries_on_over_odd_chunks(tmp_path: Path, target: str) -> No
         at += count
 
 
+@pytest.mark.parametrize("target", [JETPACK_6, JETPACK_7])
+def test_a_shorter_cache_computes_the_same(tmp_path: Path, target: str) -> None:
+    """What the check runs in the artifact's place; the artifact's own graph is run here."""
+    from leptonc.backends.tensorrt.decoder import with_capacity
+    from leptonc.backends.tensorrt.execute import logits_blocks, open_session
+
+    result = built(tmp_path, "tiny-gemma3", target, check=False)
+    path = result.path / result.manifest.variants[0].graph
+    ids = models.token_ids(70)
+    short = result.path / "short.onnx"
+    ir.save(with_capacity(ir.load(path), 70), short)
+    assert {v.shape[2] for v in ir.load(short).graph.inputs if v.name.startswith("past_key")} == {70}  # type: ignore[index, union-attr]
+    both = [[block for _, block in logits_blocks(open_session(each), ids, 33)] for each in (path, short)]
+    assert all(np.array_equal(a, b) for a, b in zip(*both, strict=True))
+
+
 @pytest.mark.parametrize(("weights", "kind"), [("int8", onnx.TensorProto.INT8), ("int4", onnx.TensorProto.INT4)])
 @pytest.mark.parametrize("target", [JETPACK_6, JETPACK_7])
 def test_weights_are_dequantized_as_tensorrt_takes_them(tmp_path: Path, weights: str, kind: int, target: str) -> None:
