@@ -20,21 +20,15 @@ def finish(artifact: Path, variant: str | None, as_json: bool) -> None:
     The artifact is verified and not changed; the plan is kept in the cache (LEPTON_CACHE), for this artifact, GPU and
     version of TensorRT alone. Exit code 4 where TensorRT or the driver is missing.
     """
-    from runtime_edge.tensorrt.callbacks import PROGRESS_STEPS
+    from runtime_edge.tensorrt.callbacks import PROGRESS_STEPS, Advance
     from runtime_edge.tensorrt.plans import finish as finish_artifact
 
-    reached = 0
     with StageProgress().stage("finishing", PROGRESS_STEPS) as advance:
-
-        def show(phase: str, done: int, steps: int) -> None:
-            nonlocal reached
-            advance(done - reached)
-            reached = done
 
         def waiting() -> None:
             click.echo("another process is building this plan: waiting for it", err=True)
 
-        done = finish_artifact(artifact, variant, progress=show, waiting=waiting)
+        done = finish_artifact(artifact, variant, progress=Advance(advance), waiting=waiting)
     plan, record = done.plan, done.plan.record
     if as_json:
         print_json(

@@ -23,6 +23,17 @@ _MAX_CHARACTERS = 2000
 _NOISE = ("catchCudaError",)
 
 
+class Advance:
+    """A `Progress` that moves a bar of PROGRESS_STEPS steps; `advance` is given the steps done since the last call."""
+
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        self._advance, self._reached = advance, 0
+
+    def __call__(self, phase: str, done: int, steps: int) -> None:
+        self._advance(done - self._reached)
+        self._reached = done
+
+
 class Stop:
     """Whether a build shall end early, and why. Set and read by any thread."""
 

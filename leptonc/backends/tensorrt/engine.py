@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,28 +9,18 @@ import onnx_ir as ir
 
 from leptonc.backends import Job
 from leptonc.ir.dialect import module_of
-from runtime_edge.errors import LeptonError, MissingDependencyError
+from runtime_edge.errors import LeptonError
 from runtime_edge.manifest import Plan, Recipe, Variant
 from runtime_edge.tensorrt.builder import BuiltPlan, build_plan
-from runtime_edge.tensorrt.callbacks import PROGRESS_STEPS
+from runtime_edge.tensorrt.callbacks import PROGRESS_STEPS, Advance
+from runtime_edge.tensorrt.device import this_device
 from runtime_edge.tensorrt.flavours import flavour, parse_version
+from runtime_edge.tensorrt.plans import check_fits
 
 if TYPE_CHECKING:
     from leptonc.artifact.writer import ArtifactWriter
 
 REHEARSAL = "tensorrt-rtx"  # the flavour that builds without a GPU
-
-
-class _Bar:
-    """Moves a stage's bar as TensorRT goes on."""
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self.advance, self.reached = advance, 0
-
-    def __call__(self, phase: str, done: int, steps: int) -> None:
-        """`done` of PROGRESS_STEPS steps of the whole build; it never falls."""
-        self.advance(done - self.reached)
-        self.reached = done
 
 
 def build_engine(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
@@ -52,20 +40,18 @@ def build_engine(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Var
     if not flavour(recipe.flavour).needs_gpu:
         built = _build(job, writer, recipe, modules, "engine")
         return _with_plan(job, writer, variant, built, recipe.compute_capabilities)
-    if platform.machine() == "aarch64":
-        try:
-            built = _build(job, writer, recipe, modules, "engine")
-        except MissingDependencyError as error:
-            job.report["engine"] = {"built": False, "why": error.message}
-        else:
-            return _with_plan(job, writer, variant, built, recipe.compute_capabilities)
-    job.report["rehearsal"] = _rehearse(job, writer, recipe, modules)
-    return variant
+    try:
+        check_fits(variant, this_device(flavour(recipe.flavour)))
+    except LeptonError:  # this machine is not the device
+        job.report["rehearsal"] = _rehearse(job, writer, recipe, modules)
+        return variant
+    built = _build(job, writer, recipe, modules, "engine")
+    return _with_plan(job, writer, variant, built, recipe.compute_capabilities)
 
 
 def _build(job: Job, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str], stage: str) -> BuiltPlan:
     with job.clock.stage(f"{job.name}: {stage}", PROGRESS_STEPS) as advance:
-        return build_plan(writer.path / job.graph, recipe, modules=modules, progress=_Bar(advance))
+        return build_plan(writer.path / job.graph, recipe, modules=modules, progress=Advance(advance))
 
 
 def _with_plan(

@@ -6,7 +6,7 @@ from leptonc.backends import Job
 from leptonc.errors import InputError
 from runtime_edge.errors import EngineError
 from runtime_edge.manifest import InputShapes, Profile, Recipe
-from runtime_edge.tensorrt.flavours import Flavour, flavour, import_module, in_range
+from runtime_edge.tensorrt.flavours import flavour, import_module, in_range
 from runtime_edge.tensorrt.recipe import check_recipe
 
 CHUNK = 512  # tokens that a run of the prefill takes at most
@@ -81,7 +81,7 @@ def block_size(job: Job) -> int:
     return smallest if job.block_size is None else job.block_size
 
 
-def checked(job: Job) -> Flavour:
+def checked(job: Job) -> None:
     """Refuses a scheme that the target's flavour or GPUs do not take, before anything is opened.
 
     Raises:
@@ -106,4 +106,3 @@ def checked(job: Job) -> Flavour:
         raise InputError(error.message, hint=error.hint) from error
     if not wanted.needs_gpu:
         import_module(wanted)  # the engine is built here: what is missing is said before the work
-    return wanted
