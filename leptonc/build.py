@@ -19,6 +19,7 @@ from leptonc.errors import BoundError, InputError
 from leptonc.memory import return_freed_memory
 from runtime_edge.manifest import Manifest, PassRecord, Variant
 
+WINDOWS, WINDOW = 32, 512  # calibration texts, and tokens of each
 TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tokenizers", "numpy")
 
 
@@ -50,6 +51,10 @@ class BuildOptions:
         activations: none.
         block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points.
+        method: How codes are chosen: rtn (round to nearest) or gptq, which needs `calibration`.
+        calibration: Text that gptq looks at, .txt or .jsonl.
+        embeddings: int8 or int4, of the embedding and a head tied to it; None for that of the weights.
+        memory_gb: Gigabytes of activations that calibration keeps in memory; others wait on disk.
         max_seq_len: Longest sequence; None for the target's default, at most the model's.
         max_loss: Largest loss of quality in percent, or None: of perplexity for causal models, of cosine similarity
             for embeddings, of agreement for classifiers.
@@ -67,6 +72,10 @@ class BuildOptions:
     activations: str = "none"
     block_size: int | None = None
     symmetric: bool = True
+    method: str = "rtn"
+    calibration: Path | None = None
+    embeddings: str | None = None
+    memory_gb: float = 0.5
     max_seq_len: int | None = None
     max_loss: float | None = None
     seed: int = 0
@@ -125,6 +134,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
             f"expected activations none, found {options.activations}",
             hint="activations are quantized by the kernels as they run, in blocks, where weights are int8 or int4",
         )
+    _check_method(options)
     jobs = _jobs(options, clock)
     for job in jobs:
         backend_of(job.target).check_request(job)
@@ -135,6 +145,20 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         source = open_source(options.source)
     with source:
         return _Build(options, jobs, source, text, clock).run()
+
+
+def _check_method(options: BuildOptions) -> None:
+    """Whether method and calibration text belong together, and the text can be read."""
+    if (options.method == "gptq") != (options.calibration is not None):
+        raise InputError(
+            f"expected a calibration text for method gptq, and for no other, found {options.calibration or 'none'} "
+            f"for {options.method}",
+            hint="--method gptq --calibration FILE",
+        )
+    if options.calibration is not None:
+        from leptonc.calibrate.texts import read_texts
+
+        read_texts(options.calibration)
 
 
 def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
@@ -153,7 +177,12 @@ def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
         if any(job.name == name for job in jobs):
             raise InputError(f"expected each target once, found {target.spec} twice")
         scheme = options.weights or target.weights
-        jobs.append(Job(name, target, scheme, options.block_size, options.symmetric, options.check, clock))
+        jobs.append(
+            Job(
+                name, target, scheme, options.block_size, options.symmetric, options.method, options.embeddings,
+                options.check, clock,
+            )
+        )  # fmt: skip
     return jobs
 
 
@@ -225,6 +254,8 @@ class _Build:
         prefix = f"{job.name}: " if several else ""
         dump = self.options.dump_ir
         manager = Manager(dump / job.name if dump and several else dump, start=0 if several else 1)
+        if self.options.calibration is not None:
+            job.solve = self._solver(job, writer.path, self.options.calibration)
         passes = backend.passes(job, writer.path)
         with clock.stage(f"{prefix}passes", len(passes)) as advance:
             manager.run(model, passes, advance)
@@ -244,6 +275,23 @@ class _Build:
             self._judge(job)
         self.variants.append(backend.compile(job, writer, model, variant))
         return counted
+
+    def _solver(self, job: Job, scratch: Path, file: Path) -> Any:
+        """What method gptq chooses codes with: the calibration text, cut for this model."""
+        from leptonc.calibrate.solve import Solver
+        from leptonc.calibrate.texts import read_texts, token_windows
+
+        length = min(WINDOW, self.captured.max_seq_len)
+        tokenizer = job.sample.tokenizer
+        windows = token_windows(
+            read_texts(file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), WINDOWS, length
+        )
+        about: dict[str, Any] = {
+            "method": job.method,
+            "calibration": {"text": file.name, "samples": len(windows), "tokens": sum(map(len, windows))},
+        }
+        job.report["quantization"] = about
+        return Solver(windows, scratch, int(self.options.memory_gb * 1e9), self.clock.stage, about)
 
     def _tokenizer_files(self, writer: Any) -> None:
         writer.add("tokenizer.json", self.source.tokenizer_json)

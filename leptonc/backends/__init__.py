@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from leptonc.evaluate.measure import Sample
     from leptonc.frontend.capture import Captured
     from leptonc.passes.base import Pass
+    from leptonc.passes.quantize.weights import Solve
     from runtime_edge.manifest import Manifest, Variant
 
 MODULES = {
@@ -46,8 +47,11 @@ class Job:
         scheme: Number format of the weights.
         block_size: Weights that share a scale; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points.
+        method: How codes are chosen: rtn or gptq.
+        embeddings: Number format of the embedding and a head tied to it; None for that of the weights.
         check: Whether the lowered graph is compared with the original.
         clock: Times stages.
+        solve: What method gptq chooses codes with, once the model is captured.
         captured: The model, once it is captured.
         sample: The text that it is measured on, likewise.
         report: What the backend has to say about this variant.
@@ -58,10 +62,13 @@ class Job:
     scheme: str
     block_size: int | None
     symmetric: bool
+    method: str
+    embeddings: str | None
     check: bool
     clock: Clock
     captured: Captured = field(init=False)
     sample: Sample = field(init=False)
+    solve: Solve | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
     @property

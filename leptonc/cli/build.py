@@ -11,6 +11,7 @@ from leptonc.errors import require
 from runtime_edge.cli import options
 
 _SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4")
+_METHODS = ("rtn", "gptq")
 _ACTIVATIONS = ("none", "int8")
 _NEEDED = (
     "torch",
@@ -67,6 +68,33 @@ def _facts(found: object) -> str:
     "--symmetric/--asymmetric", default=True, show_default=True, help="Quantize weights without or with zero points."
 )
 @click.option(
+    "--method",
+    type=click.Choice(_METHODS),
+    default="rtn",
+    show_default=True,
+    help="How codes are chosen for int8 and int4: round to nearest, or GPTQ, which keeps what the layers make of the "
+    "text of --calibration.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text like what the model will read, .txt or .jsonl, for --method gptq.",
+)
+@click.option(
+    "--embeddings",
+    type=click.Choice(("int8", "int4")),
+    help="Number format of the embedding and a head tied to it.  [default: that of --weights]",
+)
+@click.option(
+    "--memory-gb",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    metavar="GB",
+    help="Activations that calibration keeps in memory; others wait on disk.",
+)
+@click.option(
     "--max-seq-len",
     type=click.IntRange(min=1),
     metavar="N",
@@ -101,6 +129,10 @@ def build(
     activations: str,
     block_size: str | None,
     symmetric: bool,
+    method: str,
+    calibration: Path | None,
+    embeddings: str | None,
+    memory_gb: float,
     max_seq_len: int | None,
     max_loss: float | None,
     eval_text: Path | None,
@@ -136,6 +168,10 @@ def build(
             activations=activations,
             block_size=None if block_size is None else int(block_size),
             symmetric=symmetric,
+            method=method,
+            calibration=calibration,
+            embeddings=embeddings,
+            memory_gb=memory_gb,
             max_seq_len=max_seq_len,
             max_loss=max_loss,
             seed=seed,

@@ -39,21 +39,34 @@ def check_request(job: Job) -> None:
             f"expected weights among {', '.join(WEIGHTS)} for target {job.target.name}, found {job.scheme}",
             hint="fp32 keeps the weights as they are",
         )
-    _quantize(job)
+    _config(job)
 
 
 def preflight(job: Job) -> None:
     """See `Backend.preflight`: a CPU's memory is not the profile's to know."""
 
 
-def _quantize(job: Job) -> list[Pass]:
+def _config(job: Job) -> QuantizeWeightsConfig | None:
+    """How the job's weights are quantized, None for not at all."""
+    embeddings = int((job.embeddings or "int0").removeprefix("int"))
     if job.scheme == "fp32":
-        return []
-    bits = int(job.scheme.removeprefix("int"))
+        if job.method != "rtn" or embeddings:
+            raise InputError(
+                "expected weights int8 or int4 with --method gptq and --embeddings, found fp32", hint="--weights int4"
+            )
+        return None
     block_size = BLOCK_SIZE if job.block_size is None else job.block_size
     if block_size == 0:
         raise InputError("expected a block size of 16 or more for ONNX Runtime, found 0")
-    return [QuantizeWeights(QuantizeWeightsConfig(bits=bits, block_size=block_size, symmetric=job.symmetric))]
+    return QuantizeWeightsConfig(
+        bits=int(job.scheme.removeprefix("int")), block_size=block_size, symmetric=job.symmetric, method=job.method,
+        embedding_bits=embeddings,
+    )  # fmt: skip
+
+
+def _quantize(job: Job) -> list[Pass]:
+    config = _config(job)
+    return [QuantizeWeights(config, job.solve)] if config is not None else []
 
 
 def passes(job: Job, scratch: Path) -> list[Pass]:

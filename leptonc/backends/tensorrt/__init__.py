@@ -28,6 +28,7 @@ from leptonc.backends.tensorrt.operators import require_operators
 from leptonc.backends.tensorrt.precision import HalfPrecision, HalfPrecisionConfig
 from leptonc.backends.tensorrt.primitives import decompositions
 from leptonc.backends.tensorrt.ranges import Batch, MeasureRanges
+from leptonc.errors import InputError
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
@@ -43,6 +44,12 @@ _CHECK_BYTES = 128 * 2**20  # of logits that a run of the check gives: the CPU i
 
 def check_request(job: Job) -> None:
     """See `Backend.check_request`."""
+    if job.method != "rtn" or job.embeddings:
+        raise InputError(
+            f"expected method rtn and no format for embeddings for target {job.target.name}, found {job.method} and "
+            f"{job.embeddings or 'none'}",
+            hint="gptq and --embeddings are for ONNX Runtime's targets, cpu among them",
+        )
     recipes.checked(job)
     _quantize(job)
 

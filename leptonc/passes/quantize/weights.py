@@ -1,12 +1,9 @@
-"""The pass that quantizes the weights of linear layers and of the embedding.
-
-Each method of choosing codes is a function from a float32 matrix to `Codes`, in the table METHODS.
-"""
+"""The pass that quantizes the weights of linear layers and of the embedding."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,9 @@ from leptonc.ir.structure import Linear, embeddings, linears
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.quantize.blocks import Codes, Format, Quantized, round_to_nearest
 
-METHODS: dict[str, Callable[[np.ndarray[Any, Any], Format], Codes]] = {"rtn": round_to_nearest}
+METHODS = ("rtn", "gptq")
+# Chooses the codes of linear layers from what a text makes of the graph: codes by the name of a weight.
+Solve = Callable[[ir.Model, Callable[[int], Format]], Mapping[str, Codes]]
 KEY = "lepton.quantized"
 _FLOAT8_MAX = 448
 
@@ -36,7 +35,9 @@ class QuantizeWeightsConfig(Config):
         floating: Whether codes are float8 (E4M3, as OCP specifies it) in place of integers, with
             one scale above zero for an output channel; for bits 8, block_size 0 and signed.
         embeddings: Whether embedding tables, and the head tied to one, are quantized.
-        method: How codes are chosen; "rtn" is round to nearest.
+        method: How codes are chosen; "rtn" is round to nearest, "gptq" looks at the inputs of the layers, which must
+            be given: see `leptonc.passes.quantize.gptq`.
+        embedding_bits: Bits of embedding tables, and of the head tied to one; 0 for `bits`.
         skip: Module paths, and parts of them, whose weights stay float32.
     """
 
@@ -47,11 +48,12 @@ class QuantizeWeightsConfig(Config):
     floating: bool = False
     embeddings: bool = True
     method: str = "rtn"
+    embedding_bits: int = 0
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise InputError(f"expected weights of 4 or 8 bits, found {self.bits}")
+        if self.bits not in (4, 8) or self.embedding_bits not in (0, 4, 8):
+            raise InputError(f"expected weights of 4 or 8 bits, found {self.bits} and {self.embedding_bits}")
         if self.block_size not in (0, 16, 32, 64, 128, 256):
             raise InputError(f"expected a block size of 16, 32, 64, 128 or 256, found {self.block_size}")
         if self.signed and not self.symmetric:
@@ -61,9 +63,10 @@ class QuantizeWeightsConfig(Config):
         if self.method not in METHODS:
             raise InputError(f"expected a method among {', '.join(METHODS)}, found {self.method!r}")
 
-    def form(self, columns: int) -> Format:
-        """The format of a weight with so many inputs."""
-        return Format(self.bits, self.block_size or columns, self.symmetric, self.signed)
+    def form(self, columns: int, *, table: bool = False) -> Format:
+        """The format of a weight with so many inputs; `table`: of an embedding."""
+        bits = self.embedding_bits if table and self.embedding_bits else self.bits
+        return Format(bits, self.block_size or columns, self.symmetric, self.signed)
 
 
 class QuantizeWeights(Pass):
@@ -76,13 +79,20 @@ class QuantizeWeights(Pass):
     name = "quantize-weights"
     config: QuantizeWeightsConfig
 
-    def __init__(self, config: QuantizeWeightsConfig) -> None:
+    def __init__(self, config: QuantizeWeightsConfig, solve: Solve | None = None) -> None:
         super().__init__(config)
+        if (config.method == "gptq") != (solve is not None):
+            raise ValueError("the inputs of the layers belong to method gptq, and to no other")
+        self._solve = solve
+        self._solved: Mapping[str, Codes] = {}
+        self._tables: set[str] = set()
         self.kept: list[str] = []  # linear layers whose weights stay as they are, because blocks do not divide them
 
     def run(self, model: ir.Model) -> int:
         done: dict[str, ir.Value] = {}
         tables = {node.inputs[0]: node for node in embeddings(model)}
+        self._tables = {str(table.name) for table in tables if table is not None}
+        self._solved = self._solve(model, self.config.form) if self._solve is not None else {}
         for linear in linears(model):
             if linear.weight in tables and not self.config.embeddings:
                 continue
@@ -128,16 +138,20 @@ class QuantizeWeights(Pass):
         tensor = weight.const_value
         rows, columns = (int(d) for d in weight.shape or ())  # type: ignore[arg-type]
         shape = (rows, columns) if by_rows else (columns, rows)
-        method, form = METHODS[self.config.method], self.config.form(shape[1])
+        form = self.config.form(shape[1], table=name in self._tables)
 
         def read() -> np.ndarray[Any, Any]:
             array = tensor.numpy()  # type: ignore[union-attr]
             return array if by_rows else np.ascontiguousarray(array.T)
 
+        def codes_of() -> Codes:
+            found = self._solved.get(name)
+            return found if found is not None else round_to_nearest(read(), form)
+
         if self.config.floating:
             done[name] = float8(graph, read, shape, name, graph[0])
             return done[name]
-        quantized = Quantized(shape, form, name, lambda: method(read(), form))
+        quantized = Quantized(shape, form, name, codes_of)
         build = signed if self.config.signed else dequantized
         value = build(graph, quantized, name, graph[0])
         done[name] = value

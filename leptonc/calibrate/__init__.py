@@ -1,0 +1,1 @@
+"""What real text makes of a model's activations: texts, layer-by-layer execution, statistics, and what follows."""

@@ -1,0 +1,57 @@
+"""Statistics of the inputs of linear layers, gathered a batch at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leptonc.errors import InputError
+
+SINK = 25.0  # a token whose energy is so many times the median's is an attention sink's
+
+
+class Moments:
+    """Second moments of a layer's inputs, the massive activations of a few tokens counted as much as all others.
+
+    The first token of a text carries activations thousands of times the others' (Sun et al., Massive Activations in
+    Large Language Models, 2024). Counted as they are they decide everything, left out they are lost and with them the
+    attention that rests on them: they are scaled down until their energy is at most that of all other tokens.
+
+    Args:
+        path: What error messages call the inputs.
+        width: Features of an input.
+    """
+
+    def __init__(self, path: str, width: int) -> None:
+        self.path, self.tokens = path, 0
+        self._ordinary = np.zeros((width, width), np.float32)
+        self._sinks = np.zeros((width, width), np.float32)
+
+    def add(self, x: NDArray[Any]) -> None:
+        """Counts inputs float32 [..., width].
+
+        Raises:
+            InputError: One is not finite.
+        """
+        rows = x.reshape(-1, x.shape[-1])
+        energy = np.einsum("ij,ij->i", rows, rows)
+        if not np.isfinite(energy).all():
+            raise InputError(
+                f"expected finite activations on the calibration text, found others at the input of {self.path}",
+                hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+            )
+        sink = energy > SINK * np.median(energy)
+        self._ordinary += rows[~sink].T @ rows[~sink]
+        if sink.any():
+            self._sinks += rows[sink].T @ rows[sink]
+        self.tokens += len(rows)
+
+    def hessian(self) -> NDArray[np.float32]:
+        """Returns the second moments, float32 [width, width]."""
+        ordinary, sinks = float(np.trace(self._ordinary)), float(np.trace(self._sinks))
+        if sinks <= ordinary or ordinary == 0:
+            return self._ordinary + self._sinks
+        found: NDArray[np.float32] = self._ordinary + self._sinks * np.float32(ordinary / sinks)
+        return found

@@ -1,0 +1,101 @@
+"""Chooses the codes of a model's linear layers from what a calibration text makes of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.calibrate.moments import Moments
+from leptonc.calibrate.walk import Stage, Weights, stages, walk
+from leptonc.ir.structure import Linear
+from leptonc.passes.quantize.blocks import Codes, Format, dequantize
+from leptonc.passes.quantize.gptq import gptq, output_error
+
+
+def inputs_of(model: ir.Model, token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Returns a captured graph's inputs for one text, token ids int64 [length]; a cache is empty and just large enough.
+
+    Raises:
+        ValueError: The graph has an input that a text does not give.
+    """
+    ids = token_ids[None]
+    known: dict[str, NDArray[Any]] = {
+        "input_ids": ids, "past_length": np.zeros(1, np.int64),
+        "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids),
+    }  # fmt: skip
+    found: dict[str, NDArray[Any]] = {}
+    for value in model.graph.inputs:
+        name = str(value.name)
+        if name in known:
+            found[name] = known[name]
+        elif name.startswith("past_key_values.") and value.shape is not None:
+            heads, width = int(value.shape[1]), int(value.shape[3])  # type: ignore[arg-type]
+            found[name] = np.zeros((1, heads, len(token_ids), width), np.float32)
+        else:
+            raise ValueError(f"a text gives no input {name}")
+    return found
+
+
+class Solver:
+    """Solves a graph's linear layers with GPTQ, layer by layer: each sees inputs that quantized layers made.
+
+    Args:
+        windows: Token ids int64 [length] of each calibration text.
+        folder: For temporary files: activations beyond `memory`, and the codes until they are written.
+        memory: Bytes of activations kept in memory.
+        stage: Opens a stage of progress with so many steps.
+        report: Gets `linears`: for each linear layer its path, and the error of its outputs as a part of them.
+    """
+
+    def __init__(
+        self, windows: Sequence[NDArray[np.int64]], folder: Path, memory: int, stage: Callable[[str, int], Any],
+        report: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self._windows, self._folder, self._memory = windows, folder, memory
+        self._stage, self._report = stage, report
+
+    def __call__(self, model: ir.Model, form: Callable[[int], Format]) -> Mapping[str, Codes]:
+        """Returns the codes of each layer's linear layers, by the name of the weight."""
+        codes: dict[str, Codes] = {}
+        errors: list[dict[str, Any]] = []
+        moments: dict[str, Moments] = {}
+
+        def see(stage: Stage, name: str, x: NDArray[Any]) -> None:
+            if name not in moments:
+                moments[name] = Moments(stage.linears[name][0].path, x.shape[-1])
+            moments[name].add(x)
+
+        def solve(stage: Stage) -> Weights:
+            made: Weights = {}
+            for name, group in stage.linears.items():
+                hessian = moments.pop(name).hessian()
+                for linear in group:
+                    key = str(linear.weight.name)
+                    weight = _weight(linear)
+                    found = gptq(weight, form(weight.shape[1]), hessian)
+                    error = output_error(weight, found, form(weight.shape[1]), hessian)
+                    errors.append({"path": linear.path, "error": round(error, 6)})
+                    codes[key] = found
+                    restored = dequantize(found, form(weight.shape[1]))
+                    made[key] = restored if linear.transposed else np.ascontiguousarray(restored.T)
+            return made
+
+        batches = [inputs_of(model, window) for window in self._windows]
+        with self._stage("calibrate", len(stages(model))) as advance:
+            walk(model, batches, see, solve, self._folder, memory=self._memory, advance=advance)
+        self._report["linears"] = errors
+        return codes
+
+
+def _weight(linear: Linear) -> NDArray[np.float32]:
+    """Reads a linear layer's weight as float32 [out, in]."""
+    tensor = linear.weight.const_value
+    if tensor is None:
+        raise ValueError(f"{linear.path} has no weight")
+    array = np.asarray(tensor.numpy(), np.float32)
+    return array if linear.transposed else np.ascontiguousarray(array.T)

@@ -1,0 +1,157 @@
+"""Runs a graph of the dialect a layer at a time: one layer's weights are in memory, and activations within a bound."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.ir.dialect import module_of
+from leptonc.ir.structure import Linear, layer_of, linear_of
+from leptonc.ir.types import fill_types
+
+Batch = Mapping[str, NDArray[Any]]
+Weights = dict[str, NDArray[np.float32]]
+
+
+@dataclass
+class Stage:
+    """Nodes that run together: what comes before the layers, each layer, and what comes after.
+
+    Attributes:
+        path: The layer's module path, "" before the first.
+        inputs: Values from outside that the nodes read; outputs: values that later stages read.
+        linears: Linear layers among the nodes, by the name of the value that they read.
+    """
+
+    path: str
+    nodes: list[ir.Node] = field(default_factory=list)
+    inputs: dict[str, ir.Value] = field(default_factory=dict)
+    outputs: dict[str, ir.Value] = field(default_factory=dict)
+    linears: dict[str, list[Linear]] = field(default_factory=dict)
+
+
+def stages(model: ir.Model) -> list[Stage]:
+    """Cuts a graph into stages; a node runs as early as its inputs and its layer allow."""
+    found = [Stage("")]
+    index: dict[str, int] = {}
+    at: dict[ir.Value, int] = dict.fromkeys(model.graph.inputs, -1)
+    for node in model.graph:
+        path = layer_of(module_of(node))
+        if path and path not in index:
+            index[path] = len(found)
+            found.append(Stage(path))
+        known = [at[v] for v in node.inputs if v is not None and v in at]
+        where = max([index.get(path, 0), *known])
+        stage = found[where]
+        stage.nodes.append(node)
+        at.update(dict.fromkeys(node.outputs, where))
+        for value in node.inputs:
+            if value is not None and value in at and at[value] < where:
+                stage.inputs[str(value.name)] = value
+                if at[value] >= 0:
+                    found[at[value]].outputs[str(value.name)] = value
+        linear = linear_of(node)
+        if linear is not None and path:
+            stage.linears.setdefault(str(linear.x.name), []).append(linear)
+    return found
+
+
+class _Store:
+    """Arrays in memory, and beyond a number of bytes on disk."""
+
+    def __init__(self, limit: int, folder: Path) -> None:
+        self._left, self._folder, self._count = limit, folder, 0
+
+    def put(self, array: NDArray[Any]) -> NDArray[Any]:
+        if array.nbytes <= self._left:
+            self._left -= array.nbytes
+            return array
+        self._count += 1
+        path = self._folder / f"{self._count}.npy"
+        np.save(path, array)
+        loaded: NDArray[Any] = np.load(path, mmap_mode="r")
+        return loaded
+
+    def release(self, array: NDArray[Any]) -> None:
+        if isinstance(array, np.memmap):
+            Path(str(array.filename)).unlink(missing_ok=True)
+        else:
+            self._left += array.nbytes
+
+
+def walk(
+    model: ir.Model, batches: Sequence[Batch], see: Callable[[Stage, str, NDArray[Any]], None],
+    solve: Callable[[Stage], Weights], folder: Path, *, memory: int = 2**30,
+    advance: Callable[[int], Any] = lambda _: None,
+) -> None:  # fmt: skip
+    """Runs a graph stage by stage, up to the last that has a linear layer.
+
+    Args:
+        model: A graph of the dialect; values get their types, nothing else changes.
+        batches: Inputs of each run, by name.
+        see: Called with a stage, the name of a value that linear layers read, and that value, once a batch.
+        solve: Called when a stage has run; returns weights, by initializer, that it runs with from then on: later
+            stages see what these make of the text.
+        folder: For temporary files.
+        memory: Bytes of activations that are kept in memory; others wait on disk.
+        advance: Called with 1 after each stage.
+    """
+    fill_types(model.graph)
+    cut = stages(model)
+    last = max((i for i, stage in enumerate(cut) if stage.linears), default=-1)
+    users: dict[str, int] = {name: i for i, stage in enumerate(cut[: last + 1]) for name in stage.inputs}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate.") as place:
+        store = _Store(memory, Path(place))
+        values: list[dict[str, NDArray[Any]]] = [dict(batch) for batch in batches]
+        for at, stage in enumerate(cut[: last + 1]):
+            solved: Weights = {}
+            needed = [name for name in stage.outputs if users.get(name, -1) > at]
+            if stage.linears:
+                inside = [name for name in stage.linears if name not in stage.inputs]
+                session = _session(model, stage, inside, {}, Path(place)) if inside else None
+                for each in values:
+                    seen = dict(zip(inside, session.run(None, _feed(stage, each)), strict=True)) if session else {}
+                    for name in stage.linears:
+                        see(stage, name, seen[name] if name in seen else each[name])
+                del session
+                solved = solve(stage)
+            if needed:
+                session = _session(model, stage, needed, solved, Path(place))
+                for each in values:
+                    results = session.run(None, _feed(stage, each))
+                    each.update({name: store.put(array) for name, array in zip(needed, results, strict=True)})
+                del session
+            for name in [name for name, user in users.items() if user == at and name not in batches[0]]:
+                for each in values:
+                    store.release(each.pop(name))
+            advance(1)
+
+
+def _feed(stage: Stage, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: values[name] for name in stage.inputs}
+
+
+def _session(model: ir.Model, stage: Stage, outputs: Sequence[str], weights: Weights, folder: Path) -> Any:
+    """Opens a session over one stage, some of its weights replaced."""
+    import onnxruntime as ort
+
+    made = {str(value.name): value for node in stage.nodes for value in node.outputs}
+    graph = ir.convenience.extract(model.graph, list(stage.inputs.values()), [made[name] for name in outputs])
+    graph.opset_imports.update(model.graph.opset_imports)
+    for name, array in weights.items():
+        if name in graph.initializers:
+            graph.initializers[name].const_value = ir.tensor(array, name=name)
+    part = ir.Model(graph, ir_version=model.ir_version, functions=[f.clone() for f in model.functions.values()])
+    path = folder / "stage.onnx"
+    (folder / "stage.data").unlink(missing_ok=True)
+    ir.save(part, path, external_data="stage.data")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,123 @@
+"""Codes that keep a layer's outputs, not its weights: a clipping search, and GPTQ.
+
+Both look at the second moments H = X^T X [in, in] of the layer's inputs X: rounding a weight W [out, in] to Q costs
+tr((W - Q) H (W - Q)^T) in the layer's outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest
+
+CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's range that are tried
+DAMPING = 0.01  # of the mean second moment, added to all, as in the paper
+PANEL = 128  # columns whose updates of the rest are made at once
+
+
+def output_error(weight: NDArray[Any], parts: Codes, form: Format, hessian: NDArray[Any]) -> float:
+    """Returns how large the outputs' error is, as a part of the outputs: tr(D H D^T) / tr(W H W^T), D = W - Q.
+
+    Args:
+        weight: float32 [out, in].
+        parts: Its codes.
+        form: Their format.
+        hessian: Second moments of the inputs, float32 [in, in].
+    """
+    off = weight - dequantize(parts, form)
+    whole = float(np.vdot(weight @ hessian, weight))
+    return float(np.vdot(off @ hessian, off)) / whole if whole > 0 else 0.0
+
+
+def clip_search(weight: NDArray[Any], form: Format, importance: NDArray[Any]) -> Codes:
+    """Quantizes each block to the part of its range that costs least.
+
+    Args:
+        weight: float32 [out, in].
+        form: The format.
+        importance: Weight of each input's squared error, [in]; its mean square, say.
+
+    Returns:
+        The nearest codes on the best of the grids `CLIPS`, never worse by that measure than rounding to nearest.
+    """
+    base = round_to_nearest(weight, form)
+    rows, columns = weight.shape
+    short = base.scales.shape[1] * form.size - columns
+    weigh = np.pad(importance.astype(np.float32), (0, short)).reshape(1, -1, form.size)
+    best, least = base.scales, np.full(base.scales.shape, np.inf, np.float32)
+    for clip in reversed(CLIPS):
+        scales = base.scales * np.float32(clip)
+        off = dequantize(nearest(weight, scales, base.zeros, form), form) - weight
+        cost = (np.pad(off * off, ((0, 0), (0, short))).reshape(rows, -1, form.size) * weigh).sum(-1)
+        best, least = np.where(cost < least, scales, best), np.minimum(cost, least)
+    return nearest(weight, best, base.zeros, form)
+
+
+def nearest(weight: NDArray[Any], scales: NDArray[np.float32], zeros: NDArray[np.uint8] | None, form: Format) -> Codes:
+    """Returns the nearest codes of a weight [out, in] on given scales and zero points [out, blocks]."""
+    scale, zero = spread(scales, zeros, form, weight.shape[1])
+    codes = np.clip(np.rint(weight * inverse(scale)) + zero, 0, form.top).astype(np.uint8)
+    return Codes(codes, scales, zeros)
+
+
+def spread(
+    scales: NDArray[np.float32], zeros: NDArray[np.uint8] | None, form: Format, columns: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Returns the scale and the zero point of each weight, float32 [out, in]."""
+    scale = np.repeat(scales, form.size, 1)[:, :columns]
+    if zeros is None:
+        return scale, np.full_like(scale, form.middle)
+    return scale, np.repeat(zeros, form.size, 1)[:, :columns].astype(np.float32)
+
+
+def inverse(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns 1 / scale, and 0 for a block of zeros."""
+    return np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > np.finfo(np.float32).tiny)
+
+
+def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any]) -> Codes:
+    """Quantizes one input channel after the other; those that come later make up for the errors so far.
+
+    Frantar et al., GPTQ (2022): channels in the order of their second moments, updates in panels, and scales fixed
+    before by `clip_search`, so that groups stay blocks of neighbouring channels whatever the order.
+
+    Args:
+        weight: float32 [out, in].
+        form: The format.
+        hessian: Second moments of the inputs, [in, in].
+
+    Returns:
+        Codes of GPTQ, or those of the clipping search where they are better on these very inputs.
+    """
+    searched = clip_search(weight, form, np.diag(hessian))
+    moments = hessian.astype(np.float64)
+    mean = float(np.diag(moments).mean())
+    if mean <= 0:  # inputs that are always zero say nothing
+        return searched
+    columns = weight.shape[1]
+    order = np.argsort(-np.diag(moments), kind="stable")
+    moments = (moments + np.eye(columns) * DAMPING * mean)[np.ix_(order, order)]
+    upper = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(moments)).T, np.float32)
+    scale, zero = (np.ascontiguousarray(each[:, order].T) for each in
+                   spread(searched.scales, searched.zeros, form, columns))  # fmt: skip
+    inverted = inverse(scale)
+    rest = np.ascontiguousarray(weight[:, order].T, np.float32)  # [in, out]: a channel is one run of memory
+    codes = np.empty(rest.shape, np.uint8)
+    for start in range(0, columns, PANEL):
+        stop = min(start + PANEL, columns)
+        errors = np.empty((stop - start, rest.shape[1]), np.float32)
+        for at in range(start, stop):
+            code = np.clip(np.rint(rest[at] * inverted[at]) + zero[at], 0, form.top)
+            codes[at] = code
+            error = (rest[at] - (code - zero[at]) * scale[at]) / upper[at, at]
+            rest[at + 1 : stop] -= np.outer(upper[at, at + 1 : stop], error)
+            errors[at - start] = error
+        rest[stop:] -= upper[start:stop, stop:].T @ errors
+    found = np.empty(weight.shape, np.uint8)
+    found[:, order] = codes.T
+    solved = Codes(found, searched.scales, searched.zeros)
+    better = output_error(weight, solved, form, hessian) <= output_error(weight, searched, form, hessian)
+    return solved if better else searched

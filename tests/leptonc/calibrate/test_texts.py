@@ -1,0 +1,54 @@
+"""Calibration files, good and bad, and how they are cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leptonc.calibrate.texts import read_texts, token_windows
+from leptonc.errors import InputError
+
+
+def test_text_and_lines_of_json(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "zwölf", "id": 3}\n', encoding="utf-8")
+    assert read_texts(tmp_path / "a.txt") == ["one\n\ntwo"]
+    assert read_texts(tmp_path / "a.jsonl") == ["one", "zwölf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "found none"),
+        ("a.txt", b" \n", "found none"),
+        ("a.txt", b"good \xff", "offset 5"),
+        ("a.csv", b"text", "found a.csv"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": 3}', "line 2"),
+        ("a.jsonl", b'{"text": "one"', "line 1"),
+        ("a.jsonl", b"[" * 100_000, "line 1"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_texts(tmp_path / name)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found none at"):
+        read_texts(tmp_path / "none.txt")
+
+
+def test_windows_are_spread_over_the_text() -> None:
+    def tokenize(text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    text = " ".join(map(str, range(1000)))
+    found = token_windows([text], tokenize, 3, 100)
+    assert [int(w[0]) for w in found] == [0, 400, 900]
+    assert all(len(w) == 100 for w in found)
+    np.testing.assert_array_equal(token_windows([text], tokenize, 4, 5000)[0], np.arange(1000))
+    with pytest.raises(InputError, match=r"at least 64 tokens .* found 10"):
+        token_windows(["1 2 3 4 5 6 7 8 9 10"], tokenize, 4, 100)

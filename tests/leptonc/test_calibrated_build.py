@@ -1,0 +1,60 @@
+"""Builds with GPTQ: what they change, and requests that cannot be met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import runtime_edge
+from leptonc.build import BuildOptions, build
+from leptonc.errors import InputError
+
+TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 60
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("source", ["sample:tiny-llama", "sample:tiny-bert-classifier"])
+def test_gptq_runs_and_says_what_it_looked_at(source: str, text: Path, tmp_path: Path) -> None:
+    options = {"weights": "int4", "symmetric": False, "embeddings": "int8"}
+    plain = build(BuildOptions(source, out=tmp_path / "a", **options))  # type: ignore[arg-type]
+    solved = build(BuildOptions(source, out=tmp_path / "b", method="gptq", calibration=text, **options))  # type: ignore[arg-type]
+    about = solved.report["variants"]["cpu"]["quantization"]
+    assert about["method"] == "gptq"
+    assert about["calibration"]["text"] == "text.txt"
+    assert all(0 <= each["error"] < 0.1 for each in about["linears"])
+    assert about["linears"]
+    assert solved.report["bytes"]["weights"] == plain.report["bytes"]["weights"]
+    assert not [p for p in solved.path.rglob("*") if p.name.startswith(".")]
+    runtime_edge.verify(solved.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "gptq"}, "calibration text for method gptq"),
+        ({"calibration": True}, "found .*text.txt for rtn"),
+        ({"method": "gptq", "calibration": True, "weights": "fp32"}, "found fp32"),
+        ({"embeddings": "int8", "weights": "fp32"}, "found fp32"),
+        ({"method": "gptq", "calibration": True, "target": "rtx"}, "expected method rtn"),
+    ],
+)
+def test_requests_that_cannot_be_met(changes: dict[str, object], message: str, text: Path, tmp_path: Path) -> None:
+    wanted = {"weights": "int4", **changes, **({"calibration": text} if "calibration" in changes else {})}
+    with pytest.raises(InputError, match=message):
+        build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", **wanted))  # type: ignore[arg-type]
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_tiny_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.txt"
+    path.write_text("Hello.", encoding="utf-8")
+    with pytest.raises(InputError, match="at least 64 tokens"):
+        build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights="int4", method="gptq", calibration=path))
+    assert not (tmp_path / "a").exists()
