@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "leptonc.errors": {"runtime_edge.errors"},
     "leptonc.ir": {"leptonc.ir", "leptonc.errors"},
     "leptonc.passes": {"leptonc.passes", "leptonc.ir", "leptonc.errors", "runtime_edge.manifest"},
+    "leptonc.calibrate": {"leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors"},
     "leptonc.sources": {"leptonc.sources", "leptonc.errors", "runtime_edge", "sample_models"},
     "leptonc.frontend": {
         "leptonc.frontend",

@@ -86,7 +86,7 @@ class Solver:
             return made
 
         batches = [inputs_of(model, window) for window in self._windows]
-        with self._stage("calibrate", len(stages(model))) as advance:
+        with self._stage("pass calibrate", len(stages(model))) as advance:
             walk(model, batches, see, solve, self._folder, memory=self._memory, advance=advance)
         self._report["linears"] = errors
         return codes
