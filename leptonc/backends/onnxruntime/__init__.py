@@ -60,7 +60,7 @@ def _config(job: Job) -> QuantizeWeightsConfig | None:
         raise InputError("expected a block size of 16 or more for ONNX Runtime, found 0")
     return QuantizeWeightsConfig(
         bits=int(job.scheme.removeprefix("int")), block_size=block_size, symmetric=job.symmetric, method=job.method,
-        embedding_bits=embeddings,
+        embedding_bits=embeddings, half_scales=True,
     )  # fmt: skip
 
 

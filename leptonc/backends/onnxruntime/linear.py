@@ -34,7 +34,8 @@ class NBits:
     """Initializers of a quantized weight in MatMulNBits' layout, registered once a weight.
 
     codes uint8 [out, blocks, size * bits / 8], scales float32 [out, blocks], zeros uint8 [out, ceil(blocks * bits / 8)]
-    (None when symmetric: the kernels' default is the middle).
+    (None when symmetric: the kernels' default is the middle). Scales of a format that says so are stored as float16,
+    behind a Cast that ONNX Runtime folds when it loads: the kernels take float32.
     """
 
     def __init__(self, graph: ir.Graph, weight: Quantized) -> None:
@@ -44,7 +45,7 @@ class NBits:
         self._graph = graph
         self.bytes_a_block = self.form.size * self.form.bits // 8
         self.codes = self._part("codes", (rows, self.blocks, self.bytes_a_block), self._codes)
-        self.scales = self._part("scales", (rows, self.blocks), lambda: weight.parts().scales, ir.DataType.FLOAT)
+        self.scales = self._scales()
         self.zeros: ir.Value | None = None
         if not self.form.symmetric:
             packed = -(-self.blocks * self.form.bits // 8)
@@ -56,6 +57,21 @@ class NBits:
             short = self.blocks * self.form.size - codes.shape[1]
             codes = np.pad(codes, ((0, 0), (0, short)), constant_values=self.form.middle)
         return pack(codes, self.form.bits).reshape(codes.shape[0], self.blocks, -1)
+
+    def _scales(self) -> ir.Value:
+        shape = (self.weight.shape[0], self.blocks)
+        if not self.form.half:
+            return self._part("scales", shape, lambda: self.weight.parts().scales, ir.DataType.FLOAT)
+        stored = self._graph.initializers.get(f"{self.weight.key}.nbits.scales")
+        if stored is not None:  # a tied embedding and head
+            return next(iter(stored.uses())).node.outputs[0]
+        half = lambda: self.weight.parts().scales.astype(np.float16)  # noqa: E731
+        stored = self._part("scales", shape, half, ir.DataType.FLOAT16)
+        (scales,) = edit.insert(
+            self._graph[0], "Cast", [stored], {"to": ir.DataType.FLOAT}, name=f"{stored.name}/Cast", module=""
+        )
+        scales.shape, scales.type = ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
+        return scales
 
     def _part(
         self, suffix: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]], dtype: Any = ir.DataType.UINT8,

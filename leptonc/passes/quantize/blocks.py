@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from leptonc.errors import InputError
+
 # Rows are quantized so many elements at a time: temporaries stay small whatever the matrix.
 CHUNK = 2**21
 
@@ -21,13 +23,15 @@ CHUNK = 2**21
 class Format:
     """A block format: `bits` 4 or 8, blocks of `size` along the input, zero in the middle where symmetric.
 
-    `positive` asks a symmetric format for scales above zero, as TensorRT wants them.
+    `positive` asks a symmetric format for scales above zero, as TensorRT wants them; `half` for scales that float16
+    can hold, so that they are stored in half the bytes.
     """
 
     bits: int
     size: int
     symmetric: bool
     positive: bool = False
+    half: bool = False
 
     @property
     def middle(self) -> int:
@@ -44,6 +48,27 @@ class Codes(NamedTuple):
     codes: NDArray[np.uint8]
     scales: NDArray[np.float32]
     zeros: NDArray[np.uint8] | None
+
+
+def storable(scales: NDArray[Any], form: Format) -> NDArray[Any]:
+    """Returns the nearest scales that the format can store; one that is not zero stays so.
+
+    Raises:
+        InputError: One is larger than float16 holds.
+    """
+    if not form.half:
+        return scales
+    limits = np.finfo(np.float16)
+    largest = float(np.abs(scales).max(initial=0))
+    if largest > limits.max:
+        raise InputError(
+            f"expected scales of weights up to {limits.max:g}, which float16 holds, found {largest:g}",
+            hint="the checkpoint has weights of that size: --weights fp32 keeps them",
+        )
+    least = np.copysign(limits.smallest_subnormal, scales)
+    kept = np.where((scales != 0) & (np.abs(scales) < np.abs(least)), least, scales)
+    found: NDArray[Any] = kept.astype(np.float16).astype(scales.dtype)
+    return found
 
 
 def round_to_nearest(weight: NDArray[Any], form: Format) -> Codes:
@@ -75,10 +100,11 @@ def round_to_nearest(weight: NDArray[Any], form: Format) -> Codes:
             scale = extreme / np.float32(-form.middle)
             if form.positive:
                 scale = np.where(scale < 0, extreme / np.float32(form.middle - 1), scale)
+            scale = storable(scale, form)
             zero = np.full_like(scale, form.middle)
         else:
             low, high = np.minimum(part.min(-1), 0), np.maximum(part.max(-1), 0)
-            scale = (high - low) / np.float32(form.top)
+            scale = storable((high - low) / np.float32(form.top), form)
             with np.errstate(divide="ignore", invalid="ignore"):
                 zero = np.where(scale > 0, np.rint(-low / scale), 0).astype(np.float32)
         # A block of zeros has no scale; and a scale too small to invert is one of zeros.

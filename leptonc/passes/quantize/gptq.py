@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest
+from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest, storable
 
 CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's range that are tried
 DAMPING = 0.01  # of the mean second moment, added to all, as in the paper
@@ -49,7 +49,7 @@ def clip_search(weight: NDArray[Any], form: Format, importance: NDArray[Any]) ->
     weigh = np.pad(importance.astype(np.float32), (0, short)).reshape(1, -1, form.size)
     best, least = base.scales, np.full(base.scales.shape, np.inf, np.float32)
     for clip in reversed(CLIPS):
-        scales = base.scales * np.float32(clip)
+        scales = storable(base.scales * np.float32(clip), form)
         off = dequantize(nearest(weight, scales, base.zeros, form), form) - weight
         cost = (np.pad(off * off, ((0, 0), (0, short))).reshape(rows, -1, form.size) * weigh).sum(-1)
         best, least = np.where(cost < least, scales, best), np.minimum(cost, least)

@@ -38,6 +38,7 @@ class QuantizeWeightsConfig(Config):
         method: How codes are chosen; "rtn" is round to nearest, "gptq" looks at the inputs of the layers, which must
             be given: see `leptonc.passes.quantize.gptq`.
         embedding_bits: Bits of embedding tables, and of the head tied to one; 0 for `bits`.
+        half_scales: Whether scales are numbers that float16 holds, for backends that store them so.
         skip: Module paths, and parts of them, whose weights stay float32.
     """
 
@@ -49,6 +50,7 @@ class QuantizeWeightsConfig(Config):
     embeddings: bool = True
     method: str = "rtn"
     embedding_bits: int = 0
+    half_scales: bool = False
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class QuantizeWeightsConfig(Config):
     def form(self, columns: int, *, table: bool = False) -> Format:
         """The format of a weight with so many inputs; `table`: of an embedding."""
         bits = self.embedding_bits if table and self.embedding_bits else self.bits
-        return Format(bits, self.block_size or columns, self.symmetric, self.signed)
+        return Format(bits, self.block_size or columns, self.symmetric, self.signed, self.half_scales)
 
 
 class QuantizeWeights(Pass):

@@ -144,7 +144,7 @@ def test_a_tied_matrix_is_stored_once(weights: str, artifact: Build) -> None:
         attention = heads * (2 * config["num_attention_heads"] + 2 * config["num_key_value_heads"]) * width
         mlp = 3 * width * config["intermediate_size"]
         count = config["num_hidden_layers"] * (attention + mlp) + matrices * config["vocab_size"] * width
-        codes_and_scales = count * bits // 8 + count // 32 * 4
+        codes_and_scales = count * bits // 8 + count // 32 * 2
         tables = 2 * 1024 * heads // 2 * 4  # rotary, cos and sin
         assert codes_and_scales + tables <= stored <= codes_and_scales + tables + 8192  # norms, alignment
 
