@@ -19,7 +19,6 @@ from leptonc.errors import BoundError, InputError
 from leptonc.memory import return_freed_memory
 from runtime_edge.manifest import Manifest, PassRecord, Variant
 
-WINDOWS, WINDOW = 32, 512  # calibration texts, and tokens of each
 TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tokenizers", "numpy")
 
 
@@ -47,18 +46,20 @@ class BuildOptions:
         source: Directory, hub id, .gguf file or sample:NAME.
         target: Target name with overrides, or several: one artifact then holds a variant for each.
         out: Artifact to write; None for NAME.lepton in the working directory.
-        weights: fp32, fp16, int8 or int4, of what the targets can have; None for each target's default.
+        weights: fp32, fp16, int8 or int4, of what the targets can have, or auto:SIZE (auto:95MB), for 4 bits and, where
+            it helps most, 8 within so many bytes of graph and weights; None for each target's default.
         activations: none.
         block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
-        symmetric: Whether weights are quantized without zero points.
-        method: How codes are chosen: rtn (round to nearest) or gptq, which needs `calibration`.
-        calibration: Text that gptq looks at, .txt or .jsonl.
+        symmetric: Whether weights are quantized without zero points; None for yes, but no with auto.
+        method: How codes are chosen: rtn (round to nearest) or gptq; None for rtn, but gptq with auto.
+        calibration: Text that gptq and auto look at, .txt or .jsonl; None for one that the model writes itself or, for
+            an encoder, a built-in one.
         embeddings: int8 or int4, of the embedding and a head tied to it; None for that of the weights.
         memory_gb: Gigabytes of activations that calibration keeps in memory; others wait on disk.
         max_seq_len: Longest sequence; None for the target's default, at most the model's.
         max_loss: Largest loss of quality in percent, or None: of perplexity for causal models, of cosine similarity
             for embeddings, of agreement for classifiers.
-        seed: Of whatever is random in a build; nothing is in these passes.
+        seed: Of the text that a model writes for its calibration; nothing else in a build is random.
         dump_ir: Directory for the graph after each pass, or None.
         eval_text: Text to measure fidelity on, or None for the built-in one.
         check: Whether fidelity is measured; for an engine, of the lowered graph on the CPU before it is built.
@@ -71,8 +72,8 @@ class BuildOptions:
     weights: str | None = None
     activations: str = "none"
     block_size: int | None = None
-    symmetric: bool = True
-    method: str = "rtn"
+    symmetric: bool | None = None
+    method: str | None = None
     calibration: Path | None = None
     embeddings: str | None = None
     memory_gb: float = 0.5
@@ -148,21 +149,24 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
 
 
 def _check_method(options: BuildOptions) -> None:
-    """Whether method and calibration text belong together, and the text can be read."""
-    if (options.method == "gptq") != (options.calibration is not None):
+    """Whether the calibration text has a use, and can be read."""
+    if options.calibration is None:
+        return
+    from leptonc.calibrate.texts import read_texts
+
+    if options.method != "gptq" and not (options.weights or "").startswith("auto"):
         raise InputError(
-            f"expected a calibration text for method gptq, and for no other, found {options.calibration or 'none'} "
-            f"for {options.method}",
+            f"expected a calibration text for method gptq or weights auto:SIZE, and for no other, found "
+            f"{options.calibration} for {options.method or 'rtn'}",
             hint="--method gptq --calibration FILE",
         )
-    if options.calibration is not None:
-        from leptonc.calibrate.texts import read_texts
-
-        read_texts(options.calibration)
+    read_texts(options.calibration)
 
 
 def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
     """One job a target; variants of one profile are told apart by their overrides."""
+    from leptonc.calibration import parse_budget
+
     specs = (options.target,) if isinstance(options.target, str) else options.target
     try:
         found = [targets.load(spec) for spec in specs]
@@ -171,15 +175,17 @@ def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
     if not found:
         raise InputError("expected at least one target, found none", hint="see `leptonc targets`")
     names = [target.name for target in found]
+    budget = parse_budget(options.weights)
     jobs: list[Job] = []
     for target in found:
         name = target.name if names.count(target.name) == 1 else re.sub(r"[^\w.]+", "-", target.spec)
         if any(job.name == name for job in jobs):
             raise InputError(f"expected each target once, found {target.spec} twice")
-        scheme = options.weights or target.weights
+        scheme = (options.weights if budget is None else "int4") or target.weights
+        method = options.method or ("rtn" if budget is None else "gptq")
         jobs.append(
             Job(
-                name, target, scheme, options.block_size, options.symmetric, options.method, options.embeddings,
+                name, target, scheme, options.block_size, options.symmetric, budget, method, options.embeddings,
                 options.check, clock,
             )
         )  # fmt: skip
@@ -195,6 +201,7 @@ class _Build:
 
     def run(self) -> BuildResult:
         from leptonc.artifact.writer import ArtifactWriter, check_out
+        from leptonc.calibration import Calibration
         from leptonc.evaluate.measure import Sample
         from leptonc.frontend.capture import capture
         from leptonc.ir.dialect import count_ops
@@ -226,6 +233,9 @@ class _Build:
         self.variants: list[Variant] = []
         self.records: list[PassRecord] = []
         with ArtifactWriter(self.out, replace=options.force) as writer:
+            self.calibration = Calibration(
+                captured, sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.path, clock
+            )
             self._tokenizer_files(writer)
             for job in self.jobs:
                 # The last one may change the captured graph itself.
@@ -254,8 +264,7 @@ class _Build:
         prefix = f"{job.name}: " if several else ""
         dump = self.options.dump_ir
         manager = Manager(dump / job.name if dump and several else dump, start=0 if several else 1)
-        if self.options.calibration is not None:
-            job.solve = self._solver(job, writer.path, self.options.calibration)
+        self.calibration.prepare(job, model)
         passes = backend.passes(job, writer.path)
         with clock.stage(f"{prefix}passes", len(passes)) as advance:
             manager.run(model, passes, advance)
@@ -275,23 +284,6 @@ class _Build:
             self._judge(job)
         self.variants.append(backend.compile(job, writer, model, variant))
         return counted
-
-    def _solver(self, job: Job, scratch: Path, file: Path) -> Any:
-        """What method gptq chooses codes with: the calibration text, cut for this model."""
-        from leptonc.calibrate.solve import Solver
-        from leptonc.calibrate.texts import read_texts, token_windows
-
-        length = min(WINDOW, self.captured.max_seq_len)
-        tokenizer = job.sample.tokenizer
-        windows = token_windows(
-            read_texts(file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), WINDOWS, length
-        )
-        about: dict[str, Any] = {
-            "method": job.method,
-            "calibration": {"text": file.name, "samples": len(windows), "tokens": sum(map(len, windows))},
-        }
-        job.report["quantization"] = about
-        return Solver(windows, scratch, int(self.options.memory_gb * 1e9), self.clock.stage, about)
 
     def _tokenizer_files(self, writer: Any) -> None:
         writer.add("tokenizer.json", self.source.tokenizer_json)

@@ -107,12 +107,10 @@ class ArtifactWriter:
             Paths of its blobs.
         """
         groups: dict[str, list[ir.Value]] = {}
-        for key, value in sorted(model.graph.initializers.items()):
-            tensor = value.const_value
-            if tensor is not None and (tensor.nbytes > INLINE_BYTES or isinstance(tensor, ir.LazyTensor)):
-                groups.setdefault(layer_of(key), []).append(value)
+        for key, value in _outside(model):
+            groups.setdefault(layer_of(key), []).append(value)
         blobs = {self._blob(values, advance) for _, values in sorted(groups.items())}
-        self.add(name, ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+        self.add(name, _serialized(model))
         return tuple(sorted(blobs))
 
     def _blob(self, values: list[ir.Value], advance: Callable[[int], Any]) -> str:
@@ -177,6 +175,37 @@ class ArtifactWriter:
                     old.replace(self.out)
                 shutil.rmtree(old, ignore_errors=True)
         return self.out
+
+
+def _outside(model: ir.Model) -> list[tuple[str, ir.Value]]:
+    """Initializers that are stored in blobs, by name."""
+    return [
+        (name, value)
+        for name, value in sorted(model.graph.initializers.items())
+        if (tensor := value.const_value) is not None
+        and (tensor.nbytes > INLINE_BYTES or isinstance(tensor, ir.LazyTensor))
+    ]
+
+
+def _serialized(model: ir.Model) -> bytes:
+    data: bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    return data
+
+
+def stored_bytes(model: ir.Model) -> int:
+    """Returns the bytes of blobs and graph that `ArtifactWriter.add_graph` would write; computes no weight.
+
+    `model` refers to files that are not there afterwards.
+    """
+    sizes: dict[str, int] = {}
+    for name, value in _outside(model):
+        tensor: Any = value.const_value
+        mark = str(value.meta.get(STORAGE, name))
+        sizes[mark] = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        value.const_value = ir.ExternalTensor(
+            f"blobs/{'0' * 64}", 2**31, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name, base_dir=Path()
+        )
+    return sum(sizes.values()) + len(_serialized(model))
 
 
 def check_out(out: Path, *, replace: bool) -> None:

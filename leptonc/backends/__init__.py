@@ -46,11 +46,13 @@ class Job:
         target: What it is for.
         scheme: Number format of the weights.
         block_size: Weights that share a scale; None for the backend's own choice.
-        symmetric: Whether weights are quantized without zero points.
+        symmetric: Whether weights are quantized without zero points; None for what suits the scheme.
+        budget: Bytes of graph and weights to stay within, in which case what hurts most is kept in 8 bits; or None.
         method: How codes are chosen: rtn or gptq.
         embeddings: Number format of the embedding and a head tied to it; None for that of the weights.
         check: Whether the lowered graph is compared with the original.
         clock: Times stages.
+        raised: Module paths of what is kept in 8 bits, once the budget is spent.
         solve: What method gptq chooses codes with, once the model is captured.
         captured: The model, once it is captured.
         sample: The text that it is measured on, likewise.
@@ -61,15 +63,22 @@ class Job:
     target: targets.Target
     scheme: str
     block_size: int | None
-    symmetric: bool
+    symmetric: bool | None
+    budget: int | None
     method: str
     embeddings: str | None
     check: bool
     clock: Clock
     captured: Captured = field(init=False)
     sample: Sample = field(init=False)
+    raised: tuple[str, ...] = ()
     solve: Solve | None = None
     report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What the variant's record calls the weights."""
+        return self.scheme if self.budget is None else f"{self.scheme}, {len(self.raised)} layers int8"
 
     @property
     def graph(self) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir.structure import Linear
-from leptonc.passes.quantize.blocks import Codes, Format, dequantize
+from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest
 from leptonc.passes.quantize.gptq import gptq, output_error
 
 
@@ -59,8 +59,11 @@ class Solver:
         self._windows, self._folder, self._memory = windows, folder, memory
         self._stage, self._report = stage, report
 
-    def __call__(self, model: ir.Model, form: Callable[[int], Format]) -> Mapping[str, Codes]:
-        """Returns the codes of each layer's linear layers, by the name of the weight."""
+    def __call__(self, model: ir.Model, form: Callable[[Linear], Format]) -> Mapping[str, Codes]:
+        """Returns the codes of each layer's linear layers, by the name of the weight.
+
+        Weights of 8 bits are rounded to nearest: GPTQ gains nothing there that shows in the model's outputs.
+        """
         codes: dict[str, Codes] = {}
         errors: list[dict[str, Any]] = []
         moments: dict[str, Moments] = {}
@@ -76,13 +79,12 @@ class Solver:
                 hessian = moments.pop(name).hessian()
                 for linear in group:
                     key = str(linear.weight.name)
-                    weight = _weight(linear)
-                    found = gptq(weight, form(weight.shape[1]), hessian)
-                    error = output_error(weight, found, form(weight.shape[1]), hessian)
+                    weight, stored = weight_of(linear), form(linear)
+                    found = round_to_nearest(weight, stored) if stored.bits == 8 else gptq(weight, stored, hessian)
+                    error = output_error(weight, found, stored, hessian)
                     errors.append({"path": linear.path, "error": round(error, 6)})
                     codes[key] = found
-                    restored = dequantize(found, form(weight.shape[1]))
-                    made[key] = restored if linear.transposed else np.ascontiguousarray(restored.T)
+                    made[key] = as_stored(dequantize(found, stored), linear)
             return made
 
         batches = [inputs_of(model, window) for window in self._windows]
@@ -92,7 +94,12 @@ class Solver:
         return codes
 
 
-def _weight(linear: Linear) -> NDArray[np.float32]:
+def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32]:
+    """Returns a weight [out, in] as the graph has it."""
+    return weight if linear.transposed else np.ascontiguousarray(weight.T)
+
+
+def weight_of(linear: Linear) -> NDArray[np.float32]:
     """Reads a linear layer's weight as float32 [out, in]."""
     tensor = linear.weight.const_value
     if tensor is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,11 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
+def built_in_texts() -> list[str]:
+    """Returns a small text of our own writing, for models that cannot write one."""
+    return (files("leptonc.calibrate") / "text.txt").read_text(encoding="utf-8").splitlines()
+
+
 def _line(path: Path, number: int, line: str) -> str:
     if not line.strip():
         return ""
@@ -65,7 +71,7 @@ def _line(path: Path, number: int, line: str) -> str:
 
 
 def token_windows(
-    texts: Sequence[str], tokenize: Callable[[str], list[int]], samples: int, length: int
+    texts: Sequence[str], tokenize: Callable[[str], list[int]], samples: int, length: int, lead: Sequence[int] = ()
 ) -> list[NDArray[np.int64]]:
     """Cuts texts, joined in order, into windows spread evenly over them.
 
@@ -74,6 +80,7 @@ def token_windows(
         tokenize: Returns a text's token ids.
         samples: Most windows.
         length: Tokens of each; text shorter than one window is one of its own length.
+        lead: Tokens that each begins with; they count.
 
     Returns:
         Token ids int64 [length] of each window.
@@ -82,13 +89,36 @@ def token_windows(
         InputError: There are fewer than `FEWEST` tokens.
     """
     ids = np.asarray([token for text in texts for token in tokenize(text)], np.int64)
-    if len(ids) < FEWEST:
+    _enough(len(ids))
+    first, step = np.asarray(lead, np.int64), length - len(lead)
+    whole = len(ids) // step
+    if whole == 0:
+        return [np.concatenate([first, ids])]
+    picked = np.unique(np.linspace(0, whole - 1, min(samples, whole)).astype(int))
+    return [np.concatenate([first, ids[at * step : (at + 1) * step]]) for at in picked]
+
+
+def text_windows(texts: Sequence[str], tokenize: Callable[[str], list[int]], samples: int) -> list[NDArray[np.int64]]:
+    """Makes each line of texts a window, for models that read sentences; those are spread evenly over the lines.
+
+    Args:
+        texts: The texts.
+        tokenize: Returns a text's token ids, with those that the model wants around it.
+        samples: Most windows.
+
+    Raises:
+        InputError: There are fewer than `FEWEST` tokens.
+    """
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    picked = np.unique(np.linspace(0, len(lines) - 1, min(samples, len(lines))).astype(int))
+    found = [np.asarray(tokenize(lines[at]), np.int64) for at in picked]
+    _enough(sum(map(len, found)))
+    return found
+
+
+def _enough(tokens: int) -> None:
+    if tokens < FEWEST:
         raise InputError(
-            f"expected at least {FEWEST} tokens of calibration text, found {len(ids)}",
+            f"expected at least {FEWEST} tokens of calibration text, found {tokens}",
             hint="text like what the model will read; 16,000 tokens and more are better",
         )
-    whole = len(ids) // length
-    if whole == 0:
-        return [ids]
-    picked = np.unique(np.linspace(0, whole - 1, min(samples, whole)).astype(int))
-    return [ids[at * length : (at + 1) * length] for at in picked]

@@ -38,7 +38,10 @@ class Stage:
 
 
 def stages(model: ir.Model) -> list[Stage]:
-    """Cuts a graph into stages; a node runs as early as its inputs and its layer allow."""
+    """Cuts a graph into stages; a node runs as early as its inputs and its layer allow.
+
+    What depends on no input (the transposed weight of a head) belongs to whatever reads it, and is in no stage.
+    """
     found = [Stage("")]
     index: dict[str, int] = {}
     at: dict[ir.Value, int] = dict.fromkeys(model.graph.inputs, -1)
@@ -48,6 +51,8 @@ def stages(model: ir.Model) -> list[Stage]:
             index[path] = len(found)
             found.append(Stage(path))
         known = [at[v] for v in node.inputs if v is not None and v in at]
+        if not known:
+            continue
         where = max([index.get(path, 0), *known])
         stage = found[where]
         stage.nodes.append(node)
@@ -63,7 +68,7 @@ def stages(model: ir.Model) -> list[Stage]:
     return found
 
 
-class _Store:
+class Store:
     """Arrays in memory, and beyond a number of bytes on disk."""
 
     def __init__(self, limit: int, folder: Path) -> None:
@@ -108,24 +113,24 @@ def walk(
     last = max((i for i, stage in enumerate(cut) if stage.linears), default=-1)
     users: dict[str, int] = {name: i for i, stage in enumerate(cut[: last + 1]) for name in stage.inputs}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate.") as place:
-        store = _Store(memory, Path(place))
+        store = Store(memory, Path(place))
         values: list[dict[str, NDArray[Any]]] = [dict(batch) for batch in batches]
         for at, stage in enumerate(cut[: last + 1]):
             solved: Weights = {}
             needed = [name for name in stage.outputs if users.get(name, -1) > at]
             if stage.linears:
                 inside = [name for name in stage.linears if name not in stage.inputs]
-                session = _session(model, stage, inside, {}, Path(place)) if inside else None
+                session = open_stage(model, stage, inside, {}, Path(place)) if inside else None
                 for each in values:
-                    seen = dict(zip(inside, session.run(None, _feed(stage, each)), strict=True)) if session else {}
+                    seen = dict(zip(inside, session.run(None, feed(stage, each)), strict=True)) if session else {}
                     for name in stage.linears:
                         see(stage, name, seen[name] if name in seen else each[name])
                 del session
                 solved = solve(stage)
             if needed:
-                session = _session(model, stage, needed, solved, Path(place))
+                session = open_stage(model, stage, needed, solved, Path(place))
                 for each in values:
-                    results = session.run(None, _feed(stage, each))
+                    results = session.run(None, feed(stage, each))
                     each.update({name: store.put(array) for name, array in zip(needed, results, strict=True)})
                 del session
             for name in [name for name, user in users.items() if user == at and name not in batches[0]]:
@@ -134,12 +139,13 @@ def walk(
             advance(1)
 
 
-def _feed(stage: Stage, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def feed(stage: Stage, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Returns what a stage reads, of all values that are known."""
     return {name: values[name] for name in stage.inputs}
 
 
-def _session(model: ir.Model, stage: Stage, outputs: Sequence[str], weights: Weights, folder: Path) -> Any:
-    """Opens a session over one stage, some of its weights replaced."""
+def open_stage(model: ir.Model, stage: Stage, outputs: Sequence[str], weights: Weights, folder: Path) -> Any:
+    """Opens a session over one stage, some of its weights replaced; `folder` is for temporary files."""
     import onnxruntime as ort
 
     made = {str(value.name): value for node in stage.nodes for value in node.outputs}

@@ -37,6 +37,20 @@ def _facts(found: object) -> str:
     return " ".join(map(str, found)) if isinstance(found, list) else str(found)
 
 
+class Weights(click.ParamType):  # type: ignore[type-arg]
+    """A number format, or auto:SIZE, which the build reads."""
+
+    name = "weights"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(_SCHEMES)}|auto:SIZE]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in _SCHEMES and not value.startswith("auto"):
+            self.fail(f"expected one of {', '.join(_SCHEMES)} or auto:SIZE, found {value!r}", param, ctx)
+        return value
+
+
 @click.command()
 @click.argument("source")
 @click.option(
@@ -51,7 +65,12 @@ def _facts(found: object) -> str:
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="Artifact to write.  [default: NAME.lepton]"
 )
-@click.option("--weights", type=click.Choice(_SCHEMES), help="Number format of the weights.  [default: the target's]")
+@click.option(
+    "--weights",
+    type=Weights(),
+    help="Number format of the weights; `auto:95MB` has 4 bits, and 8 where they help most within that size "
+    "of graph and weights.  [default: the target's]",
+)
 @click.option(
     "--activations",
     type=click.Choice(_ACTIVATIONS),
@@ -65,21 +84,22 @@ def _facts(found: object) -> str:
     help="Weights that share one scale, for int4 and int8.  [default: the backend's: 32 for ONNX Runtime]",
 )
 @click.option(
-    "--symmetric/--asymmetric", default=True, show_default=True, help="Quantize weights without or with zero points."
+    "--symmetric/--asymmetric",
+    default=None,
+    help="Quantize weights without or with zero points.  [default: without; with auto: with]",
 )
 @click.option(
     "--method",
     type=click.Choice(_METHODS),
-    default="rtn",
-    show_default=True,
-    help="How codes are chosen for int8 and int4: round to nearest, or GPTQ, which keeps what the layers make of the "
-    "text of --calibration.",
+    help="How codes are chosen for int8 and int4: round to nearest, or GPTQ, which keeps what the layers make of a "
+    "text.  [default: rtn; with auto: gptq]",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text like what the model will read, .txt or .jsonl, for --method gptq.",
+    help="Text like what the model will read, .txt or .jsonl, for --method gptq and --weights auto.  [default: one "
+    "that the model writes itself; for an encoder, one that Lepton carries]",
 )
 @click.option(
     "--embeddings",
@@ -128,8 +148,8 @@ def build(
     weights: str | None,
     activations: str,
     block_size: str | None,
-    symmetric: bool,
-    method: str,
+    symmetric: bool | None,
+    method: str | None,
     calibration: Path | None,
     embeddings: str | None,
     memory_gb: float,

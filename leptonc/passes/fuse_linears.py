@@ -11,7 +11,7 @@ from leptonc.ir import edit
 from leptonc.ir.dialect import MODULE_KEY
 from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Pass
-from leptonc.passes.quantize.blocks import Quantized
+from leptonc.passes.quantize.blocks import Format, Quantized
 from leptonc.passes.quantize.weights import dequantized, quantized_of
 
 
@@ -77,9 +77,10 @@ class FuseLinears(Pass):
     name = "fuse-linears"
 
     def run(self, model: ir.Model) -> int:
-        groups: dict[int, list[Linear]] = {}
+        groups: dict[tuple[int, Format | None], list[Linear]] = {}
         for linear in linears(model):
-            groups.setdefault(id(linear.x), []).append(linear)
+            weight = quantized_of(linear.weight)
+            groups.setdefault((id(linear.x), weight.form if weight else None), []).append(linear)
         count = 0
         for group in groups.values():
             if not joinable(group):

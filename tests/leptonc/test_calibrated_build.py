@@ -38,7 +38,8 @@ def test_gptq_runs_and_says_what_it_looked_at(source: str, text: Path, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "gptq"}, "calibration text for method gptq"),
+        ({"weights": "auto:many"}, "expected weights auto:SIZE, found auto:many"),
+        ({"weights": "auto:1MB", "target": "rtx"}, "found a budget of bytes"),
         ({"calibration": True}, "found .*text.txt for rtn"),
         ({"method": "gptq", "calibration": True, "weights": "fp32"}, "found fp32"),
         ({"embeddings": "int8", "weights": "fp32"}, "found fp32"),

@@ -18,6 +18,7 @@ from leptonc.backends.onnxruntime.attention import (
 from leptonc.backends.onnxruntime.fusions import SkipNorms, SwishToQuickGelu
 from leptonc.backends.onnxruntime.linear import EmbeddingToKernels, LinearToKernels
 from leptonc.errors import InputError
+from leptonc.ir.dialect import MODULE_KEY
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
@@ -39,34 +40,36 @@ def check_request(job: Job) -> None:
             f"expected weights among {', '.join(WEIGHTS)} for target {job.target.name}, found {job.scheme}",
             hint="fp32 keeps the weights as they are",
         )
-    _config(job)
+    if job.scheme != "fp32" or job.method != "rtn" or job.embeddings:
+        config_of(job)
 
 
 def preflight(job: Job) -> None:
     """See `Backend.preflight`: a CPU's memory is not the profile's to know."""
 
 
-def _config(job: Job) -> QuantizeWeightsConfig | None:
-    """How the job's weights are quantized, None for not at all."""
-    embeddings = int((job.embeddings or "int0").removeprefix("int"))
+def config_of(job: Job) -> QuantizeWeightsConfig:
+    """How the job's weights are quantized.
+
+    Raises:
+        InputError: What is asked for is not to be had.
+    """
     if job.scheme == "fp32":
-        if job.method != "rtn" or embeddings:
-            raise InputError(
-                "expected weights int8 or int4 with --method gptq and --embeddings, found fp32", hint="--weights int4"
-            )
-        return None
+        raise InputError(
+            "expected weights int8 or int4 with --method gptq and --embeddings, found fp32", hint="--weights int4"
+        )
     block_size = BLOCK_SIZE if job.block_size is None else job.block_size
     if block_size == 0:
         raise InputError("expected a block size of 16 or more for ONNX Runtime, found 0")
     return QuantizeWeightsConfig(
-        bits=int(job.scheme.removeprefix("int")), block_size=block_size, symmetric=job.symmetric, method=job.method,
-        embedding_bits=embeddings, half_scales=True,
+        bits=int(job.scheme.removeprefix("int")), block_size=block_size, symmetric=job.symmetric is not False,
+        method=job.method, embedding_bits=int((job.embeddings or "int0").removeprefix("int")), raised=job.raised,
+        half_scales=True,
     )  # fmt: skip
 
 
 def _quantize(job: Job) -> list[Pass]:
-    config = _config(job)
-    return [QuantizeWeights(config, job.solve)] if config is not None else []
+    return [QuantizeWeights(config_of(job), job.solve)] if job.scheme != "fp32" else []
 
 
 def passes(job: Job, scratch: Path) -> list[Pass]:
@@ -91,14 +94,22 @@ def lowerings() -> tuple[Pass, ...]:
 
 
 def finish(model: ir.Model) -> None:
-    """Declares the operator sets that the lowered graph uses."""
+    """Declares the operator sets that the lowered graph uses; leaves out what ONNX Runtime finds by itself as it loads.
+
+    Types and shapes of values inside, and the modules that nodes come from, are a third of the file.
+    """
     model.graph.opset_imports[MS] = 1
+    for node in model.graph:
+        node.metadata_props.pop(MODULE_KEY, None)
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = value.shape = None
 
 
 def variant(job: Job, blobs: tuple[str, ...]) -> Variant:
     """See `Backend.variant`."""
     return Variant(
-        name=job.name, target=job.target.spec, backend="onnxruntime", graph=job.graph, weights=job.scheme, blobs=blobs
+        name=job.name, target=job.target.spec, backend="onnxruntime", graph=job.graph, weights=job.label, blobs=blobs
     )
 
 

@@ -44,6 +44,11 @@ _CHECK_BYTES = 128 * 2**20  # of logits that a run of the check gives: the CPU i
 
 def check_request(job: Job) -> None:
     """See `Backend.check_request`."""
+    if job.budget is not None:
+        raise InputError(
+            f"expected a number format of weights for target {job.target.name}, found a budget of bytes",
+            hint="--weights auto:SIZE is for ONNX Runtime's targets",
+        )
     if job.method != "rtn" or job.embeddings:
         raise InputError(
             f"expected method rtn and no format for embeddings for target {job.target.name}, found {job.method} and "

@@ -95,7 +95,7 @@ def checked(job: Job) -> None:
             f"found {job.scheme}",
             hint=f"--weights {job.target.weights} is the target's default",
         )
-    if not job.symmetric:
+    if job.symmetric is False:
         raise InputError(
             f"expected symmetric weights for {wanted.title}, found asymmetric ones", hint="leave out --asymmetric"
         )

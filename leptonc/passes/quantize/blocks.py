@@ -33,6 +33,13 @@ class Format:
     positive: bool = False
     half: bool = False
 
+    def stored_bytes(self, shape: tuple[int, int]) -> int:
+        """Bytes of codes, scales and zero points of a weight [out, in], packed as ONNX Runtime's kernels take them."""
+        rows, columns = shape
+        blocks = -(-columns // self.size)
+        zeros = 0 if self.symmetric else -(-blocks * self.bits // 8)
+        return rows * (blocks * (self.size * self.bits // 8 + (2 if self.half else 4)) + zeros)
+
     @property
     def middle(self) -> int:
         return int(2 ** (self.bits - 1))

@@ -17,7 +17,8 @@ from leptonc.passes.quantize.blocks import Codes, Format, Quantized, round_to_ne
 
 METHODS = ("rtn", "gptq")
 # Chooses the codes of linear layers from what a text makes of the graph: codes by the name of a weight.
-Solve = Callable[[ir.Model, Callable[[int], Format]], Mapping[str, Codes]]
+Solve = Callable[[ir.Model, Callable[[Linear], Format]], Mapping[str, Codes]]
+RAISED_SIZE = 64  # weights of a block in 8 bits among weights of 4: finer ones gain nothing that shows
 KEY = "lepton.quantized"
 _FLOAT8_MAX = 448
 
@@ -38,6 +39,7 @@ class QuantizeWeightsConfig(Config):
         method: How codes are chosen; "rtn" is round to nearest, "gptq" looks at the inputs of the layers, which must
             be given: see `leptonc.passes.quantize.gptq`.
         embedding_bits: Bits of embedding tables, and of the head tied to one; 0 for `bits`.
+        raised: Module paths of linear layers that have 8 bits where others have 4.
         half_scales: Whether scales are numbers that float16 holds, for backends that store them so.
         skip: Module paths, and parts of them, whose weights stay float32.
     """
@@ -50,6 +52,7 @@ class QuantizeWeightsConfig(Config):
     embeddings: bool = True
     method: str = "rtn"
     embedding_bits: int = 0
+    raised: tuple[str, ...] = ()
     half_scales: bool = False
     skip: tuple[str, ...] = ()
 
@@ -65,10 +68,20 @@ class QuantizeWeightsConfig(Config):
         if self.method not in METHODS:
             raise InputError(f"expected a method among {', '.join(METHODS)}, found {self.method!r}")
 
-    def form(self, columns: int, *, table: bool = False) -> Format:
-        """The format of a weight with so many inputs; `table`: of an embedding."""
-        bits = self.embedding_bits if table and self.embedding_bits else self.bits
+    def form(self, columns: int, *, table: bool = False, raised: bool = False) -> Format:
+        """The format of a weight with so many inputs; `table`: of an embedding, `raised`: of one of `raised`.
+
+        8 bits among 4 are symmetric, in blocks of `RAISED_SIZE` where these divide the inputs.
+        """
+        bits = self.embedding_bits if table and self.embedding_bits else 8 if raised else self.bits
+        if bits > self.bits:
+            size = self.block_size if columns % RAISED_SIZE else max(RAISED_SIZE, self.block_size)
+            return Format(bits, size, True, self.signed, self.half_scales)
         return Format(bits, self.block_size or columns, self.symmetric, self.signed, self.half_scales)
+
+    def form_of(self, linear: Linear) -> Format:
+        """The format of a linear layer that is no embedding's."""
+        return self.form(linear.shape[1], raised=linear.path in self.raised)
 
 
 class QuantizeWeights(Pass):
@@ -94,7 +107,7 @@ class QuantizeWeights(Pass):
         done: dict[str, ir.Value] = {}
         tables = {node.inputs[0]: node for node in embeddings(model)}
         self._tables = {str(table.name) for table in tables if table is not None}
-        self._solved = self._solve(model, self.config.form) if self._solve is not None else {}
+        self._solved = self._solve(model, self.config.form_of) if self._solve is not None else {}
         for linear in linears(model):
             if linear.weight in tables and not self.config.embeddings:
                 continue
@@ -126,13 +139,15 @@ class QuantizeWeights(Pass):
             turn = edit.producer(linear.node.inputs[1])
             if turn is None:
                 raise ValueError(f"{linear.path} has no Transpose")
-            turn.replace_input_with(0, self._codes(graph, linear.weight, True, done))
+            turn.replace_input_with(0, self._codes(graph, linear.weight, True, done, linear.path))
         else:
-            codes = self._codes(graph, linear.weight, False, done)
+            codes = self._codes(graph, linear.weight, False, done, linear.path)
             (turned,) = edit.insert(first, "Transpose", [codes], {"perm": [1, 0]})
             first.replace_input_with(1, turned)
 
-    def _codes(self, graph: ir.Graph, weight: ir.Value, by_rows: bool, done: dict[str, ir.Value]) -> ir.Value:
+    def _codes(
+        self, graph: ir.Graph, weight: ir.Value, by_rows: bool, done: dict[str, ir.Value], path: str = ""
+    ) -> ir.Value:
         """Returns the dequantized weight [out, in], made once a weight and placed before all that read it."""
         name = str(weight.name)
         if name in done:
@@ -140,7 +155,7 @@ class QuantizeWeights(Pass):
         tensor = weight.const_value
         rows, columns = (int(d) for d in weight.shape or ())  # type: ignore[arg-type]
         shape = (rows, columns) if by_rows else (columns, rows)
-        form = self.config.form(shape[1], table=name in self._tables)
+        form = self.config.form(shape[1], table=name in self._tables, raised=path in self.config.raised)
 
         def read() -> np.ndarray[Any, Any]:
             array = tensor.numpy()  # type: ignore[union-attr]

@@ -39,7 +39,7 @@ def seen_by(name: str, folder: Path, memory: int, *, whole: bool = False) -> dic
             from leptonc.calibrate import walk as module
 
             module.fill_types(model.graph)
-            session = module._session(model, one, list(one.linears), {}, folder)
+            session = module.open_stage(model, one, list(one.linears), {}, folder)
             for batch in batches:
                 used = {i.name for i in session.get_inputs()}
                 feed = {k: v for k, v in batch.items() if k in used}

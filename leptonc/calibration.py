@@ -1,0 +1,190 @@
+"""What a build asks of calibration: the text, the solver of method gptq, and the precision map of a budget."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.artifact.writer import ArtifactWriter, stored_bytes
+from leptonc.backends import Job, backend_of
+from leptonc.calibrate.generate import generate, rounds
+from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
+from leptonc.calibrate.solve import Solver
+from leptonc.calibrate.texts import built_in_texts, read_texts, text_windows, token_windows
+from leptonc.calibrate.walk import stages
+from leptonc.errors import BoundError, InputError
+from leptonc.ir.structure import embeddings, layer_of, linears
+from leptonc.passes.base import Manager
+from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+
+if TYPE_CHECKING:
+    from leptonc.backends import Clock
+    from leptonc.evaluate.measure import Sample
+    from leptonc.frontend.capture import Captured
+
+WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
+TRIALS, TRIAL = 2, 128  # those that sensitivities are measured on
+NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
+_AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
+_UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def parse_budget(weights: str | None) -> int | None:
+    """Returns the bytes of `auto:95MB`, None for another number format.
+
+    Raises:
+        InputError: It begins like a budget and is none.
+    """
+    if weights is None or not weights.startswith("auto"):
+        return None
+    found = _AUTO.fullmatch(weights)
+    if found is None or float(found[1]) <= 0:
+        raise InputError(
+            f"expected weights auto:SIZE, found {weights}", hint="a size is a number and kB, MB or GB: auto:95MB"
+        )
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+@dataclass
+class Calibration:
+    """The calibration of one build, shared by its variants.
+
+    Attributes:
+        captured: The model.
+        sample: Its source and tokenizer.
+        file: The user's text, or None: the model writes it itself, or, if it is an encoder, a built-in one is taken.
+        seed: Of what the model writes.
+        memory: Bytes of activations kept in memory.
+        scratch: Directory for temporary files.
+        clock: Times stages.
+    """
+
+    captured: Captured
+    sample: Sample
+    file: Path | None
+    seed: int
+    memory: int
+    scratch: Path
+    clock: Clock
+    name: str = field(init=False, default="")
+
+    @cached_property
+    def windows(self) -> list[NDArray[np.int64]]:
+        """Token ids int64 [length] of each text."""
+        length, tokenizer = min(WINDOW, self.captured.max_seq_len), self.sample.tokenizer
+        if not self.captured.task.cached:
+            self.name = self.file.name if self.file else "built-in"
+            texts = read_texts(self.file) if self.file else built_in_texts()
+            return text_windows(texts, lambda text: list(tokenizer.encode(text).ids), WINDOWS * 8)
+        if self.file is None:
+            self.name = f"written by the model, seed {self.seed}"
+            return self._written(length)
+        self.name = self.file.name
+        # What the tokenizer puts before every text: models that know it go astray without.
+        lead = tokenizer.encode("").ids
+        return token_windows(
+            read_texts(self.file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), WINDOWS,
+            length, lead,
+        )  # fmt: skip
+
+    def _written(self, length: int) -> list[NDArray[np.int64]]:
+        """Lets the model write, its weights in int8: what it writes is nearly the same, in a third of the time."""
+        from leptonc.artifact.describe import tokenizer_of
+        from leptonc.backends import onnxruntime as backend
+
+        about = tokenizer_of(self.sample.source, self.captured)
+        lead = self.sample.tokenizer.encode("").ids
+        first = [*lead[:1], *([about.bos_token_id] if about.bos_token_id is not None else []), *about.eos_token_ids, 0]
+        model = self.captured.model.clone()
+        Manager().run(model, [QuantizeWeights(QuantizeWeightsConfig(bits=8)), *backend.lowerings()])
+        backend.finish(model)
+        steps = rounds(WINDOWS) * (length - 1)
+        with (
+            self.clock.stage("calibration text", steps) as advance,
+            ArtifactWriter(self.scratch / "writes", replace=False) as writer,
+        ):
+            writer.add_graph("model.onnx", model)
+            return generate(
+                writer.path / "model.onnx", first[0], about.eos_token_ids, WINDOWS, length, seed=self.seed,
+                memory=self.memory, advance=advance,
+            )  # fmt: skip
+
+    def prepare(self, job: Job, model: ir.Model) -> None:
+        """Gives a job what it needs: what is kept in more bits, and what chooses codes; its report says both."""
+        if job.budget is None and job.method == "rtn":
+            return
+        windows = self.windows
+        about: dict[str, Any] = {
+            "method": job.method,
+            "calibration": {"text": self.name, "samples": len(windows), "tokens": sum(map(len, windows))},
+        }
+        job.report["quantization"] = about
+        if job.budget is not None:
+            self._spend(job, model, job.budget, about)
+        if job.method == "gptq":
+            job.solve = Solver(windows, self.scratch, self.memory, self.clock.stage, about)
+
+    def _spend(self, job: Job, model: ir.Model, budget: int, about: dict[str, Any]) -> None:
+        """Chooses, under the budget, what is kept in 8 bits; the embedding first, whose errors every token pays for."""
+        from leptonc.backends.onnxruntime import config_of
+
+        job.symmetric = False if job.symmetric is None else job.symmetric
+        chosen = job.embeddings
+        job.embeddings = chosen or "int8"
+        size = self._size(job, model)
+        if size > budget and chosen is None:
+            job.embeddings = "int4"
+            size = self._size(job, model)
+        if size > budget:
+            raise BoundError(
+                f"expected weights and graph of at most {budget:,} bytes, found {size:,} with all weights in 4 bits; "
+                "nothing was written",
+                hint="--symmetric, --block-size 64 and --embeddings int4 take less",
+            )
+        config = config_of(job)
+        trials = [window[:TRIAL] for window in self.windows[:: max(1, len(self.windows) // TRIALS)]]
+        with self.clock.stage("sensitivity", len(stages(model))) as advance:
+            found = sensitivities(model, trials, config.form, self.scratch, memory=self.memory, advance=advance)
+        found = [*_outside_layers(model), *found]
+
+        def extra(each: Sensitivity) -> int:
+            low, high = (config.form(each.shape[1], raised=raised) for raised in (False, True))
+            return high.stored_bytes(each.shape) - low.stored_bytes(each.shape) + NODES
+
+        job.raised, spent = raise_within(found, extra, budget - size)
+        about["budget"] = {"bytes": budget, "least": size, "spent": spent, "embeddings": job.embeddings}
+        about["sensitivity"] = [
+            {
+                "path": each.path,
+                "bits": 8 if each.path in job.raised else 4,
+                **({"error": float(f"{each.error:.4g}")} if math.isfinite(each.error) else {}),
+            }
+            for each in found
+        ]
+
+    def _size(self, job: Job, model: ir.Model) -> int:
+        """Bytes of the graph and the weights that the job would give: nothing is computed for it."""
+        trial = model.clone()
+        method, job.method = job.method, "rtn"
+        Manager().run(trial, backend_of(job.target).passes(job, self.scratch))
+        job.method = method
+        backend_of(job.target).finish(trial)
+        return stored_bytes(trial)
+
+
+def _outside_layers(model: ir.Model) -> list[Sensitivity]:
+    """Linear layers before and after the layers, a head that is not the embedding among them: they come first."""
+    tables = {node.inputs[0] for node in embeddings(model)}
+    return [
+        Sensitivity(each.path, each.shape, math.inf)
+        for each in linears(model)
+        if not layer_of(each.path) and each.weight not in tables
+    ]
