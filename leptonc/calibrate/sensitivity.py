@@ -114,7 +114,7 @@ def sensitivities(
                     _keep(linear.path, mine, got, theirs, store, errors, output if last else None)
                 del session
             for values, result in zip(plain, results, strict=True):
-                values.update(result)
+                values.update({name: np.array(x) for name, x in result.items()})
             advance(1)
     return [Sensitivity(path, each.shape, errors[path] / len(windows)) for path, each in found.items()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,17 @@ def inputs_of(model: ir.Model, token_ids: NDArray[np.int64]) -> dict[str, NDArra
             found[name] = known[name]
         elif name.startswith("past_key_values.") and value.shape is not None:
             heads, width = int(value.shape[1]), int(value.shape[3])  # type: ignore[arg-type]
-            found[name] = np.zeros((1, heads, len(token_ids), width), np.float32)
+            found[name] = _empty((1, heads, len(token_ids), width))
         else:
             raise ValueError(f"a text gives no input {name}")
+    return found
+
+
+@lru_cache(maxsize=8)
+def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Zeros that all texts and layers share: a cache that nothing was written to."""
+    found = np.zeros(shape, np.float32)
+    found.setflags(write=False)
     return found
 
 

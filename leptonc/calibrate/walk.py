@@ -69,7 +69,10 @@ def stages(model: ir.Model) -> list[Stage]:
 
 
 class Store:
-    """Arrays in memory, and beyond a number of bytes on disk."""
+    """Arrays in memory, and beyond a number of bytes on disk.
+
+    What ONNX Runtime returns is copied: an output keeps the arena of its session in memory.
+    """
 
     def __init__(self, limit: int, folder: Path) -> None:
         self._left, self._folder, self._count = limit, folder, 0
@@ -77,7 +80,7 @@ class Store:
     def put(self, array: NDArray[Any]) -> NDArray[Any]:
         if array.nbytes <= self._left:
             self._left -= array.nbytes
-            return array
+            return np.array(array)
         self._count += 1
         path = self._folder / f"{self._count}.npy"
         np.save(path, array)

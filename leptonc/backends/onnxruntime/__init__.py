@@ -96,14 +96,16 @@ def lowerings() -> tuple[Pass, ...]:
 def finish(model: ir.Model) -> None:
     """Declares the operator sets that the lowered graph uses; leaves out what ONNX Runtime finds by itself as it loads.
 
-    Types and shapes of values inside, and the modules that nodes come from, are a third of the file.
+    Types and shapes of values inside, names of nodes (their outputs have the same) and the modules that they come from
+    are a third of the file.
     """
     model.graph.opset_imports[MS] = 1
+    inside = [value for node in model.graph for value in node.outputs if not value.is_graph_output()]
+    for value in (*inside, *model.graph.initializers.values()):
+        value.type = value.shape = None
     for node in model.graph:
+        node.name = None
         node.metadata_props.pop(MODULE_KEY, None)
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.type = value.shape = None
 
 
 def variant(job: Job, blobs: tuple[str, ...]) -> Variant:
