@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import runtime_edge
-from leptonc.build import BuildOptions, build
-from leptonc.errors import InputError
+from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.errors import BoundError, InputError
 
 TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 60
 
@@ -58,4 +58,50 @@ def test_a_tiny_text_is_refused(tmp_path: Path) -> None:
     path.write_text("Hello.", encoding="utf-8")
     with pytest.raises(InputError, match="at least 64 tokens"):
         build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights="int4", method="gptq", calibration=path))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_model_writes_its_own_text(tmp_path: Path) -> None:
+    found = [
+        build(BuildOptions("sample:tiny-llama", out=tmp_path / str(i), weights="int4", method="gptq", seed=seed))
+        for i, seed in enumerate((3, 3, 4))
+    ]
+    about = found[0].report["variants"]["cpu"]["quantization"]["calibration"]
+    assert about == {"text": "written by the model, seed 3", "samples": 32, "tokens": 32 * 512}
+    blobs = [sorted(file.path for file in each.manifest.files if file.path.startswith("blobs/")) for each in found]
+    assert blobs[0] == blobs[1] != blobs[2]
+
+
+def test_an_encoder_has_a_text_of_ours(tmp_path: Path) -> None:
+    source = "sample:tiny-bert-classifier"
+    result = build(BuildOptions(source, out=tmp_path / "a", weights="int4", method="gptq"))
+    about = result.report["variants"]["cpu"]["quantization"]["calibration"]
+    assert about["text"] == "built-in"
+    assert about["samples"] == 64
+
+
+@pytest.mark.parametrize("source", ["sample:tiny-llama", "sample:tiny-gemma3", "sample:tiny-bert-classifier"])
+def test_a_budget_is_kept_and_spent_on_what_matters(source: str, tmp_path: Path) -> None:
+    def size(result: BuildResult) -> int:
+        return int(result.report["bytes"]["weights"] + result.report["bytes"]["graph"])
+
+    plain = {"weights": "int4", "symmetric": False, "embeddings": "int8"}
+    least = size(build(BuildOptions(source, out=tmp_path / "least", **plain)))  # type: ignore[arg-type]
+    budget = least + 16_000
+    result = build(BuildOptions(source, out=tmp_path / "a", weights=f"auto:{budget / 1000:.3f}kB"))
+    assert budget - 8_000 < size(result) <= budget
+    about = result.report["variants"]["cpu"]["quantization"]
+    bits = {each["path"]: each["bits"] for each in about["sensitivity"]}
+    raised = sorted(path for path, found in bits.items() if found == 8)
+    (record,) = (each for each in result.manifest.passes if each.name == "quantize-weights")
+    assert sorted(record.config["raised"]) == raised
+    assert 0 < len(raised) < len(bits)
+    assert result.manifest.variants[0].weights == f"int4, {len(raised)} layers int8"
+    assert about["method"] == "gptq"
+    runtime_edge.verify(result.path)
+
+
+def test_a_budget_below_the_least_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BoundError, match="at most 20,000 bytes, found .* with all weights in 4 bits"):
+        build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights="auto:20kB", method="rtn"))
     assert not (tmp_path / "a").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leptonc.calibrate.texts import read_texts, token_windows
+from leptonc.calibrate.texts import built_in_texts, read_texts, text_windows, token_windows
 from leptonc.errors import InputError
 
 
@@ -52,3 +52,17 @@ def test_windows_are_spread_over_the_text() -> None:
     np.testing.assert_array_equal(token_windows([text], tokenize, 4, 5000)[0], np.arange(1000))
     with pytest.raises(InputError, match=r"at least 64 tokens .* found 10"):
         token_windows(["1 2 3 4 5 6 7 8 9 10"], tokenize, 4, 100)
+
+
+def test_windows_begin_with_what_the_tokenizer_puts_before_every_text() -> None:
+    found = token_windows([" ".join(map(str, range(1000)))], lambda t: [int(w) for w in t.split()], 3, 100, [7, 8])
+    assert [each[:3].tolist() for each in found] == [[7, 8, 0], [7, 8, 392], [7, 8, 882]]
+    assert {len(each) for each in found} == {100}
+
+
+def test_lines_are_windows_of_their_own() -> None:
+    found = text_windows(built_in_texts(), lambda text: [1, *map(len, text.split()), 2], 10)
+    assert len(found) == 10
+    assert all(each[0] == 1 and each[-1] == 2 for each in found)
+    with pytest.raises(InputError, match="found 6"):
+        text_windows(["a\nb"], lambda _: [1, 5, 2], 10)
