@@ -150,17 +150,19 @@ class Calibration:
                 hint="--symmetric, --block-size 64 and --embeddings int4 take less",
             )
         config = config_of(job)
+
+        def extra(shape: tuple[int, int]) -> int:
+            low, high = (config.form(shape[1], raised=raised) for raised in (False, True))
+            return high.stored_bytes(shape) - low.stored_bytes(shape) + NODES
+
+        about["budget"] = {"bytes": budget, "least": size, "spent": 0, "embeddings": job.embeddings}
+        if all(extra(each.shape) > budget - size for each in linears(model)):
+            return
         trials = [window[:TRIAL] for window in self.windows[:: max(1, len(self.windows) // TRIALS)]]
         with self.clock.stage("sensitivity", len(stages(model))) as advance:
             found = sensitivities(model, trials, config.form, self.scratch, memory=self.memory, advance=advance)
         found = [*_outside_layers(model), *found]
-
-        def extra(each: Sensitivity) -> int:
-            low, high = (config.form(each.shape[1], raised=raised) for raised in (False, True))
-            return high.stored_bytes(each.shape) - low.stored_bytes(each.shape) + NODES
-
-        job.raised, spent = raise_within(found, extra, budget - size)
-        about["budget"] = {"bytes": budget, "least": size, "spent": spent, "embeddings": job.embeddings}
+        job.raised, about["budget"]["spent"] = raise_within(found, lambda each: extra(each.shape), budget - size)
         about["sensitivity"] = [
             {
                 "path": each.path,

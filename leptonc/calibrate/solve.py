@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir.structure import Linear
-from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest
+from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.gptq import gptq, output_error
 
 
@@ -69,10 +69,7 @@ class Solver:
         self._stage, self._report = stage, report
 
     def __call__(self, model: ir.Model, form: Callable[[Linear], Format]) -> Mapping[str, Codes]:
-        """Returns the codes of each layer's linear layers, by the name of the weight.
-
-        Weights of 8 bits are rounded to nearest: GPTQ gains nothing there that shows in the model's outputs.
-        """
+        """Returns the codes of each layer's linear layers, by the name of the weight."""
         codes: dict[str, Codes] = {}
         errors: list[dict[str, Any]] = []
         moments: dict[str, Moments] = {}
@@ -89,7 +86,7 @@ class Solver:
                 for linear in group:
                     key = str(linear.weight.name)
                     weight, stored = weight_of(linear), form(linear)
-                    found = round_to_nearest(weight, stored) if stored.bits == 8 else gptq(weight, stored, hessian)
+                    found = gptq(weight, stored, hessian)
                     error = output_error(weight, found, stored, hessian)
                     errors.append({"path": linear.path, "error": round(error, 6)})
                     codes[key] = found

@@ -102,6 +102,6 @@ def test_a_budget_is_kept_and_spent_on_what_matters(source: str, tmp_path: Path)
 
 
 def test_a_budget_below_the_least_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(BoundError, match="at most 20,000 bytes, found .* with all weights in 4 bits"):
+    with pytest.raises(BoundError, match=r"at most 20,000 bytes, found .* with all weights in 4 bits"):
         build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights="auto:20kB", method="rtn"))
     assert not (tmp_path / "a").exists()

@@ -66,6 +66,7 @@ def data_of(value: ir.Value) -> np.ndarray:
 
 
 def run(model: ir.Model, folder: Path, **given: np.ndarray) -> list[np.ndarray]:
+    model = model.clone()  # passes that come after need the types that finishing leaves out
     finish(model)
     ir.save(model, folder / "m.onnx")
     session = onnxruntime.InferenceSession(folder / "m.onnx", providers=["CPUExecutionProvider"])
