@@ -286,7 +286,9 @@ class _Build:
         return counted
 
     def _tokenizer_files(self, writer: Any) -> None:
-        writer.add("tokenizer.json", self.source.tokenizer_json)
+        from leptonc.artifact.tokenizer import stored as stored_tokenizer
+
+        writer.add("tokenizer.json", stored_tokenizer(self.source.tokenizer_json))
         if self.source.chat_template:
             writer.add("chat_template.jinja", self.source.chat_template.encode())
 
@@ -323,7 +325,7 @@ class _Build:
         sizes = {
             "weights": total(lambda path: path.startswith("blobs/")),
             "graph": total(lambda path: path.endswith(".onnx")),
-            "tokenizer": len(self.source.tokenizer_json),
+            "tokenizer": total(lambda path: path == "tokenizer.json"),
         }
         plans = total(lambda path: path.endswith(".plan"))
         return {**sizes, "plans": plans} if plans else sizes
