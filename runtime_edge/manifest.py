@@ -6,7 +6,7 @@ An artifact is a directory:
     report.json             the measured quality report
     tokenizer.json          the tokenizer, in the `tokenizers` library's format
     chat_template.jinja     the chat template, where the model has one
-    <variant>.onnx          one graph a variant, its weights outside
+    <variant>.onnx          one graph a variant, its weights outside; <variant>.prefill.onnx beside it, where it has one
     blobs/<sha256>          weights, named by their content
 
 Every file but the manifest itself is listed in `files` with its size and sha256.
@@ -24,7 +24,7 @@ from runtime_edge.errors import ArtifactError, FormatVersionError
 from runtime_edge.files import MANIFEST_NAME
 
 FORMAT = "lepton"
-FORMAT_VERSION = 2  # 2: engines; what version 1 said reads as before
+FORMAT_VERSION = 3  # 2: engines; 3: graphs for prefill; what earlier versions said reads as before
 REPORT_NAME = "report.json"
 
 TEXT_GENERATION = "text-generation"
@@ -161,7 +161,8 @@ class Engine(_Record, frozen=True, kw_only=True):
 class Variant(_Record, frozen=True, kw_only=True):
     """The model compiled for one target: `graph` is run by `backend` and reads `blobs`.
 
-    A backend of TensorRT has `engine`; its plans are run in the graph's place.
+    A backend of TensorRT has `engine`; its plans are run in the graph's place. `prefill` is a decoder's second graph,
+    with the same inputs, outputs and cache, in a form that is faster for many tokens at once.
     """
 
     name: str
@@ -172,6 +173,12 @@ class Variant(_Record, frozen=True, kw_only=True):
     activations: str = "none"
     blobs: tuple[str, ...] = ()
     engine: Engine | None = None
+    prefill: str | None = None
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """All graphs."""
+        return (self.graph,) if self.prefill is None else (self.graph, self.prefill)
 
 
 class PassRecord(_Record, frozen=True, kw_only=True):
@@ -254,10 +261,14 @@ def _check(manifest: Manifest) -> None:
     if manifest.report is not None:
         references.append(("report", manifest.report))
     for variant in manifest.variants:
-        references.append((f"variant {variant.name!r}: graph", variant.graph))
+        references += [(f"variant {variant.name!r}: graph", graph) for graph in variant.graphs]
         references += [(f"variant {variant.name!r}: blobs", blob) for blob in variant.blobs]
         if variant.engine is not None:
             references += [(f"variant {variant.name!r}: plans", plan.file) for plan in variant.engine.plans]
+        _require(
+            variant.prefill is None or (manifest.decoder is not None and variant.backend == "onnxruntime"),
+            f"variant {variant.name!r}: prefill: expected one for a decoder that onnxruntime runs, and for no other",
+        )
         _check_engine(variant)
     listed = set(paths)
     for where, path in references:

@@ -83,8 +83,9 @@ def check_contents(root: Path, manifest: Manifest, hashes: Hashes) -> None:
                 hint=_REBUILD,
             )
     for variant in manifest.variants:
-        if variant.graph.endswith(".onnx"):  # only an ONNX graph can name other files; a plan is one file
-            _check_graph(manifest, variant, external_data(root / variant.graph, variant.graph))
+        for graph in variant.graphs:
+            if graph.endswith(".onnx"):  # only an ONNX graph can name other files; a plan is one file
+                _check_graph(manifest, variant, graph, external_data(root / graph, graph))
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -126,19 +127,18 @@ def _check_path(path: str) -> None:
             )
 
 
-def _check_graph(manifest: Manifest, variant: Variant, entries: Iterable[ExternalData]) -> None:
+def _check_graph(manifest: Manifest, variant: Variant, graph: str, entries: Iterable[ExternalData]) -> None:
     sizes = {file.path: file.size for file in manifest.files}
-    folder = variant.graph.rpartition("/")[0]
+    folder = graph.rpartition("/")[0]
     blobs = {blob for blob in variant.blobs if not folder or blob.startswith(f"{folder}/")}
     for entry in entries:
         path = f"{folder}/{entry.location}" if folder else entry.location
         if path not in blobs:
             raise ArtifactError(
-                f"{variant.graph}: expected external data in the blobs of variant {variant.name!r}, "
-                f"found {entry.location!r}"
+                f"{graph}: expected external data in the blobs of variant {variant.name!r}, found {entry.location!r}"
             )
         if entry.offset + entry.length > sizes[path]:
             raise ArtifactError(
-                f"{variant.graph}: expected external data within the {sizes[path]} bytes of {path}, "
+                f"{graph}: expected external data within the {sizes[path]} bytes of {path}, "
                 f"found {entry.length} bytes at offset {entry.offset}"
             )

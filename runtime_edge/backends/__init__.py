@@ -76,8 +76,13 @@ class Backend(Protocol):
     def preload(self) -> None:
         """Imports what it runs on (raises `MissingDependencyError`): `load` has it done while it verifies."""
 
-    def open_decoder(self, graph: Path, decoder: Decoder, threads: int) -> DecoderSession:
-        """Opens a `text-generation` graph (raises `MissingDependencyError`, `ArtifactError`)."""
+    def open_decoder(
+        self, graph: Path, decoder: Decoder, threads: int, *, prefill: Path | None = None
+    ) -> DecoderSession:
+        """Opens a `text-generation` graph, and the one that it has for prefill or None.
+
+        Raises `MissingDependencyError`, `ArtifactError`.
+        """
 
     def open_encoder(self, graph: Path, encoder: Encoder, threads: int) -> EncoderSession:
         """Opens an encoder's graph (raises the same)."""

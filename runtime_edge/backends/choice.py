@@ -154,11 +154,14 @@ class _Ladder:
     def _graphs(self, backend: str, variants: Sequence[Variant]) -> Opened | None:
         for variant in variants:
 
-            def opening(graph: Path = self._root / variant.graph) -> Session:
+            def opening(graph: Path = self._root / variant.graph, prefill: str | None = variant.prefill) -> Session:
                 providers = onnxruntime.gpu_providers() if backend == "onnxruntime-cuda" else onnxruntime.CPU
                 manifest = self._manifest
                 if manifest.decoder is not None:
-                    return onnxruntime.open_decoder(graph, manifest.decoder, self._threads, providers)
+                    return onnxruntime.open_decoder(
+                        graph, manifest.decoder, self._threads, providers,
+                        prefill=None if prefill is None else self._root / prefill,
+                    )  # fmt: skip
                 assert manifest.encoder is not None  # verified, as above
                 return onnxruntime.open_encoder(graph, manifest.encoder, self._threads, providers)
 

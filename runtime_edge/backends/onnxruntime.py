@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from runtime_edge.cache import KVCache
 from runtime_edge.errors import ArtifactError, EngineError, MissingDependencyError
+from runtime_edge.files import Background
 from runtime_edge.manifest import Decoder, Encoder
 
 if TYPE_CHECKING:
@@ -25,19 +26,29 @@ if TYPE_CHECKING:
 CPU = ("CPUExecutionProvider",)
 _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")  # in this order: TensorRT's builds for each new shape
 PREFILL_CHUNK = 512  # tokens a run: attention's scores take chunk x length a head, and this bounds them
+PREFILL_LEAST = 16  # tokens that the graph for prefill is worth: below, both take about the same time
 
 
 class OrtDecoder:
-    """A decoder graph in a session."""
+    """A decoder graph in a session, and the graph that it may have for prefill in another; the cache serves both."""
 
-    def __init__(self, graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU) -> None:
+    def __init__(
+        self, graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, prefill: Path | None = None
+    ) -> None:
         self.decoder = decoder
-        self.session = _Session(graph, threads, providers)
         self.cache_inputs, self.cache_outputs = _cache_names(len(decoder.cache))
-        self.session.expect(
+        # Weights are prepared by one thread a session.
+        second = None if prefill is None else Background(lambda: self._open(prefill, threads, providers))
+        self.session = self._open(graph, threads, providers)
+        self.prefill_session = None if second is None else second.result()
+
+    def _open(self, graph: Path, threads: int, providers: Sequence[str]) -> _Session:
+        session = _Session(graph, threads, providers)
+        session.expect(
             inputs=("input_ids", "past_length", "logits_to_keep", *self.cache_inputs),
             outputs=("logits", *self.cache_outputs),
         )
+        return session
 
     def new_state(self) -> OrtDecoderState:
         """Returns an empty sequence."""
@@ -48,7 +59,7 @@ class OrtDecoder:
 
 
 class OrtDecoderState:
-    """One sequence: two bindings over the same cache, one for single tokens and one for runs of them."""
+    """One sequence: bindings over the same cache, for single tokens, for runs of them, and for long runs."""
 
     def __init__(self, owner: OrtDecoder) -> None:
         self._owner = owner
@@ -62,11 +73,16 @@ class OrtDecoderState:
         self._logits: Floats = np.zeros((1, 1, owner.decoder.vocab_size), np.float32)
         self._row: Floats = self._logits[0, 0]
         self._step, self._many = owner.session.binding(), owner.session.binding()
-        for binding in (self._step, self._many):
+        self._long = self._many if owner.prefill_session is None else owner.prefill_session.binding()
+        for binding in self._bindings:
             _bind_input(binding, "past_length", self._past)
         _bind_input(self._step, "logits_to_keep", self._one)
         _bind_input(self._step, "input_ids", self._token)
         _bind_output(self._step, "logits", self._logits)
+
+    @property
+    def _bindings(self) -> tuple[Any, ...]:
+        return (self._step, self._many) if self._long is self._many else (self._step, self._many, self._long)
 
     def reserve(self, length: int) -> None:
         """See `DecoderState.reserve`."""
@@ -77,8 +93,7 @@ class OrtDecoderState:
         """See `DecoderState.prefill`: one chunk, at most `PREFILL_CHUNK` tokens."""
         if len(token_ids) == 1:
             return self.step(token_ids[0])
-        _bind_input(self._many, "logits_to_keep", self._one)
-        self._run_many(token_ids, self._logits)
+        self._run_many(token_ids, self._one, self._logits)
         return self._row
 
     def step(self, token_id: int) -> Floats:
@@ -94,23 +109,28 @@ class OrtDecoderState:
     def all_logits(self, token_ids: Sequence[int], out: Floats) -> None:
         """See `DecoderState.all_logits`: one chunk, at most `PREFILL_CHUNK` tokens."""
         self._all[0] = len(token_ids)
-        _bind_input(self._many, "logits_to_keep", self._all)
-        self._run_many(token_ids, out[None])
+        self._run_many(token_ids, self._all, out[None])
 
-    def _run_many(self, token_ids: Sequence[int], logits: Floats) -> None:
+    def _run_many(self, token_ids: Sequence[int], keep: Ints, logits: Floats) -> None:
         tokens = self.cache.token_ids
         count = len(token_ids)
+        second = self._owner.prefill_session
+        if second is None or count < PREFILL_LEAST:
+            session, binding = self._owner.session, self._many
+        else:
+            session, binding = second, self._long
         self.reserve(len(tokens) + count)
         self._chunk[0, :count] = token_ids
         self._past[0] = len(tokens)
-        _bind_input(self._many, "input_ids", self._chunk[:, :count])
-        _bind_output(self._many, "logits", logits)
-        self._owner.session.run(self._many)
+        _bind_input(binding, "logits_to_keep", keep)
+        _bind_input(binding, "input_ids", self._chunk[:, :count])
+        _bind_output(binding, "logits", logits)
+        session.run(binding)
         tokens.extend(token_ids)  # only now: an interrupted run leaves rows that count as garbage
 
     def _bind_cache(self) -> None:
         owner = self._owner
-        for binding in (self._step, self._many):
+        for binding in self._bindings:
             for past, present, buffer in zip(owner.cache_inputs, owner.cache_outputs, self.cache.buffers, strict=True):
                 _bind_input(binding, past, buffer)
                 _bind_output(binding, present, buffer)
@@ -153,9 +173,11 @@ def gpu_providers() -> list[str]:
     return [found, *CPU]
 
 
-def open_decoder(graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU) -> OrtDecoder:
+def open_decoder(
+    graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, *, prefill: Path | None = None
+) -> OrtDecoder:
     """See `Backend.open_decoder`."""
-    return OrtDecoder(graph, decoder, threads, providers)
+    return OrtDecoder(graph, decoder, threads, providers, prefill)
 
 
 def open_encoder(graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU) -> OrtEncoder:

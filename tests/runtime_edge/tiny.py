@@ -207,8 +207,10 @@ def variant(graph: str, blobs: list[str], **changes: Any) -> dict[str, Any]:
     return {**base, "blobs": blobs, **changes}
 
 
-def write_decoder(root: Path, *, weights: Weights | None = None, max_seq_len: int = MAX_SEQ_LEN) -> Path:
-    """Writes the tiny decoder's artifact."""
+def write_decoder(
+    root: Path, *, weights: Weights | None = None, max_seq_len: int = MAX_SEQ_LEN, prefill: Weights | None = None
+) -> Path:
+    """Writes the tiny decoder's artifact; with `prefill`, a second graph of these weights for prefill."""
     weights = weights or Weights.seeded()
     graph, path, blob = decoder_graph(weights, max_seq_len)
     layer = {"kv_heads": KV_HEADS, "key_dim": HEAD_DIM, "value_dim": HEAD_DIM}
@@ -234,6 +236,10 @@ def write_decoder(root: Path, *, weights: Weights | None = None, max_seq_len: in
         "tokenizer.json": byte_tokenizer().to_str().encode(),
         "chat_template.jinja": TEMPLATE.encode(),
     }
+    if prefill is not None:
+        files["cpu.prefill.onnx"], other, files[other] = decoder_graph(prefill, max_seq_len)
+        fields["variants"] = [variant("cpu.onnx", sorted({path, other}), prefill="cpu.prefill.onnx")]
+        files[path] = blob
     return write(root, fields, files)
 
 
