@@ -17,6 +17,7 @@ from leptonc import __version__
 from leptonc.backends import Job, backend_of
 from leptonc.errors import BoundError, InputError
 from leptonc.memory import return_freed_memory
+from leptonc.recipe import LayerRule, as_record, check_values
 from runtime_edge.manifest import Manifest, PassRecord, Variant
 
 TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tokenizers", "numpy")
@@ -61,6 +62,7 @@ class BuildOptions:
             for embeddings, of agreement for classifiers.
         seed: Of the text that a model writes for its calibration; nothing else in a build is random.
         dump_ir: Directory for the graph after each pass, or None.
+        layers: Exceptions for single layers; see `leptonc.recipe`.
         eval_text: Text to measure fidelity on, or None for the built-in one.
         check: Whether fidelity is measured; for an engine, of the lowered graph on the CPU before it is built.
         force: Whether an artifact at `out` is replaced.
@@ -80,6 +82,7 @@ class BuildOptions:
     max_seq_len: int | None = None
     max_loss: float | None = None
     seed: int = 0
+    layers: tuple[LayerRule, ...] = ()
     dump_ir: Path | None = None
     eval_text: Path | None = None
     check: bool = True
@@ -135,6 +138,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
             f"expected activations none, found {options.activations}",
             hint="activations are quantized by the kernels as they run, in blocks, where weights are int8 or int4",
         )
+    check_values(options)
     _check_method(options)
     jobs = _jobs(options, clock)
     for job in jobs:
@@ -186,7 +190,7 @@ def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
         jobs.append(
             Job(
                 name, target, scheme, options.block_size, options.symmetric, budget, method, options.embeddings,
-                options.check, clock,
+                options.check, clock, rules=options.layers,
             )
         )  # fmt: skip
     return jobs
@@ -226,6 +230,7 @@ class _Build:
                 "kv_heads": [layer.kv_heads for layer in shape.layers],
                 "mlp_channels": [layer.mlp_channels for layer in shape.layers],
             },
+            "recipe": as_record(options),
         }  # fmt: skip
         for job in self.jobs:
             job.captured, job.sample = captured, sample

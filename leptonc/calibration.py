@@ -23,7 +23,7 @@ from leptonc.calibrate.walk import stages
 from leptonc.errors import BoundError, InputError
 from leptonc.ir.structure import embeddings, layer_of, linears
 from leptonc.passes.base import Manager
-from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
 
 if TYPE_CHECKING:
     from leptonc.backends import Clock
@@ -152,21 +152,27 @@ class Calibration:
         config = config_of(job)
 
         def extra(shape: tuple[int, int]) -> int:
-            low, high = (config.form(shape[1], raised=raised) for raised in (False, True))
+            low, high = config.form(shape[1]), config.raised(shape[1])
             return high.stored_bytes(shape) - low.stored_bytes(shape) + NODES
 
         about["budget"] = {"bytes": budget, "least": size, "spent": 0, "embeddings": job.embeddings}
-        if all(extra(each.shape) > budget - size for each in linears(model)):
+        fixed = {path for each in job.layers for path in each.paths}
+        if all(extra(each.shape) > budget - size for each in linears(model) if each.path not in fixed):
             return
         trials = [window[:TRIAL] for window in self.windows[:: max(1, len(self.windows) // TRIALS)]]
         with self.clock.stage("sensitivity", len(stages(model))) as advance:
             found = sensitivities(model, trials, config.form, self.scratch, memory=self.memory, advance=advance)
-        found = [*_outside_layers(model), *found]
-        job.raised, about["budget"]["spent"] = raise_within(found, lambda each: extra(each.shape), budget - size)
+        found = [each for each in (*_outside_layers(model), *found) if each.path not in fixed]
+        raised, about["budget"]["spent"] = raise_within(found, lambda each: extra(each.shape), budget - size)
+        sizes = {each.path: config.raised(each.shape[1]).size for each in found if each.path in raised}
+        job.layers += tuple(
+            LayerFormat(8, size, True, tuple(path for path in raised if sizes[path] == size))
+            for size in sorted(set(sizes.values()))
+        )
         about["sensitivity"] = [
             {
                 "path": each.path,
-                "bits": 8 if each.path in job.raised else 4,
+                "bits": 8 if each.path in raised else 4,
                 **({"error": float(f"{each.error:.4g}")} if math.isfinite(each.error) else {}),
             }
             for each in found

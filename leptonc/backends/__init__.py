@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from leptonc.evaluate.measure import Sample
     from leptonc.frontend.capture import Captured
     from leptonc.passes.base import Pass
-    from leptonc.passes.quantize.weights import Solve
+    from leptonc.passes.quantize.weights import LayerFormat, Solve
+    from leptonc.recipe import LayerRule
     from runtime_edge.manifest import Manifest, Variant
 
 MODULES = {
@@ -52,7 +53,9 @@ class Job:
         embeddings: Number format of the embedding and a head tied to it; None for that of the weights.
         check: Whether the lowered graph is compared with the original.
         clock: Times stages.
-        raised: Module paths of what is kept in 8 bits, once the budget is spent.
+        rules: What a recipe says of single layers.
+        layers: Formats of layers that differ: what the rules come to, once the model is captured, and what is kept in
+            8 bits, once the budget is spent.
         solve: What method gptq chooses codes with, once the model is captured.
         captured: The model, once it is captured.
         sample: The text that it is measured on, likewise.
@@ -71,14 +74,19 @@ class Job:
     clock: Clock
     captured: Captured = field(init=False)
     sample: Sample = field(init=False)
-    raised: tuple[str, ...] = ()
+    rules: tuple[LayerRule, ...] = ()
+    layers: tuple[LayerFormat, ...] = ()
     solve: Solve | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """What the variant's record calls the weights."""
-        return self.scheme if self.budget is None else f"{self.scheme}, {len(self.raised)} layers int8"
+        counts: dict[str, int] = {}
+        for each in self.layers:
+            name = f"int{each.bits}" if each.bits <= 8 else "float"
+            counts[name] = counts.get(name, 0) + len(each.paths) * (name != self.scheme)
+        return ", ".join([self.scheme, *(f"{count} layers {name}" for name, count in sorted(counts.items()) if count)])
 
     @property
     def graph(self) -> str:

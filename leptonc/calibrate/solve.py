@@ -68,7 +68,7 @@ class Solver:
         self._windows, self._folder, self._memory = windows, folder, memory
         self._stage, self._report = stage, report
 
-    def __call__(self, model: ir.Model, form: Callable[[Linear], Format]) -> Mapping[str, Codes]:
+    def __call__(self, model: ir.Model, form: Callable[[Linear], Format | None]) -> Mapping[str, Codes]:
         """Returns the codes of each layer's linear layers, by the name of the weight."""
         codes: dict[str, Codes] = {}
         errors: list[dict[str, Any]] = []
@@ -84,8 +84,10 @@ class Solver:
             for name, group in stage.linears.items():
                 hessian = moments.pop(name).hessian()
                 for linear in group:
-                    key = str(linear.weight.name)
-                    weight, stored = weight_of(linear), form(linear)
+                    stored = form(linear)
+                    if stored is None:
+                        continue
+                    key, weight = str(linear.weight.name), weight_of(linear)
                     found = gptq(weight, stored, hessian)
                     error = output_error(weight, found, stored, hessian)
                     errors.append({"path": linear.path, "error": round(error, 6)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -49,6 +50,21 @@ class Weights(click.ParamType):  # type: ignore[type-arg]
         if value not in _SCHEMES and not value.startswith("auto"):
             self.fail(f"expected one of {', '.join(_SCHEMES)} or auto:SIZE, found {value!r}", param, ctx)
         return value
+
+
+class Percent(click.ParamType):  # type: ignore[type-arg]
+    """A number of percent, its sign written or not."""
+
+    name = "percent"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "PCT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = click.FLOAT(str(value).strip().removesuffix("%"), param, ctx)
+        if not found >= 0:
+            self.fail(f"expected a number of 0 or more, found {value}", param, ctx)
+        return float(found)
 
 
 @click.command()
@@ -122,9 +138,8 @@ class Weights(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--max-loss",
-    type=click.FloatRange(min=0),
-    metavar="PCT",
-    help="Fail, with exit code 3 and nothing at OUT, where quality falls by more than PCT percent.",
+    type=Percent(),
+    help="Fail, with exit code 3 and nothing at OUT, where quality falls by more than PCT percent (3 or 3%).",
 )
 @click.option(
     "--eval-text",
@@ -134,6 +149,12 @@ class Weights(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--check/--no-check", default=True, show_default=True, help="Measure the artifact against the original model."
+)
+@click.option(
+    "--recipe",
+    metavar="FILE",
+    help="A .toml file that says the same and more, with exceptions for single layers, or the name of a shipped one; "
+    "options given beside it stand above it.",
 )
 @options.seed
 @click.option(
@@ -157,6 +178,7 @@ def build(
     max_loss: float | None,
     eval_text: Path | None,
     check: bool,
+    recipe: str | None,
     seed: int,
     dump_ir: Path | None,
     force: bool,
@@ -178,8 +200,9 @@ def build(
             require(module, extra="compiler", needed_by="leptonc build")
     from leptonc.build import BuildOptions
     from leptonc.build import build as run_build
+    from leptonc.recipe import with_recipe
 
-    result = run_build(
+    wanted = with_recipe(
         BuildOptions(
             source=source,
             target=target if len(target) > 1 else target[0],
@@ -200,8 +223,10 @@ def build(
             check=check,
             force=force,
         ),
-        progress=StageProgress(),
+        recipe,
+        given=options.given(),
     )
+    result = run_build(wanted, progress=StageProgress())
     if as_json:
         print_json(
             {

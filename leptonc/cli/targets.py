@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,7 +28,7 @@ def show_targets(name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(records[0] if name is not None else records)
     elif name is not None:
-        print_pairs(_rows(records[0]))
+        print_pairs([*_rows(records[0]), ("recipe", _recipe(chosen[0].lineage))])
     else:
         headings = ("name", "backend", "weights", "memory", "description")
         rows = (
@@ -40,6 +42,13 @@ def show_targets(name: str | None, as_json: bool) -> None:
             for target in chosen
         )
         print_table(headings, rows, numbers_from=len(headings))
+
+
+def _recipe(lineage: tuple[str, ...]) -> str:
+    """The shipped recipe that says what a build for the target does: that of the nearest profile which has one."""
+    folder = Path(str(files("leptonc") / "recipes"))
+    name = next((name for name in lineage if (folder / f"{name}.toml").is_file()), None)
+    return f"{name}: what a build does without options, as `leptonc build --recipe {name}`" if name else "none"
 
 
 def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:

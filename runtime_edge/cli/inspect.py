@@ -13,21 +13,29 @@ from runtime_edge.cli import options
 from runtime_edge.cli.console import megabytes, print_json, print_pairs
 
 _MAX_REPORT_BYTES = 16 * 2**20
+_FEW = 8  # rows of a table that a person reads here
 
 
 @click.command()
 @options.artifact
+@click.option("--recipe", is_flag=True, help="Print the recipe that builds the artifact again, as TOML.")
 @options.as_json
-def inspect(artifact: Path, as_json: bool) -> None:
+def inspect(artifact: Path, recipe: bool, as_json: bool) -> None:
     """Show what an artifact holds and how good it is.
 
     Reads the manifest and the measured quality report only; `verify` checks the rest.
     """
+    from runtime_edge.errors import ArtifactError
+    from runtime_edge.toml import toml
     from runtime_edge.verify import read_manifest
 
     manifest = read_manifest(artifact)
     report = _report(artifact, manifest.report)
-    if as_json:
+    if recipe:
+        if not isinstance(report.get("recipe"), dict):
+            raise ArtifactError(f"{artifact}: expected a report with a recipe, found none")
+        click.echo(toml(report["recipe"]), nl=False)
+    elif as_json:
         print_json({"manifest": manifest, "report": report})
     else:
         print_pairs([*_rows(manifest), *(("", ""), *_flat(report)) * bool(report)])
@@ -108,6 +116,8 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _flat(item, f"{name} {key}".strip())
+    elif isinstance(value, list) and len(value) > _FEW and isinstance(value[0], dict):
+        yield name, f"{len(value)} rows, in report.html and with --json"
     elif isinstance(value, list) and value and isinstance(value[0], dict | list):
         for index, item in enumerate(value):
             yield from _flat(item, f"{name} {index}")

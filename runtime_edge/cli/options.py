@@ -14,3 +14,10 @@ threads = click.option(
 seed = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Seed of all chance."
 )
+
+
+def given() -> set[str]:
+    """Returns the parameters of the verb that runs which were given, on the command line or in the environment."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {name for name in context.params if context.get_parameter_source(name) is not default}

@@ -24,6 +24,7 @@ from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from leptonc.recipe import Forms, LayerRule, resolve
 from runtime_edge.manifest import Manifest, Variant
 
 if TYPE_CHECKING:
@@ -40,12 +41,15 @@ def check_request(job: Job) -> None:
             f"expected weights among {', '.join(WEIGHTS)} for target {job.target.name}, found {job.scheme}",
             hint="fp32 keeps the weights as they are",
         )
-    if job.scheme != "fp32" or job.method != "rtn" or job.embeddings:
+    if job.scheme != "fp32" or job.method != "rtn" or job.embeddings or job.rules:
         config_of(job)
 
 
 def preflight(job: Job) -> None:
-    """See `Backend.preflight`: a CPU's memory is not the profile's to know."""
+    """See `Backend.preflight`: the recipe's layers; a CPU's memory is not the profile's to know."""
+    symmetric = job.budget is None if job.symmetric is None else job.symmetric
+    usual = LayerRule(weights=job.scheme, block_size=job.block_size, symmetric=symmetric)
+    job.layers = resolve(job.rules, job.captured.model, Forms("ONNX Runtime", WEIGHTS, usual, lambda _: BLOCK_SIZE))
 
 
 def config_of(job: Job) -> QuantizeWeightsConfig:
@@ -56,14 +60,15 @@ def config_of(job: Job) -> QuantizeWeightsConfig:
     """
     if job.scheme == "fp32":
         raise InputError(
-            "expected weights int8 or int4 with --method gptq and --embeddings, found fp32", hint="--weights int4"
+            "expected weights int8 or int4 with --method gptq, --embeddings and layers of a recipe, found fp32",
+            hint="--weights int4",
         )
     block_size = BLOCK_SIZE if job.block_size is None else job.block_size
     if block_size == 0:
         raise InputError("expected a block size of 16 or more for ONNX Runtime, found 0")
     return QuantizeWeightsConfig(
         bits=int(job.scheme.removeprefix("int")), block_size=block_size, symmetric=job.symmetric is not False,
-        method=job.method, embedding_bits=int((job.embeddings or "int0").removeprefix("int")), raised=job.raised,
+        method=job.method, embedding_bits=int((job.embeddings or "int0").removeprefix("int")), layers=job.layers,
         half_scales=True,
     )  # fmt: skip
 

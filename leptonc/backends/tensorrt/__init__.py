@@ -55,12 +55,18 @@ def check_request(job: Job) -> None:
             f"{job.embeddings or 'none'}",
             hint="gptq and --embeddings are for ONNX Runtime's targets, cpu among them",
         )
+    if job.rules and memory.BITS[job.scheme] > 8:
+        raise InputError(
+            f"expected weights of 8 or 4 bits with layers of a recipe, found {job.scheme}",
+            hint=f"--weights {' or '.join(each for each in job.target.precisions if memory.BITS.get(each, 16) <= 8)}",
+        )
     recipes.checked(job)
     _quantize(job)
 
 
 def preflight(job: Job) -> None:
-    """See `Backend.preflight`: weights, cache and workspace fit the target's memory."""
+    """See `Backend.preflight`: the recipe's layers; weights, cache and workspace fit the target's memory."""
+    job.layers = recipes.layers(job)
     decoder = job.captured.task.cached
     chunk = min(recipes.CHUNK, job.captured.max_seq_len) if decoder else recipes.BATCH * job.captured.max_seq_len
     found = memory.need(
@@ -85,8 +91,9 @@ def _quantize(job: Job) -> list[Pass]:
     if bits > 8:
         return []
     config = QuantizeWeightsConfig(
-        bits=bits, block_size=recipes.block_size(job), signed=True, floating=job.scheme == "fp8", embeddings=False
-    )
+        bits=bits, block_size=recipes.block_size(job), signed=True, floating=job.scheme == "fp8", embeddings=False,
+        layers=job.layers,
+    )  # fmt: skip
     found = QuantizeWeights(config)
     job.report["kept_in_half_precision"] = found.kept
     return [found]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from leptonc.backends import Job
 from leptonc.errors import InputError
+from leptonc.ir.structure import embeddings, linears
+from leptonc.passes.quantize.weights import LayerFormat
+from leptonc.recipe import Forms, LayerRule, ragged, resolve
 from runtime_edge.errors import EngineError
 from runtime_edge.manifest import InputShapes, Profile, Recipe
 from runtime_edge.tensorrt.flavours import flavour, import_module, in_range
@@ -79,6 +82,32 @@ def block_size(job: Job) -> int:
         return 0
     smallest = min(size for size in flavour(job.target.backend).int4_blocks if size >= 32)
     return smallest if job.block_size is None else job.block_size
+
+
+def layers(job: Job) -> tuple[LayerFormat, ...]:
+    """The formats of the layers that a recipe names.
+
+    Raises:
+        InputError: See `resolve`; or blocks of a size that was asked for do not divide the inputs of every layer.
+            (Those that the flavour's own choice does not divide keep their weights, and the report says so.)
+    """
+    wanted, model = flavour(job.target.backend), job.captured.model
+    integers = [each for each in ("int8", "int4") if each in job.target.precisions]
+    forms = Forms(
+        wanted.title, ("fp16", *(integers if job.scheme in integers else ())),
+        LayerRule(weights=job.scheme, block_size=job.block_size if job.scheme == "int4" else None),
+        lambda scheme: block_size(job) if scheme == job.scheme else min(wanted.int4_blocks) * (scheme == "int4"),
+        lambda scheme: wanted.int4_blocks if scheme == "int4" else (), whole=True, asymmetric=False,
+    )  # fmt: skip
+    found = resolve(job.rules, model, forms)
+    if job.block_size is not None and job.scheme == "int4":
+        named = {path for each in found for path in each.paths}
+        tables = {node.inputs[0] for node in embeddings(model)}
+        rest = {each.path: each.shape[1] for each in linears(model) if each.weight not in tables}
+        short = {p: count for p, count in rest.items() if p not in named and count % job.block_size}
+        if short:
+            raise ragged(job.block_size, short, forms)
+    return found
 
 
 def checked(job: Job) -> None:

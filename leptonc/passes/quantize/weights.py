@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,31 @@ from leptonc.passes.base import Config, Pass
 from leptonc.passes.quantize.blocks import Codes, Format, Quantized, round_to_nearest
 
 METHODS = ("rtn", "gptq")
-# Chooses the codes of linear layers from what a text makes of the graph: codes by the name of a weight.
-Solve = Callable[[ir.Model, Callable[[Linear], Format]], Mapping[str, Codes]]
+# Chooses the codes of linear layers from what a text makes of the graph: codes by the name of a weight. Its second
+# argument gives the format of a layer, None where the weights stay as they are.
+Solve = Callable[[ir.Model, Callable[[Linear], Format | None]], Mapping[str, Codes]]
+BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
+KEPT = 32  # bits of weights that stay as they are
 RAISED_SIZE = 64  # weights of a block in 8 bits among weights of 4: finer ones gain nothing that shows
 KEY = "lepton.quantized"
 _FLOAT8_MAX = 448
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerFormat:
+    """The format of some linear layers, where it is not that of all others.
+
+    Attributes:
+        bits: 4 or 8; 32 for weights that stay as they are.
+        block_size: As in `QuantizeWeightsConfig`.
+        symmetric: Likewise.
+        paths: Module paths of the layers.
+    """
+
+    bits: int
+    block_size: int
+    symmetric: bool
+    paths: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +60,7 @@ class QuantizeWeightsConfig(Config):
         method: How codes are chosen; "rtn" is round to nearest, "gptq" looks at the inputs of the layers, which must
             be given: see `leptonc.passes.quantize.gptq`.
         embedding_bits: Bits of embedding tables, and of the head tied to one; 0 for `bits`.
-        raised: Module paths of linear layers that have 8 bits where others have 4.
+        layers: Formats of linear layers that differ.
         half_scales: Whether scales are numbers that float16 holds, for backends that store them so.
         skip: Module paths, and parts of them, whose weights stay float32.
     """
@@ -52,15 +73,16 @@ class QuantizeWeightsConfig(Config):
     embeddings: bool = True
     method: str = "rtn"
     embedding_bits: int = 0
-    raised: tuple[str, ...] = ()
+    layers: tuple[LayerFormat, ...] = ()
     half_scales: bool = False
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8) or self.embedding_bits not in (0, 4, 8):
             raise InputError(f"expected weights of 4 or 8 bits, found {self.bits} and {self.embedding_bits}")
-        if self.block_size not in (0, 16, 32, 64, 128, 256):
-            raise InputError(f"expected a block size of 16, 32, 64, 128 or 256, found {self.block_size}")
+        for size in (self.block_size, *(each.block_size for each in self.layers)):
+            if size not in BLOCK_SIZES:
+                raise InputError(f"expected a block size of 16, 32, 64, 128 or 256, found {size}")
         if self.signed and not self.symmetric:
             raise InputError("expected symmetric weights for signed codes, found asymmetric ones")
         if self.floating and (self.bits, self.block_size, self.signed) != (8, 0, True):
@@ -68,20 +90,35 @@ class QuantizeWeightsConfig(Config):
         if self.method not in METHODS:
             raise InputError(f"expected a method among {', '.join(METHODS)}, found {self.method!r}")
 
-    def form(self, columns: int, *, table: bool = False, raised: bool = False) -> Format:
-        """The format of a weight with so many inputs; `table`: of an embedding, `raised`: of one of `raised`.
+    def form(self, columns: int, *, table: bool = False, path: str = "") -> Format:
+        """The format of a weight with so many inputs; `table`: of an embedding, `path`: of the layer there."""
+        own = self._own.get(path)
+        if own is not None and not table:
+            return self._format(own.bits, own.block_size or columns, own.symmetric)
+        if table and self.embedding_bits > self.bits:
+            return self.raised(columns)
+        bits = self.embedding_bits if table and self.embedding_bits else self.bits
+        return self._format(bits, self.block_size or columns, self.symmetric)
 
-        8 bits among 4 are symmetric, in blocks of `RAISED_SIZE` where these divide the inputs.
-        """
-        bits = self.embedding_bits if table and self.embedding_bits else 8 if raised else self.bits
-        if bits > self.bits:
-            size = self.block_size if columns % RAISED_SIZE else max(RAISED_SIZE, self.block_size)
-            return Format(bits, size, True, self.signed, self.half_scales)
-        return Format(bits, self.block_size or columns, self.symmetric, self.signed, self.half_scales)
+    def raised(self, columns: int) -> Format:
+        """The format of a weight that has 8 bits among others of 4: symmetric, in blocks of `RAISED_SIZE` if it can."""
+        return self._format(8, self.block_size if columns % RAISED_SIZE else max(RAISED_SIZE, self.block_size), True)
 
-    def form_of(self, linear: Linear) -> Format:
-        """The format of a linear layer that is no embedding's."""
-        return self.form(linear.shape[1], raised=linear.path in self.raised)
+    def form_of(self, linear: Linear) -> Format | None:
+        """The format of a linear layer that is no embedding's; None where its weights stay as they are."""
+        return None if self.keeps(linear.path) else self.form(linear.shape[1], path=linear.path)
+
+    def keeps(self, path: str) -> bool:
+        """Whether the weights at a module path stay as they are."""
+        own = self._own.get(path)
+        return any(part in path for part in self.skip) or (own is not None and own.bits == KEPT)
+
+    @cached_property
+    def _own(self) -> dict[str, LayerFormat]:
+        return {path: each for each in self.layers for path in each.paths}
+
+    def _format(self, bits: int, size: int, symmetric: bool) -> Format:
+        return Format(bits, size, symmetric, self.signed, self.half_scales)
 
 
 class QuantizeWeights(Pass):
@@ -92,6 +129,7 @@ class QuantizeWeights(Pass):
     """
 
     name = "quantize-weights"
+    version = 2  # `layers` in the place of `raised`
     config: QuantizeWeightsConfig
 
     def __init__(self, config: QuantizeWeightsConfig, solve: Solve | None = None) -> None:
@@ -114,24 +152,20 @@ class QuantizeWeights(Pass):
             if self._is_ragged(linear):
                 self.kept.append(linear.path)
                 continue
-            if linear.dequantize is None and not self._skipped(linear.path):
+            if linear.dequantize is None and not self.config.keeps(linear.path):
                 self._linear(model.graph, linear, done)
         for node in tables.values() if self.config.embeddings else ():
             table = node.inputs[0]
-            if table is not None and table.is_initializer() and not self._skipped(node.name or ""):
+            if table is not None and table.is_initializer() and not self.config.keeps(node.name or ""):
                 node.replace_input_with(0, self._codes(model.graph, table, True, done))
         return len(done)
 
     def _is_ragged(self, linear: Linear) -> bool:
         """Whether signed blocks would end in a short one, which TensorRT refuses."""
-        if not self.config.signed or not self.config.block_size or linear.dequantize is not None:
+        if not self.config.signed or linear.dequantize is not None or self.config.keeps(linear.path):
             return False
-        shape = linear.weight.shape
-        columns = shape[1 if linear.transposed else 0] if shape is not None else 0
-        return bool(int(columns) % self.config.block_size)  # type: ignore[arg-type]
-
-    def _skipped(self, path: str) -> bool:
-        return any(part in path for part in self.config.skip)
+        columns = linear.shape[1]
+        return bool(columns % self.config.form(columns, path=linear.path).size)
 
     def _linear(self, graph: ir.Graph, linear: Linear, done: dict[str, ir.Value]) -> None:
         first = linear.node
@@ -155,7 +189,7 @@ class QuantizeWeights(Pass):
         tensor = weight.const_value
         rows, columns = (int(d) for d in weight.shape or ())  # type: ignore[arg-type]
         shape = (rows, columns) if by_rows else (columns, rows)
-        form = self.config.form(shape[1], table=name in self._tables, raised=path in self.config.raised)
+        form = self.config.form(shape[1], table=name in self._tables, path=path)
 
         def read() -> np.ndarray[Any, Any]:
             array = tensor.numpy()  # type: ignore[union-attr]

@@ -52,7 +52,7 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
         "--embeddings": ("int8", "embeddings", "int8"),
         "--memory-gb": ("1.5", "memory_gb", 1.5),
         "--max-seq-len": ("99", "max_seq_len", 99),
-        "--max-loss": ("2.5", "max_loss", 2.5),
+        "--max-loss": ("2.5%", "max_loss", 2.5),
         "--seed": ("7", "seed", 7),
         "--dump-ir": ("ir", "dump_ir", Path("ir")),
         "--eval-text": ("text", "eval_text", Path("text")),
@@ -65,7 +65,7 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
     assert leptonc("build", SOURCE, "--no-check").code == 0
     assert asked[1].check is False
     fields = {field.name for field in dataclasses.fields(compiler.BuildOptions)}
-    assert fields == {"source", "check", *expected}
+    assert fields == {"source", "check", "layers", *expected}  # layers are a recipe's
 
 
 @pytest.mark.usefixtures("asked")

@@ -49,10 +49,10 @@ def test_configs_that_make_no_sense(changes: dict[str, object], message: str) ->
 
 def test_a_configs_record() -> None:
     record = QuantizeWeights(QuantizeWeightsConfig(bits=8, symmetric=False, skip=("lm_head",))).record()
-    assert (record.name, record.version) == ("quantize-weights", 1)
+    assert (record.name, record.version) == ("quantize-weights", 2)
     assert record.config == {
         "bits": 8, "block_size": 32, "symmetric": False, "signed": False, "floating": False, "embeddings": True,
-        "method": "rtn", "embedding_bits": 0, "raised": (), "half_scales": False, "skip": ("lm_head",),
+        "method": "rtn", "embedding_bits": 0, "layers": (), "half_scales": False, "skip": ("lm_head",),
     }  # fmt: skip
 
 
