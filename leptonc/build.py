@@ -204,6 +204,7 @@ class _Build:
         self.out = options.out or Path(f"{source.name}.lepton")
 
     def run(self) -> BuildResult:
+        from leptonc.artifact.report import shapes_of
         from leptonc.artifact.writer import ArtifactWriter, check_out
         from leptonc.calibration import Calibration
         from leptonc.evaluate.measure import Sample
@@ -221,7 +222,7 @@ class _Build:
         name = str(options.eval_text.name) if options.eval_text else "built-in"
         sample = Sample(self.source, captured, self.text, name)
         Manager(options.dump_ir).write(captured.model, "capture")
-        shape = structure(captured.model)
+        shape, self.shapes = structure(captured.model), shapes_of(captured.model)
         report: dict[str, Any] = {
             "operations": {"captured": count_ops(captured.model)},
             "structure": {
@@ -262,6 +263,7 @@ class _Build:
 
     def _variant(self, job: Job, model: Any, writer: Any) -> dict[str, int]:
         """Lowers, writes, measures and compiles one variant; returns how often each op occurs in it."""
+        from leptonc.artifact.report import advice, linear_rows, rounded_of
         from leptonc.ir.dialect import count_ops
         from leptonc.passes.base import Manager
 
@@ -281,12 +283,20 @@ class _Build:
         with clock.stage(f"{prefix}weights", size) as advance:
             blobs = writer.add_graph(job.graph, model, advance)
         variant = backend.variant(job, blobs)
+        rounded = rounded_of(passes)
         if job.check:
+            job.sample.rounded = rounded
             manifest = self._manifest(writer, (variant,))
             writer.write_manifest(manifest)
             with clock.stage(f"{prefix}check"):
                 job.report["fidelity"] = backend.measure(job, writer, manifest)
-            self._judge(job)
+        noise = job.sample.noise if job.check else {}
+        half = job.target.backend != "onnxruntime" and job.scheme != "fp32"
+        kept = "fp8" if job.scheme == "fp8" else "fp16" if half else "fp32"
+        rows = linear_rows(self.shapes, rounded, noise, job.report.get("quantization", {}), kept=kept)
+        job.report["linears"] = rows
+        if job.check:
+            self._judge(job, advice(rows, kept, job.budget))
         self.variants.append(backend.compile(job, writer, model, variant))
         return counted
 
@@ -311,7 +321,7 @@ class _Build:
             report="report.json" if "report.json" in writer.files else None,
         )  # fmt: skip
 
-    def _judge(self, job: Job) -> None:
+    def _judge(self, job: Job, hint: str | None) -> None:
         from leptonc.evaluate.measure import loss
 
         bound = self.options.max_loss
@@ -320,7 +330,7 @@ class _Build:
             raise BoundError(
                 f"expected a loss of at most {bound:g} % for {job.target.spec}, found that {what} by {found:.2f} %; "
                 "nothing was written",
-                hint="more bits (--weights int8), smaller blocks (--block-size 16) or --asymmetric lose less",
+                hint=hint or "more bits (--weights int8), smaller blocks (--block-size 16) or --asymmetric lose less",
             )
 
     def _sizes(self, writer: Any) -> dict[str, int]:

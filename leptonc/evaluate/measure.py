@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from leptonc.evaluate import fidelity
+from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Reference
 from leptonc.evaluate.text import sentences
 from leptonc.frontend.capture import Captured
@@ -29,6 +30,8 @@ class Sample:
         captured: Its graph.
         text: The whole text.
         name: What reports call the text.
+        rounded: Linear layers whose noise is measured while the original runs.
+        noise: What was measured: see `OutputNoise.decibels`.
     """
 
     source: Source
@@ -37,6 +40,8 @@ class Sample:
     name: str
     token_ids: list[int] = field(init=False, default_factory=list)
     texts: list[str] = field(init=False, default_factory=list)
+    rounded: dict[str, Rounded] = field(init=False, default_factory=dict)
+    noise: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tokenizer = Tokenizer.from_str(self.source.tokenizer_json.decode())
@@ -59,14 +64,17 @@ class Sample:
 
     def compare_decoder(self, blocks: Iterable[tuple[int, NDArray[np.float32]]]) -> dict[str, Any]:
         """Compares logits of `token_ids`, as (position, float32 [n, vocab]) in order, with transformers' in float32."""
-        reference = Reference(self.source, self.captured.task)
+        reference = Reference(self.source, self.captured.task, watching := OutputNoise(self.rounded))
         found = fidelity.compare_logits(reference.logits(self.token_ids), blocks, self.token_ids)
+        self.noise = watching.decibels()
         return {**found, "text": self.name}
 
     def reference_rows(self) -> NDArray[np.float32]:
         """Returns what transformers computes in float32 for each of `texts`, [n, dim]."""
-        reference = Reference(self.source, self.captured.task)
-        return reference.rows([self.tokenizer.encode(text).ids for text in self.texts])
+        reference = Reference(self.source, self.captured.task, watching := OutputNoise(self.rounded))
+        found = reference.rows([self.tokenizer.encode(text).ids for text in self.texts])
+        self.noise = watching.decibels()
+        return found
 
     def compare_encoder(
         self, reference: NDArray[np.float32], found: NDArray[np.float32], *, multi_label: bool

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from leptonc.evaluate.noise import OutputNoise
 from leptonc.frontend import weights as bindings
 from leptonc.frontend.capture import position_limit
 from leptonc.frontend.tasks import Task, build_model
@@ -69,9 +70,10 @@ class Reference:
     Args:
         source: Config and weights.
         task: What it is for.
+        noise: What looks at its linear layers while it runs, or None.
     """
 
-    def __init__(self, source: Source, task: Task) -> None:
+    def __init__(self, source: Source, task: Task, noise: OutputNoise | None = None) -> None:
         self.task = task
         self.model = build_model(task, source.config, "eager")
         bound = bindings.bind(self.model, source.weights)
@@ -79,6 +81,8 @@ class Reference:
         for name, value in bindings.buffers(self.model, source.weights).items():
             path, _, leaf = name.rpartition(".")
             self.model.get_submodule(path)._buffers[leaf] = torch.from_numpy(np.array(value))
+        if noise is not None:  # before what lets go of weights: hooks run in the order that they come
+            noise.watch(self.model)
 
     @property
     def max_positions(self) -> int | None:

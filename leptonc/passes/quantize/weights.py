@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ METHODS = ("rtn", "gptq")
 # Chooses the codes of linear layers from what a text makes of the graph: codes by the name of a weight. Its second
 # argument gives the format of a layer, None where the weights stay as they are.
 Solve = Callable[[ir.Model, Callable[[Linear], Format | None]], Mapping[str, Codes]]
+# Codes of some rows of a weight, float32 [n, in], given the step between them.
+Some = Callable[[np.ndarray[Any, Any], int], Codes]
 BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
 KEPT = 32  # bits of weights that stay as they are
 RAISED_SIZE = 64  # weights of a block in 8 bits among weights of 4: finer ones gain nothing that shows
@@ -139,6 +141,8 @@ class QuantizeWeights(Pass):
         self._solve = solve
         self._solved: Mapping[str, Codes] = {}
         self._tables: set[str] = set()
+        # Quantized linear layers by path; where weights are the source's, also what gives codes of some rows of them.
+        self.made: dict[str, tuple[tuple[int, int], Format, Some | None]] = {}
         self.kept: list[str] = []  # linear layers whose weights stay as they are, because blocks do not divide them
 
     def run(self, model: ir.Model) -> int:
@@ -202,11 +206,21 @@ class QuantizeWeights(Pass):
         if self.config.floating:
             done[name] = float8(graph, read, shape, name, graph[0])
             return done[name]
+        own = tensor is not None and tensor.metadata_props.get("lepton.source")
+        self.made[path] = (shape, form, partial(self._some, name, form) if own else None)
         quantized = Quantized(shape, form, name, codes_of)
         build = signed if self.config.signed else dequantized
         value = build(graph, quantized, name, graph[0])
         done[name] = value
         return value
+
+
+    def _some(self, name: str, form: Format, rows: np.ndarray[Any, Any], step: int) -> Codes:
+        """Codes of every `step`-th row of a weight, which are `rows`."""
+        found = self._solved.get(name)
+        if found is None:
+            return round_to_nearest(rows, form)
+        return Codes(*(None if part is None else part[::step] for part in found))  # type: ignore[arg-type]
 
 
 def dequantized(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir.Value:

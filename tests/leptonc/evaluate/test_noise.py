@@ -1,0 +1,95 @@
+"""The noise of each linear layer's output: against the layer's arithmetic written out in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from leptonc.build import BuildOptions, build
+from leptonc.errors import BoundError
+from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
+from tests.leptonc import models
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2"])
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (8, False)])
+def test_decibels_of_a_decoder(name: str, bits: int, symmetric: bool, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The river runs through the town and under the old bridge. " * 40)
+    options = {"weights": f"int{bits}", "symmetric": symmetric, "eval_text": text}
+    result = build(BuildOptions(f"sample:{name}", out=tmp_path / "m", **options))  # type: ignore[arg-type]
+    rows = {row["path"]: row for row in result.report["variants"]["cpu"]["linears"]}
+    ids = Tokenizer.from_file(str(result.path / "tokenizer.json")).encode(text.read_text()).ids[:512]
+    model = models.reference(name)
+    seen: dict[str, Any] = {}
+    handles = [
+        model.get_submodule(path).register_forward_hook(
+            lambda _m, args, _out, path=path: seen.__setitem__(path, args[0][0].double().numpy())
+        )
+        for path in rows
+    ]
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([ids]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    form = Format(bits, 32, symmetric, half=True)
+    for path, row in rows.items():
+        module = model.get_submodule(path)
+        weight = module.weight.detach().numpy()
+        weight = weight if isinstance(module, torch.nn.Linear) else np.ascontiguousarray(weight.T)
+        off = (weight - dequantize(round_to_nearest(weight, form), form)).astype(np.float64)
+        x = seen[path][:: max(1, len(ids) // 128)]
+        ratio = ((x @ off.T) ** 2).sum(1) / ((x @ weight.astype(np.float64).T) ** 2).sum(1)
+        assert row["snr_db"] == pytest.approx(-10 * np.log10(ratio.mean()), abs=0.02), path
+        assert (row["shape"], row["weights"], row["block_size"]) == (list(weight.shape), f"int{bits}", 32)
+        assert row["bytes"] == form.stored_bytes(weight.shape)
+    assert len(rows) == {"tiny-llama": 21, "tiny-gpt2": 12}[name]
+
+
+def test_more_bits_are_less_noise_whatever_chooses_the_codes(tmp_path: Path) -> None:
+    def decibels(source: str, **options: Any) -> list[float]:
+        out = tmp_path / f"{source}{len(list(tmp_path.iterdir()))}"
+        report = build(BuildOptions(f"sample:{source}", out=out, **options)).report
+        return [row["snr_db"] for row in report["variants"]["cpu"]["linears"]]
+
+    text = tmp_path / "text.txt"
+    text.write_text("The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 30)
+    four, eight = (decibels("tiny-sentence", weights=f"int{bits}") for bits in (4, 8))
+    assert min(np.subtract(eight, four)) > 20  # sixteen times finer: 24 dB
+    solved = decibels("tiny-llama", weights="int4", method="gptq", calibration=text)
+    assert all(15 < each < 30 for each in solved)
+
+
+def test_layers_that_keep_their_weights_have_no_noise(artifact: Callable[..., Path]) -> None:
+    import json
+
+    report = json.loads((artifact("sample:tiny-llama", weights="fp32") / "report.json").read_text())
+    rows = report["variants"]["cpu"]["linears"]
+    assert {row["weights"] for row in rows} == {"fp32"}
+    assert not any("snr_db" in row for row in rows)
+    assert sum(row["bytes"] for row in rows) == 4 * sum(row["shape"][0] * row["shape"][1] for row in rows)
+
+
+def test_a_bound_that_is_not_met_names_the_layers_and_the_recipe_that_raises_them(tmp_path: Path) -> None:
+    from leptonc.recipe import with_recipe
+
+    source = "sample:tiny-sentence"
+    with pytest.raises(BoundError) as caught:
+        build(BuildOptions(source, out=tmp_path / "m", weights="int4", max_loss=0.001))
+    hint = str(caught.value.hint)
+    assert not (tmp_path / "m").exists()
+    plain = build(BuildOptions(source, out=tmp_path / "m", weights="int4")).report
+    rows = sorted(plain["variants"]["cpu"]["linears"], key=lambda row: row["snr_db"])
+    assert f"these layers lose most: {rows[0]['path']} ({rows[0]['snr_db']:g} dB), {rows[1]['path']}" in hint
+    (tmp_path / "r.toml").write_text(hint[hint.index("[[layers]]") :])
+    wanted = with_recipe(BuildOptions(source, out=tmp_path / "n", weights="int4"), str(tmp_path / "r.toml"))
+    raised = build(wanted).report
+    cost = sum(row["bytes"] for row in raised["variants"]["cpu"]["linears"]) - sum(row["bytes"] for row in rows)
+    assert f"In int8 they take {cost:,} bytes more" in hint
+    assert raised["fidelity"]["cosine_mean"] > plain["fidelity"]["cosine_mean"]
