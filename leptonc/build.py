@@ -48,13 +48,15 @@ class BuildOptions:
         target: Target name with overrides, or several: one artifact then holds a variant for each.
         out: Artifact to write; None for NAME.lepton in the working directory.
         weights: fp32, fp16, int8 or int4, of what the targets can have, or auto:SIZE (auto:95MB), for 4 bits and, where
-            it helps most, 8 within so many bytes of graph and weights; None for each target's default.
-        activations: none.
+            it helps most, 8 within so many bytes of graph and weights; None for each target's default, or int8 with
+            int8 activations.
+        activations: none, or int8: linear layers read 8-bit integers with scales known before the model runs.
+        calibrator: What chooses the ranges of these integers: minmax, percentile, entropy or mse.
         block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points; None for yes, but no with auto.
         method: How codes are chosen: rtn (round to nearest) or gptq; None for rtn, but gptq with auto.
-        calibration: Text that gptq and auto look at, .txt or .jsonl; None for one that the model writes itself or, for
-            an encoder, a built-in one.
+        calibration: Text that gptq, auto and int8 activations look at, .txt or .jsonl; None for one that the model
+            writes itself or, for an encoder, a built-in one.
         embeddings: int8 or int4, of the embedding and a head tied to it; None for that of the weights.
         memory_gb: Gigabytes of activations that calibration keeps in memory; others wait on disk.
         max_seq_len: Longest sequence; None for the target's default, at most the model's.
@@ -73,6 +75,7 @@ class BuildOptions:
     out: Path | None = None
     weights: str | None = None
     activations: str = "none"
+    calibrator: str = "mse"
     block_size: int | None = None
     symmetric: bool | None = None
     method: str | None = None
@@ -133,10 +136,10 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
 
     return_freed_memory()
     clock = _Clock(progress or Silent())
-    if options.activations != "none":
+    if options.activations not in ("none", "int8"):
         raise InputError(
-            f"expected activations none, found {options.activations}",
-            hint="activations are quantized by the kernels as they run, in blocks, where weights are int8 or int4",
+            f"expected activations none or int8, found {options.activations}",
+            hint="with none, kernels for int8 and int4 weights round activations as they run, in blocks",
         )
     check_values(options)
     _check_method(options)
@@ -153,15 +156,19 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
 
 
 def _check_method(options: BuildOptions) -> None:
-    """Whether the calibration text has a use, and can be read."""
+    """Whether the calibration text has a use, and can be read; whether a calibrator has that name."""
+    from leptonc.calibrate.calibrators import calibrator
+
+    calibrator(options.calibrator)
     if options.calibration is None:
         return
     from leptonc.calibrate.texts import read_texts
 
-    if options.method != "gptq" and not (options.weights or "").startswith("auto"):
+    auto = (options.weights or "").startswith("auto")
+    if options.method != "gptq" and not auto and options.activations == "none":
         raise InputError(
-            f"expected a calibration text for method gptq or weights auto:SIZE, and for no other, found "
-            f"{options.calibration} for {options.method or 'rtn'}",
+            f"expected a calibration text for method gptq, weights auto:SIZE or activations int8, and for no other, "
+            f"found {options.calibration} for {options.method or 'rtn'}",
             hint="--method gptq --calibration FILE",
         )
     read_texts(options.calibration)
@@ -179,18 +186,19 @@ def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
     if not found:
         raise InputError("expected at least one target, found none", hint="see `leptonc targets`")
     names = [target.name for target in found]
-    budget = parse_budget(options.weights)
+    budget, integers = parse_budget(options.weights), options.activations == "int8"
     jobs: list[Job] = []
     for target in found:
         name = target.name if names.count(target.name) == 1 else re.sub(r"[^\w.]+", "-", target.spec)
         if any(job.name == name for job in jobs):
             raise InputError(f"expected each target once, found {target.spec} twice")
-        scheme = (options.weights if budget is None else "int4") or target.weights
+        scheme = (options.weights if budget is None else "int4") or ("int8" if integers else target.weights)
         method = options.method or ("rtn" if budget is None else "gptq")
         jobs.append(
             Job(
                 name, target, scheme, options.block_size, options.symmetric, budget, method, options.embeddings,
-                options.check, clock, rules=options.layers,
+                options.check, clock, rules=options.layers, activations=options.activations,
+                calibrator=options.calibrator,
             )
         )  # fmt: skip
     return jobs

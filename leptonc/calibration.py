@@ -14,7 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter, stored_bytes
-from leptonc.backends import Job, backend_of
+from leptonc.backends import MODULES, Job, backend_of
+from leptonc.calibrate.activations import choices, describe, divergences, kept_higher, static_of
 from leptonc.calibrate.generate import generate, rounds
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.calibrate.solve import Solver
@@ -119,7 +120,7 @@ class Calibration:
 
     def prepare(self, job: Job, model: ir.Model) -> None:
         """Gives a job what it needs: what is kept in more bits, and what chooses codes; its report says both."""
-        if job.budget is None and job.method == "rtn":
+        if job.budget is None and job.method == "rtn" and job.activations == "none":
             return
         windows = self.windows
         about: dict[str, Any] = {
@@ -129,8 +130,30 @@ class Calibration:
         job.report["quantization"] = about
         if job.budget is not None:
             self._spend(job, model, job.budget, about)
+        if job.activations == "int8":
+            self._activations(job, model, about)
         if job.method == "gptq":
             job.solve = Solver(windows, self.scratch, self.memory, self.clock.stage, about)
+
+    def _activations(self, job: Job, model: ir.Model, about: dict[str, Any]) -> None:
+        """Chooses how the inputs of linear layers become integers, and which stay as they are."""
+        symmetric = MODULES[job.target.backend] == MODULES["tensorrt"]
+        with self.clock.stage("activations", len(stages(model))) as advance:
+            found = choices(
+                model, self.windows, job.calibrator, self.scratch, symmetric=symmetric, memory=self.memory,
+                advance=advance,
+            )  # fmt: skip
+        trials = [window[:TRIAL] for window in self.windows[:: max(1, len(self.windows) // TRIALS)]]
+        with self.clock.stage("sensitivity", len(stages(model))) as advance:
+            errors = divergences(
+                model, trials, found, self.scratch, paired=not symmetric, memory=self.memory, advance=advance
+            )
+        fixed = {path for each in job.layers for path in each.paths}
+        kept = kept_higher(found, errors) | {
+            each.path for each in found if any(linear.path in fixed for linear in each.linears)
+        }
+        job.static = static_of(found, kept, symmetric=symmetric)
+        about["activations"] = describe(found, errors, kept, job.calibrator)
 
     def _spend(self, job: Job, model: ir.Model, budget: int, about: dict[str, Any]) -> None:
         """Chooses, under the budget, what is kept in 8 bits; the embedding first, whose errors every token pays for."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from leptonc.evaluate.measure import Sample
     from leptonc.frontend.capture import Captured
     from leptonc.passes.base import Pass
+    from leptonc.passes.quantize.static import StaticActivations
     from leptonc.passes.quantize.weights import LayerFormat, Solve
     from leptonc.recipe import LayerRule
     from runtime_edge.manifest import Manifest, Variant
@@ -56,6 +57,9 @@ class Job:
         rules: What a recipe says of single layers.
         layers: Formats of layers that differ: what the rules come to, once the model is captured, and what is kept in
             8 bits, once the budget is spent.
+        activations: Number format that activations are quantized to: none or int8.
+        calibrator: What chooses their ranges.
+        static: How activations are quantized, once the model is captured and calibrated.
         solve: What method gptq chooses codes with, once the model is captured.
         captured: The model, once it is captured.
         sample: The text that it is measured on, likewise.
@@ -76,7 +80,10 @@ class Job:
     sample: Sample = field(init=False)
     rules: tuple[LayerRule, ...] = ()
     layers: tuple[LayerFormat, ...] = ()
+    activations: str = "none"
+    calibrator: str = "mse"
     solve: Solve | None = None
+    static: StaticActivations | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
     @property

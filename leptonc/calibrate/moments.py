@@ -12,6 +12,27 @@ from leptonc.errors import InputError
 SINK = 25.0  # a token whose energy is so many times the median's is an attention sink's
 
 
+def finite_energy(rows: NDArray[Any], path: str) -> NDArray[Any]:
+    """Returns the sum of squares of each token's features [tokens, width].
+
+    Raises:
+        InputError: One is not finite; `path` says where.
+    """
+    energy: NDArray[Any] = np.einsum("ij,ij->i", rows, rows)
+    if not np.isfinite(energy).all():
+        raise InputError(
+            f"expected finite activations on the calibration text, found others at the input of {path}",
+            hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+        )
+    return energy
+
+
+def is_sink(energy: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which tokens of one text, by their energy [tokens], have massive activations."""
+    found: NDArray[np.bool_] = energy > SINK * np.median(energy)
+    return found
+
+
 class Moments:
     """Second moments of a layer's inputs, the massive activations of a few tokens counted as much as all others.
 
@@ -36,13 +57,8 @@ class Moments:
             InputError: One is not finite.
         """
         rows = x.reshape(-1, x.shape[-1])
-        energy = np.einsum("ij,ij->i", rows, rows)
-        if not np.isfinite(energy).all():
-            raise InputError(
-                f"expected finite activations on the calibration text, found others at the input of {self.path}",
-                hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
-            )
-        sink = energy > SINK * np.median(energy)
+        energy = finite_energy(rows, self.path)
+        sink = is_sink(energy)
         if sink.any():
             massive, rows = rows[sink], rows[~sink]
             self._sinks += massive.T @ massive

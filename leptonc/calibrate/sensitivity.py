@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.solve import as_stored, inputs_of, weight_of
-from leptonc.calibrate.walk import Store, feed, open_stage, stages
+from leptonc.calibrate.walk import Stage, Store, Weights, feed, open_stage, stages
 from leptonc.errors import InputError
 from leptonc.ir.structure import Linear
 from leptonc.ir.types import fill_types
@@ -56,13 +57,26 @@ def divergence(before: NDArray[Any], after: NDArray[Any], *, logits: bool) -> fl
     return total / len(x)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One change of a stage, whose effect on the model's output is measured.
+
+    Attributes:
+        path: What it is called.
+        weights: Returns the weights that change, by initializer.
+        change: What else changes in the stage's graph, or None; see `open_stage`.
+    """
+
+    path: str
+    weights: Callable[[], Weights]
+    change: Callable[[ir.Graph], None] | None = None
+
+
 def sensitivities(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], form: Callable[[int], Format], folder: Path, *,
     memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> list[Sensitivity]:  # fmt: skip
     """Rounds one linear layer at a time to nearest, and compares the model's output with what it was before.
-
-    One walk does all: what a rounded layer changed goes on through the later stages beside what was not changed.
 
     Args:
         model: A captured graph.
@@ -78,12 +92,50 @@ def sensitivities(
     Raises:
         InputError: The model's output is not finite.
     """
+    found: dict[str, Linear] = {}
+    known: set[str] = set()
+
+    def rounded(linear: Linear) -> Weights:
+        weight = weight_of(linear)
+        stored = form(weight.shape[1])
+        return {str(linear.weight.name): as_stored(dequantize(round_to_nearest(weight, stored), stored), linear)}
+
+    def trials(stage: Stage) -> list[Trial]:
+        here = [each for group in stage.linears.values() for each in group if each.weight.name not in known]
+        known.update(str(each.weight.name) for each in here)
+        found.update({each.path: each for each in here})
+        return [Trial(each.path, partial(rounded, each)) for each in here]
+
+    errors = measure(model, windows, trials, folder, memory=memory, advance=advance)
+    return [Sensitivity(path, each.shape, errors[path]) for path, each in found.items()]
+
+
+def measure(
+    model: ir.Model, windows: Sequence[NDArray[np.int64]], trials: Callable[[Stage], Sequence[Trial]], folder: Path, *,
+    memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+) -> dict[str, float]:  # fmt: skip
+    """Makes one change at a time, and compares the model's output with what it was before.
+
+    One walk does all: what a change made different goes on through the later stages beside what was not changed.
+
+    Args:
+        model: A captured graph.
+        windows: Token ids int64 [length] of each text.
+        trials: Returns the changes of a stage; called once a stage, in order.
+        folder: For temporary files.
+        memory: Bytes of activations kept in memory.
+        advance: Called with 1 after each stage.
+
+    Returns:
+        The mean of `divergence` over the texts, by the path of the trial.
+
+    Raises:
+        InputError: The model's output is not finite.
+    """
     fill_types(model.graph)
     cut = stages(model)
     output = str(model.graph.outputs[0].name)
     errors: dict[str, float] = {}
-    found: dict[str, Linear] = {}
-    known: set[str] = set()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".sensitivity.") as place:
         store = Store(memory, Path(place))
         plain: list[Values] = [dict(inputs_of(model, window)) for window in windows]
@@ -91,9 +143,6 @@ def sensitivities(
         for at, stage in enumerate(cut):
             last = at == len(cut) - 1
             names = [output] if last else list(stage.outputs)
-            here = [each for group in stage.linears.values() for each in group if each.weight.name not in known]
-            known.update(str(each.weight.name) for each in here)
-            found.update({each.path: each for each in here})
             session = open_stage(model, stage, names, {}, Path(place))
             results = [dict(zip(names, session.run(None, feed(stage, each)), strict=True)) for each in plain]
             for path, variants in changed.items():
@@ -103,20 +152,17 @@ def sensitivities(
                         store.release(mine.pop(name))
                     _keep(path, mine, got, theirs, store, errors, output if last else None)
             del session
-            for linear in here:
-                weight = weight_of(linear)
-                rounded = dequantize(round_to_nearest(weight, form(weight.shape[1])), form(weight.shape[1]))
-                replaced = {str(linear.weight.name): as_stored(rounded, linear)}
-                session = open_stage(model, stage, names, replaced, Path(place))
-                changed[linear.path] = [{} for _ in plain]
-                for values, mine, theirs in zip(plain, changed[linear.path], results, strict=True):
+            for trial in trials(stage):
+                session = open_stage(model, stage, names, trial.weights(), Path(place), trial.change)
+                changed[trial.path] = [{} for _ in plain]
+                for values, mine, theirs in zip(plain, changed[trial.path], results, strict=True):
                     got = dict(zip(names, session.run(None, feed(stage, values)), strict=True))
-                    _keep(linear.path, mine, got, theirs, store, errors, output if last else None)
+                    _keep(trial.path, mine, got, theirs, store, errors, output if last else None)
                 del session
             for values, result in zip(plain, results, strict=True):
                 values.update({name: np.array(x) for name, x in result.items()})
             advance(1)
-    return [Sensitivity(path, each.shape, errors[path] / len(windows)) for path, each in found.items()]
+    return {path: error / len(windows) for path, error in errors.items()}
 
 
 def _keep(

@@ -147,8 +147,14 @@ def feed(stage: Stage, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[
     return {name: values[name] for name in stage.inputs}
 
 
-def open_stage(model: ir.Model, stage: Stage, outputs: Sequence[str], weights: Weights, folder: Path) -> Any:
-    """Opens a session over one stage, some of its weights replaced; `folder` is for temporary files."""
+def open_stage(
+    model: ir.Model, stage: Stage, outputs: Sequence[str], weights: Weights, folder: Path,
+    change: Callable[[ir.Graph], None] | None = None,
+) -> Any:  # fmt: skip
+    """Opens a session over one stage, some of its weights replaced; `folder` is for temporary files.
+
+    `change` is called with the stage's own graph, whose values and nodes have the names that they have in the model.
+    """
     import onnxruntime as ort
 
     made = {str(value.name): value for node in stage.nodes for value in node.outputs}
@@ -157,6 +163,8 @@ def open_stage(model: ir.Model, stage: Stage, outputs: Sequence[str], weights: W
     for name, array in weights.items():
         if name in graph.initializers:
             graph.initializers[name].const_value = ir.tensor(array, name=name)
+    if change is not None:
+        change(graph)
     part = ir.Model(graph, ir_version=model.ir_version, functions=[f.clone() for f in model.functions.values()])
     path = folder / "stage.onnx"
     (folder / "stage.data").unlink(missing_ok=True)

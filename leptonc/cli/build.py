@@ -14,6 +14,7 @@ from runtime_edge.cli import options
 _SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4")
 _METHODS = ("rtn", "gptq")
 _ACTIVATIONS = ("none", "int8")
+_CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 _NEEDED = (
     "torch",
     "transformers",
@@ -92,7 +93,15 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     type=click.Choice(_ACTIVATIONS),
     default="none",
     show_default=True,
-    help="Number format that activations are quantized to.",
+    help="Number format of what linear layers read; int8, with --weights int8, takes its scales from a calibration "
+    "text.",
+)
+@click.option(
+    "--calibrator",
+    type=click.Choice(_CALIBRATORS),
+    default="mse",
+    show_default=True,
+    help="What chooses the ranges of int8 activations, from what the model makes of the calibration text.",
 )
 @click.option(
     "--block-size",
@@ -114,8 +123,8 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text like what the model will read, .txt or .jsonl, for --method gptq and --weights auto.  [default: one "
-    "that the model writes itself; for an encoder, one that Lepton carries]",
+    help="Text like what the model will read, .txt or .jsonl, for --method gptq, --weights auto and --activations "
+    "int8.  [default: one that the model writes itself; for an encoder, one that Lepton carries]",
 )
 @click.option(
     "--embeddings",
@@ -168,6 +177,7 @@ def build(
     out: Path | None,
     weights: str | None,
     activations: str,
+    calibrator: str,
     block_size: str | None,
     symmetric: bool | None,
     method: str | None,
@@ -209,6 +219,7 @@ def build(
             out=out,
             weights=weights,
             activations=activations,
+            calibrator=calibrator,
             block_size=None if block_size is None else int(block_size),
             symmetric=symmetric,
             method=method,

@@ -1,13 +1,14 @@
 """The IR dialect, written down as code: what a graph between the frontend and a lowering may contain.
 
-Values are float32 (weights and activations), int64 (ids, positions, shapes) or bool (masks). Ops are standard ONNX at
-opset 24, and the functions of our own domain below, whose bodies are standard ONNX: any ONNX runtime executes the
-graph as it stands, and a lowering may replace a call whole.
+Values are float32 (weights and activations), int64 (ids, positions, shapes), bool (masks) or, before DequantizeLinear,
+codes of 8 or 4 bits. Ops are standard ONNX at opset 24, and the functions of our own domain below, whose bodies are
+standard ONNX: any ONNX runtime executes the graph as it stands, and a lowering may replace a call whole.
 
 Rules that passes rely on, each checked by `verify`:
 
 1. Every initializer is named by the parameter, buffer or table that it came from, and has a known shape.
-2. A linear layer is `MatMul(x, Transpose(W))` with W [out, in], or `MatMul(x, W)` with W [in, out], then maybe `Add`.
+2. A linear layer is `MatMul(x, Transpose(W))` with W [out, in], or `MatMul(x, W)` with W [in, out], then maybe `Add`. W
+   may be codes behind DequantizeLinear, and x may come through QuantizeLinear and DequantizeLinear with one scale.
 3. Attention over a cache is `lepton.CachedAttention`, one a layer, whose caches are the graph inputs
    `past_key_values.{i}.key` and `.value` and the outputs `present.{i}.key` and `.value`, i counting from zero.
 4. Every node carries the module path that it came from in `metadata_props["lepton.module"]`, where it has one.
@@ -33,8 +34,8 @@ STANDARD_OPS = frozenset(  # as text: one word an op
     """
     Abs Add And Attention Cast Clip Concat Constant ConstantOfShape Cos CumSum DequantizeLinear Div Equal Erf
     Exp Expand Floor Gather GatherElements Gelu Greater GreaterOrEqual Identity LayerNormalization Less
-    LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow RMSNormalization Range Reciprocal ReduceL2 ReduceMax
-    ReduceMean ReduceMin ReduceSum Relu Reshape RotaryEmbedding Round Shape Sigmoid Sign Sin Slice Softmax
+    LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow QuantizeLinear RMSNormalization Range Reciprocal ReduceL2
+    ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape RotaryEmbedding Round Shape Sigmoid Sign Sin Slice Softmax
     Softplus Split Sqrt Squeeze Sub Swish Tanh TensorScatter Tile TopK Transpose Trilu Unsqueeze Where
     """.split()  # noqa: SIM905
 )
@@ -138,6 +139,10 @@ def verify(model: ir.Model, *, after: str = "capture") -> None:
                 fail(f"expected a function of the model, found {node.domain}.{node.op_type}", node)
             if node.op_type == "CachedAttention":
                 caches.append(node)
+        elif node.op_type == "QuantizeLinear" and not node.domain:
+            readers = [use.node.op_type for use in node.outputs[0].uses()]
+            if any(op != "DequantizeLinear" for op in readers):
+                fail(f"expected codes that DequantizeLinear alone reads, found {', '.join(sorted(set(readers)))}", node)
         elif node.domain != "" or node.op_type not in STANDARD_OPS:
             fail(f"expected an op of the dialect, found {node.domain or 'ai.onnx'}.{node.op_type}", node)
         for read in node.inputs:

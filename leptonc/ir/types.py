@@ -10,7 +10,7 @@ _RESULT = {
     **dict.fromkeys(("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"), BOOL),
     "Shape": INT64,
 }
-_LIKE = {"Where": 1, "DequantizeLinear": 1}
+_LIKE = {"Where": 1, "DequantizeLinear": 1, "QuantizeLinear": 2}
 
 
 def fill_types(graph: ir.Graph) -> None:

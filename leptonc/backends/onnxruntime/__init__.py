@@ -16,6 +16,7 @@ from leptonc.backends.onnxruntime.attention import (
     PackQueryKeyValue,
 )
 from leptonc.backends.onnxruntime.fusions import SkipNorms, SwishToQuickGelu
+from leptonc.backends.onnxruntime.integer import LinearToInteger
 from leptonc.backends.onnxruntime.linear import EmbeddingToKernels, LinearToKernels
 from leptonc.errors import InputError
 from leptonc.ir.dialect import MODULE_KEY
@@ -40,6 +41,12 @@ def check_request(job: Job) -> None:
         raise InputError(
             f"expected weights among {', '.join(WEIGHTS)} for target {job.target.name}, found {job.scheme}",
             hint="fp32 keeps the weights as they are",
+        )
+    if job.activations == "int8" and (job.scheme != "int8" or job.symmetric is False):
+        found = "asymmetric ones" if job.scheme == "int8" else f"weights {job.scheme}"
+        raise InputError(
+            f"expected symmetric weights of 8 bits with activations int8, found {found}",
+            hint="--weights int8 --activations int8",
         )
     if job.scheme != "fp32" or job.method != "rtn" or job.embeddings or job.rules:
         config_of(job)
@@ -69,12 +76,16 @@ def config_of(job: Job) -> QuantizeWeightsConfig:
     return QuantizeWeightsConfig(
         bits=int(job.scheme.removeprefix("int")), block_size=block_size, symmetric=job.symmetric is not False,
         method=job.method, embedding_bits=int((job.embeddings or "int0").removeprefix("int")), layers=job.layers,
-        half_scales=True,
+        half_scales=True, channels=job.static.layers if job.static is not None else (),
     )  # fmt: skip
 
 
 def _quantize(job: Job) -> list[Pass]:
-    return [QuantizeWeights(config_of(job), job.solve)] if job.scheme != "fp32" else []
+    if job.scheme == "fp32":
+        return []
+    static = job.static
+    before = static.passes() if static is not None else []
+    return [*before, QuantizeWeights(config_of(job), job.solve, static.importance if static is not None else None)]
 
 
 def passes(job: Job, scratch: Path) -> list[Pass]:
@@ -91,6 +102,7 @@ def lowerings() -> tuple[Pass, ...]:
         PackQueryKeyValue(),
         AttentionToMultiHead(),
         EmbeddingToKernels(),
+        LinearToInteger(),
         LinearToKernels(),
         SkipNorms(),
         SwishToQuickGelu(),
@@ -116,8 +128,9 @@ def finish(model: ir.Model) -> None:
 def variant(job: Job, blobs: tuple[str, ...]) -> Variant:
     """See `Backend.variant`."""
     return Variant(
-        name=job.name, target=job.target.spec, backend="onnxruntime", graph=job.graph, weights=job.label, blobs=blobs
-    )
+        name=job.name, target=job.target.spec, backend="onnxruntime", graph=job.graph, weights=job.label,
+        activations=job.activations, blobs=blobs,
+    )  # fmt: skip
 
 
 def compile(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:

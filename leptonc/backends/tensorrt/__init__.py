@@ -60,6 +60,11 @@ def check_request(job: Job) -> None:
             f"expected weights of 8 or 4 bits with layers of a recipe, found {job.scheme}",
             hint=f"--weights {' or '.join(each for each in job.target.precisions if memory.BITS.get(each, 16) <= 8)}",
         )
+    if job.activations == "int8" and job.scheme != "int8":
+        raise InputError(
+            f"expected weights int8 with activations int8 for target {job.target.name}, found {job.scheme}",
+            hint="--weights int8 --activations int8",
+        )
     recipes.checked(job)
     _quantize(job)
 
@@ -90,18 +95,20 @@ def _quantize(job: Job) -> list[Pass]:
     bits = memory.BITS[job.scheme]
     if bits > 8:
         return []
+    static = job.static
     config = QuantizeWeightsConfig(
         bits=bits, block_size=recipes.block_size(job), signed=True, floating=job.scheme == "fp8", embeddings=False,
-        layers=job.layers,
+        layers=job.layers, channels=static.layers if static is not None else (),
     )  # fmt: skip
-    found = QuantizeWeights(config)
+    found = QuantizeWeights(config, importance=static.importance if static is not None else None)
     job.report["kept_in_half_precision"] = found.kept
     return [found]
 
 
 def passes(job: Job, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
-    found: list[Pass] = []
+    # Before ranges are measured: what is rounded is an activation too.
+    found: list[Pass] = job.static.passes() if job.static is not None else []
     if job.captured.task.cached:
         capacity = FixedShapesConfig(capacity=job.captured.max_seq_len)
         found += [LogitsAt(), FixedShapes(capacity), CachedAttentionToScatter()]
@@ -163,7 +170,7 @@ def variant(job: Job, blobs: tuple[str, ...]) -> Variant:
     )  # fmt: skip
     return Variant(
         name=job.name, target=job.target.spec, backend=job.target.backend, graph=job.graph, weights=job.scheme,
-        blobs=blobs, engine=engine,
+        activations=job.activations, blobs=blobs, engine=engine,
     )  # fmt: skip
 
 

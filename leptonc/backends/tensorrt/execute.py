@@ -27,6 +27,8 @@ def open_session(graph: ir.Model | Path, folder: Path | None = None) -> Any:
         path = graph
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # The graph as it stands, in float arithmetic: kernels for signed codes on both sides are slow on a CPU.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -24,7 +24,8 @@ class Format:
     """A block format: `bits` 4 or 8, blocks of `size` along the input, zero in the middle where symmetric.
 
     `positive` asks a symmetric format for scales above zero, as TensorRT wants them; `half` for scales that float16
-    can hold, so that they are stored in half the bytes.
+    can hold, so that they are stored in half the bytes; `paired` for codes that products with unsigned bytes of two
+    neighbours never overflow 16 bits with, see `leptonc.passes.quantize.channels`.
     """
 
     bits: int
@@ -32,6 +33,7 @@ class Format:
     symmetric: bool
     positive: bool = False
     half: bool = False
+    paired: bool = False
 
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         """Bytes of codes, scales and zero points of a weight [out, in], packed as ONNX Runtime's kernels take them."""

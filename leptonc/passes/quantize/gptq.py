@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest, storable
+from leptonc.passes.quantize.channels import channel_codes, paired
 
 CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's range that are tried
 DAMPING = 0.01  # of the mean second moment, added to all, as in the paper
@@ -92,7 +93,7 @@ def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any]) -> Codes:
     Returns:
         Codes of GPTQ, or those of the clipping search where they are better on these very inputs.
     """
-    searched = clip_search(weight, form, np.diag(hessian))
+    searched = (channel_codes if form.paired else clip_search)(weight, form, np.diag(hessian))
     moments = hessian.astype(np.float64)
     mean = float(np.diag(moments).mean())
     if mean <= 0:  # inputs that are always zero say nothing
@@ -118,6 +119,6 @@ def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any]) -> Codes:
         rest[stop:] -= upper[start:stop, stop:].T @ errors
     found = np.empty(weight.shape, np.uint8)
     found[:, order] = codes.T
-    solved = Codes(found, searched.scales, searched.zeros)
+    solved = Codes(paired(found) if form.paired else found, searched.scales, searched.zeros)
     better = output_error(weight, solved, form, hessian) <= output_error(weight, searched, form, hessian)
     return solved if better else searched

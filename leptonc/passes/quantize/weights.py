@@ -15,6 +15,7 @@ from leptonc.ir import edit
 from leptonc.ir.structure import Linear, embeddings, linears
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.quantize.blocks import Codes, Format, Quantized, round_to_nearest
+from leptonc.passes.quantize.channels import channel_codes
 
 METHODS = ("rtn", "gptq")
 # Chooses the codes of linear layers from what a text makes of the graph: codes by the name of a weight. Its second
@@ -63,6 +64,8 @@ class QuantizeWeightsConfig(Config):
             be given: see `leptonc.passes.quantize.gptq`.
         embedding_bits: Bits of embedding tables, and of the head tied to one; 0 for `bits`.
         layers: Formats of linear layers that differ.
+        channels: Module paths of linear layers whose weights are signed integers of 8 bits with one scale an output
+            channel, for products with 8-bit activations; see `leptonc.passes.quantize.channels`.
         half_scales: Whether scales are numbers that float16 holds, for backends that store them so.
         skip: Module paths, and parts of them, whose weights stay float32.
     """
@@ -76,6 +79,7 @@ class QuantizeWeightsConfig(Config):
     method: str = "rtn"
     embedding_bits: int = 0
     layers: tuple[LayerFormat, ...] = ()
+    channels: tuple[str, ...] = ()
     half_scales: bool = False
     skip: tuple[str, ...] = ()
 
@@ -94,6 +98,8 @@ class QuantizeWeightsConfig(Config):
 
     def form(self, columns: int, *, table: bool = False, path: str = "") -> Format:
         """The format of a weight with so many inputs; `table`: of an embedding, `path`: of the layer there."""
+        if path in self.channels:
+            return Format(8, columns, True, positive=True, paired=not self.signed)
         own = self._own.get(path)
         if own is not None and not table:
             return self._format(own.bits, own.block_size or columns, own.symmetric)
@@ -128,14 +134,23 @@ class QuantizeWeights(Pass):
 
     1. A weight that several nodes read (a tied head) stays one weight.
     2. The graph stays in the dialect: it computes with the dequantized weights.
+
+    Args:
+        config: How weights are stored.
+        solve: What method gptq chooses codes with.
+        importance: For layers of `channels`, by path, how much an error of each input's weights counts, [in].
     """
 
     name = "quantize-weights"
     version = 2  # `layers` in the place of `raised`
     config: QuantizeWeightsConfig
 
-    def __init__(self, config: QuantizeWeightsConfig, solve: Solve | None = None) -> None:
+    def __init__(
+        self, config: QuantizeWeightsConfig, solve: Solve | None = None,
+        importance: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(config)
+        self._importance = importance or {}
         if (config.method == "gptq") != (solve is not None):
             raise ValueError("the inputs of the layers belong to method gptq, and to no other")
         self._solve = solve
@@ -201,25 +216,29 @@ class QuantizeWeights(Pass):
 
         def codes_of() -> Codes:
             found = self._solved.get(name)
-            return found if found is not None else round_to_nearest(read(), form)
+            return found if found is not None else self._round(path, read(), form)
 
         if self.config.floating:
             done[name] = float8(graph, read, shape, name, graph[0])
             return done[name]
         own = tensor is not None and tensor.metadata_props.get("lepton.source")
-        self.made[path] = (shape, form, partial(self._some, name, form) if own else None)
+        self.made[path] = (shape, form, partial(self._some, path, name, form) if own else None)
         quantized = Quantized(shape, form, name, codes_of)
-        build = signed if self.config.signed else dequantized
+        build = signed if self.config.signed or path in self.config.channels else dequantized
         value = build(graph, quantized, name, graph[0])
         done[name] = value
         return value
 
+    def _round(self, path: str, weight: np.ndarray[Any, Any], form: Format) -> Codes:
+        if path in self.config.channels:
+            return channel_codes(weight, form, self._importance.get(path))
+        return round_to_nearest(weight, form)
 
-    def _some(self, name: str, form: Format, rows: np.ndarray[Any, Any], step: int) -> Codes:
+    def _some(self, path: str, name: str, form: Format, rows: np.ndarray[Any, Any], step: int) -> Codes:
         """Codes of every `step`-th row of a weight, which are `rows`."""
         found = self._solved.get(name)
         if found is None:
-            return round_to_nearest(rows, form)
+            return self._round(path, rows, form)
         return Codes(*(None if part is None else part[::step] for part in found))  # type: ignore[arg-type]
 
 

@@ -46,6 +46,7 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
         "--out": ("a.lepton", "out", Path("a.lepton")),
         "--weights": ("int4", "weights", "int4"),
         "--activations": ("int8", "activations", "int8"),
+        "--calibrator": ("entropy", "calibrator", "entropy"),
         "--block-size": ("64", "block_size", 64),
         "--method": ("gptq", "method", "gptq"),
         "--calibration": ("texts.txt", "calibration", Path("texts.txt")),

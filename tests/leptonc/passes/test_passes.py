@@ -52,7 +52,7 @@ def test_a_configs_record() -> None:
     assert (record.name, record.version) == ("quantize-weights", 2)
     assert record.config == {
         "bits": 8, "block_size": 32, "symmetric": False, "signed": False, "floating": False, "embeddings": True,
-        "method": "rtn", "embedding_bits": 0, "layers": (), "half_scales": False, "skip": ("lm_head",),
+        "method": "rtn", "embedding_bits": 0, "layers": (), "channels": (), "half_scales": False, "skip": ("lm_head",),
     }  # fmt: skip
 
 

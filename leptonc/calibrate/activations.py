@@ -1,0 +1,288 @@
+"""Chooses how the inputs of linear layers become 8-bit integers: ranges, smoothing, and which layers stay higher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.calibrate.calibrators import Grid, grid_of
+from leptonc.calibrate.sensitivity import Trial, measure
+from leptonc.calibrate.solve import as_stored, inputs_of, weight_of
+from leptonc.calibrate.statistics import Statistics
+from leptonc.calibrate.walk import Stage, Weights, walk
+from leptonc.ir import edit
+from leptonc.ir.structure import Linear
+from leptonc.passes.quantize.activations import QuantizeActivationsConfig, round_value
+from leptonc.passes.quantize.blocks import Format, dequantize
+from leptonc.passes.quantize.channels import channel_codes
+from leptonc.passes.quantize.smooth import Place, SmoothLinearsConfig, places
+from leptonc.passes.quantize.static import StaticActivations
+
+STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of smoothing, besides none
+SEARCH = 384  # ordinary tokens that strengths are compared on
+SHARE = 0.9  # of the layers' multiply-adds that are 8-bit at least
+# Nats by which all rounded inputs together may move what the model says, before more layers are kept higher.
+TOLERANCE = 0.003
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one value that linear layers read is quantized.
+
+    Attributes:
+        value: Its name in the graph.
+        linears: The layers.
+        strength: Of smoothing; 0 for none.
+        scales: float32 [width] that it is divided by, or None.
+        grid: Its integers, after that.
+        ends: Least and greatest value on the text, after that.
+        importance: Mean square of each feature, after that, float64 [width].
+        error: Of the layers' outputs, both sides rounded, as a part of the outputs; unsmoothed: without smoothing.
+    """
+
+    value: str
+    linears: tuple[Linear, ...]
+    strength: float
+    scales: NDArray[np.float32] | None
+    grid: Grid
+    ends: tuple[float, float]
+    importance: NDArray[np.float64]
+    error: float
+    unsmoothed: float
+
+    @property
+    def path(self) -> str:
+        """What stands for it: the path of the first layer."""
+        return self.linears[0].path
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds a token."""
+        return sum(each.shape[0] * each.shape[1] for each in self.linears)
+
+
+def smooth_scales(
+    inputs: NDArray[np.float32], weights: NDArray[np.float32], strength: float
+) -> NDArray[np.float32]:  # fmt: skip
+    """Returns max|X_j|^strength / max|W_j|^(1 - strength) of each feature (equation 4 of SmoothQuant), float32 [width].
+
+    Args:
+        inputs: Largest magnitude of each feature, [width].
+        weights: Weights [out, width] of all layers that read it.
+        strength: From 0, all difficulty stays in the inputs, to 1, all goes to the weights.
+
+    Their geometric mean is 1; features that are always zero, or that no weight reads, have 1.
+    """
+    largest = np.abs(weights).max(0)
+    used = (inputs > 0) & (largest > 0)
+    logs = np.zeros(len(inputs))
+    logs[used] = strength * np.log(inputs[used]) - (1 - strength) * np.log(largest[used])
+    logs[used] -= logs[used].mean() if used.any() else 0
+    # Far-off features stay within what float32 weights and norms carry without loss.
+    found: NDArray[np.float32] = np.exp(np.clip(logs, -9, 9)).astype(np.float32)
+    return found
+
+
+def choose(
+    seen: Statistics, linears: tuple[Linear, ...], place: Place | None, calibrator: str, *, symmetric: bool,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Choice:  # fmt: skip
+    """Chooses the grid of one value and, where it can be divided, the smoothing whose outputs are off least.
+
+    Outputs are compared on the tokens that `Statistics.sample` gives, inputs on their grid and weights on one of 8 bits
+    a channel.
+    """
+    weight = np.concatenate([weight_of(each) for each in linears])
+    rows, counts = seen.sample(SEARCH)
+    want = rows @ weight.T
+    whole = float(counts @ np.square(want).sum(1))
+    tries: list[tuple[float, NDArray[np.float32] | None]] = [(0.0, None)]
+    if place is not None:
+        ordinary = np.abs(rows[: len(rows) - min(seen.sinks, len(rows))]).max(0, initial=0)
+        for largest in (seen.largest, ordinary) if seen.sinks else (seen.largest,):
+            tries += [(each, place.shared(smooth_scales(largest, weight, each))) for each in strengths]
+    best: tuple[float, float, NDArray[np.float32] | None, Grid] | None = None
+    unsmoothed = 0.0
+    for strength, scales in tries:
+        grid = grid_of(seen, calibrator, symmetric, scales)
+        got = grid.round(rows if scales is None else rows / scales) @ _nearest(weight, scales).T
+        off = float(counts @ np.square(got - want).sum(1)) / whole if whole > 0 else 0.0
+        unsmoothed = off if scales is None else unsmoothed
+        if best is None or off < best[0]:
+            best = (off, strength, scales, grid)
+    assert best is not None
+    error, strength, scales, grid = best
+    importance = seen.importance() / (1 if scales is None else np.square(scales.astype(np.float64)))
+    return Choice(
+        str(linears[0].x.name), linears, strength, scales, grid, seen.ends(scales), importance, error, unsmoothed
+    )
+
+
+def _nearest(weight: NDArray[np.float32], scales: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """A weight [out, in], its inputs multiplied by scales, on 255 even steps a channel."""
+    moved = weight if scales is None else weight * scales
+    step = np.abs(moved).max(1, keepdims=True) / np.float32(127)
+    step = np.where(step > 0, step, np.float32(1))
+    found: NDArray[np.float32] = np.rint(moved / step) * step
+    return found
+
+
+def choices(
+    model: ir.Model, windows: Sequence[NDArray[np.int64]], calibrator: str, folder: Path, *, symmetric: bool,
+    memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+) -> list[Choice]:  # fmt: skip
+    """Runs a captured graph over a text and chooses, for each value that linear layers read, how it is quantized.
+
+    Args:
+        model: A captured graph.
+        windows: Token ids int64 [length] of each text.
+        calibrator: Name of what chooses ranges.
+        folder: For temporary files.
+        symmetric: Whether integers are signed with zero in the middle.
+        memory: Bytes of activations kept in memory.
+        advance: Called with 1 after each stage.
+
+    Raises:
+        InputError: An activation is not finite.
+    """
+    where = places(model)
+    seen: dict[str, Statistics] = {}
+    found: list[Choice] = []
+
+    def see(stage: Stage, name: str, x: NDArray[Any]) -> None:
+        if name not in seen:
+            seen[name] = Statistics(stage.linears[name][0].path, x.shape[-1])
+        seen[name].add(x)
+
+    def solve(stage: Stage) -> Weights:
+        for name, group in stage.linears.items():
+            found.append(choose(seen.pop(name), tuple(group), where.get(name), calibrator, symmetric=symmetric))
+        return {}
+
+    walk(model, [inputs_of(model, each) for each in windows], see, solve, folder, memory=memory, advance=advance)
+    return found
+
+
+def divergences(
+    model: ir.Model, windows: Sequence[NDArray[np.int64]], wanted: Sequence[Choice], folder: Path, *, paired: bool,
+    memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+) -> dict[str, float]:  # fmt: skip
+    """Quantizes one value at a time, and the weights that read it, and returns how far the model's output moves.
+
+    Args:
+        model: A captured graph.
+        windows: Token ids int64 [length] of each text.
+        wanted: How each value is quantized.
+        folder: For temporary files.
+        paired: Whether the weights' codes are paired.
+        memory: Bytes of activations kept in memory.
+        advance: Called with 1 after each stage.
+
+    Returns:
+        See `sensitivity.divergence`, by the choice's path.
+    """
+    by_value = {each.value: each for each in wanted}
+
+    def trials(stage: Stage) -> list[Trial]:
+        here = [by_value[name] for name in stage.linears if name in by_value]
+        return [Trial(each.path, lambda each=each: _rounded(each, paired), _rounding(each)) for each in here]  # type: ignore[misc]
+
+    return measure(model, windows, trials, folder, memory=memory, advance=advance)
+
+
+def _rounded(choice: Choice, paired: bool) -> Weights:
+    """The weights of a choice's layers as 8-bit ones compute, of inputs that are divided before."""
+    found: Weights = {}
+    for linear in choice.linears:
+        weight = weight_of(linear)
+        moved = weight if choice.scales is None else weight * choice.scales
+        form = Format(8, weight.shape[1], True, positive=True, paired=paired)
+        rounded = dequantize(channel_codes(moved, form, choice.importance), form)
+        found[str(linear.weight.name)] = as_stored(rounded, linear)
+    return found
+
+
+def _rounding(choice: Choice) -> Callable[[ir.Graph], None]:
+    """Divides and rounds the choice's value, where its layers read it in a graph."""
+
+    def change(graph: ir.Graph) -> None:
+        names = {each.node.name for each in choice.linears}
+        readers = [node for node in graph if node.name in names]
+        first, x = readers[0], readers[0].inputs[0]
+        assert x is not None
+        if choice.scales is not None:
+            inverse = edit.initializer(graph, f"{x.name}.smooth", ir.tensor(1 / choice.scales, name=f"{x.name}.smooth"))
+            (x,) = edit.insert(first, "Mul", [x, inverse], name=f"{x.name}/smooth")
+        rounded = round_value(first, x, choice.grid.scale, choice.grid.zero, symmetric=choice.grid.symmetric)
+        for node in readers:
+            node.replace_input_with(0, rounded)
+
+    return change
+
+
+def kept_higher(
+    found: Sequence[Choice], errors: Mapping[str, float], share: float = SHARE, tolerance: float = TOLERANCE
+) -> set[str]:
+    """Chooses which inputs stay float: those that hurt most for their work, until the rest hurts little.
+
+    Args:
+        found: All inputs.
+        errors: What rounding each one does, by path.
+        share: Of the work that has 8-bit inputs at least.
+        tolerance: What all rounded inputs together may do.
+
+    Returns:
+        Paths of the choices.
+    """
+    left = (1 - share) * sum(each.work for each in found)
+    rest = sum(errors[each.path] for each in found)
+    kept: set[str] = set()
+    for each in sorted(found, key=lambda each: -errors[each.path] / each.work):
+        if rest <= tolerance:
+            break
+        if each.work <= left:
+            left -= each.work
+            rest -= errors[each.path]
+            kept.add(each.path)
+    return kept
+
+
+def static_of(found: Sequence[Choice], kept: set[str], *, symmetric: bool) -> StaticActivations:
+    """Returns what the passes need to carry the choices out, but for those that are kept as they are."""
+    wanted = [each for each in found if each.path not in kept]
+    layers = [(linear.path, each) for each in wanted for linear in each.linears]
+    smooth = [each for each in wanted if each.scales is not None]
+    return StaticActivations(
+        rounding=QuantizeActivationsConfig(
+            symmetric, tuple((path, each.grid.scale, each.grid.zero) for path, each in layers)
+        ),
+        smoothing=SmoothLinearsConfig(tuple((each.path, each.strength) for each in smooth)),
+        scales={each.path: each.scales for each in smooth if each.scales is not None},
+        importance={path: each.importance for path, each in layers},
+    )
+
+
+def describe(found: Sequence[Choice], errors: Mapping[str, float], kept: set[str], calibrator: str) -> dict[str, Any]:
+    """Returns what a report says of the choices."""
+    work = sum(each.work for each in found)
+    share = sum(each.work for each in found if each.path not in kept) / max(1, work)
+    return {
+        "calibrator": calibrator,
+        "int8_share": round(share, 4),
+        "int8_share_of": "multiply-adds a token of the linear layers inside the layers; embedding and head are apart",
+        "inputs": [
+            {
+                "layers": [linear.path for linear in each.linears], "int8": each.path not in kept,
+                "range": [float(f"{end:.6g}") for end in each.ends], "scale": each.grid.scale, "zero": each.grid.zero,
+                "smoothing": each.strength, "error": float(f"{each.error:.4g}"),
+                "error_unsmoothed": float(f"{each.unsmoothed:.4g}"), "divergence": float(f"{errors[each.path]:.4g}"),
+            }
+            for each in found
+        ],
+    }  # fmt: skip

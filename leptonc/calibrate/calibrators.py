@@ -1,0 +1,148 @@
+"""Ranges of activations that integers are spread over: four ways to choose them from the statistics of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leptonc.calibrate.statistics import BINS, Histogram, Statistics
+from leptonc.errors import InputError
+
+TAIL = 1e-4  # percentile: the part of the values beyond each end of the range
+LEVELS = 128  # entropy: magnitudes that 8 bits tell apart
+STEPS = 25  # mse: ranges that are tried, even parts of the whole
+
+
+@dataclass(frozen=True)
+class Grid:
+    """256 even steps: x ~ scale * (code - zero), codes uint8, or int8 with zero 0 where symmetric."""
+
+    scale: float
+    zero: int
+    symmetric: bool
+
+    @staticmethod
+    def over(low: float, high: float, symmetric: bool) -> Grid:
+        """The grid over [low, high], which zero lies in; zero itself is one of its numbers."""
+        if symmetric:
+            return Grid(_scale(max(-low, high) / 127), 0, True)
+        scale = _scale((high - low) / 255)
+        return Grid(scale, int(np.clip(np.rint(-low / scale), 0, 255)), False)
+
+    def round(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns what QuantizeLinear and DequantizeLinear make of x."""
+        bottom, top = (-128, 127) if self.symmetric else (0, 255)
+        scale = np.float32(self.scale)
+        codes = np.clip(np.rint(x / scale) + self.zero, bottom, top)
+        found: NDArray[np.float32] = ((codes - self.zero) * scale).astype(np.float32)
+        return found
+
+
+def _scale(step: float) -> float:
+    """A step as float32 has it; of inputs that are always zero, 1."""
+    return float(np.float32(step)) if step > np.finfo(np.float32).tiny else 1.0
+
+
+Calibrator = Callable[[Histogram, Histogram, tuple[float, float], bool], tuple[float, float]]
+
+
+def minmax(ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], symmetric: bool) -> tuple[float, float]:
+    """The whole range, massive activations and all."""
+    return ends
+
+
+def percentile(
+    ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], symmetric: bool
+) -> tuple[float, float]:  # fmt: skip
+    """All but one in ten thousand ordinary values at each end; massive activations are cut off."""
+    total = ordinary.counts.sum()
+    if not total:
+        return ends
+    below = np.cumsum(ordinary.counts) / total
+    step = 2 * ordinary.limit / BINS
+    low = np.searchsorted(below, TAIL, side="right") * step - ordinary.limit
+    high = (np.searchsorted(below, 1 - TAIL) + 1) * step - ordinary.limit
+    return max(ordinary.low, min(0.0, float(low))), min(ordinary.high, max(0.0, float(high)))
+
+
+def entropy(ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], symmetric: bool) -> tuple[float, float]:
+    """The magnitude at which 128 levels tell least from the values' distribution, by Kullback-Leibler divergence.
+
+    Migacz, 8-bit inference with TensorRT (2017): for each threshold, the histogram of magnitudes with what lies beyond
+    added to its last bin, against the same bins merged to 128 levels and spread evenly over those that held something.
+    Massive activations are cut off.
+    """
+    half = BINS // 2
+    magnitudes = ordinary.counts[half:] + ordinary.counts[:half][::-1]
+    used = int(np.flatnonzero(magnitudes)[-1]) + 1 if magnitudes.any() else 0
+    if used <= LEVELS:
+        return ordinary.low, ordinary.high
+    best, least = used, np.inf
+    after = magnitudes[::-1].cumsum()[::-1]
+    for bins in range(LEVELS, used + 1, LEVELS // 16):
+        reference = magnitudes[:bins].copy()
+        edges = np.arange(LEVELS) * bins // LEVELS
+        held = (reference > 0).astype(np.float64)
+        each = np.add.reduceat(reference, edges) / np.maximum(np.add.reduceat(held, edges), 1)
+        spread = np.repeat(each, np.diff(np.append(edges, bins))) * held
+        if bins < used:
+            reference[-1] += after[bins]
+        p, q = reference / reference.sum(), spread / max(spread.sum(), np.finfo(float).tiny)
+        seen = p > 0
+        found = np.inf if (q[seen] == 0).any() else float((p[seen] * np.log(p[seen] / q[seen])).sum())
+        if found <= least:
+            best, least = bins, found
+    limit = best * ordinary.limit / half
+    return max(ordinary.low, -limit), min(ordinary.high, limit)
+
+
+def mse(ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], symmetric: bool) -> tuple[float, float]:
+    """The part of the range that costs least in squares: rounding within it, and cutting off beyond it.
+
+    The lower and the upper end shrink together or one alone; massive activations count as `Statistics` weighs them.
+    """
+    best, least = ends, np.inf
+    parts = [ordinary, sinks] if sinks.counts.any() else [ordinary]
+    for limit in {(ordinary.low, ordinary.high), ends}:
+        for shrink in np.arange(1, STEPS + 1) / STEPS:
+            for low, high in ((limit[0] * shrink, limit[1] * shrink), (limit[0] * shrink, limit[1]),
+                              (limit[0], limit[1] * shrink)):  # fmt: skip
+                cost = sum(_cost(part, Grid.over(low, high, symmetric)) for part in parts)
+                if cost < least:
+                    best, least = (low, high), cost
+    return best
+
+
+def _cost(seen: Histogram, grid: Grid) -> float:
+    """Sum of squares of what a grid does to a histogram's values: a twelfth of its step squared, or the cut."""
+    bottom, top = (-128, 127) if grid.symmetric else (0, 255)
+    low, high = (bottom - grid.zero - 0.5) * grid.scale, (top - grid.zero + 0.5) * grid.scale
+    held = np.flatnonzero(seen.counts)
+    x, counts = seen.centers()[held], seen.counts[held]
+    cut = np.maximum(np.maximum(low + grid.scale / 2 - x, x - high + grid.scale / 2), 0)
+    inside = (x >= low) & (x <= high)
+    return float((counts * np.where(inside, grid.scale**2 / 12, cut**2)).sum())
+
+
+CALIBRATORS: dict[str, Calibrator] = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
+
+
+def calibrator(name: str) -> Calibrator:
+    """Returns a calibrator by its name.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    if name not in CALIBRATORS:
+        raise InputError(f"expected a calibrator among {', '.join(CALIBRATORS)}, found {name!r}")
+    return CALIBRATORS[name]
+
+
+def grid_of(seen: Statistics, name: str, symmetric: bool, scales: NDArray[np.float32] | None = None) -> Grid:
+    """Chooses the grid of a value, its features divided by `scales` [width] where these are given."""
+    ordinary, sinks = seen.scaled_histogram(scales)
+    low, high = calibrator(name)(ordinary, sinks, seen.ends(scales), symmetric)
+    return Grid.over(low, high, symmetric)

@@ -1,0 +1,93 @@
+"""Signed 8-bit weights with one scale an output channel, for products with 8-bit activations.
+
+Kernels for x86 processors without VNNI instructions multiply unsigned activations and signed weights with vpmaddubsw,
+which adds the products of two neighbouring inputs in 16 bits and saturates: 255 * 127 + 255 * 127 becomes 32,767. Codes
+here are paired: two neighbours of one sign add up to at most 128 in magnitude, so that no activations whatever can make
+them saturate, and the fastest kernel is right on every machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leptonc.passes.quantize.blocks import CHUNK, Codes, Format
+
+MIDDLE = 128  # codes are kept unsigned, as other formats' are: signed ones plus this
+TOP = 127
+PAIR = 128  # 255 * 128 = 32,640 and -32,640 both fit in 16 bits
+# Steps that are tried, as parts of the one that makes the largest weight of a channel 127. Larger ones than that lose
+# digits everywhere, but fewer pairs have to give way; at twice that step none has to.
+FACTORS = tuple(float(f) for f in np.linspace(0.7, 2.0, 14))
+
+
+def pair(codes: NDArray[np.float32]) -> None:
+    """Makes signed codes [out, in] paired, in place: two that add up to too much give way by halves.
+
+    The last of an odd number of inputs has zero as its neighbour.
+    """
+    even = codes.shape[1] // 2 * 2
+    left, right = codes[:, 0:even:2], codes[:, 1:even:2]
+    over = np.where(left * right > 0, np.maximum(np.abs(left + right) - PAIR, 0), 0).astype(np.float32)
+    if not over.any():
+        return
+    # Both end within 127 and of the sign they had: at most half of the sum goes from the smaller, the rest follows.
+    sign = np.sign(left)
+    first = np.minimum(np.ceil(over / 2), np.abs(left))
+    left -= sign * first
+    right -= sign * (over - first)
+
+
+def paired(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns codes uint8 [out, in], 128 in the middle, made paired."""
+    found = np.maximum(codes.astype(np.float32) - MIDDLE, -TOP)
+    pair(found)
+    return (found + MIDDLE).astype(np.uint8)
+
+
+def codes_of(weight: NDArray[Any], scale: NDArray[np.float32], form: Format) -> NDArray[np.float32]:
+    """Returns the nearest signed codes float32 [out, in] on given scales [out], paired where the format says so."""
+    codes = np.clip(np.rint(weight / scale[:, None]), -TOP, TOP).astype(np.float32)
+    if form.paired:
+        pair(codes)
+    return codes
+
+
+def channel_codes(weight: NDArray[Any], form: Format, importance: NDArray[Any] | None = None) -> Codes:
+    """Quantizes each output channel to the step of `FACTORS` that costs least.
+
+    Args:
+        weight: float32 [out, in].
+        form: A symmetric format of 8 bits and blocks of a whole channel.
+        importance: Weight of each input's squared error, [in]; None for 1.
+
+    Returns:
+        Codes uint8 [out, in] with 128 in the middle, scales float32 [out, 1] above zero (1 for a channel of zeros).
+    """
+    rows, columns = weight.shape
+    codes = np.empty((rows, columns), np.uint8)
+    scales = np.empty((rows, 1), np.float32)
+    weigh = np.ones(columns, np.float32) if importance is None else _normal(importance)
+    step = max(1, CHUNK // 4 // columns)
+    for at in range(0, rows, step):
+        part = np.asarray(weight[at : at + step], np.float32)
+        base = np.abs(part).max(1) / np.float32(TOP)
+        base = np.where(base > np.finfo(np.float32).tiny, base, np.float32(1))
+        best, least = base, np.full(len(part), np.inf, np.float32)
+        for factor in FACTORS:
+            scale = (base * np.float32(factor)).astype(np.float32)
+            off = codes_of(part, scale, form) * scale[:, None] - part
+            cost = np.square(off, out=off) @ weigh
+            best, least = np.where(cost < least, scale, best), np.minimum(cost, least)
+        codes[at : at + step] = (codes_of(part, best, form) + MIDDLE).astype(np.uint8)
+        scales[at : at + step, 0] = best
+    return Codes(codes, scales, None)
+
+
+def _normal(importance: NDArray[Any]) -> NDArray[np.float32]:
+    """Importance with a mean of one; of inputs that are all zero, ones."""
+    mean = float(np.mean(importance))
+    found: NDArray[np.float32] = (importance / mean if mean > 0 else np.ones_like(importance)).astype(np.float32)
+    return found

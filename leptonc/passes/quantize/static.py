@@ -1,0 +1,39 @@
+"""What calibration decided about activations, and the passes that carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from leptonc.passes.base import Pass
+from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
+from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
+
+
+@dataclass(frozen=True)
+class StaticActivations:
+    """How the inputs of linear layers become integers.
+
+    Attributes:
+        rounding: The layers, with the scale and the zero point of what they read.
+        smoothing: The strengths of what is smoothed.
+        scales: float32 [width] that inputs are divided by, by the path of the first layer that reads them.
+        importance: Mean square of each input of each layer of `rounding`, by path.
+    """
+
+    rounding: QuantizeActivationsConfig
+    smoothing: SmoothLinearsConfig
+    scales: Mapping[str, NDArray[Any]]
+    importance: Mapping[str, NDArray[Any]]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Module paths of the layers whose inputs are integers."""
+        return tuple(path for path, _, _ in self.rounding.layers)
+
+    def passes(self) -> list[Pass]:
+        """The passes that come before those that quantize weights."""
+        return [SmoothLinears(self.smoothing, self.scales), QuantizeActivations(self.rounding)]

@@ -1,0 +1,108 @@
+"""Layers of 8-bit activations and weights as ONNX Runtime runs them, against the graph of the dialect and integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from leptonc.backends.onnxruntime import finish, lowerings
+from leptonc.calibrate.activations import choices, static_of
+from leptonc.ir.dialect import count_ops
+from leptonc.passes.base import Manager
+from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
+from leptonc.passes.quantize.blocks import Quantized
+from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from tests.leptonc import models
+
+IDS = models.token_ids(48)
+
+
+def quantized(name: str, folder: Path) -> ir.Model:
+    """A sample model with 8-bit weights and activations, in the dialect."""
+    model = models.captured(name).model
+    found = choices(model, [np.array(IDS)], "minmax", folder, symmetric=False)
+    static = static_of(found, set(), symmetric=False)
+    config = QuantizeWeightsConfig(bits=8, channels=static.layers)
+    Manager().run(model, [*static.passes(), QuantizeWeights(config, importance=static.importance)])
+    return model
+
+
+@pytest.mark.parametrize(("name", "integer"), [("tiny-llama", 12), ("tiny-gemma3", 16), ("tiny-gpt2", 12)])
+def test_a_decoder_runs_as_the_dialect_says(name: str, integer: int, tmp_path: Path) -> None:
+    model = quantized(name, tmp_path)
+    want = models.Graph(model, tmp_path, optimize=False).logits(IDS, [len(IDS)], 64)
+    Manager().run(model, lowerings())
+    finish(model)
+    ops = count_ops(model)
+    assert ops["com.microsoft.MatMulIntegerToFloat"] == integer
+    assert ops["QuantizeLinear"] == integer
+    assert ops["com.microsoft.MatMulNBits"] == 1  # the head, which is the embedding
+    got = models.Graph(model, tmp_path).logits(IDS, [len(IDS)], 64)
+    # MatMulNBits rounds the head's inputs as it runs; one code of an activation may be on the other side of a half.
+    assert np.sqrt(np.square(got - want).mean()) <= 0.02 * want.std()
+    float_ = models.reference_logits(models.reference(name), IDS)
+    assert np.sqrt(np.square(want - float_).mean()) <= 0.15 * float_.std()
+    assert not np.array_equal(want, float_)
+
+
+def test_an_encoder_runs_as_the_dialect_says(tmp_path: Path) -> None:
+    model = quantized("tiny-bert", tmp_path)
+    given = models.padded(("input_ids", "attention_mask", "token_type_ids"))
+    want = models.Graph(model, tmp_path, optimize=False)(**given)["embeddings"]
+    Manager().run(model, lowerings())
+    finish(model)
+    assert count_ops(model)["com.microsoft.MatMulIntegerToFloat"] == 12
+    got = models.Graph(model, tmp_path)(**given)["embeddings"]
+    assert np.abs(got - want).max() <= 0.02
+
+
+def linear(weight: np.ndarray, scale: float, zero: int) -> ir.Model:
+    """A graph of one linear layer y = x W^T + b with 8-bit activations and paired weights."""
+    rows, columns = weight.shape
+    x = ir.Value(name="x", shape=ir.Shape(["n", columns]), type=ir.TensorType(ir.DataType.FLOAT))
+    w = ir.Value(name="w", const_value=ir.tensor(weight), shape=ir.Shape(weight.shape), type=x.type)
+    bias = ir.tensor(np.arange(rows, dtype=np.float32))
+    b = ir.Value(name="b", const_value=bias, shape=ir.Shape([rows]), type=x.type)
+    turn = ir.node("Transpose", [w], {"perm": [1, 0]})
+    product = ir.node("MatMul", [x, turn.outputs[0]], metadata_props={"lepton.module": "layer"})
+    add = ir.node("Add", [product.outputs[0], b])
+    add.outputs[0].name, add.outputs[0].type = "y", x.type
+    add.outputs[0].shape = ir.Shape(["n", rows])
+    graph = ir.Graph([x], [add.outputs[0]], nodes=[turn, product, add], initializers=[w, b], opset_imports={"": 24})
+    model = ir.Model(graph, ir_version=11)
+    config = QuantizeActivationsConfig(layers=(("layer", scale, zero),))
+    weights = QuantizeWeights(QuantizeWeightsConfig(bits=8, channels=("layer",)))
+    Manager().run(model, [QuantizeActivations(config), weights])
+    return model
+
+
+@pytest.mark.parametrize("rows", [1, 2, 33])
+@pytest.mark.parametrize("columns", [16, 37, 130])
+def test_no_activations_can_saturate(rows: int, columns: int, tmp_path: Path) -> None:
+    """Exact against integers for the largest activations there are, which plain 8-bit codes overflow 16 bits with."""
+    random = np.random.default_rng(columns)
+    # Large weights of one sign side by side, in runs: what vpmaddubsw cannot add. And one whose neighbour is small.
+    weight = np.repeat(random.standard_normal((24, -(-columns // 4))), 4, axis=1)[:, :columns].astype(np.float32)
+    weight = np.sign(weight) * np.maximum(np.abs(weight), 1)
+    weight[:, :2] = [3, -0.1]
+    Quantized.forget()
+    model = linear(weight, 0.5, 0)
+    codes = np.asarray(next(n for n in model.graph if n.name == "w/DequantizeLinear").inputs[0].const_value.numpy())  # type: ignore[union-attr]
+    scales = model.graph.initializers["w.scales"].const_value.numpy()  # type: ignore[union-attr]
+    assert codes.dtype == np.int8
+    Manager().run(model, lowerings())
+    finish(model)
+    ir.save(model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert count_ops(model) == {"QuantizeLinear": 1, "com.microsoft.MatMulIntegerToFloat": 1}
+    x = np.where(random.random((rows, columns)) < 0.9, 127.5, 0).astype(np.float32)
+    (got,) = session.run(None, {"x": x})
+    exact = (x.astype(np.float64) / 0.5) @ codes.T.astype(np.float64) * (0.5 * scales.astype(np.float64))
+    exact += np.arange(24)
+    assert np.abs(got - exact).max() <= 1e-5 * np.abs(exact).max()
+    Quantized.forget()
+    assert np.abs(codes).max() > 64  # more than 7 bits where the neighbour lets them
