@@ -1,0 +1,222 @@
+"""What can be cut out of a model: heads, groups, channels, blocks and layers, each with all that goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from leptonc.errors import InputError
+from leptonc.ir.dialect import DOMAIN, module_of
+from leptonc.ir.edit import only_user
+from leptonc.ir.spread import ATTENTION, Span, Spread, heads_and_groups
+from leptonc.ir.structure import Linear, embeddings, layer_of, linear_of, linears
+
+
+@dataclass
+class Block:
+    """An attention or an MLP: what reads the residual stream, and adds to it.
+
+    Attributes:
+        name: "model.layers.3/mlp" or "model.layers.3/attention".
+        layer: Module path of its layer.
+        kind: "attention" or "mlp".
+        spread: What its units were followed to. Of an attention: "heads" and "groups" of as many query heads each; of an
+            MLP: "channels".
+        consumers: The linear layers that sum over the units.
+        attentions: The attention operators.
+        add: The Add to the residual stream, and which of its inputs the block is; None where it was not found.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    spread: Spread
+    consumers: list[Linear]
+    attentions: list[ir.Node] = field(default_factory=list)
+    add: tuple[ir.Node, int] | None = None
+
+    @property
+    def units(self) -> int:
+        """Channels, or key/value groups."""
+        return self.spread.counts["channels" if self.kind == "mlp" else "groups"]
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads of a group; 1 in an MLP."""
+        return self.spread.counts["heads"] // self.units if self.kind == "attention" else 1
+
+    def cost(self, space: str) -> int:
+        """Weights that one unit of a space has."""
+        return sum(
+            span.width * _size(value) // int(value.shape[span.axis])  # type: ignore[index, arg-type]
+            for value, spans in self.spread.initializers().items()
+            for span in spans
+            if span.space == space
+        )
+
+    def weights(self) -> int:
+        """Weights that go with the whole block; norms before and after it not among them."""
+        found = {id(value): _size(value) for value in self.spread.initializers()}
+        biases = [each.bias for each in self.consumers if each.bias is not None]
+        return sum({**found, **{id(value): _size(value) for value in biases}}.values())
+
+
+@dataclass
+class Groups:
+    """All that can be cut.
+
+    Attributes:
+        blocks: Of all layers, in graph order.
+        layers: Module paths.
+        width: The residual stream; what reads and writes it.
+        total: Weights of all layers, which shares are counted of: embeddings, a head and the last norm are not in it.
+        missing: What was not found, and why, by layer.
+    """
+
+    blocks: list[Block]
+    layers: list[str]
+    width: Spread
+    total: int
+    missing: dict[str, list[str]] = field(default_factory=dict)
+
+    def block(self, name: str) -> Block:
+        """Returns the block of that name, or says which there are."""
+        found = next((each for each in self.blocks if each.name == name), None)
+        if found is None:
+            raise InputError(
+                f"expected a block of the model, found {name!r}",
+                hint="its blocks are " + ", ".join(each.name for each in self.blocks[:4]) + ", …",
+            )
+        return found
+
+    def require(self) -> None:
+        """Refuses a model whose layers were not all understood.
+
+        Raises:
+            InputError: says what was found and what was not.
+        """
+        if self.blocks and not self.missing:
+            return
+        found = [f"{sum(b.kind == kind for b in self.blocks)} {kind} blocks" for kind in ("attention", "mlp")]
+        layer, reasons = next(iter(self.missing.items()), ("the model", ["it has no layers"]))
+        raise InputError(
+            f"expected an attention and an MLP to cut in every layer, found {' and '.join(found)} in "
+            f"{len(self.layers)} layers; {len(self.missing)} are not understood, first {layer}: {'; '.join(reasons)}",
+            hint="`leptonc inspect --structure` shows what was found",
+        )
+
+
+def _size(value: ir.Value) -> int:
+    size = 1
+    for dim in value.shape or ():
+        size *= int(dim)  # type: ignore[arg-type]
+    return size
+
+
+def layer_weights(model: ir.Model) -> int:
+    """Returns the number of weights of all layers."""
+    return sum(
+        _size(value)
+        for name, value in model.graph.initializers.items()
+        if layer_of(name) and isinstance(value.const_value, ir.LazyTensor)
+    )
+
+
+def groups(model: ir.Model) -> Groups:
+    """Finds what can be cut in a graph of the dialect, from its operators alone: no architecture is known by name.
+
+    1. What the embedding's columns spread to is the residual stream.
+    2. An attention's query heads and key/value heads spread to the linear layers before and after it.
+    3. The input of any other linear layer that does not read the residual stream has channels of an MLP.
+    """
+    width = _width(model)
+    layers = list(dict.fromkeys(path for node in model.graph if (path := layer_of(module_of(node)))))
+    found = Groups([], layers, width, layer_weights(model))
+    taken = width.axes()
+    attentions = [n for n in model.graph if n.op_type in ATTENTION and n.domain in ("", DOMAIN)]
+    seen: set[ir.Node] = set()
+    reasons: dict[str, list[str]] = {}
+    for node in attentions:
+        if node not in seen:
+            _found(found, reasons, "attention", layer_of(module_of(node)), _heads(node), taken)
+            seen |= {n for n in attentions if (n.outputs[0], 1) in taken}
+    for linear in linears(model):
+        if (linear.x, len(linear.x.shape or ()) - 1) not in taken and layer_of(linear.path):
+            spread = Spread({"channels": linear.shape[1]})
+            spread.follow([(linear.x, Span(len(linear.x.shape or ()) - 1, 0, 1, "channels"))])
+            _found(found, reasons, "mlp", layer_of(linear.path), spread, taken)
+    order = {node: i for i, node in enumerate(model.graph)}
+    found.blocks.sort(key=lambda block: order[block.consumers[0].node])
+    for path in layers:
+        kinds = {block.kind for block in found.blocks if block.layer == path}
+        lacks = [f"no {kind}" for kind in ("attention", "mlp") if kind not in kinds]
+        if lacks or reasons.get(path):
+            found.missing[path] = [*lacks, *reasons.get(path, [])]
+    return found
+
+
+def _width(model: ir.Model) -> Spread:
+    """Follows the embedding's columns; a sentence's embedding ends with them."""
+    table = next(embeddings(model), None)
+    value = table.outputs[0] if table is not None else None
+    if value is None or value.shape is None:
+        return Spread({"width": 0}, unknown=["no embedding of input_ids was found"])
+    size = int(value.shape[-1])  # type: ignore[arg-type]
+    return Spread({"width": size}).follow([(value, Span(len(value.shape) - 1, 0, 1, "width"))])
+
+
+def _heads(node: ir.Node) -> Spread:
+    queries, others = heads_and_groups(node)
+    counts = {"heads": int(queries[0].shape[1]), "groups": int(others[0].shape[1])}  # type: ignore[index, arg-type]
+    spread = Spread(counts)
+    if counts["heads"] % counts["groups"]:
+        spread.unknown.append(f"{counts['heads']} query heads do not divide among {counts['groups']} key/value heads")
+    seeds = [(each, Span(1, 0, 1, "heads")) for each in queries] + [(e, Span(1, 0, 1, "groups")) for e in others]
+    return spread.follow(seeds)
+
+
+def _found(
+    found: Groups, reasons: dict[str, list[str]], kind: str, layer: str, spread: Spread,
+    taken: set[tuple[ir.Value, int]],
+) -> None:  # fmt: skip
+    """Adds a block, or the reason why there is none."""
+    if not spread.unknown and spread.axes() & taken:
+        spread.unknown.append("it is bound to something else")
+    consumers = [linear for node in spread.consumers if (linear := linear_of(node)) is not None]
+    if not consumers and not spread.unknown:
+        spread.unknown.append("no linear layer sums over it")
+    if not spread.unknown or kind == "attention":
+        taken |= spread.axes()
+    if spread.unknown:
+        reasons.setdefault(layer, []).extend(f"{kind}: {reason}" for reason in spread.unknown[:2])
+        return
+    count = sum(block.layer == layer and block.kind == kind for block in found.blocks)
+    block = Block(f"{layer}/{kind}" + (f".{count}" if count else ""), layer, kind, spread, consumers)
+    block.attentions = [node for node in spread.nodes if node.op_type in ATTENTION]
+    if len(consumers) == 1 and len(block.attentions) <= 1:
+        block.add = _residual(consumers[0].y, found.width)
+    found.blocks.append(block)
+
+
+def _residual(y: ir.Value, width: Spread) -> tuple[ir.Node, int] | None:
+    """Walks on from a block's output to the Add to the residual stream."""
+    value = y
+    while (node := only_user(value)) is not None:
+        if node.op_type == "Add":
+            at = 0 if node.inputs[0] is value else 1
+            other = node.inputs[1 - at]
+            if other is not None and not other.is_initializer() and other in width.spans:
+                return node, at
+        if len(node.outputs) != 1 or node.op_type == "MatMul":
+            return None
+        value = node.outputs[0]
+    return None
+
+
+def weights_of(block: Block) -> Iterator[tuple[str, int, Span]]:
+    """Yields what must be removed together: the name of each weight, its size along the axis, and where units are."""
+    for value, spans in block.spread.initializers().items():
+        for span in sorted(spans, key=lambda each: (each.axis, each.start)):
+            yield str(value.name), int(value.shape[span.axis]), span  # type: ignore[index, arg-type]
