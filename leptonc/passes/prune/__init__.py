@@ -1,0 +1,1 @@
+"""Structured pruning: what is cut out of a graph, and the pass that cuts it."""

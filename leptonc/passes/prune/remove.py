@@ -1,0 +1,244 @@
+"""The pass that cuts units and blocks out of a graph: weights, shapes, head counts, caches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.ir import edit
+from leptonc.ir.dialect import attribute
+from leptonc.ir.groups import Block, groups
+from leptonc.ir.spread import Span, is_constant, parts_of
+from leptonc.passes.base import Config, Pass
+from leptonc.passes.prune.plan import Cut, by_block
+
+Masks = Mapping[str, NDArray[np.bool_]]
+# Reads a weight that compensates for what is cut, in the shape that it has before the cut.
+Reader = Callable[[], NDArray[np.float32]]
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig(Config):
+    """What is cut.
+
+    Attributes:
+        cuts: Units and blocks.
+        method: How they were chosen, for the record.
+        compensation: How the weights that stay make up for them, for the record.
+    """
+
+    cuts: tuple[Cut, ...]
+    method: str = "plan"
+    compensation: str = "none"
+
+
+class Prune(Pass):
+    """Cuts heads, groups, channels and blocks out of a graph.
+
+    1. A weight is cut when it is read, so none is held; a compensated one takes its place first.
+    2. Shapes follow: the targets of Reshape, sizes of Split, bounds of Slice, caches.
+    3. An RMSNormalization over what is cut divides by fewer values: its scale and epsilon make up for that, so that
+       cutting zeros changes nothing.
+    4. A block that goes whole leaves the residual stream as it is; its cache goes, and later caches are renumbered.
+
+    Args:
+        config: What is cut.
+        weights: Compensated weights by initializer, read when they are written.
+        biases: What is added to the outputs of a consuming linear layer, float32 [out] by module path.
+    """
+
+    name = "prune"
+    config: PruneConfig
+
+    def __init__(
+        self, config: PruneConfig, weights: Mapping[str, Reader] | None = None,
+        biases: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(config)
+        self._weights, self._biases = weights or {}, biases or {}
+
+    def run(self, model: ir.Model) -> int:
+        found = groups(model)
+        found.require()
+        stay = by_block(found, self.config.cuts)
+        for name, read in self._weights.items():
+            value = model.graph.initializers[name]
+            value.const_value = _lazy(value, _tensor(value), read)
+        for block in found.blocks:
+            for linear in block.consumers:
+                if linear.path in self._biases:
+                    _add_bias(model.graph, linear, self._biases[linear.path])
+        dropped: list[Block] = []
+        for name, masks in stay.items():
+            block = found.block(name)
+            if masks is None:
+                dropped.append(block)
+            elif not all(mask.all() for mask in masks.values()):
+                _cut(model.graph, block, masks)
+        for block in dropped:
+            _drop(model.graph, block)
+        _renumber(model.graph)
+        return len(stay)
+
+
+def _tensor(value: ir.Value) -> Any:
+    if value.const_value is None:
+        raise ValueError(f"{value.name} has no data")
+    return value.const_value
+
+
+def _lazy(value: ir.Value, old: Any, read: Reader) -> ir.LazyTensor:
+    return ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(read(), dtype=np.float32)), dtype=ir.DataType.FLOAT,
+        shape=value.shape, name=str(value.name), cache=False, metadata_props=dict(old.metadata_props),
+    )  # fmt: skip
+
+
+def indices(span: Span, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns the indices along the span's axis that the units outside `mask` have."""
+    first = span.start + span.width * np.flatnonzero(~mask)
+    found: NDArray[np.int64] = (first[:, None] + np.arange(span.width)).reshape(-1)
+    return found
+
+
+def _kept(value: ir.Value, spans: Sequence[Span], masks: Masks) -> dict[int, NDArray[np.int64]]:
+    """Returns the indices of a value that stay, by axis, where some go."""
+    found: dict[int, NDArray[np.bool_]] = {}
+    for span in spans:
+        size = int(value.shape[span.axis])  # type: ignore[index, arg-type]
+        here = found.setdefault(span.axis, np.ones(size, np.bool_))
+        here[indices(span, masks[span.space])] = False
+    return {axis: np.flatnonzero(mask) for axis, mask in found.items() if not mask.all()}
+
+
+def _cut(graph: ir.Graph, block: Block, masks: Masks) -> None:
+    spread = block.spread
+    kept = {v: _kept(v, sorted(s, key=lambda e: (e.axis, e.start)), masks) for v, s in spread.spans.items()}
+    kept = {value: axes for value, axes in kept.items() if axes}
+    for node in spread.nodes:
+        if node.op_type == "Slice":
+            _slice(graph, node, kept)
+    for node in spread.norms:
+        _norm(graph, node, block, kept)
+    for value, axes in kept.items():
+        if value.is_initializer() and is_constant(value):
+            _constant(graph, value, axes, block)
+    for value, axes in kept.items():
+        shape = list(value.shape)  # type: ignore[arg-type]
+        for axis, stays in axes.items():
+            shape[axis] = len(stays)
+        value.shape = ir.Shape(shape)
+        if value.is_initializer() and not is_constant(value):
+            value.const_value = _lazy(value, _tensor(value), _taker(_tensor(value), axes))
+    for node in spread.nodes:
+        touched = [each for each in node.outputs if each in kept]
+        if node.op_type == "Reshape" and touched:
+            target, shape = edit.constant(node.inputs[1]), touched[0].shape
+            if target is None or shape is None:
+                raise ValueError(f"{node.name}: the shape is computed")
+            new = [int(d) if t > 0 and isinstance(d, int) else int(t) for t, d in zip(target, shape, strict=True)]
+            node.replace_input_with(1, edit.ints(graph, new))
+        elif node.op_type == "Split" and touched:
+            _, axis, _ = parts_of(node)
+            sizes = [int(each.shape[axis]) for each in node.outputs]  # type: ignore[index, arg-type]
+            node.replace_input_with(1, edit.ints(graph, sizes))
+
+
+def _taker(tensor: Any, axes: Mapping[int, NDArray[np.int64]]) -> Reader:
+    def read() -> NDArray[np.float32]:
+        array: NDArray[np.float32] = tensor.numpy()
+        for axis, stays in axes.items():
+            array = np.take(array, stays, axis)
+        return array
+
+    return read
+
+
+def _slice(graph: ir.Graph, node: ir.Node, kept: Mapping[ir.Value, Mapping[int, NDArray[np.int64]]]) -> None:
+    """Moves the bounds of a Slice to where they are among the indices that stay."""
+    whole, axis, parts = parts_of(node)
+    stays = kept.get(whole, {}).get(axis)
+    if stays is not None:
+        _, first, last = parts[0]
+        for slot, bound in ((1, first), (2, last)):
+            node.replace_input_with(slot, edit.ints(graph, [int(np.searchsorted(stays, bound))]))
+
+
+def _norm(
+    graph: ir.Graph, node: ir.Node, block: Block, kept: Mapping[ir.Value, Mapping[int, NDArray[np.int64]]]
+) -> None:
+    """Keeps x / sqrt(sum / before + eps) * w with a mean over fewer: w * sqrt(after / before), eps * before / after."""
+    x, scale = node.inputs[0], node.inputs[1]
+    if x is None or scale is None or x not in kept or x.shape is None:
+        return
+    (stays,) = kept[x].values()
+    before = int(x.shape[-1])  # type: ignore[arg-type]
+    ratio = len(stays) / before
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", float(attribute(node, "epsilon", 1e-5)) / ratio)
+    factor, old = np.float32(math.sqrt(ratio)), _tensor(scale)
+    if is_constant(scale):
+        name = f"{scale.name}.{block.name}"
+        new = edit.initializer(graph, name, ir.tensor(old.numpy()[stays] * factor, name=name))
+        node.replace_input_with(1, new)
+    else:
+        scale.const_value = _lazy(scale, old, lambda: old.numpy() * factor)
+
+
+def _constant(graph: ir.Graph, value: ir.Value, axes: Mapping[int, NDArray[np.int64]], block: Block) -> None:
+    """Gives this block's nodes a constant of their own, which others share."""
+    array = _tensor(value).numpy()
+    for axis, stays in axes.items():
+        array = np.take(array, stays, axis)
+    name = f"{value.name}.{block.name}"
+    new = edit.initializer(graph, name, ir.tensor(array, name=name))
+    for node in block.spread.nodes:
+        for slot, each in enumerate(node.inputs):
+            if each is value:
+                node.replace_input_with(slot, new)
+
+
+def _add_bias(graph: ir.Graph, linear: Any, bias: NDArray[np.float32]) -> None:
+    """Adds to a linear layer's bias, or gives it one."""
+    if linear.bias is not None:
+        old = _tensor(linear.bias)
+        linear.bias.const_value = _lazy(linear.bias, old, lambda: old.numpy() + bias)
+        return
+    y, name = linear.node.outputs[0], f"{linear.path}.bias"
+    value = edit.initializer(graph, name, ir.tensor(bias, name=name))
+    add = ir.node("Add", [y, value], name=f"{linear.node.name}/Add")
+    add.outputs[0].name, add.outputs[0].shape, add.outputs[0].type = f"{linear.node.name}/Add", y.shape, y.type
+    add.metadata_props.update(linear.node.metadata_props)
+    graph.insert_after(linear.node, add)
+    for use in list(y.uses()):
+        if use.node is not add:
+            use.node.replace_input_with(use.idx, add.outputs[0])
+
+
+def _drop(graph: ir.Graph, block: Block) -> None:
+    if block.add is None:
+        raise ValueError(f"{block.name} adds to nothing")
+    node, at = block.add
+    other = node.inputs[1 - at]
+    if other is None:
+        raise ValueError(f"{node.name} adds to nothing")
+    edit.replace(node.outputs[0], other)
+    gone = {id(value) for attention in block.attentions for value in attention.outputs}
+    caches = {id(value) for attention in block.attentions if attention.domain for value in attention.inputs[3:5]}
+    for values, names in ((graph.outputs, gone), (graph.inputs, caches)):
+        for value in [each for each in values if id(each) in names]:
+            values.remove(value)
+
+
+def _renumber(graph: ir.Graph) -> None:
+    """Numbers caches from 0 without gaps, in their order."""
+    for values in (graph.inputs, graph.outputs):
+        caches = [v for v in values if str(v.name).startswith(("past_key_values.", "present."))]
+        for i, value in enumerate(caches):
+            stem, _, kind = str(value.name).split(".")
+            value.name = f"{stem}.{i // 2}.{kind}"
