@@ -66,6 +66,10 @@ class BuildOptions:
         dump_ir: Directory for the graph after each pass, or None.
         layers: Exceptions for single layers; see `leptonc.recipe`.
         eval_text: Text to measure fidelity on, or None for the built-in one.
+        prune: What is cut out of the model: a share of its layers' weights ("25%"), whole layers ("layers:4"), or a plan's
+            .json file; None for nothing.
+        prune_method: How units are chosen, of `leptonc.passes.prune.importance.METHODS`; None for the default.
+        prune_compensation: What makes up for them, of `leptonc.pruning.COMPENSATIONS`; None for the default.
         check: Whether fidelity is measured; for an engine, of the lowered graph on the CPU before it is built.
         force: Whether an artifact at `out` is replaced.
     """
@@ -88,6 +92,9 @@ class BuildOptions:
     layers: tuple[LayerRule, ...] = ()
     dump_ir: Path | None = None
     eval_text: Path | None = None
+    prune: str | None = None
+    prune_method: str | None = None
+    prune_compensation: str | None = None
     check: bool = True
     force: bool = False
 
@@ -132,6 +139,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     """
     from leptonc.artifact.writer import check_out
     from leptonc.evaluate.text import load_text
+    from leptonc.pruning import check as check_pruning
     from leptonc.sources import open_source
 
     return_freed_memory()
@@ -143,6 +151,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         )
     check_values(options)
     _check_method(options)
+    pruning = check_pruning(options.prune, options.prune_method, options.prune_compensation)
     jobs = _jobs(options, clock)
     for job in jobs:
         backend_of(job.target).check_request(job)
@@ -152,7 +161,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     with clock.stage("open"):
         source = open_source(options.source)
     with source:
-        return _Build(options, jobs, source, text, clock).run()
+        return _Build(options, jobs, source, text, clock, pruning).run()
 
 
 def _check_method(options: BuildOptions) -> None:
@@ -165,10 +174,10 @@ def _check_method(options: BuildOptions) -> None:
     from leptonc.calibrate.texts import read_texts
 
     auto = (options.weights or "").startswith("auto")
-    if options.method != "gptq" and not auto and options.activations == "none":
+    if options.method != "gptq" and not auto and options.activations == "none" and options.prune is None:
         raise InputError(
-            f"expected a calibration text for method gptq, weights auto:SIZE or activations int8, and for no other, "
-            f"found {options.calibration} for {options.method or 'rtn'}",
+            f"expected a calibration text for method gptq, weights auto:SIZE, activations int8 or --prune, and for no "
+            f"other, found {options.calibration} for {options.method or 'rtn'}",
             hint="--method gptq --calibration FILE",
         )
     read_texts(options.calibration)
@@ -207,8 +216,11 @@ def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
 class _Build:
     """One run of `build`, from an open source on."""
 
-    def __init__(self, options: BuildOptions, jobs: list[Job], source: Any, text: str, clock: _Clock) -> None:
+    def __init__(
+        self, options: BuildOptions, jobs: list[Job], source: Any, text: str, clock: _Clock, pruning: Any
+    ) -> None:  # fmt: skip
         self.options, self.jobs, self.source, self.text, self.clock = options, jobs, source, text, clock
+        self.pruning = pruning
         self.out = options.out or Path(f"{source.name}.lepton")
 
     def run(self) -> BuildResult:
@@ -230,16 +242,8 @@ class _Build:
         name = str(options.eval_text.name) if options.eval_text else "built-in"
         sample = Sample(self.source, captured, self.text, name)
         Manager(options.dump_ir).write(captured.model, "capture")
-        shape, self.shapes = structure(captured.model), shapes_of(captured.model)
         report: dict[str, Any] = {
-            "operations": {"captured": count_ops(captured.model)},
-            "structure": {
-                "layers": len(shape.layers), "residual": shape.residual,
-                "heads": [layer.heads for layer in shape.layers],
-                "kv_heads": [layer.kv_heads for layer in shape.layers],
-                "mlp_channels": [layer.mlp_channels for layer in shape.layers],
-            },
-            "recipe": as_record(options),
+            "operations": {"captured": count_ops(captured.model)}, "recipe": as_record(options),
         }  # fmt: skip
         for job in self.jobs:
             job.captured, job.sample = captured, sample
@@ -251,6 +255,10 @@ class _Build:
                 captured, sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.path, clock
             )
             self._tokenizer_files(writer)
+            if self.pruning is not None:
+                report["pruning"] = self._prune()
+            report["structure"] = structure(captured.model).summary()
+            self.shapes = shapes_of(captured.model)
             for job in self.jobs:
                 # The last one may change the captured graph itself.
                 model = captured.model if job is self.jobs[-1] else captured.model.clone()
@@ -268,6 +276,25 @@ class _Build:
             writer.write_manifest(manifest)
             path = writer.commit()
         return BuildResult(path, manifest, report, dict(clock.seconds))
+
+    def _prune(self) -> dict[str, Any]:
+        """Prunes the captured model, before the variants part; returns what the report says of it."""
+        from leptonc.passes.base import Manager
+        from leptonc.pruning import Pruning
+
+        options = self.options
+        if any(job.method == "gptq" or job.budget is not None for job in self.jobs):
+            self.calibration.windows  # noqa: B018 (the whole model writes its text)
+        pruning = Pruning.of(
+            self.pruning, options.prune_method, options.prune_compensation, self.calibration,
+            [job.target.backend for job in self.jobs],
+        )  # fmt: skip
+        manager = Manager()
+        about = pruning.run(self.captured, manager)
+        self.records += manager.records
+        self.clock.seconds.update({f"pass {name}": seconds for name, seconds in manager.seconds.items()})
+        Manager(options.dump_ir).write(self.captured.model, "prune")
+        return about
 
     def _variant(self, job: Job, model: Any, writer: Any) -> dict[str, int]:
         """Lowers, writes, measures and compiles one variant; returns how often each op occurs in it."""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.calibrators import Grid, grid_of
 from leptonc.calibrate.sensitivity import Trial, measure
-from leptonc.calibrate.solve import as_stored, inputs_of, weight_of
+from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.statistics import Statistics
 from leptonc.calibrate.walk import Stage, Weights, walk
 from leptonc.ir import edit
-from leptonc.ir.structure import Linear
+from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.quantize.activations import QuantizeActivationsConfig, round_value
 from leptonc.passes.quantize.blocks import Format, dequantize
 from leptonc.passes.quantize.channels import channel_codes

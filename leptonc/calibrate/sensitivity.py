@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.solve import as_stored, inputs_of, weight_of
+from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Stage, Store, Weights, feed, open_stage, stages
 from leptonc.errors import InputError
-from leptonc.ir.structure import Linear
+from leptonc.ir.structure import Linear, weight_of
 from leptonc.ir.types import fill_types
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 

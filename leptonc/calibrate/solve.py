@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
-from leptonc.ir.structure import Linear
+from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.gptq import gptq, output_error
 
@@ -105,12 +105,3 @@ class Solver:
 def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32]:
     """Returns a weight [out, in] as the graph has it."""
     return weight if linear.transposed else np.ascontiguousarray(weight.T)
-
-
-def weight_of(linear: Linear) -> NDArray[np.float32]:
-    """Reads a linear layer's weight as float32 [out, in]."""
-    tensor = linear.weight.const_value
-    if tensor is None:
-        raise ValueError(f"{linear.path} has no weight")
-    array = np.asarray(tensor.numpy(), np.float32)
-    return array if linear.transposed else np.ascontiguousarray(array.T)

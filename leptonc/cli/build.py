@@ -15,6 +15,8 @@ _SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4")
 _METHODS = ("rtn", "gptq")
 _ACTIVATIONS = ("none", "int8")
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
+_PRUNE_METHODS = ("magnitude", "wanda", "flap")
+_PRUNE_COMPENSATIONS = ("none", "bias")
 _NEEDED = (
     "torch",
     "transformers",
@@ -151,6 +153,22 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     help="Fail, with exit code 3 and nothing at OUT, where quality falls by more than PCT percent (3 or 3%).",
 )
 @click.option(
+    "--prune",
+    metavar="SPEC",
+    help="Cut heads, channels and blocks out of the model: `25%` of its layers' weights, `layers:4`, or a plan.json. "
+    "See docs/pruning.md.",
+)
+@click.option(
+    "--prune-method",
+    type=click.Choice(_PRUNE_METHODS),
+    help="How what goes is chosen.  [default: wanda]",
+)
+@click.option(
+    "--prune-compensation",
+    type=click.Choice(_PRUNE_COMPENSATIONS),
+    help="What makes up for it in the weights that stay.  [default: none]",
+)
+@click.option(
     "--eval-text",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -187,6 +205,9 @@ def build(
     max_seq_len: int | None,
     max_loss: float | None,
     eval_text: Path | None,
+    prune: str | None,
+    prune_method: str | None,
+    prune_compensation: str | None,
     check: bool,
     recipe: str | None,
     seed: int,
@@ -231,6 +252,9 @@ def build(
             seed=seed,
             dump_ir=dump_ir,
             eval_text=eval_text,
+            prune=prune,
+            prune_method=prune_method,
+            prune_compensation=prune_compensation,
             check=check,
             force=force,
         ),
@@ -250,6 +274,9 @@ def build(
         return
     size = sum(file.size for file in result.manifest.files)
     rows = [("artifact", str(result.path)), ("size", megabytes(size))]
+    if pruned := result.report.get("pruning"):
+        weights = pruned["weights"]
+        rows.append(("pruned", f"{pruned['removed_percent']:g} % of the layers' weights ({weights['after']:,} left)"))
     for variant in result.manifest.variants:
         found = result.report["variants"][variant.name]
         rows += [("target", f"{variant.target}, {variant.backend}, weights {variant.weights}")]

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from leptonc.ir.dialect import attribute, module_of
 from leptonc.ir.edit import constant
@@ -100,6 +102,12 @@ class Spread:
     def axes(self) -> set[tuple[ir.Value, int]]:
         """Returns the axes of values that are not weights."""
         return {(v, span.axis) for v, spans in self.spans.items() if not v.is_initializer() for span in spans}
+
+
+def indices_of(span: Span, units: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the indices along the span's axis that units have, in order."""
+    found: NDArray[np.int64] = (span.start + span.width * units[:, None] + np.arange(span.width)).reshape(-1)
+    return found
 
 
 def is_constant(value: ir.Value) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from leptonc.ir.dialect import DOMAIN, module_of
 from leptonc.ir.edit import only_user, producer
@@ -68,6 +71,15 @@ def linear_of(node: ir.Node) -> Linear | None:
     return Linear(node, right, dequantize, transposed, bias, x, y)
 
 
+def weight_of(linear: Linear) -> NDArray[np.float32]:
+    """Reads a linear layer's weight as float32 [out, in]."""
+    tensor = linear.weight.const_value
+    if tensor is None:
+        raise ValueError(f"{linear.path} has no weight")
+    array = np.asarray(tensor.numpy(), np.float32)
+    return array if linear.transposed else np.ascontiguousarray(array.T)
+
+
 def linears(model: ir.Model) -> list[Linear]:
     """Returns all linear layers in graph order."""
     return [found for node in model.graph if (found := linear_of(node)) is not None]
@@ -125,6 +137,14 @@ class Structure:
 
     layers: list[Layer]
     residual: int
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what a report says of it: counts of each layer."""
+        return {
+            "layers": len(self.layers), "residual": self.residual,
+            "heads": [layer.heads for layer in self.layers], "kv_heads": [layer.kv_heads for layer in self.layers],
+            "mlp_channels": [layer.mlp_channels for layer in self.layers],
+        }  # fmt: skip
 
 
 def structure(model: ir.Model) -> Structure:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from leptonc.ir import edit
 from leptonc.ir.dialect import attribute
 from leptonc.ir.groups import Block, groups
-from leptonc.ir.spread import Span, is_constant, parts_of
+from leptonc.ir.spread import Span, indices_of, is_constant, parts_of
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.prune.plan import Cut, by_block
 
@@ -100,20 +100,13 @@ def _lazy(value: ir.Value, old: Any, read: Reader) -> ir.LazyTensor:
     )  # fmt: skip
 
 
-def indices(span: Span, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Returns the indices along the span's axis that the units outside `mask` have."""
-    first = span.start + span.width * np.flatnonzero(~mask)
-    found: NDArray[np.int64] = (first[:, None] + np.arange(span.width)).reshape(-1)
-    return found
-
-
 def _kept(value: ir.Value, spans: Sequence[Span], masks: Masks) -> dict[int, NDArray[np.int64]]:
     """Returns the indices of a value that stay, by axis, where some go."""
     found: dict[int, NDArray[np.bool_]] = {}
     for span in spans:
         size = int(value.shape[span.axis])  # type: ignore[index, arg-type]
         here = found.setdefault(span.axis, np.ones(size, np.bool_))
-        here[indices(span, masks[span.space])] = False
+        here[indices_of(span, np.flatnonzero(~masks[span.space]))] = False
     return {axis: np.flatnonzero(mask) for axis, mask in found.items() if not mask.all()}
 
 
@@ -173,7 +166,7 @@ def _slice(graph: ir.Graph, node: ir.Node, kept: Mapping[ir.Value, Mapping[int, 
 def _norm(
     graph: ir.Graph, node: ir.Node, block: Block, kept: Mapping[ir.Value, Mapping[int, NDArray[np.int64]]]
 ) -> None:
-    """Keeps x / sqrt(sum / before + eps) * w with a mean over fewer: w * sqrt(after / before), eps * before / after."""
+    """Keeps x / sqrt(sum / before + eps) * w with a mean over fewer: w * sqrt(before / after), eps * before / after."""
     x, scale = node.inputs[0], node.inputs[1]
     if x is None or scale is None or x not in kept or x.shape is None:
         return
@@ -181,7 +174,7 @@ def _norm(
     before = int(x.shape[-1])  # type: ignore[arg-type]
     ratio = len(stays) / before
     node.attributes["epsilon"] = ir.AttrFloat32("epsilon", float(attribute(node, "epsilon", 1e-5)) / ratio)
-    factor, old = np.float32(math.sqrt(ratio)), _tensor(scale)
+    factor, old = np.float32(math.sqrt(1 / ratio)), _tensor(scale)
     if is_constant(scale):
         name = f"{scale.name}.{block.name}"
         new = edit.initializer(graph, name, ir.tensor(old.numpy()[stays] * factor, name=name))

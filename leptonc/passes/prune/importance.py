@@ -1,0 +1,137 @@
+"""How important units are, by name: a figure for each unit of each block, and the cheapest units within a share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.errors import InputError
+from leptonc.ir.groups import Block, Groups
+from leptonc.ir.spread import indices_of
+from leptonc.ir.structure import weight_of
+from leptonc.passes.prune.plan import Cut, spell
+
+METHODS = ("magnitude", "wanda", "flap")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a text makes of the inputs of a consuming linear layer.
+
+    Attributes:
+        mean: float64 [in].
+        square: Mean of squares, float64 [in].
+    """
+
+    mean: Floats
+    square: Floats
+
+
+def scores(block: Block, method: str, features: Mapping[str, Feature]) -> Floats:
+    """Returns the importance of each channel of an MLP, or group of an attention, float64 [units].
+
+    - magnitude: the sum of squares of all weights that go with it.
+    - wanda: of the consuming weights, each squared and times the mean square of what it multiplies (An et al.,
+      Fluctuation-based Adaptive Structured Pruning, 2024, where it is called Wanda-sp after Sun et al., 2023).
+    - flap: likewise with the variance, what is left when the mean is kept in a bias (the same paper).
+
+    Args:
+        block: The block.
+        method: One of `METHODS`.
+        features: By module path of the consuming linear layer; magnitude needs none.
+    """
+    if method == "magnitude":
+        return _magnitude(block)
+    found: Floats = np.zeros(block.units)
+    for linear in block.consumers:
+        feature = features[linear.path]
+        spread = feature.square if method == "wanda" else np.maximum(feature.square - feature.mean**2, 0)
+        each = np.einsum("ij,ij->j", weight := weight_of(linear), weight, dtype=np.float64) * spread
+        found += each.reshape(block.units, -1).sum(1)
+    return found
+
+
+def _magnitude(block: Block) -> Floats:
+    found: Floats = np.zeros(block.units)
+    for value, spans in block.spread.initializers().items():
+        squares = np.square(_read(value), dtype=np.float64)
+        for span in spans:
+            along = squares.sum(tuple(a for a in range(squares.ndim) if a != span.axis))
+            count = block.spread.counts[span.space]
+            each = along[indices_of(span, np.arange(count))].reshape(count, -1).sum(1)
+            found += each.reshape(block.units, -1).sum(1)  # heads lie by groups
+    return found
+
+
+def _read(value: ir.Value) -> NDArray[np.float32]:
+    if value.const_value is None:
+        raise ValueError(f"{value.name} has no data")
+    array: NDArray[np.float32] = value.const_value.numpy()
+    return array
+
+
+def step_of(block: Block, multiple: int) -> int:
+    """Returns how many channels go together, so that what stays is a multiple of it: fewer where there are few."""
+    if block.kind == "attention":
+        return 1
+    step = multiple
+    while step > 1 and (block.units < 8 * step or block.units % step):
+        step //= 2
+    return step
+
+
+def cheapest(
+    found: Groups, importance: Mapping[str, Floats], share: float, *, multiple: int = 32, uniform: bool = False,
+    by_weight: bool = True,
+) -> tuple[Cut, ...]:  # fmt: skip
+    """Cuts the least important units until a share of all layers' weights is gone.
+
+    Channels go in steps (`step_of`), groups one by one; a step's worth is its importance for each weight that goes. Every
+    block keeps a step.
+
+    Args:
+        found: What can be cut.
+        importance: Of each block's units, by its name; blocks that are not in it stay.
+        share: Of the weights of all layers, above 0 and below 1.
+        multiple: What the target's kernels like.
+        uniform: Whether every block loses the same share of its units.
+        by_weight: Whether importance is counted for each weight that goes, else for each unit.
+
+    Raises:
+        InputError: So much cannot go while every block keeps a step.
+    """
+    steps: list[tuple[float, int, str, NDArray[np.int64]]] = []  # worth, weights, block, units
+    for block in found.blocks:
+        if block.name not in importance:
+            continue
+        size, order = step_of(block, multiple), np.argsort(importance[block.name], kind="stable")
+        space = "channels" if block.kind == "mlp" else "groups"
+        each = block.cost(space) + (block.heads_per_group * block.cost("heads") if space == "groups" else 0)
+        for at in range(0, block.units - size, size):
+            units = order[at : at + size]
+            worth = importance[block.name][units].mean() / (each if by_weight else 1)
+            worth = (at + size) / block.units if uniform else worth
+            steps.append((float(worth), each * size, block.name, units))
+    target, gone = share * found.total, 0
+    cut: dict[str, list[int]] = {}
+    for _, weights, name, units in sorted(steps, key=lambda step: step[0]):
+        if gone + weights / 2 > target:
+            continue
+        gone += weights
+        cut.setdefault(name, []).extend(int(unit) for unit in units)
+    if gone < target - max((weights for _, weights, _, _ in steps), default=0):
+        raise InputError(
+            f"expected a share that leaves something of every block, found {100 * share:g} %; "
+            f"at most {100 * sum(w for _, w, _, _ in steps) / max(1, found.total):.0f} % can go",
+            hint="a smaller share, or --prune layers:N",
+        )
+    return tuple(
+        Cut(block.name, "channels" if block.kind == "mlp" else "groups", spell(cut[block.name]))
+        for block in found.blocks
+        if block.name in cut
+    )

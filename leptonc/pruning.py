@@ -1,0 +1,241 @@
+"""What `--prune` asks of a build: how much goes, which units, and what makes up for them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leptonc.calibrate.observe import features, influence
+from leptonc.calibrate.solve import inputs_of
+from leptonc.calibrate.walk import stages
+from leptonc.errors import InputError
+from leptonc.ir.dialect import attribute
+from leptonc.ir.groups import Groups, groups, layer_weights
+from leptonc.ir.structure import linears, weight_of
+from leptonc.passes.base import Manager
+from leptonc.passes.prune.importance import METHODS, Feature, cheapest, scores
+from leptonc.passes.prune.plan import BLOCK, Cut, by_block, cuts_of
+from leptonc.passes.prune.remove import Prune, PruneConfig
+
+if TYPE_CHECKING:
+    from leptonc.calibration import Calibration
+    from leptonc.frontend.capture import Captured
+
+COMPENSATIONS = ("none", "bias")
+# Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
+MULTIPLES = {"onnxruntime": 32, "tensorrt": 64, "tensorrt-rtx": 64}
+_LARGEST_PLAN = 2**24  # bytes
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
+_LAYERS = re.compile(r"layers:(\d+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: one of the three.
+
+    Attributes:
+        text: As the user wrote it.
+        share: Of the weights of all layers; 0 where it is not asked for.
+        layers: Whole layers to cut.
+        cuts: A plan.
+    """
+
+    text: str
+    share: float = 0.0
+    layers: int = 0
+    cuts: tuple[Cut, ...] = ()
+
+
+def parse_prune(text: str) -> Request:
+    """Reads `25%`, `layers:4` or the name of a plan's file.
+
+    Raises:
+        InputError: It is none of these, or nothing or everything is to go.
+    """
+    if (share := _SHARE.fullmatch(text)) is not None:
+        if not 0 < float(share[1]) < 100:
+            raise InputError(f"expected a share above 0 % and below 100 %, found {text}", hint="--prune 20%")
+        return Request(text, share=float(share[1]) / 100)
+    if (count := _LAYERS.fullmatch(text)) is not None:
+        if int(count[1]) == 0:
+            raise InputError("expected at least one layer to prune, found layers:0", hint="--prune layers:2")
+        return Request(text, layers=int(count[1]))
+    if text.endswith(".json"):
+        return Request(Path(text).name, cuts=_plan(Path(text)))
+    raise InputError(
+        f"expected of --prune a share, layers:N or a plan's .json file, found {text!r}",
+        hint="--prune 20%, --prune layers:4 or --prune plan.json",
+    )
+
+
+def _plan(path: Path) -> tuple[Cut, ...]:
+    try:
+        if path.stat().st_size > _LARGEST_PLAN:
+            raise InputError(f"expected a plan of at most {_LARGEST_PLAN:,} bytes, found more in {path}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"expected a plan at {path}, found: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected JSON in {path}, found: {error}", hint="see docs/pruning.md") from error
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"expected a JSON object with names of blocks in {path}, found something else")
+    return cuts_of(found)
+
+
+def check(text: str | None, method: str | None, compensation: str | None) -> Request | None:
+    """Reads what is asked for, before anything is opened.
+
+    Raises:
+        InputError: It is not to be had.
+    """
+    if text is None:
+        if method is not None or compensation is not None:
+            raise InputError("expected --prune with --prune-method and --prune-compensation, found none")
+        return None
+    for what, given, names in (("method", method, METHODS), ("compensation", compensation, COMPENSATIONS)):
+        if given is not None and given not in names:
+            raise InputError(f"expected a pruning {what} among {', '.join(names)}, found {given!r}")
+    return parse_prune(text)
+
+
+@dataclass
+class Pruning:
+    """The pruning of one build, before its variants part.
+
+    Attributes:
+        request: What is asked for.
+        method: How units are chosen; see `METHODS`.
+        compensation: What makes up for them; see `COMPENSATIONS`.
+        calibration: The text, and where temporary files go.
+        multiple: What the targets' kernels like the number of channels to be a multiple of.
+    """
+
+    request: Request
+    method: str
+    compensation: str
+    calibration: Calibration
+    multiple: int
+
+    @classmethod
+    def of(
+        cls, request: Request, method: str | None, compensation: str | None, calibration: Calibration,
+        backends: Sequence[str],
+    ) -> Pruning:  # fmt: skip
+        """Fills in what was not asked for, for a build with these backends."""
+        multiple = max(MULTIPLES[name] for name in backends)
+        return cls(request, method or "wanda", compensation or "none", calibration, multiple)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a calibration text has a use."""
+        chooses = self.request.layers > 0 or (self.request.share > 0 and self.method != "magnitude")
+        return chooses or self.compensation != "none"
+
+    def run(self, captured: Captured, manager: Manager) -> dict[str, Any]:
+        """Prunes the captured model in place; returns what the report says of it."""
+        found = groups(captured.model)
+        found.require()
+        about: dict[str, Any] = {"asked": self.request.text, "method": self.method, "compensation": self.compensation}
+        if self.request.cuts:
+            by_block(found, self.request.cuts)  # refused before the text is written
+            about["method"] = self.method = "plan"
+        if self.request.layers:
+            about["method"] = self.method = "influence"
+            if self.request.layers >= len(found.layers):
+                raise InputError(
+                    f"expected fewer layers to prune than the model has, found {self.request.layers} of "
+                    f"{len(found.layers)}",
+                    hint="--prune layers:N cuts N layers",
+                )
+        if self.reads_text:
+            windows = self.calibration.windows
+            about["calibration"] = {
+                "text": self.calibration.name, "samples": len(windows), "tokens": sum(map(len, windows)),
+            }  # fmt: skip
+        known = self._features(captured, found) if self._needs_features else {}
+        cuts = self.request.cuts or (self._layers(captured, found, about) if self.request.layers else ())
+        if self.request.share:
+            importance = {block.name: scores(block, self.method, known) for block in found.blocks}
+            if self.method == "flap":
+                importance = {name: _standard(each) for name, each in importance.items()}
+            cuts = cheapest(
+                found, importance, self.request.share, multiple=self.multiple, by_weight=self.method != "flap"
+            )
+        stay = by_block(found, cuts)
+        before, macs = found.total, _multiplications(captured)
+        biases = self._biases(found, stay, known) if self.compensation == "bias" else {}
+        about["blocks"] = _picture(found, stay)
+        manager.run(captured.model, [Prune(PruneConfig(cuts, self.method, self.compensation), biases=biases)])
+        after = layer_weights(captured.model)
+        captured.parameters -= before - after
+        captured.windows = tuple(
+            int(attribute(node, "window", 0)) for node in captured.model.graph if node.op_type == "CachedAttention"
+        )
+        about["weights"] = {"before": before, "after": after}
+        about["removed_percent"] = round(100 * (1 - after / before), 2)
+        about["multiplications_a_token"] = {"before": macs, "after": _multiplications(captured)}
+        return about
+
+    @property
+    def _needs_features(self) -> bool:
+        return self.compensation == "bias" or (self.request.share > 0 and self.method != "magnitude")
+
+    def _walk(self, what: Callable[..., Any], captured: Captured, found: Groups) -> Any:
+        each = self.calibration
+        batches = [inputs_of(captured.model, window) for window in each.windows]
+        with each.clock.stage("prune calibrate", len(stages(captured.model))) as advance:
+            return what(captured.model, found, batches, each.scratch, memory=each.memory, advance=advance)
+
+    def _features(self, captured: Captured, found: Groups) -> dict[str, Feature]:
+        known: dict[str, Feature] = self._walk(features, captured, found)
+        return known
+
+    def _layers(self, captured: Captured, found: Groups, about: dict[str, Any]) -> tuple[Cut, ...]:
+        """Cuts the layers that turn the residual stream least."""
+        known: dict[str, float] = self._walk(influence, captured, found)
+        about["influence"] = {path: float(f"{value:.4g}") for path, value in known.items()}
+        chosen = sorted(known, key=lambda path: known[path])[: self.request.layers]
+        return tuple(Cut(block.name, BLOCK) for block in found.blocks if block.layer in chosen)
+
+    @staticmethod
+    def _biases(
+        found: Groups, stay: Mapping[str, Any], known: Mapping[str, Feature]
+    ) -> dict[str, NDArray[np.float32]]:
+        """What the removed units gave on average, for the bias of what summed over them."""
+        made: dict[str, NDArray[np.float32]] = {}
+        for name, masks in stay.items():
+            block = found.block(name)
+            for linear in block.consumers if masks is not None else ():
+                gone = ~masks["channels" if block.kind == "mlp" else "heads"]
+                gone = np.repeat(gone, linear.shape[1] // len(gone))
+                mean = known[linear.path].mean[gone]
+                made[linear.path] = (weight_of(linear)[:, gone] @ mean).astype(np.float32)
+        return made
+
+
+def _standard(importance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """FLAP compares layers by how far a unit is from its layer's mean, in standard deviations."""
+    found: NDArray[np.float64] = (importance - importance.mean()) / max(float(importance.std()), 1e-30)
+    return found
+
+
+def _multiplications(captured: Captured) -> int:
+    """Multiplications of linear layers for one token, the head's among them."""
+    return sum(rows * columns for rows, columns in (linear.shape for linear in linears(captured.model)))
+
+
+def _picture(found: Groups, stay: Mapping[str, Any]) -> dict[str, str]:
+    """What is left of each block that was cut: "1216 of 1536 channels", "2 of 3 groups, 6 of 9 heads", "gone"."""
+    return {
+        name: "gone"
+        if masks is None
+        else ", ".join(f"{int(mask.sum())} of {len(mask)} {space}" for space, mask in sorted(masks.items()))
+        for name, masks in ((b.name, stay[b.name]) for b in found.blocks if b.name in stay)
+    }
