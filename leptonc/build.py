@@ -66,7 +66,7 @@ class BuildOptions:
         dump_ir: Directory for the graph after each pass, or None.
         layers: Exceptions for single layers; see `leptonc.recipe`.
         eval_text: Text to measure fidelity on, or None for the built-in one.
-        prune: What is cut out of the model: a share of its layers' weights ("25%"), whole layers ("layers:4"), or a plan's
+        prune: What is cut out of the model: a share of its weights ("25%"), whole layers ("layers:4"), or a plan's
             .json file; None for nothing.
         prune_method: How units are chosen, of `leptonc.passes.prune.importance.METHODS`; None for the default.
         prune_compensation: What makes up for them, of `leptonc.pruning.COMPENSATIONS`; None for the default.

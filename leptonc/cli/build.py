@@ -275,8 +275,8 @@ def build(
     size = sum(file.size for file in result.manifest.files)
     rows = [("artifact", str(result.path)), ("size", megabytes(size))]
     if pruned := result.report.get("pruning"):
-        weights = pruned["weights"]
-        rows.append(("pruned", f"{pruned['removed_percent']:g} % of the layers' weights ({weights['after']:,} left)"))
+        left = pruned["weights"]["after"]
+        rows.append(("pruned", f"{pruned['removed_percent']:g} % of the layers' weights, {left:,} left"))
     for variant in result.manifest.variants:
         found = result.report["variants"][variant.name]
         rows += [("target", f"{variant.target}, {variant.backend}, weights {variant.weights}")]

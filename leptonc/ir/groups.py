@@ -22,7 +22,7 @@ class Block:
         name: "model.layers.3/mlp" or "model.layers.3/attention".
         layer: Module path of its layer.
         kind: "attention" or "mlp".
-        spread: What its units were followed to. Of an attention: "heads" and "groups" of as many query heads each; of an
+        spread: What its units were followed to. Of an attention: "heads" and "groups" of query heads; of an
             MLP: "channels".
         consumers: The linear layers that sum over the units.
         attentions: The attention operators.
@@ -50,7 +50,7 @@ class Block:
     def cost(self, space: str) -> int:
         """Weights that one unit of a space has."""
         return sum(
-            span.width * _size(value) // int(value.shape[span.axis])  # type: ignore[index, arg-type]
+            span.width * _size(value) // int(value.shape[span.axis])  # type: ignore[index, arg-type, misc]
             for value, spans in self.spread.initializers().items()
             for span in spans
             if span.space == space

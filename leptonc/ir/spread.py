@@ -250,11 +250,11 @@ def parts_of(node: ir.Node) -> tuple[ir.Value, int, list[tuple[ir.Value, int, in
     axis = int(attribute(node, "axis", 0)) % len(whole.shape)
     found, at = [], 0
     for part in node.inputs if node.op_type == "Concat" else node.outputs:
-        size = part.shape[axis] if part is not None and part.shape is not None else None
-        if part is None or not isinstance(size, int):
-            return whole, axis, [(each, 0, 0) for each in (*node.inputs[:1], *node.outputs) if each not in (None, whole)]  # type: ignore[misc]
-        found.append((part, at, at + size))
-        at += size
+        if part is not None and part.shape is not None:
+            size = part.shape[axis]
+            wide = size if isinstance(size, int) else 0  # a size that is known when it runs is that of no unit
+            found.append((part, at, at + wide))
+            at += wide
     return whole, axis, found
 
 
@@ -273,7 +273,7 @@ def _reshape(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iter
         isinstance(d, int) for d in many[at : at + 2]
     ):
         raise _Unknown(f"it runs through a Reshape of {_place(node)}")
-    inner = int(many[at + 1])
+    inner = int(many[at + 1])  # type: ignore[arg-type]
     if value is merged:
         if span.axis != at:
             yield apart, span.on(span.axis + (span.axis > at))

@@ -14,13 +14,15 @@ from runtime_edge.cli.console import megabytes, print_json, print_pairs
 
 _MAX_REPORT_BYTES = 16 * 2**20
 _FEW = 8  # rows of a table that a person reads here
+_BAR = 32  # characters
 
 
 @click.command()
 @options.artifact
+@click.option("--structure", is_flag=True, help="Show heads, groups and channels of each layer, and what was pruned.")
 @click.option("--recipe", is_flag=True, help="Print the recipe that builds the artifact again, as TOML.")
 @options.as_json
-def inspect(artifact: Path, recipe: bool, as_json: bool) -> None:
+def inspect(artifact: Path, structure: bool, recipe: bool, as_json: bool) -> None:
     """Show what an artifact holds and how good it is.
 
     Reads the manifest and the measured quality report only; `verify` checks the rest.
@@ -35,10 +37,35 @@ def inspect(artifact: Path, recipe: bool, as_json: bool) -> None:
         if not isinstance(report.get("recipe"), dict):
             raise ArtifactError(f"{artifact}: expected a report with a recipe, found none")
         click.echo(toml(report["recipe"]), nl=False)
+    elif structure:
+        found = {name: report.get(name, {}) for name in ("structure", "pruning")}
+        if as_json:
+            print_json(found)
+        else:
+            print_pairs([*_layers(found["structure"]), *_cut(found["pruning"])])
     elif as_json:
         print_json({"manifest": manifest, "report": report})
     else:
         print_pairs([*_rows(manifest), *(("", ""), *_flat(report)) * bool(report)])
+
+
+def _layers(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Heads, groups and channels of each layer, with a bar as long as its channels among the widest layer's."""
+    yield "residual width", str(found.get("residual", "not in the report"))
+    channels = found.get("mlp_channels", [])
+    for layer, (heads, groups, wide) in enumerate(
+        zip(found.get("heads", []), found.get("kv_heads", []), channels, strict=True)
+    ):
+        bar = "#" * -(-_BAR * wide // max(channels))
+        yield f"layer {layer}", f"heads {heads:3}  groups {groups:3}  channels {wide:6}  {bar}"
+
+
+def _cut(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was cut, and what is left of each block that was."""
+    for name in ("asked", "method", "compensation", "removed_percent"):
+        if name in found:
+            yield f"pruning {name.replace('_', ' ')}", str(found[name])
+    yield from ((name, str(left)) for name, left in found.get("blocks", {}).items())
 
 
 def _report(artifact: Path, name: str | None) -> dict[str, Any]:

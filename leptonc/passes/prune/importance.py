@@ -91,7 +91,7 @@ def cheapest(
 ) -> tuple[Cut, ...]:  # fmt: skip
     """Cuts the least important units until a share of all layers' weights is gone.
 
-    Channels go in steps (`step_of`), groups one by one; a step's worth is its importance for each weight that goes. Every
+    Channels go in steps (`step_of`), groups one by one; worth is importance a weight. Every
     block keeps a step.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ def _tensor(value: ir.Value) -> Any:
 def _lazy(value: ir.Value, old: Any, read: Reader) -> ir.LazyTensor:
     return ir.LazyTensor(
         lambda: ir.tensor(np.ascontiguousarray(read(), dtype=np.float32)), dtype=ir.DataType.FLOAT,
-        shape=value.shape, name=str(value.name), cache=False, metadata_props=dict(old.metadata_props),
+        shape=ir.Shape(value.shape or ()), name=str(value.name), cache=False, metadata_props=dict(old.metadata_props),
     )  # fmt: skip
 
 
@@ -129,7 +129,12 @@ def _cut(graph: ir.Graph, block: Block, masks: Masks) -> None:
         value.shape = ir.Shape(shape)
         if value.is_initializer() and not is_constant(value):
             value.const_value = _lazy(value, _tensor(value), _taker(_tensor(value), axes))
-    for node in spread.nodes:
+    _follow(graph, spread.nodes, kept)
+
+
+def _follow(graph: ir.Graph, nodes: Iterable[ir.Node], kept: Mapping[ir.Value, Any]) -> None:
+    """Gives Reshape and Split the sizes that their outputs have now."""
+    for node in nodes:
         touched = [each for each in node.outputs if each in kept]
         if node.op_type == "Reshape" and touched:
             target, shape = edit.constant(node.inputs[1]), touched[0].shape

@@ -1,0 +1,145 @@
+"""`leptonc build --prune` from end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import runtime_edge
+from leptonc.build import BuildOptions, build
+from leptonc.errors import InputError
+from leptonc.frontend.capture import capture
+from leptonc.ir.groups import groups
+from leptonc.pruning import parse_prune
+from leptonc.sources import open_source
+from leptonc.sources.base import ComputedTensor
+from sample_models import tiny_names
+from sample_models.export import write_directory
+from tests.leptonc import models, pruned
+
+FAST = ("tiny-llama", "tiny-gpt2", "tiny-bert-classifier")
+LLAMA = "sample:tiny-llama"
+
+
+def with_zeros(name: str, folder: Path, seed: int) -> tuple[Path, Path]:
+    """Writes a model in which what random cuts take is zero, and the cuts as a plan."""
+    with open_source(f"sample:{name}") as source:
+        model = capture(source, max_seq_len=64).model
+        cuts = pruned.random_cuts(groups(model), np.random.default_rng(seed))
+        weights: dict[str, Any] = dict(source.weights)
+        for value, array in pruned.zeroed(groups(model), cuts):
+            stored = str(value.const_value.metadata_props["lepton.source"])  # type: ignore[union-attr]
+            weights[stored] = ComputedTensor(array.shape, "F32", lambda array=array: array)
+        path = write_directory(replace(source, weights=weights), folder / "hf")
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps(pruned.plan_of(cuts)))
+    return path, plan
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in tiny_names()]
+)
+def test_cutting_zeros_changes_nothing_in_the_artifact(
+    name: str, tmp_path: Path, leptonc: Callable[..., Any]
+) -> None:
+    """Through the whole command line, over the runtime's cache: as far from transformers as unpruned (1e-5)."""
+    path, plan = with_zeros(name, tmp_path, seed=5)
+    out = tmp_path / "m"
+    result = leptonc("build", str(path), "--weights", "fp32", "--prune", str(plan), "-o", str(out))
+    assert result.code == 0, result.err
+    assert "% of the layers' weights" in result.out
+    report = json.loads((out / "report.json").read_text())
+    found = report["fidelity"]
+    assert report["pruning"]["weights"]["after"] < report["pruning"]["weights"]["before"]
+    if name in models.DECODERS:
+        with open_source(str(path)) as source, runtime_edge.load(out) as model:
+            ids = models.token_ids(sum(models.CHUNKS) * 6)
+            chunks = models.CHUNKS * 6
+            wanted = models.reference_logits(models.reference_of(source), ids)
+            assert np.abs(models.runtime_logits(model, ids, chunks) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert found["max_abs_diff"] <= 2e-4
+
+
+def test_a_share_by_text_and_by_weights(tmp_path: Path) -> None:
+    """Sizes fall as the weights do, the caches' shapes follow, and the figures say so."""
+    plain = build(BuildOptions(LLAMA, out=tmp_path / "plain", weights="fp32", check=False))
+    for method, compensation in (("magnitude", "none"), ("flap", "bias")):
+        result = build(
+            BuildOptions(
+                LLAMA, out=tmp_path / method, weights="fp32", prune="30%", prune_method=method,
+                prune_compensation=compensation,
+            )
+        )  # fmt: skip
+        about = result.report["pruning"]
+        assert abs(about["removed_percent"] - 30) < 3
+        weights = about["weights"]
+        gone = plain.manifest.parameters - result.manifest.parameters
+        assert gone == weights["before"] - weights["after"]
+        added = 4 * 64 * 6 if compensation == "bias" else 0  # float32 biases of six linear layers of 64 outputs
+        sizes = [each.report["bytes"]["weights"] for each in (plain, result)]
+        assert sizes[0] - sizes[1] == pytest.approx(4 * gone - added, abs=64 * 30)
+        decoder = result.manifest.decoder
+        assert decoder is not None
+        assert [layer.kv_heads for layer in decoder.cache] == result.report["structure"]["kv_heads"]
+        assert result.report["fidelity"]["kl_divergence"] > 0.01  # it is another model
+        assert result.manifest.passes[0].name == "prune"
+
+
+def test_whole_layers_and_quantization(tmp_path: Path) -> None:
+    result = build(BuildOptions("sample:tiny-gemma3", out=tmp_path / "m", weights="int4", prune="layers:2"))
+    assert result.report["pruning"]["method"] == "influence"
+    assert result.report["structure"]["layers"] == 2
+    assert len(result.manifest.decoder.cache) == 2  # type: ignore[union-attr]
+    influence = result.report["pruning"]["influence"]
+    gone = {name.partition("/")[0] for name in result.report["pruning"]["blocks"]}
+    assert gone == set(sorted(influence, key=lambda path: influence[path])[:2])
+    with runtime_edge.load(result.path) as model:
+        assert len(model.generate("a", max_new_tokens=4).token_ids) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prune": "0%"}, "expected a share above 0 % and below 100 %, found 0%"),
+        ({"prune": "100%"}, "below 100 %, found 100%"),
+        ({"prune": "250%"}, "below 100 %, found 250%"),
+        ({"prune": "layers:0"}, "at least one layer"),
+        ({"prune": "layers:3"}, "expected fewer layers to prune than the model has, found 3 of 3"),
+        ({"prune": "99%"}, "expected a share that leaves something of every block"),
+        ({"prune": "much"}, "expected of --prune a share, layers:N or a plan's .json file, found 'much'"),
+        ({"prune": "none.json"}, "expected a plan at none.json, found: No such file"),
+        ({"prune": "20%", "prune_method": "guess"}, "expected a pruning method among"),
+        ({"prune_method": "wanda"}, "expected --prune with --prune-method"),
+    ],
+)
+def test_what_cannot_be_asked_for(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        build(BuildOptions(LLAMA, out=tmp_path / "m", check=False, **options))
+    assert message in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plans_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    for text, message in (("{", "expected JSON"), ("[]", "expected a JSON object"), ('{"a": 1}', "expected of a ")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            parse_prune(str(path))
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from leptonc.passes.prune.remove import Prune
+
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Prune, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(BuildOptions(LLAMA, out=tmp_path / "m", prune="20%", prune_method="wanda", check=False))
+    assert list(tmp_path.iterdir()) == []
