@@ -113,7 +113,8 @@ def test_what_is_not_understood_is_said() -> None:
         found.require()
     assert caught.value.message == (
         "expected an attention and an MLP to cut in every layer, found 3 attention blocks and 2 mlp blocks in 3 "
-        "layers; 1 are not understood, first model.layers.1: no mlp; mlp: it runs through Softmax of model.layers.1.mlp.act_fn"
+        "layers; 1 are not understood, first model.layers.1: no mlp; mlp: it runs through Softmax of "
+        "model.layers.1.mlp.act_fn"
     )
 
 

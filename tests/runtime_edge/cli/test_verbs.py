@@ -92,6 +92,21 @@ def test_inspect_shows_every_figure_of_the_report(lepton_edge: Callable[..., Any
     assert json.loads(lepton_edge("inspect", copy, "--json").out)["report"] == report
 
 
+def test_inspect_shows_the_structure(lepton_edge: Callable[..., Any], copy: Path) -> None:
+    report = {
+        "structure": {"residual": 64, "heads": [4, 2], "kv_heads": [2, 1], "mlp_channels": [160, 80], "layers": 2},
+        "pruning": {"asked": "25%", "method": "wanda", "blocks": {"layers.1/mlp": "80 of 160 channels"}},
+    }
+    with_report(copy, json.dumps(report))
+    out = lepton_edge("inspect", copy, "--structure").out
+    assert re.search(r"^layer 0 +heads +4 +groups +2 +channels +160 +#{32}$", out, re.M)
+    assert re.search(r"^layer 1 +heads +2 +groups +1 +channels +80 +#{16}$", out, re.M)
+    assert re.search(r"^layers.1/mlp +80 of 160 channels$", out, re.M)
+    assert json.loads(lepton_edge("inspect", copy, "--structure", "--json").out) == report
+    with_report(copy, "{}")
+    assert "not in the report" in lepton_edge("inspect", copy, "--structure").out
+
+
 def test_inspect_follows_no_link_and_no_other_name(lepton_edge: Callable[..., Any], copy: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text('{"secret": 1}')
     with_report(copy, "")
