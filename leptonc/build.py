@@ -232,6 +232,7 @@ class _Build:
         from leptonc.ir.dialect import count_ops
         from leptonc.ir.structure import structure
         from leptonc.passes.base import Manager
+        from leptonc.pruning import prune
 
         options, clock = self.options, self.clock
         check_out(self.out, replace=options.force)
@@ -256,7 +257,9 @@ class _Build:
             )
             self._tokenizer_files(writer)
             if self.pruning is not None:
-                report["pruning"] = self._prune()
+                report["pruning"] = prune(self.pruning, options, self.jobs, self.calibration, manager := Manager())
+                self.records += manager.records
+                Manager(options.dump_ir).write(captured.model, "prune")
             report["structure"] = structure(captured.model).summary()
             self.shapes = shapes_of(captured.model)
             for job in self.jobs:
@@ -276,25 +279,6 @@ class _Build:
             writer.write_manifest(manifest)
             path = writer.commit()
         return BuildResult(path, manifest, report, dict(clock.seconds))
-
-    def _prune(self) -> dict[str, Any]:
-        """Prunes the captured model, before the variants part; returns what the report says of it."""
-        from leptonc.passes.base import Manager
-        from leptonc.pruning import Pruning
-
-        options = self.options
-        if any(job.method == "gptq" or job.budget is not None for job in self.jobs):
-            self.calibration.windows  # noqa: B018 (the whole model writes its text)
-        pruning = Pruning.of(
-            self.pruning, options.prune_method, options.prune_compensation, self.calibration,
-            [job.target.backend for job in self.jobs],
-        )  # fmt: skip
-        manager = Manager()
-        about = pruning.run(self.captured, manager)
-        self.records += manager.records
-        self.clock.seconds.update({f"pass {name}": seconds for name, seconds in manager.seconds.items()})
-        Manager(options.dump_ir).write(self.captured.model, "prune")
-        return about
 
     def _variant(self, job: Job, model: Any, writer: Any) -> dict[str, int]:
         """Lowers, writes, measures and compiles one variant; returns how often each op occurs in it."""

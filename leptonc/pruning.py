@@ -25,6 +25,8 @@ from leptonc.passes.prune.plan import BLOCK, Cut, by_block, cuts_of
 from leptonc.passes.prune.remove import Prune, PruneConfig
 
 if TYPE_CHECKING:
+    from leptonc.backends import Job
+    from leptonc.build import BuildOptions
     from leptonc.calibration import Calibration
     from leptonc.frontend.capture import Captured
 
@@ -123,15 +125,6 @@ class Pruning:
     calibration: Calibration
     multiple: int
 
-    @classmethod
-    def of(
-        cls, request: Request, method: str | None, compensation: str | None, calibration: Calibration,
-        backends: Sequence[str],
-    ) -> Pruning:  # fmt: skip
-        """Fills in what was not asked for, for a build with these backends."""
-        multiple = max(MULTIPLES[name] for name in backends)
-        return cls(request, method or "wanda", compensation or "none", calibration, multiple)
-
     @property
     def reads_text(self) -> bool:
         """Whether a calibration text has a use."""
@@ -218,6 +211,17 @@ class Pruning:
                 mean = known[linear.path].mean[gone]
                 made[linear.path] = (weight_of(linear)[:, gone] @ mean).astype(np.float32)
         return made
+
+
+def prune(
+    request: Request, options: BuildOptions, jobs: Sequence[Job], calibration: Calibration, manager: Manager
+) -> dict[str, Any]:
+    """Prunes a build's captured model in place, before its variants part; returns what the report says of it."""
+    if options.activations != "none" or any(job.method == "gptq" or job.budget is not None for job in jobs):
+        calibration.windows  # noqa: B018 (what later steps read is written by the whole model)
+    multiple = max(MULTIPLES[job.target.backend] for job in jobs)
+    method, compensation = options.prune_method or "wanda", options.prune_compensation or "none"
+    return Pruning(request, method, compensation, calibration, multiple).run(calibration.captured, manager)
 
 
 def _standard(importance: NDArray[np.float64]) -> NDArray[np.float64]:

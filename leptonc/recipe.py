@@ -207,6 +207,8 @@ def as_record(options: BuildOptions) -> dict[str, Any]:
         value = getattr(options, field.name)
         if field.name not in NO_RECIPE and value != field.default:
             found[field.name] = value.name if isinstance(value, Path) else value
+            if field.name == "prune":  # the file of a plan, or no file
+                found[field.name] = Path(value).name
     rules = [
         {k: list(v) if k == "match" else v for k, v in dataclasses.asdict(rule).items() if v is not None}
         for rule in options.layers

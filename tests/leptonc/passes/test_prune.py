@@ -85,7 +85,7 @@ def test_a_layer_that_goes_takes_its_cache_along() -> None:
         ((Cut("model.layers.0/mlp", "channels", "160"),), "channels of model.layers.0/mlp below 160, found 160"),
         ((Cut("model.layers.0/mlp", "groups", "0"),), "expected of model.layers.0/mlp channels, found 'groups'"),
         ((Cut("model.layers.7/mlp", BLOCK),), "expected a block of the model, found 'model.layers.7/mlp'"),
-        ((Cut("model.layers.0/attention", "groups", "0-1"),), "as many query heads in each group"),
+        ((Cut("model.layers.0/attention", "groups", "0-1"),), "found that all would go"),
         ((Cut("model.layers.0/attention", "heads", "0"),), "found 1 and 2"),
         ((Cut("model.layers.0/attention", "heads", "0,1"),), "found 0 and 2"),
         ((Cut("model.layers.0/mlp", "channels", "1-"),), "expected units such as 0-3,7, found '1-'"),
