@@ -224,6 +224,7 @@ class _Build:
         self.out = options.out or Path(f"{source.name}.lepton")
 
     def run(self) -> BuildResult:
+        from leptonc.artifact.page import report_page
         from leptonc.artifact.report import shapes_of
         from leptonc.artifact.writer import ArtifactWriter, check_out
         from leptonc.calibration import Calibration
@@ -274,6 +275,7 @@ class _Build:
                 for job in self.jobs
             }
             report["bytes"] = self._sizes(writer)
+            writer.add("report.html", report_page(self._manifest(writer, tuple(self.variants)), report))
             writer.add("report.json", _json(report))
             manifest = self._manifest(writer, tuple(self.variants))
             writer.write_manifest(manifest)

@@ -4,6 +4,7 @@ An artifact is a directory:
 
     manifest.json           this schema
     report.json             the measured quality report
+    report.html             the same for people, one file
     tokenizer.json          the tokenizer, in the `tokenizers` library's format
     chat_template.jinja     the chat template, where the model has one
     <variant>.onnx          one graph a variant, its weights outside; <variant>.prefill.onnx beside it, where it has one
@@ -26,6 +27,7 @@ from runtime_edge.files import MANIFEST_NAME
 FORMAT = "lepton"
 FORMAT_VERSION = 3  # 2: engines; 3: graphs for prefill; what earlier versions said reads as before
 REPORT_NAME = "report.json"
+PAGE_NAME = "report.html"
 
 TEXT_GENERATION = "text-generation"
 TEXT_EMBEDDING = "text-embedding"

@@ -11,7 +11,7 @@ import msgspec
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.errors import InputError
 from runtime_edge.files import listing
-from runtime_edge.manifest import Manifest, Variant
+from runtime_edge.manifest import PAGE_NAME, Manifest, Variant
 from runtime_edge.verify import check_listing
 
 
@@ -33,7 +33,7 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
     """
     manifest = check_listing(artifact, listing(artifact))
     variants = _chosen(manifest, only)
-    wanted = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report}
+    wanted = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report, PAGE_NAME}
     for variant in variants:
         plans = variant.engine.plans if variant.engine is not None else ()
         wanted |= {variant.graph, *variant.blobs, *(plan.file for plan in plans)}

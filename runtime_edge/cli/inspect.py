@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ _BAR = 32  # characters
 @options.artifact
 @click.option("--structure", is_flag=True, help="Show heads, groups and channels of each layer, and what was pruned.")
 @click.option("--recipe", is_flag=True, help="Print the recipe that builds the artifact again, as TOML.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Copy the report for people, one file, to FILE."
+)
 @options.as_json
-def inspect(artifact: Path, structure: bool, recipe: bool, as_json: bool) -> None:
+def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as_json: bool) -> None:
     """Show what an artifact holds and how good it is.
 
     Reads the manifest and the measured quality report only; `verify` checks the rest.
@@ -33,7 +36,9 @@ def inspect(artifact: Path, structure: bool, recipe: bool, as_json: bool) -> Non
 
     manifest = read_manifest(artifact)
     report = _report(artifact, manifest.report)
-    if recipe:
+    if html is not None:
+        _copy_page(artifact, manifest.files, html)
+    elif recipe:
         if not isinstance(report.get("recipe"), dict):
             raise ArtifactError(f"{artifact}: expected a report with a recipe, found none")
         click.echo(toml(report["recipe"]), nl=False)
@@ -66,6 +71,27 @@ def _cut(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if name in found:
             yield f"pruning {name.replace('_', ' ')}", str(found[name])
     yield from ((name, str(left)) for name, left in found.get("blocks", {}).items())
+
+
+def _copy_page(artifact: Path, files: Sequence[Any], out: Path) -> None:
+    """Copies the page that the artifact has, if it is what the manifest says."""
+    from hashlib import sha256
+
+    from runtime_edge.errors import ArtifactError, RequestError
+    from runtime_edge.manifest import PAGE_NAME
+
+    listed = next((file for file in files if file.path == PAGE_NAME), None)
+    path = artifact / PAGE_NAME
+    if listed is None or path.is_symlink() or not path.is_file():
+        raise ArtifactError(f"{artifact}: expected {PAGE_NAME}, found none", hint="`inspect` shows the report as text")
+    with path.open("rb") as file:
+        data = file.read(listed.size + 1)
+    if sha256(data).hexdigest() != listed.sha256:
+        raise ArtifactError(f"{PAGE_NAME}: expected sha256 {listed.sha256}, found another", hint="rebuild the artifact")
+    try:
+        out.write_bytes(data)
+    except OSError as error:
+        raise RequestError(f"cannot write {out}: {error.strerror}") from error
 
 
 def _report(artifact: Path, name: str | None) -> dict[str, Any]:

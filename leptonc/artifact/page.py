@@ -1,0 +1,309 @@
+"""`report.html`: the manifest and the report of an artifact as one page for people.
+
+The page is one file: no script, no request, readable without its plots, which have their figures in a table beside
+them. A section appears where the report has its data, so that what later passes report needs no change here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from leptonc.artifact import plots
+from leptonc.artifact.plots import Axis, Dot, number
+from runtime_edge.manifest import Manifest, Variant
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="color-scheme" content="light dark"><title>{title}</title><style>{style}</style></head>
+<body><main>{body}</main></body></html>
+"""
+_STYLE = """
+:root{color-scheme:light dark;--line:#8884;--soft:#8881}
+body{font:16px/1.5 system-ui,sans-serif;margin:0}main{max-width:60rem;margin:auto;padding:1rem}
+h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.25rem;margin:1.6em 0 .4em;border-bottom:1px solid var(--line)}
+h3{font-size:1rem;margin:1.2em 0 .2em}p{margin:.4em 0}.soft{opacity:.75;font-size:.9em}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.6rem;margin:1rem 0}
+.cards div{background:var(--soft);border-radius:.5rem;padding:.6rem .8rem}.cards b{display:block;font-size:1.3rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
+th,td{text-align:left;padding:.15em .8em .15em 0;border-bottom:1px solid var(--line);vertical-align:top}
+th{font-weight:600}td.n,th.n{text-align:right}summary{cursor:pointer;font-size:.9em;padding:.2em 0}
+code{font-size:.9em;overflow-wrap:anywhere}
+"""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def page(title: str, body: str) -> str:
+    """Returns a whole page; `body` is HTML."""
+    return _PAGE.format(title=escape(title), style=_STYLE.strip() + plots.STYLE.strip(), body=body)
+
+
+def table(rows: Rows, names: Sequence[str] = ()) -> str:
+    """Rows as a table: the columns named, or all that occur, in the order in which they do."""
+    columns = list(names or dict.fromkeys(name for row in rows for name in row))
+    numeric = {n for n in columns if all(isinstance(row.get(n), int | float | None) for row in rows)}
+    mark = {n: ' class="n"' if n in numeric else "" for n in columns}
+    head = "".join(f'<th scope="col"{mark[n]}>{escape(_words(n))}</th>' for n in columns)
+    lines = ("".join(f"<td{mark[n]}>{_plain(row.get(n))}</td>" for n in columns) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def behind(summary: str, content: str) -> str:
+    """What is shown when asked for."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def facts(found: Mapping[str, Any], without: Iterable[str] = ()) -> str:
+    """Names and values of nested data; lists of records become tables behind a line."""
+    left_out = set(without)
+    rows, tables = [], []
+    for name, value in _flat({k: v for k, v in found.items() if k not in left_out}):
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            tables.append(behind(f"{name}: {len(value)} rows", table(value)))
+        else:
+            rows.append(f'<tr><th scope="row">{escape(_words(name))}</th><td>{_plain(value)}</td></tr>')
+    listed = f'<div class="wide"><table><tbody>{"".join(rows)}</tbody></table></div>' if rows else ""
+    return listed + "".join(tables)
+
+
+def report_page(manifest: Manifest, report: Mapping[str, Any]) -> bytes:
+    """Returns `report.html`.
+
+    Args:
+        manifest: The artifact's; its files are all but the page and the report themselves.
+        report: What `report.json` holds.
+    """
+    parts = [f"<h1>{escape(manifest.name)}</h1>"]
+    parts.append(f"<p>{escape(manifest.task)}, {escape(manifest.architecture)}, {manifest.parameters:,} parameters</p>")
+    for variant in manifest.variants:
+        parts.append(_variant(manifest, variant, report.get("variants", {}).get(variant.name, {})))
+    parts += [_section(title, make(report)) for title, make in _WHOLE]
+    parts.append(_section("Passes", _passes(manifest)))
+    parts.append(_section("Recipe", facts(report.get("recipe", {}))))
+    parts.append(_section("Where it came from", facts({**manifest.source, "built with": dict(manifest.toolchain)})))
+    known = {"variants", "recipe", "fidelity", "pruning", "structure", "bytes"}
+    parts.append(_section("More", facts(report, known)))
+    return page(f"{manifest.name}: report", "".join(parts)).encode()
+
+
+def _variant(manifest: Manifest, variant: Variant, found: Mapping[str, Any]) -> str:
+    sizes = {file.path: file.size for file in manifest.files}
+    stored = sum(sizes.get(path, 0) for path in (variant.graph, *variant.blobs))
+    cards = [("graph and weights", f"{stored / 1e6:,.1f} MB"), ("weights", variant.weights)]
+    if variant.activations != "none":
+        cards.append(("activations", variant.activations))
+    if "fidelity" in found:
+        from leptonc.evaluate.measure import loss
+
+        cards.append(("against float32: {}".format(*loss(found["fidelity"])), f"{loss(found['fidelity'])[1]:.2f} %"))
+    shown = "".join(f"<div>{escape(name)}<b>{escape(value)}</b></div>" for name, value in cards)
+    parts = [f'<div class="cards">{shown}</div>']
+    for title, make in _SECTIONS:
+        content = make(found)
+        parts.append(f"<h3>{title}</h3>{content}" if content else "")
+    rest = {name: value for name, value in found.items() if name not in ("linears", "fidelity")}
+    parts.append(f"<h3>Everything reported</h3>{facts(rest)}" if rest else "")
+    return f"<h2>{escape(variant.target)}, {escape(variant.backend)}</h2>{''.join(parts)}"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<h2>{escape(title)}</h2>{content}" if content else ""
+
+
+# Sections of a variant
+
+
+def _fidelity(found: Mapping[str, Any]) -> str:
+    return facts(found["fidelity"]) if "fidelity" in found else ""
+
+
+def _place(path: str) -> tuple[str, str, str]:
+    """The layer of a module path, its number, and the rest: `model.layers.3`, `3`, `mlp.down_proj`."""
+    match = re.match(r"^(.*?\.(\d+))(?:\.(.*)|$)", path)
+    return (match[1], match[2], match[3] or "") if match else ("", "", path)
+
+
+def _axes(rows: Rows) -> tuple[list[str], list[str]]:
+    """Numbers of the layers, and kinds of linear layers in them."""
+    places = [_place(str(row["path"])) for row in rows]
+    return list(dict.fromkeys(p[1] or p[2] for p in places)), list(dict.fromkeys(p[2] if p[1] else "" for p in places))
+
+
+def _precision(found: Mapping[str, Any]) -> str:
+    rows = found.get("linears", [])
+    if not rows:
+        return ""
+    layers, kinds = _axes(rows)
+    forms = sorted({str(row["weights"]) for row in rows})
+    cells = {}
+    for row in rows:
+        _, layer, kind = _place(row["path"])
+        form = str(row["weights"])
+        blocks = f", blocks of {row['block_size']}" if "block_size" in row else ""
+        cells[kind if layer else "", layer or kind] = (forms.index(form), 1.0, f"{row['path']}: {form}{blocks}")
+    picture = plots.grid("Number format of each linear layer", kinds, layers, cells) + plots.key(forms)
+    return picture + behind("as a table, with bytes and losses", table([_readable(row) for row in rows]))
+
+
+def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: " × ".join(map(str, v)) if k == "shape" else v for k, v in row.items()}
+
+
+def _by_kind(rows: Rows, field: str) -> tuple[list[str], list[Dot], list[str]]:
+    known = [row for row in rows if field in row]
+    layers, kinds = _axes(known)
+    points = []
+    for row in known:
+        _, layer, kind = _place(row["path"])
+        title = f"{row['path']}: {number(row[field])}"
+        points.append(Dot(layers.index(layer or kind), row[field], kinds.index(kind if layer else ""), title))
+    return layers, points, [kind or "outside the layers" for kind in kinds]
+
+
+def _noise(found: Mapping[str, Any]) -> str:
+    layers, points, kinds = _by_kind(found.get("linears", []), "snr_db")
+    if not points:
+        return ""
+    x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("dB", [point.y for point in points])
+    about = "<p class='soft'>Each output against what rounding the layer's weights changes in it: more is better.</p>"
+    return about + plots.dots("Signal-to-noise of each linear layer's output", points, x, y) + plots.key(kinds)
+
+
+def _sensitivity(found: Mapping[str, Any]) -> str:
+    rows = [row for row in found.get("linears", []) if row.get("sensitivity", 0) > 0]
+    layers, points, kinds = _by_kind(rows, "sensitivity")
+    if not points:
+        return ""
+    x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("divergence", [point.y for point in points], log=True)
+    about = "<p class='soft'>What rounding one layer alone to 4 bits does to the model's output: less is better.</p>"
+    return about + plots.dots("Sensitivity of each linear layer", points, x, y) + plots.key(kinds)
+
+
+def _sizes(found: Mapping[str, Any]) -> str:
+    rows = found.get("linears", [])
+    if not rows:
+        return ""
+    layers, kinds = _axes(rows)
+    sums: dict[tuple[str, str], float] = {}
+    for row in rows:
+        _, layer, kind = _place(row["path"])
+        at = (layer or kind, kind if layer else "")
+        sums[at] = sums.get(at, 0.0) + row["bytes"] / 1e6
+    stacks = [(layer, [sums.get((layer, kind), 0.0) for kind in kinds]) for layer in layers]
+    names = [kind or "outside the layers" for kind in kinds]
+    return plots.columns("Megabytes of each layer's linear weights", stacks, "MB") + plots.key(names)
+
+
+def _ranges(found: Mapping[str, Any]) -> str:
+    inputs = found.get("quantization", {}).get("activations", {}).get("inputs", [])
+    rows = [
+        {"path": each["layers"][0], "largest": max(map(abs, each["range"]))} for each in inputs if each.get("layers")
+    ]
+    layers, points, kinds = _by_kind([row for row in rows if row["largest"] > 0], "largest")
+    if not points:
+        return ""
+    x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("largest", [point.y for point in points], log=True)
+    about = "<p class='soft'>The largest magnitude of what linear layers read, on the calibration text.</p>"
+    return about + plots.dots("Ranges of activations", points, x, y) + plots.key(kinds)
+
+
+_SECTIONS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+    ("Quality against the original in float32", _fidelity),
+    ("Number formats", _precision),
+    ("Signal-to-noise", _noise),
+    ("Sensitivity", _sensitivity),
+    ("Bytes of each layer", _sizes),
+    ("Ranges of activations", _ranges),
+)
+
+# Sections of the whole model
+
+_LEFT = re.compile(r"(\d+) of (\d+) (\w+)")
+
+
+def _pruning(report: Mapping[str, Any]) -> str:
+    found = report.get("pruning")
+    if not found:
+        return ""
+    cells: dict[tuple[str, str], tuple[int, float, str]] = {}
+    kinds: dict[str, None] = {}
+    layers: dict[str, None] = {}
+    for name, left in found.get("blocks", {}).items():
+        _, layer, kind = _place(name)
+        parts = _LEFT.findall(str(left)) or [("0", "1", "all")]
+        for some, whole, space in parts:
+            row = f"{kind} {space}".strip()
+            kinds[row] = layers[layer or name] = None
+            cells[row, layer or name] = (0, int(some) / max(1, int(whole)), f"{name}: {left}")
+    ordered = sorted(layers, key=lambda layer: (not layer.isdigit(), int(layer) if layer.isdigit() else 0, layer))
+    picture = plots.grid("What is left of each layer", list(kinds), ordered, cells) if cells else ""
+    about = "<p class='soft'>How full a box is, is what is left of a block.</p>" if picture else ""
+    return about + picture + facts(found)
+
+
+def _structure(report: Mapping[str, Any]) -> str:
+    return facts(report.get("structure", {}))
+
+
+def _bytes(report: Mapping[str, Any]) -> str:
+    sizes = report.get("bytes", {})
+    return table([{"part": name, "bytes": size} for name, size in sizes.items()]) if sizes else ""
+
+
+_WHOLE: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+    ("What was pruned", _pruning),
+    ("Bytes", _bytes),
+    ("Structure", _structure),
+)
+
+
+def _passes(manifest: Manifest) -> str:
+    rows = [
+        {"pass": record.name, "version": record.version, "configuration": _short(record.config)}
+        for record in manifest.passes
+    ]
+    return table(rows) if rows else ""
+
+
+def _short(config: Mapping[str, Any]) -> str:
+    """A configuration in one line; long lists of paths as their number."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return "; ".join(f"{name} {said(item)}" for name, item in value.items())
+        if isinstance(value, list | tuple):
+            long = len(value) > 4 and not isinstance(value[0], Mapping)
+            return f"{len(value)} of them" if long else ", ".join(map(said, value)) or "none"
+        return str(value)
+
+    return "; ".join(f"{name} {said(value)}" for name, value in config.items())
+
+
+def _flat(value: Mapping[str, Any], name: str = "") -> Iterable[tuple[str, Any]]:
+    for own, item in value.items():
+        full = f"{name} {own}".strip()
+        if isinstance(item, Mapping):
+            yield from _flat(item, full)
+        else:
+            yield full, item
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return number(value) if value == value and abs(value) != float("inf") else str(value)
+    if isinstance(value, list | tuple):
+        if len(value) > 1 and all(item == value[0] for item in value):
+            return f"{_plain(value[0])} ({len(value)} times)"
+        return ", ".join(map(_plain, value))
+    return "" if value is None else escape(str(value))
