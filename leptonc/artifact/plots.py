@@ -13,7 +13,7 @@ COLOURS = 8  # classes c0 … c7 of `STYLE`
 
 # Of Okabe and Ito's palette, which people with any colour vision tell apart; the page chooses light or dark.
 STYLE = """
-svg{width:100%;height:auto;font:11px system-ui,sans-serif;fill:currentColor;margin:.3em 0}
+svg{width:100%;height:auto;font:13px system-ui,sans-serif;fill:currentColor;margin:.3em 0}
 svg .axis{stroke:currentColor;stroke-opacity:.25}svg .line{fill:none;stroke:currentColor;stroke-width:1.5;opacity:.6}
 .c0{fill:#0072b2}.c1{fill:#e69f00}.c2{fill:#009e73}.c3{fill:#cc79a7}.c4{fill:#56b4e9}.c5{fill:#d55e00}
 .c6{fill:#b8a800}.c7{fill:#888}
