@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import time
@@ -124,12 +125,15 @@ class _Clock:
         self.seconds[name] = time.perf_counter() - started
 
 
-def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:
+def build(
+    options: BuildOptions, progress: Progress | None = None, texts: dict[Any, Any] | None = None
+) -> BuildResult:
     """Builds an artifact.
 
     Args:
         options: What to build.
         progress: What shows how far it is; None for nothing.
+        texts: What earlier builds of the same source had the model write, and this one's too afterwards; or None.
 
     Returns:
         The artifact that is at `options.out` now.
@@ -161,7 +165,10 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     with clock.stage("open"):
         source = open_source(options.source)
     with source:
-        return _Build(options, jobs, source, text, clock, pruning).run()
+        run = _Build(options, jobs, source, text, clock, pruning)
+        # A model that is pruned first writes another text.
+        run.texts = texts if texts is not None and pruning is None else {}
+        return run.run()
 
 
 def _check_method(options: BuildOptions) -> None:
@@ -216,6 +223,8 @@ def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
 class _Build:
     """One run of `build`, from an open source on."""
 
+    texts: dict[Any, Any]
+
     def __init__(
         self, options: BuildOptions, jobs: list[Job], source: Any, text: str, clock: _Clock, pruning: Any
     ) -> None:  # fmt: skip
@@ -254,8 +263,9 @@ class _Build:
         self.records: list[PassRecord] = []
         with ArtifactWriter(self.out, replace=options.force) as writer:
             self.calibration = Calibration(
-                captured, sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.path, clock
-            )
+                captured, sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.path, clock,
+                self.texts,
+            )  # fmt: skip
             self._tokenizer_files(writer)
             if self.pruning is not None:
                 report["pruning"] = prune(self.pruning, options, self.jobs, self.calibration, manager := Manager())
@@ -275,8 +285,9 @@ class _Build:
                 for job in self.jobs
             }
             report["bytes"] = self._sizes(writer)
-            writer.add("report.html", report_page(self._manifest(writer, tuple(self.variants)), report))
-            writer.add("report.json", _json(report))
+            data = _json(report)
+            writer.add("report.html", report_page(self._manifest(writer, tuple(self.variants)), json.loads(data)))
+            writer.add("report.json", data)
             manifest = self._manifest(writer, tuple(self.variants))
             writer.write_manifest(manifest)
             path = writer.commit()

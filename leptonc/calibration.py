@@ -66,6 +66,7 @@ class Calibration:
         memory: Bytes of activations kept in memory.
         scratch: Directory for temporary files.
         clock: Times stages.
+        texts: What models wrote, by length and seed, for builds of the same source.
     """
 
     captured: Captured
@@ -75,6 +76,7 @@ class Calibration:
     memory: int
     scratch: Path
     clock: Clock
+    texts: dict[Any, list[NDArray[np.int64]]] = field(default_factory=dict)
     name: str = field(init=False, default="")
 
     @cached_property
@@ -87,7 +89,10 @@ class Calibration:
             return text_windows(texts, lambda text: list(tokenizer.encode(text).ids), WINDOWS * 8)
         if self.file is None:
             self.name = f"written by the model, seed {self.seed}"
-            return self._written(length)
+            key = (length, self.seed)
+            if key not in self.texts:
+                self.texts[key] = self._written(length)
+            return self.texts[key]
         self.name = self.file.name
         # What the tokenizer puts before every text: models that know it go astray without.
         lead = tokenizer.encode("").ids

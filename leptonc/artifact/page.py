@@ -275,17 +275,17 @@ def _short(config: Mapping[str, Any]) -> str:
 
     def said(value: Any) -> str:
         if isinstance(value, Mapping):
-            return "; ".join(f"{name} {said(item)}" for name, item in value.items())
+            return "; ".join(f"{name} {said(item)}" for name, item in sorted(value.items()))
         if isinstance(value, list | tuple):
             long = len(value) > 4 and not isinstance(value[0], Mapping)
             return f"{len(value)} of them" if long else ", ".join(map(said, value)) or "none"
         return str(value)
 
-    return "; ".join(f"{name} {said(value)}" for name, value in config.items())
+    return "; ".join(f"{name} {said(value)}" for name, value in sorted(config.items()))
 
 
 def _flat(value: Mapping[str, Any], name: str = "") -> Iterable[tuple[str, Any]]:
-    for own, item in value.items():
+    for own, item in sorted(value.items()):
         full = f"{name} {own}".strip()
         if isinstance(item, Mapping):
             yield from _flat(item, full)
