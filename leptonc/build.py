@@ -53,6 +53,7 @@ class BuildOptions:
             int8 activations.
         activations: none, or int8: linear layers read 8-bit integers with scales known before the model runs.
         calibrator: What chooses the ranges of these integers: minmax, percentile, entropy or mse.
+        prefill: int8 for a second graph with 8-bit weights and activations that prompts go through; None for none.
         block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points; None for yes, but no with auto.
         method: How codes are chosen: rtn (round to nearest) or gptq; None for rtn, but gptq with auto.
@@ -81,6 +82,7 @@ class BuildOptions:
     weights: str | None = None
     activations: str = "none"
     calibrator: str = "mse"
+    prefill: str | None = None
     block_size: int | None = None
     symmetric: bool | None = None
     method: str | None = None
@@ -180,11 +182,15 @@ def _check_method(options: BuildOptions) -> None:
         return
     from leptonc.calibrate.texts import read_texts
 
-    auto = (options.weights or "").startswith("auto")
-    if options.method != "gptq" and not auto and options.activations == "none" and options.prune is None:
+    readers = {
+        "--method gptq": options.method == "gptq", "--weights auto:SIZE": (options.weights or "").startswith("auto"),
+        "--activations int8": options.activations != "none", "--prefill": options.prefill is not None,
+        "--prune": options.prune is not None,
+    }  # fmt: skip
+    if not any(readers.values()):
         raise InputError(
-            f"expected a calibration text for method gptq, weights auto:SIZE, activations int8 or --prune, and for no "
-            f"other, found {options.calibration} for {options.method or 'rtn'}",
+            f"expected something that reads a calibration text, one of {', '.join(readers)}, found none beside "
+            f"{options.calibration}",
             hint="--method gptq --calibration FILE",
         )
     read_texts(options.calibration)
@@ -214,7 +220,7 @@ def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
             Job(
                 name, target, scheme, options.block_size, options.symmetric, budget, method, options.embeddings,
                 options.check, clock, rules=options.layers, activations=options.activations,
-                calibrator=options.calibrator,
+                calibrator=options.calibrator, prefill=options.prefill,
             )
         )  # fmt: skip
     return jobs
@@ -301,6 +307,7 @@ class _Build:
 
         backend, clock, several = backend_of(job.target), self.clock, len(self.jobs) > 1
         prefix = f"{job.name}: " if several else ""
+        prefill = model.clone() if job.prefill is not None else None
         dump = self.options.dump_ir
         manager = Manager(dump / job.name if dump and several else dump, start=0 if several else 1)
         self.calibration.prepare(job, model)
@@ -318,19 +325,31 @@ class _Build:
         rounded = rounded_of(passes)
         if job.check:
             job.sample.rounded = rounded
-            manifest = self._manifest(writer, (variant,))
-            writer.write_manifest(manifest)
-            with clock.stage(f"{prefix}check"):
-                job.report["fidelity"] = backend.measure(job, writer, manifest)
+            self._measure(job, variant, writer, f"{prefix}check", job.report)
         noise = job.sample.noise if job.check else {}
         half = job.target.backend != "onnxruntime" and job.scheme != "fp32"
         kept = "fp8" if job.scheme == "fp8" else "fp16" if half else "fp32"
         rows = linear_rows(self.shapes, rounded, noise, job.report.get("quantization", {}), kept=kept)
         job.report["linears"] = rows
         if job.check:
-            self._judge(job, advice(rows, kept, job.budget))
+            self._judge(job, job.report["fidelity"], advice(rows, kept, job.budget))
+        if prefill is not None:
+            from leptonc.prefill import add_prefill
+
+            variant, records = add_prefill(job, prefill, variant, writer, clock, prefix)
+            self.records += [record for record in records if record not in self.records]
+            if job.check:
+                self._measure(job, variant, writer, f"{prefix}prefill check", job.report["prefill"])
+                self._judge(job, job.report["prefill"]["fidelity"], "prompts need more bits: leave out --prefill")
         self.variants.append(backend.compile(job, writer, model, variant))
         return counted
+
+    def _measure(self, job: Job, variant: Variant, writer: Any, stage: str, report: dict[str, Any]) -> None:
+        """Measures what is written; the report gets `fidelity`."""
+        manifest = self._manifest(writer, (variant,))
+        writer.write_manifest(manifest)
+        with self.clock.stage(stage):
+            report["fidelity"] = backend_of(job.target).measure(job, writer, manifest)
 
     def _tokenizer_files(self, writer: Any) -> None:
         from leptonc.artifact.tokenizer import stored as stored_tokenizer
@@ -353,11 +372,11 @@ class _Build:
             report="report.json" if "report.json" in writer.files else None,
         )  # fmt: skip
 
-    def _judge(self, job: Job, hint: str | None) -> None:
+    def _judge(self, job: Job, fidelity: dict[str, Any], hint: str | None) -> None:
         from leptonc.evaluate.measure import loss
 
         bound = self.options.max_loss
-        what, found = loss(job.report["fidelity"])
+        what, found = loss(fidelity)
         if bound is not None and found > bound:
             raise BoundError(
                 f"expected a loss of at most {bound:g} % for {job.target.spec}, found that {what} by {found:.2f} %; "

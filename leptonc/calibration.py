@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from leptonc.backends import Clock
     from leptonc.evaluate.measure import Sample
     from leptonc.frontend.capture import Captured
+    from leptonc.passes.quantize.static import StaticActivations
 
 WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
 TRIALS, TRIAL = 2, 128  # those that sensitivities are measured on
@@ -125,7 +126,7 @@ class Calibration:
 
     def prepare(self, job: Job, model: ir.Model) -> None:
         """Gives a job what it needs: what is kept in more bits, and what chooses codes; its report says both."""
-        if job.budget is None and job.method == "rtn" and job.activations == "none":
+        if job.budget is None and job.method == "rtn" and job.activations == "none" and job.prefill is None:
             return
         windows = self.windows
         about: dict[str, Any] = {
@@ -133,15 +134,19 @@ class Calibration:
             "calibration": {"text": self.name, "samples": len(windows), "tokens": sum(map(len, windows))},
         }
         job.report["quantization"] = about
+        if job.prefill is not None:
+            job.report["prefill"] = prefill = {"calibration": about["calibration"]}
+            job.prefill_static = self._activations(job, model, prefill)
+            job.prefill_layers = job.layers  # without those that the budget raises
         if job.budget is not None:
             self._spend(job, model, job.budget, about)
         if job.activations == "int8":
-            self._activations(job, model, about)
+            job.static = self._activations(job, model, about)
         if job.method == "gptq":
             job.solve = Solver(windows, self.scratch, self.memory, self.clock.stage, about)
 
-    def _activations(self, job: Job, model: ir.Model, about: dict[str, Any]) -> None:
-        """Chooses how the inputs of linear layers become integers, and which stay as they are."""
+    def _activations(self, job: Job, model: ir.Model, about: dict[str, Any]) -> StaticActivations:
+        """Chooses how the inputs of linear layers become integers, and which stay as they are; `about` is told."""
         symmetric = MODULES[job.target.backend] == MODULES["tensorrt"]
         with self.clock.stage("activations", len(stages(model))) as advance:
             found = choices(
@@ -157,8 +162,8 @@ class Calibration:
         kept = kept_higher(found, errors) | {
             each.path for each in found if any(linear.path in fixed for linear in each.linears)
         }
-        job.static = static_of(found, kept, symmetric=symmetric)
         about["activations"] = describe(found, errors, kept, job.calibrator)
+        return static_of(found, kept, symmetric=symmetric)
 
     def _spend(self, job: Job, model: ir.Model, budget: int, about: dict[str, Any]) -> None:
         """Chooses, under the budget, what is kept in 8 bits; the embedding first, whose errors every token pays for."""

@@ -59,7 +59,10 @@ class Job:
             8 bits, once the budget is spent.
         activations: Number format that activations are quantized to: none or int8.
         calibrator: What chooses their ranges.
+        prefill: Number format that weights and activations of a second graph, for prefill, have: int8; or None.
         static: How activations are quantized, once the model is captured and calibrated.
+        prefill_static: The same in the graph for prefill.
+        prefill_layers: What `layers` is in the graph for prefill.
         solve: What method gptq chooses codes with, once the model is captured.
         captured: The model, once it is captured.
         sample: The text that it is measured on, likewise.
@@ -82,8 +85,11 @@ class Job:
     layers: tuple[LayerFormat, ...] = ()
     activations: str = "none"
     calibrator: str = "mse"
+    prefill: str | None = None
     solve: Solve | None = None
     static: StaticActivations | None = None
+    prefill_static: StaticActivations | None = None
+    prefill_layers: tuple[LayerFormat, ...] = ()
     report: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -99,6 +105,11 @@ class Job:
     def graph(self) -> str:
         """Name of the graph's file."""
         return f"{self.name}.onnx"
+
+    @property
+    def prefill_graph(self) -> str:
+        """Name of the file of the graph for prefill."""
+        return f"{self.name}.prefill.onnx"
 
 
 class Backend(Protocol):

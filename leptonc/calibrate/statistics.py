@@ -108,15 +108,12 @@ class Statistics:
 
     def _keep(self, kept: list[NDArray[np.float32]], rows: NDArray[Any], seen: int, limit: int) -> int:
         """Reservoir sampling (Vitter, 1985): every token seen is among the kept with the same chance."""
-        for row in rows:
-            seen += 1
-            if len(kept) < limit:
-                kept.append(np.array(row, np.float32))
-            else:
-                at = int(self._random.integers(seen))
-                if at < limit:
-                    kept[at] = np.array(row, np.float32)
-        return seen
+        first = min(len(rows), max(0, limit - seen))
+        kept += [np.array(row, np.float32) for row in rows[:first]]
+        places = self._random.integers(np.arange(seen + first, seen + len(rows)) + 1)
+        for at in np.flatnonzero(places < limit):
+            kept[places[at]] = np.array(rows[first + at], np.float32)
+        return seen + len(rows)
 
     @property
     def largest(self) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,12 @@ from leptonc.backends.onnxruntime.integer import LinearToInteger
 from leptonc.backends.onnxruntime.linear import EmbeddingToKernels, LinearToKernels
 from leptonc.errors import InputError
 from leptonc.ir.dialect import MODULE_KEY
+from leptonc.ir.structure import layer_of, linears
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
-from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
 from leptonc.recipe import Forms, LayerRule, resolve
 from runtime_edge.manifest import Manifest, Variant
 
@@ -48,12 +50,23 @@ def check_request(job: Job) -> None:
             f"expected symmetric weights of 8 bits with activations int8, found {found}",
             hint="--weights int8 --activations int8",
         )
+    if job.prefill is not None and (job.scheme == "fp32" or job.activations != "none"):
+        raise InputError(
+            f"expected int4 or int8 weights without activations int8 beside a graph for prefill, found weights "
+            f"{job.scheme} and activations {job.activations}",
+            hint="--weights int4 --prefill int8",
+        )
     if job.scheme != "fp32" or job.method != "rtn" or job.embeddings or job.rules:
         config_of(job)
 
 
 def preflight(job: Job) -> None:
     """See `Backend.preflight`: the recipe's layers; a CPU's memory is not the profile's to know."""
+    if job.prefill is not None and not job.captured.task.cached:
+        raise InputError(
+            f"expected a model that generates text for --prefill, found one for {job.captured.task.name}",
+            hint="--weights int8 --activations int8 is the same for an encoder",
+        )
     symmetric = job.budget is None if job.symmetric is None else job.symmetric
     usual = LayerRule(weights=job.scheme, block_size=job.block_size, symmetric=symmetric)
     job.layers = resolve(job.rules, job.captured.model, Forms("ONNX Runtime", WEIGHTS, usual, lambda _: BLOCK_SIZE))
@@ -91,6 +104,27 @@ def _quantize(job: Job) -> list[Pass]:
 def passes(job: Job, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
     return [*_quantize(job), *lowerings()]
+
+
+def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
+    """Returns the passes to a graph for prefill: 8-bit activations, and 8-bit weights where these are not to be had.
+
+    The embedding has the format that the job gives it: both graphs read the same bytes of it.
+    """
+    static, config = job.prefill_static, config_of(job)
+    if static is None:
+        raise ValueError("a graph for prefill needs ranges of its activations")
+    known = {*static.layers, *(path for each in job.prefill_layers for path in each.paths)}
+    rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
+    sizes = {each.path: config.raised(each.shape[1]).size for each in rest} if config.bits == 4 else {}
+    raised = tuple(
+        LayerFormat(8, size, True, tuple(path for path in sizes if sizes[path] == size))
+        for size in sorted(set(sizes.values()))
+    )
+    config = dataclasses.replace(
+        config, method="rtn", channels=static.layers, layers=(*job.prefill_layers, *raised)
+    )
+    return [*static.passes(), QuantizeWeights(config, importance=static.importance), *lowerings()]
 
 
 def lowerings() -> tuple[Pass, ...]:

@@ -65,6 +65,11 @@ def check_request(job: Job) -> None:
             f"expected weights int8 with activations int8 for target {job.target.name}, found {job.scheme}",
             hint="--weights int8 --activations int8",
         )
+    if job.prefill is not None:
+        raise InputError(
+            f"expected no graph for prefill for target {job.target.name}, found {job.prefill}",
+            hint="an engine has a profile for prefill; --prefill is for ONNX Runtime's targets",
+        )
     recipes.checked(job)
     _quantize(job)
 
