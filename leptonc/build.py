@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 import targets
-from leptonc import __version__
 from leptonc.backends import Job, backend_of
 from leptonc.errors import BoundError, InputError
 from leptonc.memory import return_freed_memory
 from leptonc.recipe import LayerRule, as_record, check_values
 from runtime_edge.manifest import Manifest, PassRecord, Variant
-
-TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tokenizers", "numpy")
 
 
 class Progress(Protocol):
@@ -339,6 +334,7 @@ class _Build:
             variant, records = add_prefill(job, prefill, variant, writer, clock, prefix)
             self.records += [record for record in records if record not in self.records]
             if job.check:
+                job.sample.rounded = {}
                 self._measure(job, variant, writer, f"{prefix}prefill check", job.report["prefill"])
                 self._judge(job, job.report["prefill"]["fidelity"], "prompts need more bits: leave out --prefill")
         self.variants.append(backend.compile(job, writer, model, variant))
@@ -359,7 +355,7 @@ class _Build:
             writer.add("chat_template.jinja", self.source.chat_template.encode())
 
     def _manifest(self, writer: Any, variants: tuple[Variant, ...]) -> Manifest:
-        from leptonc.artifact.describe import decoder_of, encoder_of, tokenizer_of
+        from leptonc.artifact.describe import decoder_of, encoder_of, tokenizer_of, toolchain
         from runtime_edge.manifest import FORMAT, FORMAT_VERSION
 
         captured = self.captured
@@ -368,7 +364,7 @@ class _Build:
             architecture=str(captured.config.model_type), parameters=captured.parameters,
             source=dict(self.source.origin), tokenizer=tokenizer_of(self.source, captured),
             variants=variants, files=writer.listing(), decoder=decoder_of(captured), encoder=encoder_of(captured),
-            passes=tuple(self.records), toolchain=_toolchain(),
+            passes=tuple(self.records), toolchain=toolchain(),
             report="report.json" if "report.json" in writer.files else None,
         )  # fmt: skip
 
@@ -401,13 +397,3 @@ def _json(value: Any) -> bytes:
     import msgspec
 
     return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
-
-
-def _toolchain() -> dict[str, str]:
-    found = {"leptonc": __version__, "python": platform.python_version()}
-    for name in TOOLCHAIN:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # onnxruntime-gpu carries the module under another name
-            continue
-    return found

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from leptonc import __version__
 from leptonc.frontend.capture import Captured
 from leptonc.sources.base import Source
 from runtime_edge.manifest import CacheLayer, Decoder, Encoder, Tokenizer
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tokenizers", "numpy")
 
 
 def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
@@ -85,3 +89,14 @@ def encoder_of(captured: Captured) -> Encoder | None:
         max_seq_len=captured.max_seq_len, labels=labels,
         multi_label=getattr(config, "problem_type", None) == "multi_label_classification",
     )  # fmt: skip
+
+
+def toolchain() -> dict[str, str]:
+    """Returns the versions of what builds artifacts."""
+    found = {"leptonc": __version__, "python": platform.python_version()}
+    for name in TOOLCHAIN:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # onnxruntime-gpu carries the module under another name
+            continue
+    return found
