@@ -19,6 +19,7 @@ _HELP = """Compile a trained transformer into a small, fast artifact for an edge
 
 _VERBS = {
     "build": Verb("leptonc.cli.build:build", "Compile a model into an artifact for a target."),
+    "sweep": Verb("leptonc.cli.sweep:sweep", "Build a model in several schemes, and compare them."),
     "targets": Verb("leptonc.cli.targets:show_targets", "List the devices that Lepton knows, or show one."),
     **VERBS,
     "pack": Verb("leptonc.cli.pack:pack", "Cut variants out of an artifact, for copying to a device."),

@@ -83,10 +83,10 @@ def bench(
     loads = []
     with progress.stage("load", repetitions) as advance:
         for _ in range(repetitions):
-            loads.append(_measured(alone))
+            loads.append(measured(alone))
             advance(1)
     with progress.stage("speed"):
-        found = _measured(spec)
+        found = measured(spec)
     record = _record(manifest, loads, found, spec)
     if as_json:
         print_json(record)
@@ -115,7 +115,7 @@ def _fitting(option: str, given: Sequence[int] | None, usual: Sequence[int], mos
     return tuple(lengths)
 
 
-def _measured(spec: dict[str, Any]) -> dict[str, Any]:
+def measured(spec: dict[str, Any]) -> dict[str, Any]:
     """Runs `measure` in a process of its own."""
     from runtime_edge.errors import LeptonError
 

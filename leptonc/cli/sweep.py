@@ -1,0 +1,178 @@
+"""`sweep`: build and measure one model in several schemes."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from leptonc.errors import require
+from runtime_edge.cli import options
+
+_PROMPT, _NEW, _BATCH, _REPETITIONS = 512, 64, 32, 4
+
+
+@click.command()
+@click.argument("source")
+@click.option("--target", default="cpu", show_default=True, metavar="NAME", help="As for `build`.")
+@click.option(
+    "--schemes",
+    default="",
+    metavar="NAME,…",
+    help="Number formats of weights, auto:SIZE, or w8a8 (int8 weights and activations): int4,int8,auto:95MB",
+)
+@click.option("--recipe", "recipes", multiple=True, metavar="FILE", help="A recipe that is one more point.")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep each point's artifact and figures, a page with plots and all as JSON here; points that are here already "
+    "are not built again.",
+)
+@click.option("--method", type=click.Choice(("rtn", "gptq")), help="As for `build`.")
+@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="As for `build`.")
+@click.option("--max-seq-len", type=click.IntRange(min=1), metavar="N", help="As for `build`.")
+@click.option(
+    "--eval-text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text that perplexity is measured on, in windows as `eval` does.  [default: that of the builds' report]",
+)
+@click.option(
+    "--window", type=click.IntRange(min=2), default=512, show_default=True, metavar="N", help="Tokens seen at once."
+)
+@click.option("--max-windows", type=click.IntRange(min=1), metavar="N", help="Windows to run.  [default: all]")
+@click.option("--speed", is_flag=True, help="Measure prefill and decode too, in processes of their own.")
+@options.threads
+@options.seed
+@click.option("--page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with plots to FILE.")
+@options.as_json
+def sweep(
+    source: str,
+    target: str,
+    schemes: str,
+    recipes: tuple[str, ...],
+    keep: Path | None,
+    method: str | None,
+    calibration: Path | None,
+    max_seq_len: int | None,
+    eval_text: Path | None,
+    window: int,
+    max_windows: int | None,
+    speed: bool,
+    threads: int | None,
+    seed: int,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Build SOURCE in several schemes, and measure size, quality and speed of each.
+
+    A point that fails is reported, and the others go on. The points that no other beats are marked. Loss is what
+    perplexity rises by over the point fp32, if that is one of the schemes, else over the original on the builds' text.
+    """
+    import targets
+    from runtime_edge.cli.console import StageProgress, print_json, print_table
+
+    targets.load(target)
+    require("torch", extra="compiler", needed_by="leptonc sweep")
+    from leptonc.build import BuildOptions
+    from leptonc.sweep import Sweep, lines, mark, points, sweep_page
+
+    base = BuildOptions(source, target, method=method, calibration=calibration, max_seq_len=max_seq_len, seed=seed)
+    wanted = points([each.strip() for each in schemes.split(",") if each.strip()], recipes, base)
+    measuring = _Measuring(eval_text, window, max_windows, speed, threads)
+    with contextlib.ExitStack() as stack:
+        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lepton-sweep.")))
+        folder.mkdir(parents=True, exist_ok=True)
+        records = Sweep(folder, measuring, measuring.how(), StageProgress(animate=not speed)).run(wanted)
+    _relative(records)
+    mark(records)
+    if keep is None:
+        records = [{k: v for k, v in record.items() if k != "artifact"} for record in records]
+    made = sweep_page(f"{source} for {target}", records)
+    for place in filter(None, (page, keep and keep / "sweep.html")):
+        place.write_bytes(made)
+    found = {"source": source, "target": target, "how": measuring.how(), "points": records}
+    if keep is not None:
+        import json
+
+        (keep / "sweep.json").write_text(json.dumps(found, indent=2) + "\n")
+    if as_json:
+        print_json(found)
+    else:
+        headings, rows = lines(records)
+        print_table(headings, rows)
+    failed = [record for record in records if "error" in record]
+    for record in failed:
+        click.echo(f"{record['name']}: {record['error']['message']}", err=True)
+        if record["error"]["hint"]:
+            click.echo(f"hint: {record['error']['hint']}", err=True)
+    if failed:
+        raise click.exceptions.Exit(int(failed[0]["error"]["exit_code"]))
+
+
+def _relative(records: list[dict[str, Any]]) -> None:
+    """Gives each point its loss: over the point fp32's perplexity where that was measured, else its own report's."""
+    from leptonc.evaluate.measure import loss
+
+    plain = next((r["perplexity"] for r in records if r["name"] == "fp32" and "perplexity" in r), None)
+    for record in records:
+        if plain and "perplexity" in record:
+            record["loss_percent"] = round(100 * (record["perplexity"] / plain - 1), 3)
+        elif record.get("fidelity"):
+            record["loss_percent"] = round(loss(record["fidelity"])[1], 3)
+
+
+class _Measuring:
+    """What `sweep` measures of an artifact besides what its report has."""
+
+    def __init__(self, text: Path | None, window: int, limit: int | None, speed: bool, threads: int | None) -> None:
+        from leptonc.evaluate.text import load_text
+
+        self._content = load_text(text) if text is not None else None
+        self._window, self._limit, self._speed, self._threads = window, limit, speed, threads
+
+    def how(self) -> dict[str, Any]:
+        """What decides the figures, as JSON has it."""
+        from hashlib import sha256
+
+        found: dict[str, Any] = {"speed": self._speed, "threads": self._threads}
+        if self._content is not None:
+            text = sha256(self._content.encode()).hexdigest()
+            found |= {"text_sha256": text, "window": self._window, "max_windows": self._limit}
+        return found
+
+    def __call__(self, artifact: Path) -> dict[str, Any]:
+        import runtime_edge
+        from runtime_edge.cli.bench import measured
+        from runtime_edge.cli.perplexity import perplexity
+
+        found: dict[str, Any] = {}
+        decoder = runtime_edge.verify(artifact).decoder
+        if decoder is not None and self._content is not None:
+            with runtime_edge.load(artifact, threads=self._threads) as model:
+                window = min(self._window, decoder.max_seq_len)
+                result = perplexity(
+                    model.score, model.tokenize(self._content), window=window, stride=window, limit=self._limit
+                )
+            found |= {"perplexity": round(result.perplexity, 4), "tokens": result.tokens, "windows": result.windows}
+        if self._speed:
+            spec: dict[str, Any] = {"artifact": str(artifact), "threads": self._threads, "repetitions": _REPETITIONS}
+            spec |= {"new_tokens": _NEW, "prompts": (), "depths": (), "batches": ()}
+            if decoder is None:
+                found["texts_s"] = _middle(measured(spec | {"batches": (_BATCH,)})["encode"][0]["texts_s"])
+            else:
+                depth = max(1, min(_PROMPT, decoder.max_seq_len - _NEW))
+                speeds = measured(spec | {"prompts": (min(_PROMPT, decoder.max_seq_len),), "depths": (depth,)})
+                found["prefill_tok_s"] = _middle(speeds["prefill"][0]["tok_s"])
+                found["decode_tok_s"] = _middle(speeds["decode"][0]["tok_s"])
+        return found
+
+
+def _middle(values: list[float]) -> float:
+    from statistics import median
+
+    return round(median(values), 2)
