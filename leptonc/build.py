@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import targets
 from leptonc.backends import Job, backend_of
 from leptonc.errors import BoundError, InputError
 from leptonc.memory import return_freed_memory
+from leptonc.progress import Progress, Silent, Timed
 from leptonc.recipe import LayerRule, as_record, check_values
 from runtime_edge.manifest import Manifest, PassRecord, Variant
-
-
-class Progress(Protocol):
-    """What shows how far a build is."""
-
-    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]:
-        """Opens a stage of `total` steps (None: unknown); what it yields is called with steps done."""
-        ...
-
-
-class Silent:
-    """Shows nothing."""
-
-    @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        yield lambda _: None
 
 
 @dataclass(frozen=True)
@@ -52,8 +35,10 @@ class BuildOptions:
         block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points; None for yes, but no with auto.
         method: How codes are chosen: rtn (round to nearest) or gptq; None for rtn, but gptq with auto.
-        calibration: Text that gptq, auto and int8 activations look at, .txt or .jsonl; None for one that the model
-            writes itself or, for an encoder, a built-in one.
+        calibration: Text that gptq, auto, int8 activations and heal look at, .txt or .jsonl; None for one that the
+            model writes itself or, for an encoder, a built-in one.
+        heal: How long the quantized model learns from the original (10min, 30s, 1h, 200steps), or None for not at all.
+        resume: Directory that keeps how far an interrupted healing came, and that the same build goes on from.
         embeddings: int8 or int4, of the embedding and a head tied to it; None for that of the weights.
         memory_gb: Gigabytes of activations that calibration keeps in memory; others wait on disk.
         max_seq_len: Longest sequence; None for the target's default, at most the model's.
@@ -82,6 +67,8 @@ class BuildOptions:
     symmetric: bool | None = None
     method: str | None = None
     calibration: Path | None = None
+    heal: str | None = None
+    resume: Path | None = None
     embeddings: str | None = None
     memory_gb: float = 0.5
     max_seq_len: int | None = None
@@ -107,21 +94,6 @@ class BuildResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass
-class _Clock:
-    """Times stages while the user sees them."""
-
-    progress: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        started = time.perf_counter()
-        with self.progress.stage(name, total) as advance:
-            yield advance
-        self.seconds[name] = time.perf_counter() - started
-
-
 def build(
     options: BuildOptions, progress: Progress | None = None, texts: dict[Any, Any] | None = None
 ) -> BuildResult:
@@ -140,11 +112,12 @@ def build(
     """
     from leptonc.artifact.writer import check_out
     from leptonc.evaluate.text import load_text
+    from leptonc.healing import check as check_healing
     from leptonc.pruning import check as check_pruning
     from leptonc.sources import open_source
 
     return_freed_memory()
-    clock = _Clock(progress or Silent())
+    clock = Timed(progress or Silent())
     if options.activations not in ("none", "int8"):
         raise InputError(
             f"expected activations none or int8, found {options.activations}",
@@ -154,6 +127,7 @@ def build(
     _check_method(options)
     pruning = check_pruning(options.prune, options.prune_method, options.prune_compensation)
     jobs = _jobs(options, clock)
+    check_healing(options.heal, options.resume, jobs, pruned=pruning is not None)
     for job in jobs:
         backend_of(job.target).check_request(job)
     if options.out is not None:
@@ -180,7 +154,7 @@ def _check_method(options: BuildOptions) -> None:
     readers = {
         "--method gptq": options.method == "gptq", "--weights auto:SIZE": (options.weights or "").startswith("auto"),
         "--activations int8": options.activations != "none", "--prefill": options.prefill is not None,
-        "--prune": options.prune is not None,
+        "--prune": options.prune is not None, "--heal": options.heal is not None,
     }  # fmt: skip
     if not any(readers.values()):
         raise InputError(
@@ -191,7 +165,7 @@ def _check_method(options: BuildOptions) -> None:
     read_texts(options.calibration)
 
 
-def _jobs(options: BuildOptions, clock: _Clock) -> list[Job]:
+def _jobs(options: BuildOptions, clock: Timed) -> list[Job]:
     """One job a target; variants of one profile are told apart by their overrides."""
     from leptonc.calibration import parse_budget
 
@@ -227,7 +201,7 @@ class _Build:
     texts: dict[Any, Any]
 
     def __init__(
-        self, options: BuildOptions, jobs: list[Job], source: Any, text: str, clock: _Clock, pruning: Any
+        self, options: BuildOptions, jobs: list[Job], source: Any, text: str, clock: Timed, pruning: Any
     ) -> None:  # fmt: skip
         self.options, self.jobs, self.source, self.text, self.clock = options, jobs, source, text, clock
         self.pruning = pruning
@@ -240,6 +214,7 @@ class _Build:
         from leptonc.calibration import Calibration
         from leptonc.evaluate.measure import Sample
         from leptonc.frontend.capture import capture
+        from leptonc.healing import Healing
         from leptonc.ir.dialect import count_ops
         from leptonc.ir.structure import structure
         from leptonc.passes.base import Manager
@@ -267,6 +242,7 @@ class _Build:
                 captured, sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.path, clock,
                 self.texts,
             )  # fmt: skip
+            self.healing = Healing(options.heal, options.resume, options.seed, self.calibration)
             self._tokenizer_files(writer)
             if self.pruning is not None:
                 report["pruning"] = prune(self.pruning, options, self.jobs, self.calibration, manager := Manager())
@@ -306,6 +282,7 @@ class _Build:
         dump = self.options.dump_ir
         manager = Manager(dump / job.name if dump and several else dump, start=0 if several else 1)
         self.calibration.prepare(job, model)
+        self.healing.prepare(job)
         passes = backend.passes(job, writer.path)
         with clock.stage(f"{prefix}passes", len(passes)) as advance:
             manager.run(model, passes, advance)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "recipes"
 LARGEST = 2**20  # bytes of a recipe
 # Options that are one build's own affair, and no part of a recipe.
-NO_RECIPE = ("source", "target", "out", "layers", "dump_ir", "eval_text", "check", "force")
+NO_RECIPE = ("source", "target", "out", "layers", "dump_ir", "eval_text", "check", "force", "resume")
 BITS = {"fp32": KEPT, "fp16": KEPT, "fp8": 8, "int8": 8, "int4": 4}
 SHOWN = 8  # layers that a message lists
 

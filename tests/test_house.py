@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "leptonc.ir": {"leptonc.ir", "leptonc.errors"},
     "leptonc.passes": {"leptonc.passes", "leptonc.ir", "leptonc.errors", "runtime_edge.manifest"},
     "leptonc.calibrate": {"leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors"},
+    "leptonc.heal": {"leptonc.heal", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors"},
     "leptonc.sources": {"leptonc.sources", "leptonc.errors", "runtime_edge", "sample_models"},
     "leptonc.frontend": {
         "leptonc.frontend",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from leptonc.evaluate.measure import Sample
     from leptonc.frontend.capture import Captured
     from leptonc.passes.base import Pass
+    from leptonc.passes.heal import Heal
     from leptonc.passes.quantize.static import StaticActivations
     from leptonc.passes.quantize.weights import LayerFormat, Solve
     from leptonc.recipe import LayerRule
@@ -37,6 +38,8 @@ class Clock(Protocol):
     """What times the stages of a build while the user sees them."""
 
     def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]: ...
+
+    def note(self, text: str) -> None: ...
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Job:
         prefill_static: The same in the graph for prefill.
         prefill_layers: What `layers` is in the graph for prefill.
         solve: What method gptq chooses codes with, once the model is captured.
+        recovery: The pass that it recovers what it lost by, where that is asked for, once the model is captured.
         captured: The model, once it is captured.
         sample: The text that it is measured on, likewise.
         report: What the backend has to say about this variant.
@@ -90,6 +94,7 @@ class Job:
     static: StaticActivations | None = None
     prefill_static: StaticActivations | None = None
     prefill_layers: tuple[LayerFormat, ...] = ()
+    recovery: Heal | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -31,7 +31,7 @@ _NEEDED = (
 
 
 # What a backend reports of a variant besides its fidelity, in the order that it is shown.
-_ABOUT = ("left_out", "preflight", "engine", "rehearsal", "kept_in_half_precision")
+_ABOUT = ("left_out", "preflight", "engine", "rehearsal", "kept_in_half_precision", "recovery")
 
 
 def _facts(found: object) -> str:
@@ -130,8 +130,20 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text like what the model will read, .txt or .jsonl, for --method gptq, --weights auto and --activations "
-    "int8.  [default: one that the model writes itself; for an encoder, one that Lepton carries]",
+    help="Text like what the model will read, .txt or .jsonl, for --method gptq, --weights auto, --activations int8 "
+    "and --heal.  [default: one that the model writes itself; for an encoder, one that Lepton carries]",
+)
+@click.option(
+    "--heal",
+    metavar="TIME",
+    help="Let the quantized model learn from the original on the calibration text for so long (10min, 30s, 1h) or so "
+    "many steps (200steps): scales, gains and biases change, codes and the size do not.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep there how far --heal has come; after an interruption the same command goes on from it.",
 )
 @click.option(
     "--embeddings",
@@ -206,6 +218,8 @@ def build(
     symmetric: bool | None,
     method: str | None,
     calibration: Path | None,
+    heal: str | None,
+    resume: Path | None,
     embeddings: str | None,
     memory_gb: float,
     max_seq_len: int | None,
@@ -252,6 +266,8 @@ def build(
             symmetric=symmetric,
             method=method,
             calibration=calibration,
+            heal=heal,
+            resume=resume,
             embeddings=embeddings,
             memory_gb=memory_gb,
             max_seq_len=max_seq_len,

@@ -66,6 +66,7 @@ class StageProgress:
 
     def __init__(self, *, animate: bool = True) -> None:
         self._animate = animate and sys.stderr.isatty()
+        self._bars: Progress | None = None
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -74,12 +75,23 @@ class StageProgress:
         with show(name, total) as advance:
             yield advance
 
+    def note(self, text: str) -> None:
+        """Shows a line on how the stage goes."""
+        if self._bars is not None:
+            self._bars.console.print(text, highlight=False, markup=False)
+        else:
+            click.echo(text, err=True)
+
     @contextmanager
     def _bar(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
         columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), refresh_per_second=5) as progress:
             task = progress.add_task(name, total=total)
-            yield lambda count: progress.advance(task, count)
+            self._bars = progress
+            try:
+                yield lambda count: progress.advance(task, count)
+            finally:
+                self._bars = None
             progress.update(task, total=total or 1, completed=total or 1)
 
     @contextmanager

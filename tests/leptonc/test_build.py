@@ -59,6 +59,9 @@ def test_the_report_of_a_decoder(tmp_path: Path) -> None:
     steps: dict[str, int] = {}
 
     class Watching:
+        def note(self, text: str) -> None:
+            pass
+
         @contextmanager
         def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
             steps[name] = 0

@@ -103,7 +103,7 @@ def _quantize(job: Job) -> list[Pass]:
 
 def passes(job: Job, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
-    return [*_quantize(job), *lowerings()]
+    return [*_quantize(job), *([job.recovery] if job.recovery is not None else []), *lowerings()]
 
 
 def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:

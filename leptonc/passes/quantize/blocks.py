@@ -164,6 +164,12 @@ class Quantized:
             Quantized._last = last
         return last[1]
 
+    def rescale(self, scales: NDArray[np.float32]) -> None:
+        """Gives the weight other scales [out, blocks]; codes and zero points stay."""
+        compute = self._compute
+        self._compute = lambda: compute()._replace(scales=scales.reshape(self.shape[0], -1))
+        Quantized.forget()
+
     @staticmethod
     def forget() -> None:
         """Drops the result that is kept."""

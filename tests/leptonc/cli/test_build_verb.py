@@ -50,6 +50,8 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
         "--block-size": ("64", "block_size", 64),
         "--method": ("gptq", "method", "gptq"),
         "--calibration": ("texts.txt", "calibration", Path("texts.txt")),
+        "--heal": ("30s", "heal", "30s"),
+        "--resume": ("kept", "resume", Path("kept")),
         "--embeddings": ("int8", "embeddings", "int8"),
         "--prune": ("25%", "prune", "25%"),
         "--prune-method": ("flap", "prune_method", "flap"),

@@ -1,0 +1,303 @@
+"""Short distillation: a compressed graph learns to say what the original says, within a budget of time or steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leptonc.calibrate.walk import Store
+from leptonc.errors import InputError
+from leptonc.heal.budget import Budget
+from leptonc.heal.objective import Measured, Objective, Teacher, Window
+from leptonc.heal.state import Look, State, fingerprint
+from leptonc.heal.trainable import Kind, Parameter
+
+HELD_OUT = 8  # one of so many windows is kept for judging, and not learned from
+SAVE_SECONDS = 60.0  # between two checkpoints
+PARTS = 1000  # that progress is shown in
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a student learns.
+
+    Attributes:
+        rate: Largest learning rate, in units of a weight's own size.
+        warmup: Part of the budget over which the rate rises to it; then it falls to zero, as half a cosine.
+        batch: Windows a step.
+        decay: How fast means of gradients and of their squares forget (Adam; Kingma and Ba, 2015).
+        looks: How often, in the budget, the student is judged on the windows that are held out.
+        seed: Of the order of the windows, and of random starts.
+    """
+
+    rate: float = 2e-3
+    warmup: float = 0.05
+    batch: int = 1
+    decay: tuple[float, float] = (0.9, 0.98)
+    looks: int = 5
+    seed: int = 0
+
+    def rate_at(self, progress: float) -> float:
+        """The learning rate when a part of the budget is used up."""
+        if progress < self.warmup:
+            return self.rate * max(progress, 0.1 * self.warmup) / self.warmup
+        return self.rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - self.warmup) / (1 - self.warmup))))
+
+
+@dataclass(frozen=True)
+class Healed:
+    """What came of it.
+
+    Attributes:
+        arrays: New values of initializers, by name; empty where nothing was better than the start.
+        before: The student on the held-out windows at the start; after: with those values.
+        steps: Steps taken, those before an interruption among them; `seconds` likewise.
+        windows: Windows that were learned from; `held_out` those that were judged on.
+        losses: (step, loss on the held-out windows) of each look.
+    """
+
+    arrays: dict[str, NDArray[np.float32]]
+    before: Measured
+    after: Measured
+    steps: int
+    seconds: float
+    windows: int
+    held_out: int
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Learner:
+    """All that is learned as one vector, and Adam's means over it."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.parameters = parameters
+        self._shapes = [each.shapes for each in parameters]
+        self._sizes = [math.prod(shape) for shapes in self._shapes for shape in shapes]
+        self.state = State.zeros(sum(self._sizes))
+
+    def variables(self, learned: Tensor) -> dict[str, Tensor]:
+        """Returns what graphs run with."""
+        return {k: v for each, parts in self._each(learned) for k, v in each.variables(parts).items()}
+
+    def stored(self, learned: Tensor) -> dict[str, NDArray[np.float32]]:
+        """Returns new initializers, as they will be stored."""
+        with torch.no_grad():
+            return {each.name: each.stored(parts) for each, parts in self._each(learned)}
+
+    def _each(self, learned: Tensor) -> list[tuple[Parameter, tuple[Tensor, ...]]]:
+        pieces = iter(torch.split(learned, self._sizes))
+        return [
+            (each, tuple(next(pieces).view(shape) for shape in shapes))
+            for each, shapes in zip(self.parameters, self._shapes, strict=True)
+        ]
+
+    def step(self, loss: Callable[[Mapping[str, Tensor]], float], rate: float, decay: tuple[float, float]) -> float:
+        """Takes one step of Adam; `loss` adds its gradients to those of the variables that it is given.
+
+        Returns the loss before the step; where it or a gradient is not finite, nothing is changed.
+        """
+        state = self.state
+        learned = state.learned.detach().requires_grad_()
+        made = self.variables(learned)
+        leaves = {name: each.detach().requires_grad_() for name, each in made.items()}
+        found = loss(leaves)
+        pairs = [(made[name], leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None]
+        torch.autograd.backward([each for each, _ in pairs], [grad for _, grad in pairs])
+        grad = learned.grad
+        if grad is None or not math.isfinite(found) or not bool(torch.isfinite(grad).all()):
+            return math.nan
+        fast, slow = decay
+        state.whole = False
+        state.steps += 1
+        state.mean.lerp_(grad, 1 - fast)
+        state.square.lerp_(grad.square_(), 1 - slow)
+        scale = (state.square / (1 - slow**state.steps)).sqrt_().add_(_TINY)
+        state.learned.addcdiv_(state.mean, scale, value=-rate / (1 - fast**state.steps))
+        state.whole = True
+        return found
+
+
+_TINY = 1e-12  # beside the root of a mean squared gradient: those are of a mean over tokens, and small
+
+
+def require_enough(windows: Sequence[Window]) -> None:
+    """Refuses a text that is too short to learn from one part and be judged on another.
+
+    Raises:
+        InputError: There are fewer than two windows.
+    """
+    if len(windows) < 2:
+        raise InputError(
+            f"expected at least 2 windows of text to learn from and be judged on, found {len(windows)}",
+            hint="a longer --calibration text, or none: the model then writes it",
+        )
+
+
+def heal(
+    student: ir.Model, teacher: ir.Model, windows: Sequence[Window], trainable: Mapping[str, Kind], budget: Budget, *,
+    folder: Path, memory: int = 2**30, settings: Settings | None = None, resume: Path | None = None,
+    stage: Callable[[str, int], Any], say: Callable[[str], Any] = lambda _: None,
+) -> Healed:  # fmt: skip
+    """Teaches a compressed graph to say what the original says.
+
+    The loss is the Kullback-Leibler divergence of the logits, or of an encoder's outputs the squared error as a part of
+    their size. One of `HELD_OUT` windows is not learned from: the student is judged on those, with its weights as they
+    will be stored, and the best of all judged states is what is returned, the start among them. With a budget of steps
+    the result is the same each time, on one machine and number of threads.
+
+    Args:
+        student: The compressed graph, in the dialect. It is not changed: see `leptonc.heal.trainable.put`.
+        teacher: The graph that it was made from.
+        windows: Token ids int64 [length] of each text.
+        trainable: How each initializer of the student that may change is parametrised, by name.
+        budget: Seconds or steps.
+        folder: For temporary files.
+        memory: Bytes of the teacher's outputs that are kept in memory; others wait on disk.
+        settings: How it learns.
+        resume: A file that an interrupted run leaves, and that the same run goes on from; None for neither.
+        stage: Opens a stage of progress with so many steps.
+        say: Called with a line on how it goes, now and then.
+
+    Raises:
+        InputError: Nothing can be learned, an operator has no gradients here, there are fewer than two windows, the
+            file belongs to another run, or the loss is not finite.
+    """
+    settings = settings or Settings()
+    lost = [name for name in trainable if name not in student.graph.initializers]
+    if lost or not trainable:
+        raise InputError(
+            f"expected weights that healing can change, found {'no ' + lost[0] if lost else 'none'}",
+            hint="healing recovers what int4 weights or pruning lost: --weights int4",
+        )
+    require_enough(windows)
+    held = list(range(0, len(windows), HELD_OUT))
+    learned_from = [at for at in range(len(windows)) if at not in set(held)]
+    started = time.perf_counter()
+    with stage("heal: teacher", len(windows)) as advance:
+        objective = Objective(student, Teacher(teacher, windows, Store(memory, folder), advance), windows)
+    random = np.random.default_rng(settings.seed)
+    learner = Learner([kind.of(student.graph.initializers[name], random) for name, kind in trainable.items()])
+    if resume is not None:
+        mark = fingerprint(student, windows, trainable, settings, budget)
+        learner.state.bind(resume, mark)
+    if not learner.state.seconds:
+        learner.state.seconds = time.perf_counter() - started
+    run = _Run(learner, objective, budget, settings, learned_from, held, say)
+    with stage("heal", PARTS) as advance:
+        return run(advance)
+
+
+class _Run:
+    """The loop of one run; arguments are `heal`'s."""
+
+    def __init__(
+        self, learner: Learner, objective: Objective, budget: Budget, settings: Settings, learned_from: list[int],
+        held: list[int], say: Callable[[str], Any],
+    ) -> None:  # fmt: skip
+        self.learner, self.objective, self.budget, self.settings = learner, objective, budget, settings
+        self.learned_from, self.held, self.say = learned_from, held, say
+        self._shown = 0
+        self._longest = [0.0, 0.0]  # seconds of a step, and of a look
+
+    def __call__(self, advance: Callable[[int], Any]) -> Healed:
+        state = self.learner.state
+        self._since = time.perf_counter() - state.seconds
+        try:
+            if not state.looks:
+                self._look()
+            self._learn(advance)
+        except KeyboardInterrupt:
+            if state.whole:
+                state.save()
+            raise
+        first, best = state.looks[0], min(state.looks, key=lambda look: look.measured.loss)
+        arrays = self.learner.stored(state.best) if best is not first else {}
+        state.remove()
+        return Healed(
+            arrays, first.measured, best.measured, state.steps, round(state.seconds, 1), len(self.learned_from),
+            len(self.held), [(look.step, look.measured.loss) for look in state.looks],
+        )  # fmt: skip
+
+    def _learn(self, advance: Callable[[int], Any]) -> None:
+        state, settings = self.learner.state, self.settings
+        saved = time.perf_counter()
+        while (progress := self._progress()) < 1:
+            begun = time.perf_counter()
+            batch = self._batch(state.steps)
+
+            def loss(variables: Mapping[str, Tensor], batch: list[int] = batch) -> float:
+                return sum(self.objective.learn(at, variables, 1 / len(batch)) for at in batch) / len(batch)
+
+            found = self.learner.step(loss, settings.rate_at(progress), settings.decay)
+            if not math.isfinite(found):
+                raise InputError(
+                    f"expected a finite loss while healing, found {found} in step {state.steps + 1}",
+                    hint="the weights, or the weights on this text, make float32 overflow: build without --heal",
+                )
+            now = time.perf_counter()
+            self._longest[0] = max(self._longest[0], now - begun)
+            state.seconds = now - self._since
+            progress = self._progress()
+            if progress >= 1 or progress >= len(state.looks) / settings.looks:
+                self._look()
+                self.say(self._told())
+            if now - saved > SAVE_SECONDS:
+                state.save()
+                saved = now
+            done = min(PARTS, int(PARTS * progress))
+            advance(done - self._shown)
+            self._shown = done
+        if state.looks[-1].step != state.steps:
+            self._look()
+
+    def _progress(self) -> float:
+        """The part of the budget that is used up; of time, what the last look will take is."""
+        state, spare = self.learner.state, self._longest[0] / 2 + self._longest[1]
+        return self.budget.progress(state.seconds + spare, state.steps)
+
+    def _batch(self, step: int) -> list[int]:
+        """Windows of a step: all once, in an order of their own each time, then all again."""
+        count, found = len(self.learned_from), []
+        for at in range(step * self.settings.batch, (step + 1) * self.settings.batch):
+            order = np.random.default_rng([self.settings.seed, at // count]).permutation(count)
+            found.append(self.learned_from[int(order[at % count])])
+        return found
+
+    def _look(self) -> None:
+        """Judges the student as it would be stored, and keeps it if it is the best so far."""
+        state, begun = self.learner.state, time.perf_counter()
+        arrays = self.learner.stored(state.learned) if state.steps else {}
+        with torch.no_grad():
+            variables = self.learner.variables(state.learned)
+            # Parts of a low-rank term are no initializers: they are what they are.
+            variables.update({name: torch.from_numpy(x) for name, x in arrays.items() if name in variables})
+        measured = self.objective.measure(self.held, variables)
+        if not math.isfinite(measured.loss) and not state.looks:
+            raise InputError(
+                f"expected a finite loss before healing, found {measured.loss}",
+                hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+            )
+        if not state.looks or measured.loss < min(look.measured.loss for look in state.looks):
+            state.best = state.learned.clone()
+        state.looks.append(Look(state.steps, measured))
+        now = time.perf_counter()
+        self._longest[1] = max(self._longest[1], now - begun)
+        state.seconds = now - self._since
+
+    def _told(self) -> str:
+        state = self.learner.state
+        first, last = state.looks[0].measured, state.looks[-1].measured
+        return (
+            f"heal: step {state.steps}, {state.seconds:.0f} s, loss {last.loss:.4g} (at the start {first.loss:.4g}) "
+            f"on held-out windows"
+        )

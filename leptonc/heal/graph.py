@@ -1,0 +1,251 @@
+"""A graph of the dialect as a function of torch tensors, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from leptonc.errors import InputError
+from leptonc.heal.blocks import Blocks, LowRank
+from leptonc.heal.ops import TABLE
+from leptonc.ir.dialect import module_of
+from leptonc.ir.structure import Linear, linear_of
+from leptonc.passes.quantize.blocks import Quantized
+from leptonc.passes.quantize.weights import quantized_of
+
+Values = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One node: what computes it, the names that it reads and writes, and values that nobody reads after it."""
+
+    run: Callable[[Sequence[Any]], Any]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    done: tuple[str, ...]
+
+
+class Graph:
+    """What a graph of the dialect computes, from some of its values to others.
+
+    Linear layers and embeddings with quantized weights are computed from the codes, which are dequantized while a layer
+    runs and not kept; they get gradients for their scales. Initializers are read when they are first needed, and kept.
+
+    Args:
+        model: The graph. It is not changed, and read lazily: it has to live as long.
+        outputs: Names of values to compute; None for the graph's first output.
+        inputs: Names of values inside the graph that are given, so that what makes them does not run.
+
+    Raises:
+        InputError: The graph has an operator that is not known here; the message names its module.
+    """
+
+    def __init__(self, model: ir.Model, outputs: Sequence[str] | None = None, inputs: Sequence[str] = ()) -> None:
+        Quantized.forget()  # weights of another graph may have the same names
+        self.outputs = tuple(outputs) if outputs is not None else (str(model.graph.outputs[0].name),)
+        self._initializers = model.graph.initializers
+        self._kept: dict[str, Tensor] = {}
+        self._blocks: dict[str, Blocks] = {}
+        nodes = _needed(model, self.outputs, set(inputs))
+        _check(nodes)
+        steps = [_step(node) for node in _skipping_weights(nodes)]
+        last: dict[str, int] = {}
+        for at, (_, reads, _) in enumerate(steps):
+            last.update(dict.fromkeys(reads, at))
+        keep = {*self.outputs, *self._initializers, ""}
+        self._steps = [
+            _Step(run, reads, writes, tuple({n for n in reads if last[n] == at} - keep))
+            for at, (run, reads, writes) in enumerate(steps)
+        ]
+        made = {name for step in self._steps for name in step.writes}
+        read = {name for step in self._steps for name in step.reads} | set(self.outputs)
+        known = {*self._initializers, *made, ""}
+        self.inputs = tuple(sorted(n for n in read if n not in known and not n.endswith(_LOW_RANK)))
+        self.weights = tuple(name for name in self._initializers if name in read)
+
+    def __call__(self, given: Values, variables: Values | None = None) -> tuple[Tensor, ...]:
+        """Runs the graph.
+
+        Args:
+            given: Inputs by name.
+            variables: Tensors in the place of initializers, by name: what gradients are wanted for. `NAME.low_rank.a`
+                [out, rank] and `NAME.low_rank.b` [rank, in] are added, multiplied, to a linear layer's weight.
+
+        Returns:
+            The outputs, in order.
+        """
+        variables = variables or {}
+        held: dict[str, Any] = dict(given)
+        for step in self._steps:
+            found = step.run([self._read(name, held, variables) for name in step.reads])
+            held.update(zip(step.writes, found if isinstance(found, tuple) else (found,), strict=False))
+            for name in step.done:
+                held.pop(name, None)
+        return tuple(self._read(name, held, variables) for name in self.outputs)
+
+    def forget(self) -> None:
+        """Drops the initializers that are kept."""
+        self._kept.clear()
+        self._blocks.clear()
+
+    def _read(self, name: str, held: Mapping[str, Any], variables: Values) -> Any:
+        if name in held:
+            return held[name]
+        if not name:
+            return None
+        value = self._initializers.get(name.partition(_LOW_RANK)[0])
+        if value is None:
+            raise KeyError(f"nothing gives {name}")
+        if name.endswith(_LOW_RANK):
+            pair = [variables.get(f"{name}.{part}") for part in ("a", "b")]
+            return LowRank(pair[0], pair[1]) if pair[0] is not None and pair[1] is not None else None
+        if name in variables:
+            return variables[name]
+        weight = quantized_of(value)
+        if weight is not None:
+            if name not in self._blocks:
+                self._blocks[name] = Blocks.of(weight)
+            return self._blocks[name]
+        if name not in self._kept:
+            self._kept[name] = as_tensor(value)
+        return self._kept[name]
+
+
+_LOW_RANK = ".low_rank"
+
+
+def as_tensor(value: ir.Value) -> Tensor:
+    """Reads an initializer; what numpy has no type for becomes float32."""
+    if value.const_value is None:
+        raise ValueError(f"{value.name} has no data")
+    array = value.const_value.numpy()
+    if array.dtype.kind not in "fiub" or array.dtype.name not in _KNOWN:
+        array = array.astype(np.float32)
+    return writable(array)
+
+
+def writable(array: NDArray[Any]) -> Tensor:
+    """Returns an array as a tensor; torch wants memory that it may write to, so others are copied."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+_KNOWN = {"float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+
+
+def check_operators(model: ir.Model) -> None:
+    """Refuses a graph with operators that are not known here.
+
+    Raises:
+        InputError: There is one; the message names it and its module.
+    """
+    _check(list(model.graph))
+
+
+def _check(nodes: Sequence[ir.Node]) -> None:
+    lost = [node for node in nodes if (node.domain, node.op_type) not in TABLE]
+    if lost:
+        op = f"{lost[0].domain}.{lost[0].op_type}" if lost[0].domain else lost[0].op_type
+        raise InputError(
+            f"{module_of(lost[0]) or 'the graph'}: expected operators that healing can differentiate, found {op} "
+            f"({len(lost)} of {len(nodes)} nodes)",
+            hint="build without --heal",
+        )
+
+
+def _needed(model: ir.Model, outputs: Sequence[str], given: set[str]) -> list[ir.Node]:
+    """Nodes that the outputs need, in graph order, from the values that are given on."""
+    wanted, found = set(outputs) - given, []
+    for node in reversed(list(model.graph)):
+        if any(value.name in wanted for value in node.outputs):
+            found.append(node)
+            wanted.update(str(v.name) for v in node.inputs if v is not None and v.name not in given)
+    return found[::-1]
+
+
+def _skipping_weights(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """Leaves out what only turns and dequantizes the weights of linear layers and embeddings: those read the codes."""
+    covered: set[ir.Node] = set()
+    fused: set[ir.Node] = set()
+    for node in nodes:
+        if _fusable(linear_of(node)) or _looks_up(node):
+            fused.add(node)
+    inside = set(nodes)
+    for node in reversed(nodes):
+        if node.op_type in ("Transpose", "DequantizeLinear"):
+            users = [use.node for use in node.outputs[0].uses() if use.node in inside]
+            if users and not node.outputs[0].is_graph_output() and all(u in fused or u in covered for u in users):
+                covered.add(node)
+    return [node for node in nodes if node not in covered]
+
+
+def _looks_up(node: ir.Node) -> bool:
+    """Whether a node reads rows of a matrix of quantized codes."""
+    if node.op_type != "Gather" or node.domain or node.inputs[0] is None:
+        return False
+    made = node.inputs[0].producer()
+    return made is not None and made.op_type == "DequantizeLinear" and int(_axis(node)) == 0 and _coded(made)
+
+
+def _axis(node: ir.Node) -> int:
+    found = node.attributes.get("axis")
+    return int(found.value) if found is not None else 0
+
+
+def _fusable(linear: Linear | None) -> bool:
+    return linear is not None and (linear.dequantize is None or _coded(linear.dequantize))
+
+
+def _coded(dequantize: ir.Node) -> bool:
+    codes = dequantize.inputs[0]
+    return codes is not None and codes.is_initializer() and quantized_of(codes) is not None
+
+
+def _step(node: ir.Node) -> tuple[Callable[[Sequence[Any]], Any], tuple[str, ...], tuple[str, ...]]:
+    writes = tuple(str(value.name) for value in node.outputs)
+    linear = linear_of(node)
+    if linear is not None and _fusable(linear):
+        weight, turned = str(linear.weight.name), linear.transposed
+        four = (str(linear.x.name), weight, _scales(linear.dequantize), f"{weight}{_LOW_RANK}")
+        return lambda inputs: _linear(inputs, turned), four, writes
+    if _looks_up(node):
+        made = node.inputs[0].producer()  # type: ignore[union-attr]
+        codes = made.inputs[0]  # type: ignore[union-attr]
+        ids = node.inputs[1]
+        return _rows, (str(codes.name), str(ids.name), _scales(made)), writes  # type: ignore[union-attr]
+    if node.op_type == "DequantizeLinear" and _coded(node):
+        names = (str(node.inputs[0].name), _scales(node))  # type: ignore[union-attr]
+        return lambda inputs: inputs[0].dense(inputs[1]), names, writes
+    function = TABLE[node.domain, node.op_type]
+    reads = tuple(str(value.name) if value is not None else "" for value in node.inputs)
+    return lambda inputs: function(node, inputs), reads, writes
+
+
+def _scales(dequantize: ir.Node | None) -> str:
+    return str(dequantize.inputs[1].name) if dequantize is not None and dequantize.inputs[1] is not None else ""
+
+
+def _linear(inputs: Sequence[Any], turned: bool) -> Tensor:
+    x, weight, scales, low_rank = inputs
+    y: Tensor
+    if isinstance(weight, Blocks):
+        y = weight.linear(x, scales)
+    else:
+        y = F.linear(x, weight) if turned else torch.matmul(x, weight)
+    if low_rank is not None:
+        y = y + (low_rank.linear(x) if turned else low_rank.turned(x))
+    return y
+
+
+def _rows(inputs: Sequence[Any]) -> Tensor:
+    weight, ids, scales = inputs
+    found: Tensor = weight.rows(ids, scales)
+    return found

@@ -1,0 +1,169 @@
+"""What a student is taught: to say what its teacher says on the same text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from leptonc.calibrate.solve import inputs_of
+from leptonc.calibrate.walk import Store
+from leptonc.heal.graph import Graph, writable
+from leptonc.passes.last_logits import head_of
+
+BLOCK_BYTES = 2**26  # of logits that are in memory at once, a few times over
+Window = NDArray[np.int64]
+
+
+class Halves:
+    """A graph cut below its head: what has a vector a token, and what makes logits of it, a few tokens at a time.
+
+    A graph without such a head is its own first half, and the second does nothing.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.output = str(model.graph.outputs[0].name)
+        head = head_of(model.graph)
+        self.cut = str(head.x.name) if head is not None else self.output
+        self.body = Graph(model, [self.cut])
+        self.head = Graph(model, [self.output], [self.cut])
+        self.model = model
+
+    def hidden(self, window: Window, variables: Mapping[str, Tensor]) -> Tensor:
+        """Runs the first half on token ids int64 [length]."""
+        given = inputs_of(self.model, window)
+        (found,) = self.body({name: writable(x) for name, x in given.items()}, variables)
+        return found
+
+    def outputs(self, hidden: Tensor, variables: Mapping[str, Tensor]) -> Tensor:
+        """Runs the second half on some of the first's rows."""
+        (found,) = self.head({self.cut: hidden}, variables)
+        return found
+
+
+def divergence(wanted: Tensor, found: Tensor) -> Tensor:
+    """Returns the summed Kullback-Leibler divergence of what logits [..., n] say, in nats."""
+    log = F.log_softmax(wanted, -1)
+    return F.kl_div(F.log_softmax(found, -1), log, reduction="sum", log_target=True)
+
+
+def relative_error(wanted: Tensor, found: Tensor) -> Tensor:
+    """Returns the summed |found - wanted|^2 / |wanted|^2 of rows [..., n]."""
+    whole = wanted.square().sum(-1).clamp(min=torch.finfo(wanted.dtype).tiny)
+    return ((found - wanted).square().sum(-1) / whole).sum()
+
+
+class Teacher:
+    """What the original makes of each window, kept below its head.
+
+    Args:
+        model: The original graph.
+        windows: Token ids int64 [length] of each text.
+        store: Where a vector a token is kept.
+        advance: Called with 1 after each window.
+    """
+
+    def __init__(
+        self, model: ir.Model, windows: Sequence[Window], store: Store, advance: Callable[[int], Any]
+    ) -> None:
+        self._halves = Halves(model)
+        self._kept = []
+        with torch.no_grad():
+            for window in windows:
+                self._kept.append(store.put(self._halves.hidden(window, {}).numpy()))
+                advance(1)
+        self._halves.body.forget()
+
+    def hidden(self, at: int) -> Tensor:
+        """Returns the first half's rows for a window."""
+        return torch.from_numpy(np.array(self._kept[at]))
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Returns what the original makes of some of those rows."""
+        with torch.no_grad():
+            return self._halves.outputs(hidden, {})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a student is like on some windows, means over tokens or texts.
+
+    Attributes:
+        loss: Its distance from the teacher.
+        perplexity: Of the texts as the student reads them; 0 where there are no logits a token.
+        perplexity_teacher: As the teacher does.
+    """
+
+    loss: float
+    perplexity: float = 0.0
+    perplexity_teacher: float = 0.0
+
+
+class Objective:
+    """The mean, over tokens or texts, of how far the student is from the teacher: see `divergence`, `relative_error`.
+
+    Args:
+        student: The graph that learns.
+        teacher: What it learns from, windows in the same order.
+        windows: Token ids int64 [length] of each text.
+    """
+
+    def __init__(self, student: ir.Model, teacher: Teacher, windows: Sequence[Window]) -> None:
+        self._student, self._teacher, self._windows = Halves(student), teacher, windows
+        logits = self._student.output == "logits"
+        self._distance = divergence if logits else relative_error
+        self._a_token = logits and self._student.cut != self._student.output
+        shape = student.graph.outputs[0].shape
+        width = shape[-1] if shape is not None else 0
+        self._rows = max(1, BLOCK_BYTES // (4 * width)) if isinstance(width, int) and width else 1
+
+    def learn(self, at: int, variables: Mapping[str, Tensor], weight: float) -> float:
+        """Returns the loss on one window, and adds `weight` times its gradients to those of the variables."""
+        hidden = self._student.hidden(self._windows[at], variables)
+        rows, total, slopes = hidden.detach().flatten(0, -2), 0.0, []
+        for start, target in self._targets(at):
+            part = rows[start : start + target.shape[1]].unsqueeze(0).requires_grad_()
+            loss = self._distance(target, self._student.outputs(part, variables)) / len(rows)
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            slopes.append(part.grad)
+        if hidden.requires_grad:
+            hidden.backward(torch.cat([s for s in slopes if s is not None], 1).reshape(hidden.shape))  # type: ignore[no-untyped-call]
+        return total
+
+    def measure(self, windows: Sequence[int], variables: Mapping[str, Tensor]) -> Measured:
+        """Returns what the student is like on windows, given by their places."""
+        loss, mine, theirs, count, predicted = 0.0, 0.0, 0.0, 0, 0
+        with torch.no_grad():
+            for at in windows:
+                rows = self._student.hidden(self._windows[at], variables).flatten(0, -2)
+                next_ids = torch.from_numpy(self._windows[at][1:])
+                count += len(rows)
+                for start, target in self._targets(at):
+                    stop = start + target.shape[1]
+                    found = self._student.outputs(rows[start:stop].unsqueeze(0), variables)
+                    loss += float(self._distance(target, found))
+                    if self._a_token:
+                        ids = next_ids[start:stop]
+                        theirs, mine = (
+                            total + float(F.cross_entropy(each[0, : len(ids)], ids, reduction="sum"))
+                            for total, each in ((theirs, target), (mine, found))
+                        )
+                        predicted += len(ids)
+        if not predicted:
+            return Measured(loss / count)
+        return Measured(loss / count, *(math.exp(min(each / predicted, 700.0)) for each in (mine, theirs)))
+
+    def _targets(self, at: int) -> Iterator[tuple[int, Tensor]]:
+        """Yields (row, what the teacher makes of it and those after it, [1, n, width])."""
+        hidden = self._teacher.hidden(at).flatten(0, -2)
+        for start in range(0, len(hidden), self._rows):
+            yield start, self._teacher.outputs(hidden[start : start + self._rows].unsqueeze(0))

@@ -1,0 +1,134 @@
+"""What healing knows at a moment, and the file that it goes on from after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leptonc.errors import InputError
+from leptonc.heal.objective import Measured
+from leptonc.passes.quantize.weights import quantized_of
+
+VERSION = 1
+_TENSORS = ("learned", "mean", "square", "best")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the student was like on the held-out windows, after so many steps."""
+
+    step: int
+    measured: Measured
+
+
+class _Record(msgspec.Struct, forbid_unknown_fields=True):
+    """What a file has besides tensors."""
+
+    version: int
+    mark: str
+    steps: int
+    seconds: float
+    looks: list[Look]
+
+
+@dataclass
+class State:
+    """All that a run changes: what is learned, Adam's two means over it, the best so far, and the looks at it.
+
+    Attributes:
+        whole: Whether no step is half done.
+    """
+
+    learned: Tensor
+    mean: Tensor
+    square: Tensor
+    best: Tensor
+    steps: int = 0
+    seconds: float = 0.0
+    looks: list[Look] = field(default_factory=list)
+    whole: bool = True
+    _path: Path | None = None
+    _mark: str = ""
+
+    @staticmethod
+    def zeros(count: int) -> State:
+        """Returns the state before the first step."""
+        return State(torch.zeros(count), torch.zeros(count), torch.zeros(count), torch.zeros(count))
+
+    def bind(self, path: Path, mark: str) -> None:
+        """Goes on from a file, where there is one, and writes to it from now on; `mark` names the run.
+
+        Raises:
+            InputError: The file is of another run, or none of ours.
+        """
+        self._path, self._mark = path, mark
+        if path.exists():
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                record = msgspec.json.decode((file.metadata() or {}).get("heal", ""), type=_Record)
+                if (record.version, record.mark) != (VERSION, self._mark):
+                    raise InputError(
+                        f"expected in {path} what this very build left when it was interrupted, found another's",
+                        hint="the same command goes on; for another build name another directory, or delete the file",
+                    )
+                tensors = [file.get_tensor(name) for name in _TENSORS]
+        except (SafetensorError, msgspec.DecodeError, OSError) as error:
+            raise InputError(
+                f"expected a state of healing in {path}, found what cannot be read: {error}",
+                hint="delete the file to start anew",
+            ) from None
+        if any(each.shape != self.learned.shape or each.dtype != self.learned.dtype for each in tensors):
+            raise InputError(f"expected {self.learned.numel()} numbers a tensor in {path}, found another number")
+        self.learned, self.mean, self.square, self.best = tensors
+        self.steps, self.seconds, self.looks = record.steps, record.seconds, record.looks
+
+    def save(self) -> None:
+        """Writes the file, whole or not at all, if there is to be one."""
+        from safetensors.torch import save
+
+        if self._path is None:
+            return
+        record = _Record(VERSION, self._mark, self.steps, self.seconds, self.looks)
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".partial")
+        partial.write_bytes(save(tensors, {"heal": msgspec.json.encode(record).decode()}))
+        partial.replace(self._path)
+
+    def remove(self) -> None:
+        """Removes the file: the run is over."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def fingerprint(
+    student: ir.Model, windows: Sequence[NDArray[np.int64]], *settings: Mapping[str, Any] | Any
+) -> str:
+    """Returns a name for a run: equal for equal codes and scales, texts, and settings."""
+    digest = hashlib.sha256()
+    for name, value in sorted(student.graph.initializers.items()):
+        digest.update(f"{name} {value.shape}".encode())
+        weight = quantized_of(value)
+        if weight is not None:
+            for part in weight.parts():
+                digest.update(b"" if part is None else np.ascontiguousarray(part).data)
+    for window in windows:
+        digest.update(np.ascontiguousarray(window).data)
+    for each in settings:
+        digest.update(repr(sorted(each.items()) if isinstance(each, Mapping) else each).encode())
+    return digest.hexdigest()

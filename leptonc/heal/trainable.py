@@ -1,0 +1,199 @@
+"""What healing may change in a graph: initializers, and how each is parametrised.
+
+Every parametrisation starts from zeros, which stand for the weights as they are, and moves in units of the weight's own
+size: one learning rate suits them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leptonc.errors import InputError
+from leptonc.heal.graph import as_tensor
+from leptonc.ir.structure import embeddings, linears
+from leptonc.passes.quantize.blocks import Format, storable
+from leptonc.passes.quantize.weights import quantized_of
+
+SCALES, CODES = ".scales", ".codes"
+_LEAST = -0.9  # of what is learned of a scale, so that it keeps its sign
+_HALF = Format(4, 32, True, half=True)
+_NORMS = ("RMSNormalization", "LayerNormalization")
+
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class Parameter(Protocol):
+    """One initializer that changes.
+
+    Attributes:
+        name: The initializer's.
+        shapes: Of the numbers that are learned, zeros at first.
+    """
+
+    name: str
+    shapes: Shapes
+
+    def variables(self, learned: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+        """Returns what a `Graph` runs with, from the learned numbers."""
+
+    def stored(self, learned: tuple[Tensor, ...]) -> NDArray[np.float32]:
+        """Returns the initializer's new values, as they will be stored."""
+
+
+class Kind(Protocol):
+    """How an initializer is parametrised: a description, without data."""
+
+    def of(self, value: ir.Value, random: np.random.Generator) -> Parameter:
+        """Returns the parametrisation of a graph's initializer."""
+
+
+@dataclass(frozen=True)
+class Free:
+    """Every number of an initializer is learned: gains, biases, or whole weights."""
+
+    def of(self, value: ir.Value, random: np.random.Generator) -> Parameter:
+        return _Free(value)
+
+
+class _Free:
+    def __init__(self, value: ir.Value) -> None:
+        self.name, self._base = str(value.name), as_tensor(value).to(torch.float32)
+        self.shapes: Shapes = (tuple(self._base.shape),)
+        self._unit = _size(self._base)
+
+    def variables(self, learned: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+        return {self.name: self._base + self._unit * learned[0]}
+
+    def stored(self, learned: tuple[Tensor, ...]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.variables(learned)[self.name].numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales of a quantized weight, its codes and zero points fixed; each is multiplied by 1 + what is learned."""
+
+    half: bool = False
+
+    def of(self, value: ir.Value, random: np.random.Generator) -> Parameter:
+        return _Scales(value, self.half)
+
+
+class _Scales:
+    def __init__(self, value: ir.Value, half: bool) -> None:
+        self.name, self._base, self._half = str(value.name), as_tensor(value), half
+        self.shapes: Shapes = (tuple(self._base.shape),)
+
+    def variables(self, learned: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+        return {self.name: self._base * (1 + learned[0].clamp(min=_LEAST))}
+
+    def stored(self, learned: tuple[Tensor, ...]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.variables(learned)[self.name].numpy()
+        return storable(found, _HALF) if self._half else found
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix of low rank that is added to a weight, and folded into it at the end (Hu et al., LoRA, 2021).
+
+    The weight is one that nothing but linear layers reads.
+    """
+
+    rank: int
+
+    def of(self, value: ir.Value, random: np.random.Generator) -> Parameter:
+        if self.rank < 1:
+            raise InputError(f"expected a rank of 1 or more, found {self.rank}")
+        return _LowRank(value, self.rank, random)
+
+
+class _LowRank:
+    def __init__(self, value: ir.Value, rank: int, random: np.random.Generator) -> None:
+        self.name, self._value = str(value.name), value
+        rows, columns = (int(d) for d in value.shape or ())  # type: ignore[arg-type]
+        self.shapes: Shapes = ((rows, rank), (rank, columns))
+        self._unit = _size(as_tensor(value)) * columns**0.5
+        start = random.standard_normal((rank, columns)) / columns**0.5
+        self._start = torch.from_numpy(start.astype(np.float32))
+
+    def variables(self, learned: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+        a, b = learned
+        return {f"{self.name}.low_rank.a": self._unit * a, f"{self.name}.low_rank.b": self._start + b}
+
+    def stored(self, learned: tuple[Tensor, ...]) -> NDArray[np.float32]:
+        a, b = self.variables(learned).values()
+        found: NDArray[np.float32] = (as_tensor(self._value) + a @ b).numpy()
+        return found
+
+
+def _size(base: Tensor) -> float:
+    return float(base.square().mean().sqrt()) or 1.0
+
+
+def recoverable(model: ir.Model) -> dict[str, Kind]:
+    """Returns what healing changes in a quantized graph, by initializer: what is stored as it was, whatever its values.
+
+    Scales of the weights in the fewest bits, gains and biases of norms, and biases of linear layers. Weights in 8 bits
+    among those in 4 are as good as exact, and their gradients cost as much.
+    """
+    coded = {name: weight.form for name, v in model.graph.initializers.items() if (weight := quantized_of(v))}
+    fewest = min((form.bits for form in coded.values()), default=0)
+    found: dict[str, Kind] = {
+        name.removesuffix(CODES) + SCALES: Scales(form.half) for name, form in coded.items() if form.bits == fewest
+    }
+    for value in (*_of_norms(model), *(each.bias for each in linears(model) if each.bias is not None)):
+        if value.is_initializer() and not str(value.name).startswith("const_"):  # shared constants are no weights
+            found[str(value.name)] = Free()
+    return found
+
+
+def low_rank(model: ir.Model, rank: int) -> dict[str, Kind]:
+    """Returns the description of a graph in float32: low-rank terms of linear layers, gains and biases.
+
+    A head that is tied to the embedding stays as it is.
+    """
+    tables = {node.inputs[0] for node in embeddings(model)}
+    found: dict[str, Kind] = {
+        str(each.weight.name): LowRank(rank)
+        for each in linears(model)
+        if each.dequantize is None and each.weight not in tables
+    }
+    return {**found, **recoverable(model)}
+
+
+def _of_norms(model: ir.Model) -> Iterator[ir.Value]:
+    for node in model.graph:
+        if node.op_type in _NORMS and not node.domain:
+            yield from (value for value in node.inputs[1:] if value is not None)
+
+
+def put(model: ir.Model, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Gives initializers new values; of a quantized weight's scales, everything that is made from the weight learns."""
+    for name, array in arrays.items():
+        value = model.graph.initializers[name]
+        codes = model.graph.initializers.get(f"{name.removesuffix(SCALES)}{CODES}") if name.endswith(SCALES) else None
+        weight = quantized_of(codes) if codes is not None else None
+        if weight is not None:
+            weight.rescale(array)
+        else:
+            value.const_value = _lazy(array, value)
+
+
+def _lazy(array: NDArray[np.float32], value: ir.Value) -> Any:
+    """A tensor of the kind that the initializer had, so that it is stored in the same place."""
+    old = value.const_value
+    if not isinstance(old, ir.LazyTensor):
+        return ir.tensor(array, name=value.name)
+    return ir.LazyTensor(
+        lambda: ir.tensor(array), dtype=ir.DataType.FLOAT, shape=ir.Shape(array.shape), name=value.name, cache=False,
+        metadata_props=dict(old.metadata_props),
+    )  # fmt: skip

@@ -1,0 +1,145 @@
+"""What a build asks of healing: the original to learn from, the text, and what the report says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from leptonc.backends import Job
+from leptonc.errors import InputError, require
+from leptonc.heal.budget import parse_budget
+from leptonc.memory import keep_freed_memory, return_freed_memory
+from leptonc.passes.heal import Heal, HealConfig
+
+if TYPE_CHECKING:
+    from leptonc.calibration import Calibration
+
+
+RANK = 16  # of what is added to each weight of a pruned model in float32
+
+
+def check(heal: str | None, resume: Path | None, jobs: Sequence[Job], *, pruned: bool) -> None:
+    """Refuses what cannot be done, before anything is opened.
+
+    Args:
+        heal: The budget, as it was asked for.
+        resume: Directory that keeps how far it has come.
+        jobs: What is built.
+        pruned: Whether something is cut out of the model.
+
+    Raises:
+        InputError: The budget is none, there is a directory and nothing to keep in it, it is a file, a model has lost
+            nothing, or a target's form of it cannot learn.
+        MissingExtraError: torch is not installed.
+    """
+    if heal is None:
+        if resume is not None:
+            raise InputError(
+                f"expected --heal with --resume, which keeps how far it has come, found {resume} alone",
+                hint="--heal 10min --resume DIR",
+            )
+        return
+    parse_budget(heal)
+    require("torch", extra="compiler", needed_by="--heal")
+    for job in jobs:
+        if job.target.backend != "onnxruntime":
+            raise InputError(
+                f"expected no --heal for target {job.target.name}, found one",
+                hint="--heal is for ONNX Runtime's targets, cpu among them",
+            )
+        if (job.scheme == "fp32" and not pruned) or job.activations != "none":
+            found = "activations int8" if job.activations != "none" else "fp32, which has lost nothing"
+            raise InputError(
+                f"expected --prune, or weights int8, int4 or auto:SIZE, activations none, with --heal, found {found}",
+                hint="--weights int4 --heal 10min",
+            )
+    if resume is not None and resume.exists() and not resume.is_dir():
+        raise InputError(f"expected a directory for --resume, found a file at {resume}", hint="name a new directory")
+
+
+@dataclass
+class Healing:
+    """The healing of one build.
+
+    Attributes:
+        budget: How long, as it was asked for; None for not at all.
+        resume: Directory that keeps how far it has come, or None.
+        seed: Of the order of the texts.
+        calibration: Has the texts, and the model.
+
+    Raises:
+        InputError: The model has an operator that has no gradients here.
+    """
+
+    budget: str | None
+    resume: Path | None
+    seed: int
+    calibration: Calibration
+    original: ir.Model | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            from leptonc.heal.graph import check_operators
+
+            check_operators(self.calibration.captured.model)
+            self.original = self.calibration.captured.model.clone()  # before anything is cut out
+
+    def prepare(self, job: Job) -> None:
+        """Gives a job the pass that it recovers by.
+
+        Raises:
+            InputError: The text is too short.
+        """
+        if self.budget is None:
+            return
+        from leptonc.heal.distill import require_enough
+
+        require_enough(self.calibration.windows)
+        job.recovery = Heal(HealConfig(self.budget, self.seed), lambda student: self._recover(job, student))
+
+    def _recover(self, job: Job, student: ir.Model) -> int:
+        from leptonc.heal.distill import Settings, heal
+        from leptonc.heal.trainable import low_rank, put, recoverable
+
+        assert self.budget is not None
+        assert self.original is not None
+        calibration, clock = self.calibration, self.calibration.clock
+        windows = calibration.windows
+        state = self.resume / f"heal-{job.name}.safetensors" if self.resume is not None else None
+        # Float weights lost something only where their neighbours were cut out.
+        trainable = low_rank(student, RANK) if job.scheme == "fp32" else recoverable(student)
+        keep_freed_memory()
+        try:
+            healed = heal(
+                student, self.original, windows, trainable, parse_budget(self.budget), folder=calibration.scratch,
+                memory=calibration.memory, settings=Settings(seed=self.seed), resume=state, stage=clock.stage,
+                say=clock.note,
+            )  # fmt: skip
+        finally:
+            return_freed_memory()
+        put(student, healed.arrays)
+        about: dict[str, Any] = {
+            "text": calibration.name,
+            "steps": healed.steps,
+            "seconds": healed.seconds,
+            "learned_from": healed.windows,
+            "held_out": healed.held_out,
+            "before": _facts(healed.before),
+            "after": _facts(healed.after),
+        }
+        job.report["recovery"] = about
+        job.report.setdefault("quantization", {})["recovery"] = {**about, "losses": healed.losses}
+        return len(healed.arrays)
+
+
+def _facts(measured: Any) -> dict[str, float]:
+    """Figures of the held-out windows; those that do not apply are left out."""
+    logits = bool(measured.perplexity)
+    found = {"kl_divergence" if logits else "error": measured.loss}
+    if logits:
+        found |= {"perplexity": measured.perplexity, "perplexity_reference": measured.perplexity_teacher}
+    return {name: float(f"{value:.6g}") for name, value in found.items()}
