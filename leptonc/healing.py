@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 RANK = 16  # of what is added to each weight of a pruned model in float32
+# Largest learning rates: what was rounded is near its best, what lost its neighbours has a way to go.
+QUANTIZED_RATE, PRUNED_RATE = 5e-4, 3e-3
 
 
 def check(heal: str | None, resume: Path | None, jobs: Sequence[Job], *, pruned: bool) -> None:
@@ -111,12 +113,14 @@ class Healing:
         windows = calibration.windows
         state = self.resume / f"heal-{job.name}.safetensors" if self.resume is not None else None
         # Float weights lost something only where their neighbours were cut out.
-        trainable = low_rank(student, RANK) if job.scheme == "fp32" else recoverable(student)
+        pruned = job.scheme == "fp32"
+        trainable = low_rank(student, RANK) if pruned else recoverable(student)
+        settings = Settings(rate=PRUNED_RATE if pruned else QUANTIZED_RATE, seed=self.seed)
         keep_freed_memory()
         try:
             healed = heal(
                 student, self.original, windows, trainable, parse_budget(self.budget), folder=calibration.scratch,
-                memory=calibration.memory, settings=Settings(seed=self.seed), resume=state, stage=clock.stage,
+                memory=calibration.memory, settings=settings, resume=state, stage=clock.stage,
                 say=clock.note,
             )  # fmt: skip
         finally:

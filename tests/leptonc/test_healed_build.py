@@ -118,6 +118,6 @@ def test_a_pruned_model_in_float32_recovers(text: Path, tmp_path: Path) -> None:
     plain = built(tmp_path / "a", text, **options)
     healed = built(tmp_path / "b", text, **options, heal="20steps")
     about = healed.report["variants"]["cpu"]["recovery"]
-    assert about["after"]["kl_divergence"] < 0.95 * about["before"]["kl_divergence"]
+    assert about["after"]["kl_divergence"] < 0.98 * about["before"]["kl_divergence"]
     assert healed.report["bytes"] == plain.report["bytes"]
     runtime_edge.verify(healed.path)

@@ -53,6 +53,7 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
         "--heal": ("30s", "heal", "30s"),
         "--resume": ("kept", "resume", Path("kept")),
         "--embeddings": ("int8", "embeddings", "int8"),
+        "--prefill": ("int8", "prefill", "int8"),
         "--prune": ("25%", "prune", "25%"),
         "--prune-method": ("flap", "prune_method", "flap"),
         "--prune-compensation": ("bias", "prune_compensation", "bias"),

@@ -45,7 +45,7 @@ def pair(name: str, config: QuantizeWeightsConfig = INT4) -> tuple[ir.Model, ir.
 def run(
     student: ir.Model, original: ir.Model, steps: int, folder: Path, trainable: Any = None, **options: Any
 ) -> Healed:
-    settings = options.pop("settings", Settings(batch=2))
+    settings = options.pop("settings", Settings(rate=2e-3, batch=2))
     budget = options.pop("budget", Budget(steps=steps))
     return heal(
         student, original, options.pop("windows", WINDOWS), trainable or recoverable(student), budget, folder=folder,
