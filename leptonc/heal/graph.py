@@ -67,6 +67,7 @@ class Graph:
             for at, (run, reads, writes) in enumerate(steps)
         ]
         made = {name for step in self._steps for name in step.writes}
+        self.computed = frozenset(made)
         read = {name for step in self._steps for name in step.reads} | set(self.outputs)
         known = {*self._initializers, *made, ""}
         self.inputs = tuple(sorted(n for n in read if n not in known and not n.endswith(_LOW_RANK)))
@@ -78,7 +79,8 @@ class Graph:
         Args:
             given: Inputs by name.
             variables: Tensors in the place of initializers, by name: what gradients are wanted for. `NAME.low_rank.a`
-                [out, rank] and `NAME.low_rank.b` [rank, in] are added, multiplied, to a linear layer's weight.
+                [out, rank] and `NAME.low_rank.b` [rank, in] are added, multiplied, to a linear layer's weight; a value
+                that the graph computes is multiplied by `NAME.gate`.
 
         Returns:
             The outputs, in order.
@@ -88,6 +90,9 @@ class Graph:
         for step in self._steps:
             found = step.run([self._read(name, held, variables) for name in step.reads])
             held.update(zip(step.writes, found if isinstance(found, tuple) else (found,), strict=False))
+            for name in step.writes:
+                if f"{name}{GATE}" in variables:
+                    held[name] = held[name] * variables[f"{name}{GATE}"]
             for name in step.done:
                 held.pop(name, None)
         return tuple(self._read(name, held, variables) for name in self.outputs)
@@ -120,7 +125,7 @@ class Graph:
         return self._kept[name]
 
 
-_LOW_RANK = ".low_rank"
+_LOW_RANK, GATE = ".low_rank", ".gate"
 
 
 def as_tensor(value: ir.Value) -> Tensor:
