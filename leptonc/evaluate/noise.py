@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 
-TOKENS = 128  # of a run that a layer is looked at with
+TOKENS = 64  # of a run that a layer is looked at with
 ENOUGH = 32  # tokens that tell a layer's noise: later runs are not looked at
-ROWS = 256  # outputs of a layer that are looked at, spread evenly: others are alike
+ROWS = 96  # outputs of a layer that are looked at, spread evenly: others are alike
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from leptonc.build import BuildOptions, build
 from leptonc.errors import BoundError
+from leptonc.evaluate.noise import ROWS, TOKENS
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 from tests.leptonc import models
 
@@ -44,8 +45,8 @@ def test_decibels_of_a_decoder(name: str, bits: int, symmetric: bool, tmp_path: 
         weight = module.weight.detach().numpy()
         weight = weight if isinstance(module, torch.nn.Linear) else np.ascontiguousarray(weight.T)
         off = (weight - dequantize(round_to_nearest(weight, form), form)).astype(np.float64)
-        x = seen[path][:: max(1, len(ids) // 128)]
-        ratio = ((x @ off.T) ** 2).sum(1) / ((x @ weight.astype(np.float64).T) ** 2).sum(1)
+        x, step = seen[path][:: max(1, len(ids) // TOKENS)], max(1, len(weight) // ROWS)
+        ratio = ((x @ off[::step].T) ** 2).sum(1) / ((x @ weight[::step].astype(np.float64).T) ** 2).sum(1)
         assert row["snr_db"] == pytest.approx(-10 * np.log10(ratio.mean()), abs=0.02), path
         assert (row["shape"], row["weights"], row["block_size"]) == (list(weight.shape), f"int{bits}", 32)
         assert row["bytes"] == form.stored_bytes(weight.shape)
