@@ -124,7 +124,7 @@ def _fidelity(found: Mapping[str, Any]) -> str:
 
 def _place(path: str) -> tuple[str, str, str]:
     """The layer of a module path, its number, and the rest: `model.layers.3`, `3`, `mlp.down_proj`."""
-    match = re.match(r"^(.*?\.(\d+))(?:\.(.*)|$)", path)
+    match = re.match(r"^(.*?\.(\d+))(?:[./](.*)|$)", path)
     return (match[1], match[2], match[3] or "") if match else ("", "", path)
 
 

@@ -54,7 +54,9 @@ def linear_rows(
         Rows with path, shape, weights, bytes; of quantized ones block_size, symmetric, and, where known, snr_db and
         sensitivity.
     """
-    solved = {each["path"]: each["error"] for each in quantization.get("linears", ())}
+    inputs = quantization.get("activations", {}).get("inputs", ())
+    solved = {path: each["error"] for each in inputs if each["int8"] for path in each["layers"]}
+    solved |= {each["path"]: each["error"] for each in quantization.get("linears", ())}
     hurt = {each["path"]: each["error"] for each in quantization.get("sensitivity", ()) if "error" in each}
     rows = []
     for path, shape in shapes.items():

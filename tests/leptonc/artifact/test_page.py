@@ -122,15 +122,15 @@ def test_sections_follow_from_what_is_reported(artifact: Callable[..., Path]) ->
                 "recovery": {"before": {"kl": 0.5}, "after": {"kl": 0.25}, "note": "<script>x</script>"},
             }
         },
-        "pruning": {"asked": "25%", "blocks": {"model.layers.0.mlp": "96 of 128 channels", "model.layers.1.mlp": "gone",
-                    "model.layers.0.self_attn": "1 of 2 groups, 3 of 4 heads"}},
+        "pruning": {"asked": "25%", "blocks": {"model.layers.0/mlp": "96 of 128 channels", "model.layers.1/mlp": "gone",
+                    "model.layers.0/attention": "1 of 2 groups, 3 of 4 heads"}},
     }  # fmt: skip
     page = report_page(manifest, report)
     read = contained(page)
     assert b"<b>bold" not in page
     for expected in ("What was pruned", "Ranges of activations", "Sensitivity", "int4", "int8", "fp32"):
         assert expected in read.text, expected
-    for title in ("model.layers.0.mlp: 96 of 128 channels", "model.layers.1.mlp: gone", "30", "25%"):
+    for title in ("model.layers.0/mlp: 96 of 128 channels", "model.layers.1/mlp: gone", "attention heads", "30", "25%"):
         assert title in read.text, title
     assert {"recovery before kl", "recovery after kl", "0.25", "cuts 5 of them"} <= set(read.cells)
     assert "Signal-to-noise" not in read.text  # not measured
