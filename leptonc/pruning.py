@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leptonc.calibrate.observe import features, influence
+from leptonc.calibrate.reconstruct import made_up, reconstruction
 from leptonc.calibrate.solve import inputs_of
 from leptonc.calibrate.walk import stages
 from leptonc.errors import InputError
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from leptonc.calibration import Calibration
     from leptonc.frontend.capture import Captured
 
-COMPENSATIONS = ("none", "bias")
+COMPENSATIONS = ("none", "bias", "least-squares")
+RECONSTRUCTION = "reconstruction"
 # Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
 MULTIPLES = {"onnxruntime": 32, "tensorrt": 64, "tensorrt-rtx": 64}
 _LARGEST_PLAN = 2**24  # bytes
@@ -101,7 +104,10 @@ def check(text: str | None, method: str | None, compensation: str | None) -> Req
         if method is not None or compensation is not None:
             raise InputError("expected --prune with --prune-method and --prune-compensation, found none")
         return None
-    for what, given, names in (("method", method, METHODS), ("compensation", compensation, COMPENSATIONS)):
+    for what, given, names in (
+        ("method", method, (RECONSTRUCTION, *METHODS)),
+        ("compensation", compensation, COMPENSATIONS),
+    ):
         if given is not None and given not in names:
             raise InputError(f"expected a pruning {what} among {', '.join(names)}, found {given!r}")
     return parse_prune(text)
@@ -154,7 +160,14 @@ class Pruning:
             }  # fmt: skip
         known = self._features(captured, found) if self._needs_features else {}
         cuts = self.request.cuts or (self._layers(captured, found, about) if self.request.layers else ())
-        if self.request.share:
+        if self.request.share and self.method == RECONSTRUCTION:
+            each = self.calibration
+            cuts, said = reconstruction(
+                captured.model, found, each.windows, self.request.share, each.scratch, multiple=self.multiple,
+                memory=each.memory, clock=each.clock.stage,
+            )  # fmt: skip
+            about |= said
+        elif self.request.share:
             importance = {block.name: scores(block, self.method, known) for block in found.blocks}
             if self.method == "flap":
                 importance = {name: _standard(each) for name, each in importance.items()}
@@ -165,7 +178,14 @@ class Pruning:
         before, macs = found.total, _multiplications(captured)
         biases = self._biases(found, stay, known) if self.compensation == "bias" else {}
         about["blocks"] = _picture(found, stay)
-        manager.run(captured.model, [Prune(PruneConfig(cuts, self.method, self.compensation), biases=biases)])
+        weights: dict[str, Callable[[], NDArray[np.float32]]] = {}
+        if self.compensation == "least-squares":
+            made, about["fitted"] = made_up(
+                captured.model, found, stay, self.calibration.windows, self.calibration.scratch,
+                memory=self.calibration.memory, clock=self.calibration.clock.stage,
+            )  # fmt: skip
+            weights = {name: partial(np.asarray, array) for name, array in made.items()}
+        manager.run(captured.model, [Prune(PruneConfig(cuts, self.method, self.compensation), weights, biases)])
         after = layer_weights(captured.model)
         captured.parameters -= before - after
         captured.windows = tuple(
@@ -178,7 +198,9 @@ class Pruning:
 
     @property
     def _needs_features(self) -> bool:
-        return self.compensation == "bias" or (self.request.share > 0 and self.method != "magnitude")
+        return self.compensation == "bias" or (
+            self.request.share > 0 and self.method not in ("magnitude", RECONSTRUCTION)
+        )
 
     def _walk(self, what: Callable[..., Any], captured: Captured, found: Groups) -> Any:
         each = self.calibration
@@ -198,9 +220,7 @@ class Pruning:
         return tuple(Cut(block.name, BLOCK) for block in found.blocks if block.layer in chosen)
 
     @staticmethod
-    def _biases(
-        found: Groups, stay: Mapping[str, Any], known: Mapping[str, Feature]
-    ) -> dict[str, NDArray[np.float32]]:
+    def _biases(found: Groups, stay: Mapping[str, Any], known: Mapping[str, Feature]) -> dict[str, NDArray[np.float32]]:
         """What the removed units gave on average, for the bias of what summed over them."""
         made: dict[str, NDArray[np.float32]] = {}
         for name, masks in stay.items():
@@ -220,7 +240,8 @@ def prune(
     if options.activations != "none" or any(job.method == "gptq" or job.budget is not None for job in jobs):
         calibration.windows  # noqa: B018 (what later steps read is written by the whole model)
     multiple = max(MULTIPLES[job.target.backend] for job in jobs)
-    method, compensation = options.prune_method or "wanda", options.prune_compensation or "none"
+    method = options.prune_method or RECONSTRUCTION
+    compensation = options.prune_compensation or ("none" if request.cuts else "least-squares")  # a plan says it all
     return Pruning(request, method, compensation, calibration, multiple).run(calibration.captured, manager)
 
 

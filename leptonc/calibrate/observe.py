@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.moments import SINK
+from leptonc.calibrate.moments import SINK, Moments
 from leptonc.calibrate.walk import Batch, Store, feed, open_stage, stages
 from leptonc.errors import InputError
 from leptonc.ir.groups import Groups
+from leptonc.ir.structure import Linear
 from leptonc.ir.types import fill_types
 from leptonc.passes.prune.importance import Feature
 
@@ -108,6 +109,43 @@ def features(
 
     observe(model, batches, set(readers), see, folder, memory=memory, advance=advance)
     return {readers[name].path: each.feature() for name, each in sums.items()}
+
+
+def moments(
+    model: ir.Model, found: Groups, batches: Sequence[Batch], use: Callable[[Linear, NDArray[np.float32]], None],
+    folder: Path, *, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+) -> None:  # fmt: skip
+    """Shows second moments of what each block's consuming linear layers read, one layer's in memory at a time.
+
+    Args:
+        model: A graph of the dialect; values get their types, nothing else changes.
+        found: What can be cut in it.
+        batches: Inputs of each run, by name.
+        use: Called with each consuming layer and E[x x^T], float32 [in, in], of all batches.
+        folder: For temporary files.
+        memory: Bytes of activations that are kept in memory; others wait on disk.
+        advance: Called with 1 after each stage.
+
+    Raises:
+        InputError: An activation is not finite.
+    """
+    readers: dict[str, list[Linear]] = {}
+    for block in found.blocks:
+        for linear in block.consumers:
+            readers.setdefault(str(linear.x.name), []).append(linear)
+    sums: dict[str, tuple[Moments, list[int]]] = {}
+
+    def see(values: Values) -> None:
+        for name in readers.keys() & values.keys():
+            known, seen = sums.setdefault(name, (Moments(readers[name][0].path, values[name].shape[-1]), []))
+            known.add(values[name])
+            seen.append(1)
+            if len(seen) == len(batches):
+                del sums[name]
+                for linear in readers[name]:
+                    use(linear, known.hessian() / np.float32(max(1, known.tokens)))
+
+    observe(model, batches, set(readers), see, folder, memory=memory, advance=advance)
 
 
 def influence(

@@ -37,16 +37,22 @@ class Stage:
     linears: dict[str, list[Linear]] = field(default_factory=dict)
 
 
-def stages(model: ir.Model) -> list[Stage]:
+def stages(
+    model: ir.Model, stage_of: Callable[[ir.Node], str] = lambda node: layer_of(module_of(node))
+) -> list[Stage]:  # fmt: skip
     """Cuts a graph into stages; a node runs as early as its inputs and its layer allow.
 
     What depends on no input (the transposed weight of a head) belongs to whatever reads it, and is in no stage.
+
+    Args:
+        model: The graph.
+        stage_of: Names the stage that a node is in at the earliest, "" for any; by default its layer.
     """
     found = [Stage("")]
     index: dict[str, int] = {}
     at: dict[ir.Value, int] = dict.fromkeys(model.graph.inputs, -1)
     for node in model.graph:
-        path = layer_of(module_of(node))
+        path = stage_of(node)
         if path and path not in index:
             index[path] = len(found)
             found.append(Stage(path))

@@ -15,8 +15,8 @@ _SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4")
 _METHODS = ("rtn", "gptq")
 _ACTIVATIONS = ("none", "int8")
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
-_PRUNE_METHODS = ("magnitude", "wanda", "flap")
-_PRUNE_COMPENSATIONS = ("none", "bias")
+_PRUNE_METHODS = ("reconstruction", "magnitude", "wanda", "flap")
+_PRUNE_COMPENSATIONS = ("none", "bias", "least-squares")
 _NEEDED = (
     "torch",
     "transformers",
@@ -178,12 +178,12 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--prune-method",
     type=click.Choice(_PRUNE_METHODS),
-    help="How what goes is chosen.  [default: wanda]",
+    help="How what goes is chosen.  [default: reconstruction]",
 )
 @click.option(
     "--prune-compensation",
     type=click.Choice(_PRUNE_COMPENSATIONS),
-    help="What makes up for it in the weights that stay.  [default: none]",
+    help="What makes up for it in the weights that stay.  [default: least-squares, none for a plan]",
 )
 @click.option(
     "--eval-text",

@@ -45,9 +45,7 @@ def with_zeros(name: str, folder: Path, seed: int) -> tuple[Path, Path]:
 @pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in tiny_names()]
 )
-def test_cutting_zeros_changes_nothing_in_the_artifact(
-    name: str, tmp_path: Path, leptonc: Callable[..., Any]
-) -> None:
+def test_cutting_zeros_changes_nothing_in_the_artifact(name: str, tmp_path: Path, leptonc: Callable[..., Any]) -> None:
     """Through the whole command line, over the runtime's cache: as far from transformers as unpruned (1e-5)."""
     path, plan = with_zeros(name, tmp_path, seed=5)
     out = tmp_path / "m"
@@ -91,6 +89,30 @@ def test_a_share_by_text_and_by_weights(tmp_path: Path) -> None:
         assert result.manifest.passes[0].name == "prune"
 
 
+def test_reconstruction_and_what_least_squares_gives_back(tmp_path: Path) -> None:
+    """What is asked for by default keeps the output closer than others do, and fitting keeps it closer still."""
+    found = {}
+    for method, compensation in ((None, None), (None, "none"), ("wanda", "none")):
+        options = {"prune_method": method, "prune_compensation": compensation}
+        result = build(BuildOptions(LLAMA, out=tmp_path / "m", weights="fp32", prune="20%", force=True, **options))  # type: ignore[arg-type]
+        about = result.report["pruning"]
+        assert 18 < about["removed_percent"] < 24
+        found[method, compensation] = result.report["fidelity"]["kl_divergence"]
+    assert found[None, None] < 0.8 * found[None, "none"] < 0.8 * found["wanda", "none"]
+    assert about["calibration"]["text"] == "written by the model, seed 0"
+
+
+def test_report_of_a_reconstruction(tmp_path: Path) -> None:
+    result = build(BuildOptions(LLAMA, out=tmp_path / "m", weights="int4", method="gptq", prune="20%", check=False))
+    about = result.report["pruning"]
+    assert (about["method"], about["compensation"]) == ("reconstruction", "least-squares")
+    blocks = [f"model.layers.{i}/{kind}" for i in range(3) for kind in ("attention", "mlp")]
+    assert set(about["divergence"]) == {*blocks, *(f"{name}#block" for name in blocks)}
+    assert about["divergence_expected"] > 0
+    assert all(each["after"] <= each["before"] for each in about["fitted"])
+    assert result.report["variants"]["cpu"]["quantization"]["linears"]
+
+
 def test_whole_layers_and_quantization(tmp_path: Path) -> None:
     result = build(BuildOptions("sample:tiny-gemma3", out=tmp_path / "m", weights="int4", prune="layers:2"))
     assert result.report["pruning"]["method"] == "influence"
@@ -111,7 +133,8 @@ def test_whole_layers_and_quantization(tmp_path: Path) -> None:
         ({"prune": "250%"}, "below 100 %, found 250%"),
         ({"prune": "layers:0"}, "at least one layer"),
         ({"prune": "layers:3"}, "expected fewer layers to prune than the model has, found 3 of 3"),
-        ({"prune": "99%"}, "expected a share that leaves something of every block"),
+        ({"prune": "99%", "prune_method": "wanda"}, "expected a share that leaves something of every block"),
+        ({"prune": "99%"}, "expected a share of at most"),
         ({"prune": "much"}, "expected of --prune a share, layers:N or a plan's .json file, found 'much'"),
         ({"prune": "none.json"}, "expected a plan at none.json, found: No such file"),
         ({"prune": "20%", "prune_method": "guess"}, "expected a pruning method among"),

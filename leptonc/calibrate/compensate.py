@@ -1,0 +1,220 @@
+"""What makes up for what is cut: layers that sum over units are fitted anew, on what the cut model really computes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.calibrate.moments import SINK
+from leptonc.calibrate.solve import as_stored
+from leptonc.calibrate.walk import Batch, Stage, Store, Weights, feed, open_stage, stages
+from leptonc.errors import InputError
+from leptonc.ir.edit import only_user
+from leptonc.ir.structure import Linear, weight_of
+from leptonc.ir.types import fill_types
+from leptonc.passes.prune.obs import least_squares
+
+RIDGE = 1e-2  # of the mean second moment: how much the fit keeps to the weights that it begins with
+Values = dict[str, NDArray[Any]]
+See = Callable[[Linear, NDArray[np.float32], NDArray[np.float32]], None]  # a layer, what it reads, what it should give
+Solve = Callable[[Linear], NDArray[np.float32]]
+
+
+class Regression:
+    """Moments that fit outputs to inputs; a few massive rows count as much as all others, as in `Moments`.
+
+    Args:
+        inputs: Features of an input.
+        outputs: Of a target.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self._sums = [np.zeros((inputs + outputs, inputs), np.float32) for _ in range(2)]
+        self._energy, self._targets, self.rows = [0.0, 0.0], [0.0, 0.0], 0
+
+    def add(self, x: NDArray[np.float32], target: NDArray[np.float32]) -> None:
+        """Counts inputs float32 [..., inputs] and targets [..., outputs]."""
+        targets = target.reshape(-1, target.shape[-1])
+        rows = x.reshape(len(targets), x.shape[-1])  # of a block that goes whole it has no inputs
+        energies = [np.einsum("ij,ij->i", each, each) for each in (rows, targets)]
+        massive = np.logical_or(*(energy > SINK * np.median(energy) for energy in energies))
+        for at, mask in enumerate((~massive, massive)):
+            if mask.any():
+                part, aim = rows[mask], targets[mask]
+                self._sums[at][: rows.shape[1]] += part.T @ part
+                self._sums[at][rows.shape[1] :] += aim.T @ part
+                self._targets[at] += float(energies[1][mask].sum(dtype=np.float64))
+                self._energy[at] += float(energies[0][mask].sum(dtype=np.float64))
+        self.rows += len(rows)
+
+    @property
+    def _scale(self) -> float:
+        """What massive rows are multiplied with: until neither their inputs nor their targets outweigh the others."""
+        pairs = (self._energy, self._targets)
+        return min((1.0, *(ordinary / massive for ordinary, massive in pairs if massive > ordinary > 0)))
+
+    def moments(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns the second moments of inputs [inputs, inputs], and of targets with them [outputs, inputs]."""
+        both: NDArray[np.float32] = self._sums[0] + np.float32(self._scale) * self._sums[1]
+        both /= np.float32(max(1, self.rows))
+        inputs = both.shape[1]
+        return both[:inputs], both[inputs:]
+
+    def error(self, weight: NDArray[np.float32]) -> float:
+        """Returns the mean square error that a weight [outputs, inputs] leaves, as a part of the targets'."""
+        moments, cross = (each.astype(np.float64) for each in self.moments())
+        whole = (self._targets[0] + self._scale * self._targets[1]) / max(1, self.rows)
+        off = whole - 2 * float(np.vdot(weight, cross)) + float(np.vdot(weight @ moments, weight))
+        return max(0.0, off / whole) if whole > 0 else 0.0
+
+
+def compensate(
+    model: ir.Model, batches: Sequence[Batch], consumers: Sequence[Linear],
+    removed: Mapping[str, NDArray[np.int64]], folder: Path, *, ridge: float = RIDGE, memory: int = 2**30,
+    advance: Callable[[int], Any] = lambda _: None,
+) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
+    """Fits the layers that sum over units, one after another, from the first that loses some.
+
+    The model as it is and the model that is cut run side by side. A layer whose output is added to the residual stream
+    is fitted to what the stream has after it in the model as it is, so that it takes back what earlier layers got
+    wrong; another to its own output there. What stays is found by ridge regression from the weights that it has.
+
+    Args:
+        model: The captured graph, nothing of it cut; values get their types, nothing else changes.
+        batches: Inputs of each run, by name.
+        consumers: The layers, in graph order.
+        removed: Inputs that a layer loses, by module path; those of a block that goes whole are all.
+        folder: For temporary files.
+        ridge: Part of the mean second moment that pulls a weight to what it was.
+        memory: Bytes of activations kept in memory.
+        advance: Called with 1 after each layer.
+
+    Returns:
+        Weights by initializer, in the shape that they have before the cut, zero where inputs are removed; and of each
+        layer fitted its path, the inputs that it keeps, and its mean square error before and after, as a part of its
+        target.
+    """
+    sums: dict[str, Regression] = {}
+    report: list[dict[str, Any]] = []
+
+    def keep_of(linear: Linear) -> NDArray[np.int64]:
+        gone = removed.get(linear.path, np.zeros(0, np.int64))
+        return np.delete(np.arange(linear.shape[1]), gone)
+
+    def see(linear: Linear, x: NDArray[np.float32], target: NDArray[np.float32]) -> None:
+        keep = keep_of(linear)
+        if linear.path not in sums:
+            sums[linear.path] = Regression(len(keep), linear.shape[0])
+        bias = _array(linear.bias) if linear.bias is not None else np.float32(0)
+        sums[linear.path].add(np.ascontiguousarray(x[..., keep]), target - bias)
+
+    def solve(linear: Linear) -> NDArray[np.float32]:
+        found = sums.pop(linear.path)
+        keep, weight = keep_of(linear), weight_of(linear)
+        moments, cross = found.moments()
+        fitted = np.zeros_like(weight)
+        if len(keep):
+            fitted[:, keep] = least_squares(weight[:, keep], moments, cross, ridge=ridge)
+        if not np.isfinite(fitted).all():
+            raise InputError(
+                f"expected finite activations on the calibration text, found others at the input of {linear.path}",
+                hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+            )
+        before, after = (round(found.error(each[:, keep]), 6) for each in (weight, fitted))
+        report.append({"path": linear.path, "kept": len(keep), "before": before, "after": after})
+        return fitted
+
+    streams = _Streams(model, batches, consumers, folder, memory, frozenset(removed))
+    return streams.run(see, solve, advance), report
+
+
+class _Streams:
+    """Runs a graph cut at some linear layers: as it is and, from the first that changes on, with other weights."""
+
+    def __init__(
+        self, model: ir.Model, batches: Sequence[Batch], consumers: Sequence[Linear], folder: Path, memory: int,
+        changed: frozenset[str],
+    ) -> None:  # fmt: skip
+        fill_types(model.graph)
+        self._model, self._batches, self._folder, self._memory = model, batches, folder, memory
+        self._changed, self._consumers = changed, {each.path: each for each in consumers}
+        at = {each.node: each.path for each in consumers}
+        self._cut = stages(model, lambda node: at.get(node, ""))
+        self._users = {name: i for i, stage in enumerate(self._cut) for name in stage.inputs}
+
+    def run(self, see: See, solve: Solve, advance: Callable[[int], Any]) -> Weights:
+        """Shows each layer's inputs and targets, and goes on with what it is solved to."""
+        weights: Weights = {}
+        differs = False
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".compensate.") as place:
+            store = Store(self._memory, Path(place))
+            plain: list[Values] = [dict(batch) for batch in self._batches]
+            mine: list[Values] = [{} for _ in self._batches]  # values of the cut model that differ
+            for at, stage in enumerate(self._cut):
+                linear = self._consumers.get(stage.path)
+                needed = [name for name in stage.outputs if self._users.get(name, -1) > at]
+                differs = differs or stage.path in self._changed
+                looks = linear if differs else None
+                fresh = self._plain(stage, looks, needed, plain, mine, see, store, Path(place))
+                here: Weights = {}
+                if looks is not None:
+                    solved = solve(looks)
+                    here[str(looks.weight.name)] = as_stored(solved, looks)
+                    weights |= here
+                    if looks.bias is not None and not solved.any():  # a block that goes whole, bias and all
+                        here[str(looks.bias.name)] = np.zeros(looks.shape[0], np.float32)
+                if differs and needed:
+                    session = open_stage(self._model, stage, needed, here, Path(place))
+                    for values, own in zip(plain, mine, strict=True):
+                        got = session.run(None, feed(stage, {**values, **own}))
+                        own.update({name: store.put(x) for name, x in zip(needed, got, strict=True)})
+                    del session
+                gone = [name for name, user in self._users.items() if user == at and name not in self._batches[0]]
+                for values, own, new in zip(plain, mine, fresh, strict=True):
+                    values.update(new)
+                    for held in (values, own):
+                        for name in [name for name in gone if name in held]:
+                            store.release(held.pop(name))
+                advance(1)
+        return weights
+
+    def _plain(
+        self, stage: Stage, linear: Linear | None, needed: list[str], plain: list[Values], mine: list[Values], see: See,
+        store: Store, place: Path,
+    ) -> list[Values]:  # fmt: skip
+        """Runs a stage as it is, and shows what its linear layer reads in the cut model and should give there."""
+        y, stream = (str(linear.y.name), _stream_of(linear)) if linear is not None else ("", None)
+        names = [*needed, *([y] if y and y not in needed else [])]
+        if not names:
+            return [{} for _ in plain]
+        session = open_stage(self._model, stage, names, {}, place)
+        fresh: list[Values] = []
+        for values, own in zip(plain, mine, strict=True):
+            got = dict(zip(names, session.run(None, feed(stage, values)), strict=True))
+            if linear is not None:
+                target = got[y] + (values[stream] - own[stream]) if stream is not None and stream in own else got[y]
+                see(linear, {**values, **own}[str(linear.x.name)], target)
+            fresh.append({name: store.put(got[name]) for name in needed})
+        del session
+        return fresh
+
+
+def _stream_of(linear: Linear) -> str | None:
+    """Name of the value that a layer's output is added to, or None: the residual stream, where nothing is between."""
+    add = only_user(linear.y)
+    if add is None or add.op_type != "Add":
+        return None
+    other = add.inputs[1] if add.inputs[0] is linear.y else add.inputs[0]
+    return None if other is None or other.is_initializer() else str(other.name)
+
+
+def _array(value: ir.Value) -> NDArray[np.float32]:
+    if value.const_value is None:
+        raise ValueError(f"{value.name} has no data")
+    return np.asarray(value.const_value.numpy(), np.float32)
