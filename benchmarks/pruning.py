@@ -5,8 +5,8 @@
     python benchmarks/pruning.py sample:smollm2-135m --text FILE --ways wanda/none,flap/bias --speed
 
 A way is a method and a compensation of `leptonc build`. Each is one build in float32 and one `leptonc eval` on 40
-windows of 512 tokens; prints a line of JSON each, then a Markdown table. `--speed` builds the first way's last share and the
-unpruned model in int8, and measures both in turn with benchmarks/speed.py: ratios above 1 are faster.
+windows of 512 tokens; prints a line of JSON each, then a Markdown table. `--speed` builds the first way's last share
+and the unpruned model in int8, and measures both in turn with benchmarks/speed.py: ratios above 1 are faster.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,28 +38,31 @@ RECONSTRUCTION = "reconstruction"
 MULTIPLES = {"onnxruntime": 32, "tensorrt": 64, "tensorrt-rtx": 64}
 _LARGEST_PLAN = 2**24  # bytes
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
+_LATENCY = re.compile(r"latency:(\d+(?:\.\d+)?)\s*%", re.ASCII)
 _LAYERS = re.compile(r"layers:(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: one of the three.
+    """What is asked for: one of the four.
 
     Attributes:
         text: As the user wrote it.
         share: Of the weights of all layers; 0 where it is not asked for.
+        latency: Part of the time that has to be saved, likewise.
         layers: Whole layers to cut.
         cuts: A plan.
     """
 
     text: str
     share: float = 0.0
+    latency: float = 0.0
     layers: int = 0
     cuts: tuple[Cut, ...] = ()
 
 
 def parse_prune(text: str) -> Request:
-    """Reads `25%`, `layers:4` or the name of a plan's file.
+    """Reads `25%`, `latency:30%`, `layers:4` or the name of a plan's file.
 
     Raises:
         InputError: It is none of these, or nothing or everything is to go.
@@ -68,6 +71,10 @@ def parse_prune(text: str) -> Request:
         if not 0 < float(share[1]) < 100:
             raise InputError(f"expected a share above 0 % and below 100 %, found {text}", hint="--prune 20%")
         return Request(text, share=float(share[1]) / 100)
+    if (saved := _LATENCY.fullmatch(text)) is not None:
+        if not 0 < float(saved[1]) < 100:
+            raise InputError(f"expected a latency above 0 % and below 100 %, found {text}", hint="--prune latency:20%")
+        return Request(text, latency=float(saved[1]) / 100)
     if (count := _LAYERS.fullmatch(text)) is not None:
         if int(count[1]) == 0:
             raise InputError("expected at least one layer to prune, found layers:0", hint="--prune layers:2")
@@ -75,8 +82,8 @@ def parse_prune(text: str) -> Request:
     if text.endswith(".json"):
         return Request(Path(text).name, cuts=_plan(Path(text)))
     raise InputError(
-        f"expected of --prune a share, layers:N or a plan's .json file, found {text!r}",
-        hint="--prune 20%, --prune layers:4 or --prune plan.json",
+        f"expected of --prune a share, latency:PCT, layers:N or a plan's .json file, found {text!r}",
+        hint="--prune 20%, --prune latency:20%, --prune layers:4 or --prune plan.json",
     )
 
 
@@ -242,7 +249,14 @@ def prune(
     multiple = max(MULTIPLES[job.target.backend] for job in jobs)
     method = options.prune_method or RECONSTRUCTION
     compensation = options.prune_compensation or ("none" if request.cuts else "least-squares")  # a plan says it all
-    return Pruning(request, method, compensation, calibration, multiple).run(calibration.captured, manager)
+    measured: dict[str, Any] = {}
+    if request.latency:
+        from leptonc.latency import share_for
+
+        share, measured["latency"] = share_for(request.latency, jobs[0], calibration, multiple)
+        request = replace(request, share=share)
+    pruning = Pruning(request, method, compensation, calibration, multiple)
+    return pruning.run(calibration.captured, manager) | measured
 
 
 def _standard(importance: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -172,8 +172,8 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--prune",
     metavar="SPEC",
-    help="Cut heads, channels and blocks out of the model: `25%` of its layers' weights, `layers:4`, or a plan.json. "
-    "See docs/pruning.md.",
+    help="Cut heads, channels and blocks out of the model: `25%` of its layers' weights, what saves `latency:30%` of "
+    "its time on this machine, `layers:4`, or a plan.json. See docs/pruning.md.",
 )
 @click.option(
     "--prune-method",

@@ -1,4 +1,4 @@
-"""What a text makes of channels, and how far layers turn the residual stream: compared with transformers' own modules."""
+"""What a text makes of channels, and how far layers turn the residual stream, beside transformers."""
 
 from __future__ import annotations
 

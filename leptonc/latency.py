@@ -1,0 +1,98 @@
+"""The share of weights that has to go for a latency, measured here with the graph that a build would give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from leptonc.artifact.writer import ArtifactWriter
+from leptonc.backends import Job, backend_of
+from leptonc.calibrate.latency import seconds
+from leptonc.errors import InputError
+from leptonc.ir.groups import groups
+from leptonc.passes.base import Manager
+from leptonc.passes.prune.importance import cheapest
+from leptonc.passes.prune.plan import Cut
+from leptonc.passes.prune.remove import Prune, PruneConfig
+
+if TYPE_CHECKING:
+    from leptonc.calibration import Calibration
+
+HALF = 0.5  # the share that the second measurement is made with
+MOST = 0.9  # more would not leave a model
+SHARES = (HALF, 0.3, 0.15)  # of which the first that leaves a step of every block is taken
+
+
+def share_for(goal: float, job: Job, calibration: Calibration, multiple: int) -> tuple[float, dict[str, Any]]:
+    """Returns the share of the layers' weights without which a token takes `goal` less time, 0.3 for 30 %.
+
+    The whole model and one with the same share cut out of every block are lowered and timed; what lies between is taken
+    to be straight, as times of matrix products are once their weights do not fit the caches.
+
+    Args:
+        goal: Above 0 and below 1.
+        job: The variant whose graph is timed.
+        calibration: The captured model, and where temporary files go.
+        multiple: What channels that stay are a multiple of.
+
+    Returns:
+        The share, and what the report says of it.
+
+    Raises:
+        InputError: The target is no CPU, or so much time cannot be saved.
+    """
+    if job.target.backend != "onnxruntime":
+        raise InputError(
+            f"expected a CPU's target with --prune latency:PCT, which is measured on this machine, found "
+            f"{job.target.spec}",
+            hint="--prune 25% asks for a share of the weights",
+        )
+    captured = calibration.captured
+    found = groups(captured.model)
+    alike = {block.name: np.zeros(block.units) for block in found.blocks}
+    cuts: tuple[Cut, ...] = ()
+    for trial in SHARES:
+        try:
+            cuts = cheapest(found, alike, trial, multiple=multiple, uniform=True)
+            break
+        except InputError:
+            continue
+    before = found.total
+    with calibration.clock.stage("prune latency", 2) as advance:
+        whole = _time(captured.model.clone(), job, calibration)
+        advance(1)
+        smaller = captured.model.clone()
+        Manager().run(smaller, [Prune(PruneConfig(cuts))])
+        gone = 1 - groups(smaller).total / before
+        part = _time(smaller, job, calibration)
+        advance(1)
+    saved = (whole - part) / whole
+    share = goal * gone / saved if saved > 0 else 1.0
+    if share > MOST:
+        raise InputError(
+            f"expected a latency that cutting weights can give, found that {100 * gone:.0f} % of the layers' weights "
+            f"save {max(0.0, 100 * saved):.0f} % of the time, where {100 * goal:g} % are asked for",
+            hint="ask for less, or measure again on a machine that does nothing else",
+        )
+    about = {
+        "asked_percent": round(100 * goal, 2), "whole_ms": round(1e3 * whole, 3), "trial_ms": round(1e3 * part, 3),
+        "trial_percent": round(100 * gone, 2), "share_percent": round(100 * share, 2),
+    }  # fmt: skip
+    return share, about
+
+
+def _time(model: ir.Model, job: Job, calibration: Calibration) -> float:
+    """Lowers a graph as the job does, its weights rounded to nearest, and times it."""
+    backend, method, solve = backend_of(job.target), job.method, job.solve
+    job.method, job.solve = "rtn", None
+    try:
+        Manager().run(model, backend.passes(job, Path(calibration.scratch)))
+    finally:
+        job.method, job.solve = method, solve
+    backend.finish(model)
+    with ArtifactWriter(calibration.scratch / "times", replace=False) as writer:
+        writer.add_graph("model.onnx", model)
+        return seconds(writer.path / "model.onnx", int(calibration.captured.config.vocab_size))
