@@ -20,7 +20,7 @@ from leptonc.ir.structure import Linear, weight_of
 from leptonc.ir.types import fill_types
 from leptonc.passes.prune.obs import least_squares
 
-RIDGE = 1e-2  # of the mean second moment: how much the fit keeps to the weights that it begins with
+RIDGES = (1e-2, 1e-1, 1.0)  # parts of the mean second moment: how much the fit keeps to the weights that it begins with
 Values = dict[str, NDArray[Any]]
 See = Callable[[Linear, NDArray[np.float32], NDArray[np.float32]], None]  # a layer, what it reads, what it should give
 Solve = Callable[[Linear], NDArray[np.float32]]
@@ -66,6 +66,20 @@ class Regression:
         inputs = both.shape[1]
         return both[:inputs], both[inputs:]
 
+    def __add__(self, other: Regression) -> Regression:
+        """Returns what both have counted."""
+        found = Regression(self._sums[0].shape[1], len(self._sums[0]) - self._sums[0].shape[1])
+        found.rows = self.rows + other.rows
+        for at in range(2):
+            found._sums[at] = self._sums[at] + other._sums[at]
+            found._energy[at] = self._energy[at] + other._energy[at]
+            found._targets[at] = self._targets[at] + other._targets[at]
+        return found
+
+    def fit(self, weight: NDArray[np.float32], ridge: float) -> NDArray[np.float32]:
+        """Returns the weight [outputs, inputs] that fits best, drawn to one that is given."""
+        return least_squares(weight, *self.moments(), ridge=ridge)
+
     def error(self, weight: NDArray[np.float32]) -> float:
         """Returns the mean square error that a weight [outputs, inputs] leaves, as a part of the targets'."""
         moments, cross = (each.astype(np.float64) for each in self.moments())
@@ -74,9 +88,27 @@ class Regression:
         return max(0.0, off / whole) if whole > 0 else 0.0
 
 
+def ridge_of(halves: Sequence[Regression], weight: NDArray[np.float32], ridges: Sequence[float]) -> float:
+    """Chooses the ridge whose fit to one half of the text errs least on the other, both ways round.
+
+    A fit has as many free numbers as the layer has weights, and a text of some thousand tokens says little of most of
+    them: fitted without a check it knows the text by heart.
+
+    Args:
+        halves: What two parts of the text say; one alone gets the first ridge.
+        weight: What the fit begins with, float32 [outputs, inputs].
+        ridges: Candidates.
+    """
+    if len(halves) < 2 or len(ridges) < 2 or not weight.shape[1]:
+        return ridges[0]
+    first, second = halves
+    errors = [second.error(first.fit(weight, each)) + first.error(second.fit(weight, each)) for each in ridges]
+    return ridges[int(np.argmin(errors))]
+
+
 def compensate(
     model: ir.Model, batches: Sequence[Batch], consumers: Sequence[Linear],
-    removed: Mapping[str, NDArray[np.int64]], folder: Path, *, ridge: float = RIDGE, memory: int = 2**30,
+    removed: Mapping[str, NDArray[np.int64]], folder: Path, *, ridges: Sequence[float] = RIDGES, memory: int = 2**30,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
     """Fits the layers that sum over units, one after another, from the first that loses some.
@@ -91,16 +123,17 @@ def compensate(
         consumers: The layers, in graph order.
         removed: Inputs that a layer loses, by module path; those of a block that goes whole are all.
         folder: For temporary files.
-        ridge: Part of the mean second moment that pulls a weight to what it was.
+        ridges: Parts of the mean second moment that pull a weight to what it was; see `ridge_of`.
         memory: Bytes of activations kept in memory.
         advance: Called with 1 after each layer.
 
     Returns:
         Weights by initializer, in the shape that they have before the cut, zero where inputs are removed; and of each
-        layer fitted its path, the inputs that it keeps, and its mean square error before and after, as a part of its
-        target.
+        layer fitted its path, the inputs that it keeps, the ridge, and its mean square error before and after, as a part
+        of its target.
     """
-    sums: dict[str, Regression] = {}
+    sums: dict[str, list[Regression]] = {}
+    calls: dict[str, int] = {}
     report: list[dict[str, Any]] = []
 
     def keep_of(linear: Linear) -> NDArray[np.int64]:
@@ -109,25 +142,28 @@ def compensate(
 
     def see(linear: Linear, x: NDArray[np.float32], target: NDArray[np.float32]) -> None:
         keep = keep_of(linear)
-        if linear.path not in sums:
-            sums[linear.path] = Regression(len(keep), linear.shape[0])
+        count = calls[linear.path] = calls.get(linear.path, 0) + 1
+        halves = sums.setdefault(linear.path, [])
+        if len(halves) < 2:
+            halves.append(Regression(len(keep), linear.shape[0]))
         bias = _array(linear.bias) if linear.bias is not None else np.float32(0)
-        sums[linear.path].add(np.ascontiguousarray(x[..., keep]), target - bias)
+        halves[(count - 1) % 2].add(np.ascontiguousarray(x[..., keep]), target - bias)
 
     def solve(linear: Linear) -> NDArray[np.float32]:
-        found = sums.pop(linear.path)
+        halves = sums.pop(linear.path)
         keep, weight = keep_of(linear), weight_of(linear)
-        moments, cross = found.moments()
+        found = halves[0] + halves[1] if len(halves) == 2 else halves[0]
         fitted = np.zeros_like(weight)
+        ridge = ridge_of(halves, weight[:, keep], ridges)
         if len(keep):
-            fitted[:, keep] = least_squares(weight[:, keep], moments, cross, ridge=ridge)
+            fitted[:, keep] = found.fit(weight[:, keep], ridge)
         if not np.isfinite(fitted).all():
             raise InputError(
                 f"expected finite activations on the calibration text, found others at the input of {linear.path}",
                 hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
             )
         before, after = (round(found.error(each[:, keep]), 6) for each in (weight, fitted))
-        report.append({"path": linear.path, "kept": len(keep), "before": before, "after": after})
+        report.append({"path": linear.path, "kept": len(keep), "ridge": ridge, "before": before, "after": after})
         return fitted
 
     streams = _Streams(model, batches, consumers, folder, memory, frozenset(removed))

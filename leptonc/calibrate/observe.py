@@ -136,7 +136,7 @@ def moments(
     sums: dict[str, tuple[Moments, list[int]]] = {}
 
     def see(values: Values) -> None:
-        for name in readers.keys() & values.keys():
+        for name in [name for name in readers if name in values]:
             known, seen = sums.setdefault(name, (Moments(readers[name][0].path, values[name].shape[-1]), []))
             known.add(values[name])
             seen.append(1)

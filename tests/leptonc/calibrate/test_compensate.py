@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from leptonc.calibrate.compensate import Regression, compensate
+from leptonc.calibrate.compensate import Regression, compensate, ridge_of
 from leptonc.calibrate.moments import SINK
 from leptonc.calibrate.observe import moments
 from leptonc.calibrate.solve import inputs_of
@@ -76,7 +76,7 @@ def test_each_layer_is_fitted_to_the_dense_stream_on_what_the_cut_model_reads(me
             for each in consumers[1::2]
         }
         batches = [inputs_of(model, text) for text in TEXTS]
-        found, report = compensate(model, batches, consumers, removed, tmp_path, ridge=RIDGE, memory=memory)
+        found, report = compensate(model, batches, consumers, removed, tmp_path, ridges=(RIDGE,), memory=memory)
     assert [each["path"] for each in report] == [each.path for each in consumers[1:]]
     assert all(each["after"] <= each["before"] for each in report)
     dense, cut = models.reference("tiny-llama"), None
@@ -140,7 +140,7 @@ def test_channels_that_copy_others_go_without_a_trace(name: str, tmp_path: Path)
             removed[block.consumers[0].path] = np.arange(half, 2 * half)
         batches = [inputs_of(model, text) for text in TEXTS]
         before = _logits(model, tmp_path)
-        new, report = compensate(model, batches, _consumers(model), removed, tmp_path, ridge=1e-7)
+        new, report = compensate(model, batches, _consumers(model), removed, tmp_path, ridges=(1e-7,))
         for weight, array in new.items():
             model.graph.initializers[weight].const_value = ir.tensor(array, name=weight)
         after = _logits(model, tmp_path)
@@ -163,6 +163,24 @@ def test_a_block_that_goes_whole_is_zero_and_later_ones_are_fitted(tmp_path: Pat
     assert not found[str(first.weight.name)].any()
     assert len(report) == len(consumers)
     assert sum(each["after"] for each in report[1:]) < sum(each["before"] for each in report[1:])
+
+
+def test_ridge_is_small_where_the_text_says_much_and_large_where_it_says_nothing() -> None:
+    random = np.random.default_rng(0)
+    weight, other = random.standard_normal((2, 4, 30)).astype(np.float32)
+    for tokens, truth, noise, wanted in ((2000, other, 0.1, 1e-3), (40, weight, 3.0, 10.0)):
+        halves = []
+        for _ in range(2):
+            x = random.standard_normal((tokens, 30)).astype(np.float32)
+            target = x @ truth.T + noise * random.standard_normal((tokens, 4)).astype(np.float32)
+            halves.append(Regression(30, 4))
+            halves[-1].add(x, target)
+        assert ridge_of(halves, weight, (1e-3, 0.1, 10.0)) == wanted
+        assert ridge_of(halves[:1], weight, (0.5, 0.1)) == 0.5
+        both = Regression(30, 4) + halves[0] + halves[1]
+        assert both.rows == 2 * tokens
+        for each, parts in zip(both.moments(), zip(*(half.moments() for half in halves), strict=True), strict=True):
+            np.testing.assert_allclose(each, (parts[0] + parts[1]) / 2, rtol=1e-4, atol=1e-5)
 
 
 def test_massive_rows_weigh_no_more_than_all_others() -> None:
