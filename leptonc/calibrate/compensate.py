@@ -129,8 +129,8 @@ def compensate(
 
     Returns:
         Weights by initializer, in the shape that they have before the cut, zero where inputs are removed; and of each
-        layer fitted its path, the inputs that it keeps, the ridge, and its mean square error before and after, as a part
-        of its target.
+        layer fitted its path, the inputs that it keeps, the ridge, and its error before and after, as parts of its
+        target.
     """
     sums: dict[str, list[Regression]] = {}
     calls: dict[str, int] = {}

@@ -23,7 +23,7 @@ from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.prune.choose import WHOLE, Option, choose, columns_of, options, reconstructed, reference
 from leptonc.passes.prune.plan import Cut
 
-TRIALS, TRIAL = 4, 128  # texts, and tokens of each, that divergences are measured on
+TRIALS, TRIAL = 2, 384  # texts, and tokens of each, that divergences are measured on: attention needs long ones
 Clock = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
