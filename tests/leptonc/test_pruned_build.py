@@ -162,6 +162,18 @@ def test_plans_that_are_none(tmp_path: Path) -> None:
             parse_prune(str(path))
 
 
+@pytest.mark.slow
+def test_layers_of_different_shapes_for_tensorrt(tmp_path: Path) -> None:
+    """The lowered graph in half precision, run on the CPU; what is cut is zero: as far from transformers as fp16."""
+    path, plan = with_zeros("tiny-llama", tmp_path, 5)
+    result = build(BuildOptions(str(path), "jetson-orin", out=tmp_path / "m", weights="fp16", prune=str(plan)))
+    heads = result.report["structure"]["kv_heads"]
+    assert len(set(heads)) > 1
+    assert [layer.kv_heads for layer in result.manifest.decoder.cache] == [n for n in heads if n]  # type: ignore[union-attr]
+    assert result.report["fidelity"]["kl_divergence"] < 1e-3
+    assert result.report["fidelity"]["top1_agreement"] > 0.98
+
+
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from leptonc.passes.prune.remove import Prune
 
