@@ -52,6 +52,7 @@ class BuildOptions:
             .json file; None for nothing.
         prune_method: How units are chosen, of `leptonc.passes.prune.importance.METHODS`; None for the default.
         prune_compensation: What makes up for them, of `leptonc.pruning.COMPENSATIONS`; None for the default.
+        prune_allocation: uniform or global: how a share is spent by importance; None for the method's own.
         check: Whether fidelity is measured; for an engine, of the lowered graph on the CPU before it is built.
         force: Whether an artifact at `out` is replaced.
     """
@@ -80,6 +81,7 @@ class BuildOptions:
     prune: str | None = None
     prune_method: str | None = None
     prune_compensation: str | None = None
+    prune_allocation: str | None = None
     check: bool = True
     force: bool = False
 
@@ -125,7 +127,9 @@ def build(
         )
     check_values(options)
     _check_method(options)
-    pruning = check_pruning(options.prune, options.prune_method, options.prune_compensation)
+    pruning = check_pruning(
+        options.prune, options.prune_method, options.prune_compensation, options.prune_allocation
+    )
     jobs = _jobs(options, clock)
     check_healing(options.heal, options.resume, jobs, pruned=pruning is not None)
     for job in jobs:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from leptonc.calibration import Calibration
     from leptonc.frontend.capture import Captured
 
+ALLOCATIONS = ("uniform", "global")
 COMPENSATIONS = ("none", "bias", "least-squares")
 RECONSTRUCTION = "reconstruction"
 # Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
@@ -101,22 +102,30 @@ def _plan(path: Path) -> tuple[Cut, ...]:
     return cuts_of(found)
 
 
-def check(text: str | None, method: str | None, compensation: str | None) -> Request | None:
+def check(
+    text: str | None, method: str | None, compensation: str | None, allocation: str | None = None
+) -> Request | None:  # fmt: skip
     """Reads what is asked for, before anything is opened.
 
     Raises:
         InputError: It is not to be had.
     """
     if text is None:
-        if method is not None or compensation is not None:
-            raise InputError("expected --prune with --prune-method and --prune-compensation, found none")
+        if (method, compensation, allocation) != (None, None, None):
+            raise InputError("expected --prune with --prune-method, -compensation and -allocation, found none")
         return None
     for what, given, names in (
         ("method", method, (RECONSTRUCTION, *METHODS)),
         ("compensation", compensation, COMPENSATIONS),
+        ("allocation", allocation, ALLOCATIONS),
     ):
         if given is not None and given not in names:
             raise InputError(f"expected a pruning {what} among {', '.join(names)}, found {given!r}")
+    if allocation is not None and method in (None, RECONSTRUCTION):
+        raise InputError(
+            f"expected --prune-allocation with a method among {', '.join(METHODS)}, found {method or RECONSTRUCTION}, "
+            "which measures what each block is worth"
+        )
     return parse_prune(text)
 
 
@@ -130,6 +139,7 @@ class Pruning:
         compensation: What makes up for them; see `COMPENSATIONS`.
         calibration: The text, and where temporary files go.
         multiple: What the targets' kernels like the number of channels to be a multiple of.
+        allocation: How a share is spent by importance; see `ALLOCATIONS`.
     """
 
     request: Request
@@ -137,6 +147,7 @@ class Pruning:
     compensation: str
     calibration: Calibration
     multiple: int
+    allocation: str = "global"
 
     @property
     def reads_text(self) -> bool:
@@ -175,12 +186,14 @@ class Pruning:
             )  # fmt: skip
             about |= said
         elif self.request.share:
+            about["allocation"] = self.allocation
             importance = {block.name: scores(block, self.method, known) for block in found.blocks}
             if self.method == "flap":
                 importance = {name: _standard(each) for name, each in importance.items()}
             cuts = cheapest(
-                found, importance, self.request.share, multiple=self.multiple, by_weight=self.method != "flap"
-            )
+                found, importance, self.request.share, multiple=self.multiple, uniform=self.allocation == "uniform",
+                by_weight=self.method != "flap",
+            )  # fmt: skip
         stay = by_block(found, cuts)
         before, macs = found.total, _multiplications(captured)
         biases = self._biases(found, stay, known) if self.compensation == "bias" else {}
@@ -255,7 +268,8 @@ def prune(
 
         share, measured["latency"] = share_for(request.latency, jobs[0], calibration, multiple)
         request = replace(request, share=share)
-    pruning = Pruning(request, method, compensation, calibration, multiple)
+    allocation = options.prune_allocation or ("global" if method == "flap" else "uniform")  # as they were published
+    pruning = Pruning(request, method, compensation, calibration, multiple, allocation)
     return pruning.run(calibration.captured, manager) | measured
 
 

@@ -16,6 +16,7 @@ _METHODS = ("rtn", "gptq")
 _ACTIVATIONS = ("none", "int8")
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 _PRUNE_METHODS = ("reconstruction", "magnitude", "wanda", "flap")
+_PRUNE_ALLOCATIONS = ("uniform", "global")
 _PRUNE_COMPENSATIONS = ("none", "bias", "least-squares")
 _NEEDED = (
     "torch",
@@ -186,6 +187,12 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     help="What makes up for it in the weights that stay.  [default: least-squares, none for a plan]",
 )
 @click.option(
+    "--prune-allocation",
+    type=click.Choice(_PRUNE_ALLOCATIONS),
+    help="Whether magnitude, wanda and flap cut as much of every block, or what matters least anywhere.  [default: "
+    "uniform; with flap: global]",
+)
+@click.option(
     "--eval-text",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -228,6 +235,7 @@ def build(
     prune: str | None,
     prune_method: str | None,
     prune_compensation: str | None,
+    prune_allocation: str | None,
     check: bool,
     recipe: str | None,
     seed: int,
@@ -278,6 +286,7 @@ def build(
             prune=prune,
             prune_method=prune_method,
             prune_compensation=prune_compensation,
+            prune_allocation=prune_allocation,
             check=check,
             force=force,
         ),

@@ -56,6 +56,7 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
         "--prefill": ("int8", "prefill", "int8"),
         "--prune": ("25%", "prune", "25%"),
         "--prune-method": ("flap", "prune_method", "flap"),
+        "--prune-allocation": ("uniform", "prune_allocation", "uniform"),
         "--prune-compensation": ("bias", "prune_compensation", "bias"),
         "--memory-gb": ("1.5", "memory_gb", 1.5),
         "--max-seq-len": ("99", "max_seq_len", 99),
