@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leptonc.calibrate.observe import features, influence
-from leptonc.calibrate.reconstruct import made_up, reconstruction
+from leptonc.calibrate.reconstruct import fitted, in_sequence, reconstruction
 from leptonc.calibrate.solve import inputs_of
 from leptonc.calibrate.walk import stages
 from leptonc.errors import InputError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from leptonc.frontend.capture import Captured
 
 ALLOCATIONS = ("uniform", "global")
-COMPENSATIONS = ("none", "bias", "least-squares")
+COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
 RECONSTRUCTION = "reconstruction"
 # Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
 MULTIPLES = {"onnxruntime": 32, "tensorrt": 64, "tensorrt-rtx": 64}
@@ -199,8 +199,9 @@ class Pruning:
         biases = self._biases(found, stay, known) if self.compensation == "bias" else {}
         about["blocks"] = _picture(found, stay)
         weights: dict[str, Callable[[], NDArray[np.float32]]] = {}
-        if self.compensation == "least-squares":
-            made, about["fitted"] = made_up(
+        if self.compensation in ("least-squares", "sequential"):
+            fit = fitted if self.compensation == "least-squares" else in_sequence
+            made, about["fitted"] = fit(
                 captured.model, found, stay, self.calibration.windows, self.calibration.scratch,
                 memory=self.calibration.memory, clock=self.calibration.clock.stage,
             )  # fmt: skip

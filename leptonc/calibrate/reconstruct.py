@@ -24,7 +24,9 @@ from leptonc.passes.prune.choose import WHOLE, Option, choose, columns_of, optio
 from leptonc.passes.prune.plan import Cut
 
 TRIALS, TRIAL = 2, 384  # texts, and tokens of each, that divergences are measured on: attention needs long ones
+RIDGE = 1e-2  # of the mean second moment: how much a block's fit keeps to the weights as they were
 Clock = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Stay = Mapping[str, Mapping[str, NDArray[np.bool_]] | None]
 
 
 def reconstruction(
@@ -91,11 +93,14 @@ def _zeros(name: str, linear: Linear) -> Weights:
     return {name: as_stored(np.zeros(linear.shape, np.float32), linear)}
 
 
-def made_up(
-    model: ir.Model, found: Groups, stay: Mapping[str, Mapping[str, NDArray[np.bool_]] | None],
-    windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int, clock: Clock,
+def fitted(
+    model: ir.Model, found: Groups, stay: Stay, windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int,
+    clock: Clock,
 ) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
-    """Fits what is left after cuts, see `compensate`.
+    """Lets what stays of each block that is cut make up for what goes, as the whole model's moments say.
+
+    Blocks are fitted apart from each other: what they have to make up for is a sum of inputs that they can see, and a
+    text of some thousand tokens is enough for that. `in_sequence` asks more of the text.
 
     Args:
         model: The captured graph, uncut.
@@ -105,16 +110,48 @@ def made_up(
         folder: For temporary files.
         memory: Bytes of activations kept in memory.
         clock: Opens a stage of progress with so many steps.
+
+    Returns:
+        Weights by initializer, in the shape that they have before the cut, zero where inputs are removed; and of each
+        layer fitted its path, the inputs that it keeps, and its outputs' error before and after, as parts of them.
     """
+    removed = _removed(found, stay)
+    weights: Weights = {}
+    report: list[dict[str, Any]] = []
+
+    def use(linear: Linear, seen: NDArray[np.float32]) -> None:
+        if linear.path not in removed:
+            return
+        gone, weight = removed[linear.path], weight_of(linear)
+        new, bare = reconstructed(weight, seen, gone, ridge=RIDGE), np.array(weight)
+        bare[:, gone] = 0
+        weights[str(linear.weight.name)] = as_stored(new, linear)
+        whole = max(float(np.vdot(weight @ seen, weight)), float(np.finfo(np.float32).tiny))
+        before, after = (float(np.vdot((weight - each) @ seen, weight - each)) / whole for each in (bare, new))
+        kept = linear.shape[1] - len(gone)
+        report.append({"path": linear.path, "kept": kept, "before": round(before, 6), "after": round(after, 6)})
+
+    batches = [inputs_of(model, window) for window in windows]
+    with clock("prune compensate", len(stages(model))) as advance:
+        moments(model, found, batches, use, folder, memory=memory, advance=advance)
+    return weights, report
+
+
+def in_sequence(
+    model: ir.Model, found: Groups, stay: Stay, windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int,
+    clock: Clock,
+) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
+    """Fits one block after another to what the whole model has after it, see `compensate`; arguments as of `fitted`."""
     consumers = [linear for block in found.blocks for linear in block.consumers]
-    removed: dict[str, NDArray[np.int64]] = {}
-    for name, masks in stay.items():
-        block = found.block(name)
-        for linear in block.consumers:
-            removed[linear.path] = _gone(block, linear, masks)
     batches = [inputs_of(model, window) for window in windows]
     with clock("prune compensate", len(consumers) + 1) as advance:
-        return compensate(model, batches, consumers, removed, folder, memory=memory, advance=advance)
+        return compensate(model, batches, consumers, _removed(found, stay), folder, memory=memory, advance=advance)
+
+
+def _removed(found: Groups, stay: Stay) -> dict[str, NDArray[np.int64]]:
+    """Inputs that consuming layers lose, by module path."""
+    blocks = {name: (found.block(name), masks) for name, masks in stay.items()}
+    return {linear.path: _gone(block, linear, masks) for block, masks in blocks.values() for linear in block.consumers}
 
 
 def _gone(block: Block, linear: Linear, masks: Mapping[str, NDArray[np.bool_]] | None) -> NDArray[np.int64]:

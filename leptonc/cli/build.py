@@ -17,7 +17,7 @@ _ACTIVATIONS = ("none", "int8")
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 _PRUNE_METHODS = ("reconstruction", "magnitude", "wanda", "flap")
 _PRUNE_ALLOCATIONS = ("uniform", "global")
-_PRUNE_COMPENSATIONS = ("none", "bias", "least-squares")
+_PRUNE_COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
 _NEEDED = (
     "torch",
     "transformers",

@@ -116,6 +116,20 @@ def test_report_of_a_reconstruction(tmp_path: Path) -> None:
     assert result.report["variants"]["cpu"]["quantization"]["linears"]
 
 
+def test_compensations_are_never_worse_on_the_calibration_text(tmp_path: Path) -> None:
+    for compensation in ("least-squares", "sequential"):
+        about = build(
+            BuildOptions(
+                LLAMA, out=tmp_path / "m", weights="fp32", prune="20%", prune_method="wanda",
+                prune_compensation=compensation, check=False, force=True,
+            )
+        ).report["pruning"]  # fmt: skip
+        assert about["compensation"] == compensation
+        assert about["fitted"]
+        assert all(each["after"] <= each["before"] for each in about["fitted"])
+        assert any(each["after"] < 0.99 * each["before"] for each in about["fitted"])
+
+
 def test_whole_layers_and_quantization(tmp_path: Path) -> None:
     result = build(BuildOptions("sample:tiny-gemma3", out=tmp_path / "m", weights="int4", prune="layers:2"))
     assert result.report["pruning"]["method"] == "influence"

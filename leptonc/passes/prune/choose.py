@@ -12,7 +12,7 @@ from leptonc.errors import InputError
 from leptonc.ir.groups import Block, Groups
 from leptonc.ir.structure import Linear
 from leptonc.passes.prune.allocate import allocate
-from leptonc.passes.prune.obs import Removal, curve, least_squares
+from leptonc.passes.prune.obs import DAMPING, Removal, curve, least_squares
 from leptonc.passes.prune.plan import BLOCK, Cut, removed_weights, spell
 
 MOST = 0.75  # of an MLP's channels may go; beyond that its error is no measure of what is lost
@@ -131,13 +131,15 @@ def reference(block: Block, found: list[Option]) -> Option:
     return min((each for each in found if each.cuts[0].space != BLOCK), key=lambda each: abs(each.weights - target))
 
 
-def reconstructed(weight: Weight, moments: NDArray[np.float32], gone: NDArray[np.int64]) -> Weight:
+def reconstructed(
+    weight: Weight, moments: NDArray[np.float32], gone: NDArray[np.int64], *, ridge: float = DAMPING
+) -> Weight:  # fmt: skip
     """Returns a weight [out, in] without some inputs, zero there, others making up for them as moments say."""
     keep = np.delete(np.arange(weight.shape[1]), gone)
     found = np.zeros_like(weight)
     if len(keep):
         cross = weight @ moments[:, keep]
-        found[:, keep] = least_squares(weight[:, keep], moments[np.ix_(keep, keep)], cross)
+        found[:, keep] = least_squares(weight[:, keep], moments[np.ix_(keep, keep)], cross, ridge=ridge)
     return found
 
 

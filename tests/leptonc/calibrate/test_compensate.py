@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from leptonc.calibrate.compensate import Regression, compensate, ridge_of
 from leptonc.calibrate.moments import SINK
 from leptonc.calibrate.observe import moments
+from leptonc.calibrate.reconstruct import RIDGE as RIDGE_ALONE
+from leptonc.calibrate.reconstruct import fitted
 from leptonc.calibrate.solve import inputs_of
 from leptonc.frontend.capture import capture
 from leptonc.ir.groups import groups
 from leptonc.ir.structure import Linear
+from leptonc.passes.prune.plan import by_block, cuts_of
 from leptonc.sources import open_source
 from tests.leptonc import models
 
@@ -181,6 +185,38 @@ def test_ridge_is_small_where_the_text_says_much_and_large_where_it_says_nothing
         assert both.rows == 2 * tokens
         for each, parts in zip(both.moments(), zip(*(half.moments() for half in halves), strict=True), strict=True):
             np.testing.assert_allclose(each, (parts[0] + parts[1]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cut_block_makes_up_for_what_it_loses_alone(tmp_path: Path) -> None:
+    """Reference: ridge regression in float64 on what transformers' layers read."""
+    with open_source("sample:tiny-llama") as source:
+        model = capture(source, max_seq_len=64).model
+        found = groups(model)
+        cuts = cuts_of({"model.layers.0/attention": {"heads": "0,2"}, "model.layers.1/mlp": {"channels": "3-40,90"}})
+        stay = by_block(found, cuts)
+        clock = lambda *_: nullcontext(lambda _: None)  # noqa: E731
+        weights, report = fitted(model, found, stay, TEXTS, tmp_path, memory=2**30, clock=clock)
+    reference = models.reference("tiny-llama")
+    wanted = {"model.layers.0.self_attn.o_proj": "heads", "model.layers.1.mlp.down_proj": "channels"}
+    assert {each["path"] for each in report} == set(wanted)
+    for block in found.blocks:
+        (linear,) = block.consumers
+        if linear.path not in wanted:
+            assert str(linear.weight.name) not in weights
+            continue
+        x, _, _ = _states(reference, linear.path)
+        weight = reference.get_submodule(linear.path).weight.detach().double().numpy()
+        units = stay[block.name][wanted[linear.path]]  # type: ignore[index]
+        mask = np.repeat(units, weight.shape[1] // len(units))
+        moments = x.T @ x / len(x)
+        inner = moments[np.ix_(mask, mask)]
+        level = RIDGE_ALONE * np.trace(inner) / len(inner) * np.eye(len(inner))
+        best = weight[:, mask] + np.linalg.solve(inner + level, moments[np.ix_(mask, ~mask)] @ weight[:, ~mask].T).T
+        got = _weights(linear, weights)
+        np.testing.assert_allclose(got[:, mask], best, rtol=1e-3, atol=1e-3 * np.abs(best).max())
+        assert not got[:, ~mask].any()
+        (about,) = (each for each in report if each["path"] == linear.path)
+        assert about["after"] < about["before"]
 
 
 def test_massive_rows_weigh_no_more_than_all_others() -> None:
