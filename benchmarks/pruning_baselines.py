@@ -128,6 +128,7 @@ def wanda(decoder: Decoder, statistics: Any, share: float) -> tuple[dict[Any, Te
     return uniform(decoder, scores, share), {}
 
 
+@torch.no_grad()
 def flap(decoder: Decoder, statistics: Any, share: float) -> tuple[dict[Any, Tensor], dict[Any, Tensor]]:
     """Fluctuation times the squared norm of the column, standardised within each matrix; lowest first, over all."""
     units: list[tuple[float, int, tuple[int, str], Tensor]] = []
