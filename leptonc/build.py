@@ -30,11 +30,13 @@ class BuildOptions:
             it helps most, 8 within so many bytes of graph and weights; None for each target's default, or int8 with
             int8 activations.
         activations: none, or int8: linear layers read 8-bit integers with scales known before the model runs.
-        calibrator: What chooses the ranges of these integers: minmax, percentile, entropy or mse.
+        calibrator: What chooses the ranges of these integers: minmax, percentile, entropy, mse, or search for
+            that whose outputs are off least, layer by layer.
         prefill: int8 for a second graph with 8-bit weights and activations that prompts go through; None for none.
         block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points; None for yes, but no with auto.
-        method: How codes are chosen: rtn (round to nearest) or gptq; None for rtn, but gptq with auto.
+        method: How codes are chosen: rtn (round to nearest) or gptq; None for rtn, but gptq with auto and, for ONNX
+            Runtime, with int8 activations.
         calibration: Text that gptq, auto, int8 activations and heal look at, .txt or .jsonl; None for one that the
             model writes itself or, for an encoder, a built-in one.
         heal: How long the quantized model learns from the original (10min, 30s, 1h, 200steps), or None for not at all.
@@ -62,7 +64,7 @@ class BuildOptions:
     out: Path | None = None
     weights: str | None = None
     activations: str = "none"
-    calibrator: str = "mse"
+    calibrator: str = "search"
     prefill: str | None = None
     block_size: int | None = None
     symmetric: bool | None = None
@@ -148,9 +150,9 @@ def build(
 
 def _check_method(options: BuildOptions) -> None:
     """Whether the calibration text has a use, and can be read; whether a calibrator has that name."""
-    from leptonc.calibrate.calibrators import calibrator
+    from leptonc.calibrate.calibrators import calibrators
 
-    calibrator(options.calibrator)
+    calibrators(options.calibrator)
     if options.calibration is None:
         return
     from leptonc.calibrate.texts import read_texts
@@ -188,7 +190,8 @@ def _jobs(options: BuildOptions, clock: Timed) -> list[Job]:
         if any(job.name == name for job in jobs):
             raise InputError(f"expected each target once, found {target.spec} twice")
         scheme = (options.weights if budget is None else "int4") or ("int8" if integers else target.weights)
-        method = options.method or ("rtn" if budget is None else "gptq")
+        solved = budget is not None or (integers and target.backend == "onnxruntime")
+        method = options.method or ("gptq" if solved else "rtn")
         jobs.append(
             Job(
                 name, target, scheme, options.block_size, options.symmetric, budget, method, options.embeddings,

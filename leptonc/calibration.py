@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter, stored_bytes
 from leptonc.backends import MODULES, Job, backend_of
-from leptonc.calibrate.activations import choices, describe, divergences, kept_higher, static_of
+from leptonc.calibrate.activations import ROUNDED, SOLVED, choices, describe, divergences, kept_higher, static_of
 from leptonc.calibrate.generate import generate, rounds
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.calibrate.solve import Solver
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
 TRIALS, TRIAL = 2, 128  # those that sensitivities are measured on
+LOOKS = 8  # of a decoder's texts that ranges of activations come from: some thousand tokens
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
 _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
@@ -148,16 +149,20 @@ class Calibration:
     def _activations(self, job: Job, model: ir.Model, about: dict[str, Any]) -> StaticActivations:
         """Chooses how the inputs of linear layers become integers, and which stay as they are; `about` is told."""
         symmetric = MODULES[job.target.backend] == MODULES["tensorrt"]
+        looks = self.windows[: LOOKS if self.captured.task.cached else None]
         with self.clock.stage("activations", len(stages(model))) as advance:
             found = choices(
-                model, self.windows, job.calibrator, self.scratch, symmetric=symmetric, memory=self.memory,
-                advance=advance,
+                model, looks, job.calibrator, self.scratch, symmetric=symmetric,
+                weights=SOLVED if job.method == "gptq" else ROUNDED, memory=self.memory, advance=advance,
             )  # fmt: skip
-        trials = [window[:TRIAL] for window in self.windows[:: max(1, len(self.windows) // TRIALS)]]
+        # One from the start of a text, others from its middle: whatever comes first draws the massive activations.
+        parts = self.windows[:: max(1, len(self.windows) // TRIALS)][:TRIALS]
+        trials = [part[-TRIAL // 2 :] if at else part[: TRIAL // 2] for at, part in enumerate(parts)]
         with self.clock.stage("sensitivity", len(stages(model))) as advance:
             errors = divergences(
-                model, trials, found, self.scratch, paired=not symmetric, memory=self.memory, advance=advance
-            )
+                model, trials, found, self.scratch, paired=None if job.method == "gptq" else not symmetric,
+                memory=self.memory, advance=advance,
+            )  # fmt: skip
         fixed = {path for each in job.layers for path in each.paths}
         kept = kept_higher(found, errors) | {
             each.path for each in found if any(linear.path in fixed for linear in each.linears)

@@ -88,7 +88,7 @@ class Job:
     rules: tuple[LayerRule, ...] = ()
     layers: tuple[LayerFormat, ...] = ()
     activations: str = "none"
-    calibrator: str = "mse"
+    calibrator: str = "search"
     prefill: str | None = None
     solve: Solve | None = None
     static: StaticActivations | None = None

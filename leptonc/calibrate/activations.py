@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.calibrators import Grid, grid_of
+from leptonc.calibrate.calibrators import Grid, calibrators, grid_of
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.statistics import Statistics
@@ -24,9 +24,11 @@ from leptonc.passes.quantize.channels import channel_codes
 from leptonc.passes.quantize.smooth import Place, SmoothLinearsConfig, places
 from leptonc.passes.quantize.static import StaticActivations
 
-STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of smoothing, besides none
+STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of smoothing, besides none
 SEARCH = 384  # ordinary tokens that strengths are compared on
 SHARE = 0.9  # of the layers' multiply-adds that are 8-bit at least
+# How much of the error of weights that are rounded to nearest is left: paired codes add to it, GPTQ removes from it.
+ROUNDED, SOLVED = 1.7, 0.3
 # Nats by which all rounded inputs together may move what the model says, before more layers are kept higher.
 TOLERANCE = 0.003
 
@@ -43,7 +45,8 @@ class Choice:
         grid: Its integers, after that.
         ends: Least and greatest value on the text, after that.
         importance: Mean square of each feature, after that, float64 [width].
-        error: Of the layers' outputs, both sides rounded, as a part of the outputs; unsmoothed: without smoothing.
+        error: Of the layers' outputs, both sides rounded, as a part of each layer's outputs, the mean of the layers;
+            unsmoothed: without smoothing.
     """
 
     value: str
@@ -91,17 +94,18 @@ def smooth_scales(
 
 def choose(
     seen: Statistics, linears: tuple[Linear, ...], place: Place | None, calibrator: str, *, symmetric: bool,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] = STRENGTHS, weights: float = 1.0,
 ) -> Choice:  # fmt: skip
     """Chooses the grid of one value and, where it can be divided, the smoothing whose outputs are off least.
 
-    Outputs are compared on the tokens that `Statistics.sample` gives, inputs on their grid and weights on one of 8 bits
-    a channel.
+    Outputs are compared on the tokens that `Statistics.sample` gives, with inputs on their grid, and with weights on one
+    of 8 bits a channel; `weights` is how much the error of the latter counts.
     """
     weight = np.concatenate([weight_of(each) for each in linears])
     rows, counts = seen.sample(SEARCH)
     want = rows @ weight.T
-    whole = float(counts @ np.square(want).sum(1))
+    split = np.cumsum([each.shape[0] for each in linears])[:-1]
+    whole = _energies(want, counts, split)
     tries: list[tuple[float, NDArray[np.float32] | None]] = [(0.0, None)]
     if place is not None:
         ordinary = np.abs(rows[: len(rows) - min(seen.sinks, len(rows))]).max(0, initial=0)
@@ -109,13 +113,18 @@ def choose(
             tries += [(each, place.shared(smooth_scales(largest, weight, each))) for each in strengths]
     best: tuple[float, float, NDArray[np.float32] | None, Grid] | None = None
     unsmoothed = 0.0
+    def part(off: NDArray[Any]) -> float:
+        parts = _energies(off, counts, split)
+        return float(np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 0).mean())
+
     for strength, scales in tries:
-        grid = grid_of(seen, calibrator, symmetric, scales)
-        got = grid.round(rows if scales is None else rows / scales) @ _nearest(weight, scales).T
-        off = float(counts @ np.square(got - want).sum(1)) / whole if whole > 0 else 0.0
-        unsmoothed = off if scales is None else unsmoothed
-        if best is None or off < best[0]:
-            best = (off, strength, scales, grid)
+        x, moved = (rows, weight) if scales is None else (rows / scales, weight * scales)
+        by_weights = weights * part(x @ (_nearest(moved) - moved).T)
+        grids = [grid_of(seen, name, symmetric, scales) for name in calibrators(calibrator)]
+        off, grid = min(((part((each.round(x) - x) @ moved.T), each) for each in grids), key=lambda found: found[0])
+        unsmoothed = off + by_weights if scales is None else unsmoothed
+        if best is None or off + by_weights < best[0]:
+            best = (off + by_weights, strength, scales, grid)
     assert best is not None
     error, strength, scales, grid = best
     importance = seen.importance() / (1 if scales is None else np.square(scales.astype(np.float64)))
@@ -124,9 +133,14 @@ def choose(
     )
 
 
-def _nearest(weight: NDArray[np.float32], scales: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """A weight [out, in], its inputs multiplied by scales, on 255 even steps a channel."""
-    moved = weight if scales is None else weight * scales
+def _energies(y: NDArray[Any], counts: NDArray[np.float64], split: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sums of squares [layers] of outputs [tokens, out of all layers], tokens counted as they are."""
+    features = counts @ np.square(y)
+    return np.array([float(part.sum()) for part in np.split(features, split)])
+
+
+def _nearest(moved: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A weight [out, in] on 255 even steps a channel."""
     step = np.abs(moved).max(1, keepdims=True) / np.float32(127)
     step = np.where(step > 0, step, np.float32(1))
     found: NDArray[np.float32] = np.rint(moved / step) * step
@@ -135,7 +149,7 @@ def _nearest(weight: NDArray[np.float32], scales: NDArray[np.float32] | None) ->
 
 def choices(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], calibrator: str, folder: Path, *, symmetric: bool,
-    memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+    weights: float = 1.0, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> list[Choice]:  # fmt: skip
     """Runs a captured graph over a text and chooses, for each value that linear layers read, how it is quantized.
 
@@ -145,6 +159,7 @@ def choices(
         calibrator: Name of what chooses ranges.
         folder: For temporary files.
         symmetric: Whether integers are signed with zero in the middle.
+        weights: How much the error of rounding weights to nearest counts.
         memory: Bytes of activations kept in memory.
         advance: Called with 1 after each stage.
 
@@ -162,7 +177,8 @@ def choices(
 
     def solve(stage: Stage) -> Weights:
         for name, group in stage.linears.items():
-            found.append(choose(seen.pop(name), tuple(group), where.get(name), calibrator, symmetric=symmetric))
+            place, each = where.get(name), seen.pop(name)
+            found.append(choose(each, tuple(group), place, calibrator, symmetric=symmetric, weights=weights))
         return {}
 
     walk(model, [inputs_of(model, each) for each in windows], see, solve, folder, memory=memory, advance=advance)
@@ -170,8 +186,8 @@ def choices(
 
 
 def divergences(
-    model: ir.Model, windows: Sequence[NDArray[np.int64]], wanted: Sequence[Choice], folder: Path, *, paired: bool,
-    memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+    model: ir.Model, windows: Sequence[NDArray[np.int64]], wanted: Sequence[Choice], folder: Path, *,
+    paired: bool | None, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, float]:  # fmt: skip
     """Quantizes one value at a time, and the weights that read it, and returns how far the model's output moves.
 
@@ -180,7 +196,7 @@ def divergences(
         windows: Token ids int64 [length] of each text.
         wanted: How each value is quantized.
         folder: For temporary files.
-        paired: Whether the weights' codes are paired.
+        paired: Whether the weights' codes are paired; None for weights that are not rounded here.
         memory: Bytes of activations kept in memory.
         advance: Called with 1 after each stage.
 
@@ -196,15 +212,16 @@ def divergences(
     return measure(model, windows, trials, folder, memory=memory, advance=advance)
 
 
-def _rounded(choice: Choice, paired: bool) -> Weights:
-    """The weights of a choice's layers as 8-bit ones compute, of inputs that are divided before."""
+def _rounded(choice: Choice, paired: bool | None) -> Weights:
+    """The weights of a choice's layers as 8-bit ones compute (None: exact ones), of inputs that are divided before."""
     found: Weights = {}
     for linear in choice.linears:
         weight = weight_of(linear)
         moved = weight if choice.scales is None else weight * choice.scales
-        form = Format(8, weight.shape[1], True, positive=True, paired=paired)
-        rounded = dequantize(channel_codes(moved, form, choice.importance), form)
-        found[str(linear.weight.name)] = as_stored(rounded, linear)
+        if paired is not None:
+            form = Format(8, weight.shape[1], True, positive=True, paired=paired)
+            moved = dequantize(channel_codes(moved, form, choice.importance), form)
+        found[str(linear.weight.name)] = as_stored(moved, linear)
     return found
 
 

@@ -130,19 +130,24 @@ def _cost(seen: Histogram, grid: Grid) -> float:
 CALIBRATORS: dict[str, Calibrator] = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
 
 
-def calibrator(name: str) -> Calibrator:
-    """Returns a calibrator by its name.
+# What `search` tries, by the outputs of the layers that read the value.
+SEARCH = "search"
+SEARCHED = ("minmax", "percentile", "mse")
+
+
+def calibrators(name: str) -> tuple[str, ...]:
+    """Returns the calibrators that a name stands for.
 
     Raises:
         InputError: There is none of that name.
     """
-    if name not in CALIBRATORS:
-        raise InputError(f"expected a calibrator among {', '.join(CALIBRATORS)}, found {name!r}")
-    return CALIBRATORS[name]
+    if name not in (*CALIBRATORS, SEARCH):
+        raise InputError(f"expected a calibrator among {', '.join((*CALIBRATORS, SEARCH))}, found {name!r}")
+    return SEARCHED if name == SEARCH else (name,)
 
 
 def grid_of(seen: Statistics, name: str, symmetric: bool, scales: NDArray[np.float32] | None = None) -> Grid:
     """Chooses the grid of a value, its features divided by `scales` [width] where these are given."""
     ordinary, sinks = seen.scaled_histogram(scales)
-    low, high = calibrator(name)(ordinary, sinks, seen.ends(scales), symmetric)
+    low, high = CALIBRATORS[name](ordinary, sinks, seen.ends(scales), symmetric)
     return Grid.over(low, high, symmetric)

@@ -14,7 +14,7 @@ from runtime_edge.cli import options
 _SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4")
 _METHODS = ("rtn", "gptq")
 _ACTIVATIONS = ("none", "int8")
-_CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
+_CALIBRATORS = ("minmax", "percentile", "entropy", "mse", "search")
 _PRUNE_METHODS = ("reconstruction", "magnitude", "wanda", "flap")
 _PRUNE_ALLOCATIONS = ("uniform", "global")
 _PRUNE_COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
@@ -102,9 +102,10 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--calibrator",
     type=click.Choice(_CALIBRATORS),
-    default="mse",
+    default="search",
     show_default=True,
-    help="What chooses the ranges of int8 activations, from what the model makes of the calibration text.",
+    help="What chooses the ranges of int8 activations, from what the model makes of the calibration text; search tries "
+    "minmax, percentile and mse on the outputs of each layer.",
 )
 @click.option(
     "--prefill",
@@ -125,7 +126,7 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "--method",
     type=click.Choice(_METHODS),
     help="How codes are chosen for int8 and int4: round to nearest, or GPTQ, which keeps what the layers make of a "
-    "text.  [default: rtn; with auto: gptq]",
+    "text.  [default: rtn; with auto or --activations int8: gptq]",
 )
 @click.option(
     "--calibration",

@@ -32,7 +32,7 @@ def built(source: str, text: Path, out: Path, **options: object) -> BuildResult:
     return build(BuildOptions(f"sample:{source}", out=out, **given))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse", "search"])
 def test_a_decoder_says_of_each_input_what_became_of_it(calibrator: str, text: Path, tmp_path: Path) -> None:
     result = built("tiny-llama", text, tmp_path / "a", calibrator=calibrator)
     (variant,) = result.manifest.variants
@@ -150,7 +150,7 @@ def test_what_hurts_most_for_its_work_is_kept() -> None:
         ({"weights": "auto:1MB"}, "found weights int4"),
         ({"symmetric": False}, "found asymmetric ones"),
         ({"activations": "fp8"}, "expected activations none or int8, found fp8"),
-        ({"calibrator": "best"}, "expected a calibrator among minmax, percentile, entropy, mse, found 'best'"),
+        ({"calibrator": "best"}, "expected a calibrator among minmax, percentile, entropy, mse, search, found 'best'"),
     ],
 )
 def test_requests_that_cannot_be_met(changes: dict[str, object], message: str, text: Path, tmp_path: Path) -> None:

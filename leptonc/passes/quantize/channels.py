@@ -40,11 +40,28 @@ def pair(codes: NDArray[np.float32]) -> None:
     right -= sign * (over - first)
 
 
-def paired(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns codes uint8 [out, in], 128 in the middle, made paired."""
-    found = np.maximum(codes.astype(np.float32) - MIDDLE, -TOP)
-    pair(found)
-    return (found + MIDDLE).astype(np.uint8)
+class Neighbours:
+    """Keeps codes paired that are chosen one input after the other, in any order.
+
+    Args:
+        order: The inputs [in] in that order.
+        rows: Output channels.
+    """
+
+    def __init__(self, order: NDArray[np.int64], rows: int) -> None:
+        self._order = order
+        self._chosen = np.zeros((len(order) + len(order) % 2, rows), np.float32)  # signed, by input
+
+    def limit(self, at: int, codes: NDArray[Any]) -> NDArray[Any]:
+        """Returns codes [out] of the input at a place of the order, within what its neighbour, if chosen, leaves."""
+        index = int(self._order[at])
+        other = self._chosen[index ^ 1]
+        low = np.where(other < 0, -PAIR - other, -TOP)
+        high = np.where(other > 0, PAIR - other, TOP)
+        found = np.clip(codes - MIDDLE, np.maximum(low, -TOP), np.minimum(high, TOP))
+        self._chosen[index] = found
+        limited: NDArray[Any] = found + MIDDLE
+        return limited
 
 
 def codes_of(weight: NDArray[Any], scale: NDArray[np.float32], form: Format) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest, storable
-from leptonc.passes.quantize.channels import channel_codes, paired
+from leptonc.passes.quantize.channels import Neighbours, channel_codes
 
 CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's range that are tried
 DAMPING = 0.01  # of the mean second moment, added to all, as in the paper
@@ -107,11 +107,14 @@ def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any]) -> Codes:
     inverted = inverse(scale)
     rest = np.ascontiguousarray(weight[:, order].T, np.float32)  # [in, out]: a channel is one run of memory
     codes = np.empty(rest.shape, np.uint8)
+    neighbours = Neighbours(order, rest.shape[1]) if form.paired else None
     for start in range(0, columns, PANEL):
         stop = min(start + PANEL, columns)
         errors = np.empty((stop - start, rest.shape[1]), np.float32)
         for at in range(start, stop):
             code = np.clip(np.rint(rest[at] * inverted[at]) + zero[at], 0, form.top)
+            if neighbours is not None:  # the later of two makes room, and those after it make up for that
+                code = neighbours.limit(at, code)
             codes[at] = code
             error = (rest[at] - (code - zero[at]) * scale[at]) / upper[at, at]
             rest[at + 1 : stop] -= np.outer(upper[at, at + 1 : stop], error)
@@ -119,6 +122,6 @@ def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any]) -> Codes:
         rest[stop:] -= upper[start:stop, stop:].T @ errors
     found = np.empty(weight.shape, np.uint8)
     found[:, order] = codes.T
-    solved = Codes(paired(found) if form.paired else found, searched.scales, searched.zeros)
+    solved = Codes(found, searched.scales, searched.zeros)
     better = output_error(weight, solved, form, hessian) <= output_error(weight, searched, form, hessian)
     return solved if better else searched

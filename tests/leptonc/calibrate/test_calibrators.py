@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leptonc.calibrate.calibrators import CALIBRATORS, LEVELS, STEPS, TAIL, Grid, calibrator, grid_of
+from leptonc.calibrate.calibrators import CALIBRATORS, LEVELS, STEPS, TAIL, Grid, calibrators, grid_of
 from leptonc.calibrate.statistics import BINS, Histogram, Statistics
 from leptonc.errors import InputError
 
@@ -130,5 +130,7 @@ def test_massive_activations_neither_decide_nor_vanish() -> None:
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(InputError, match="expected a calibrator among minmax, percentile, entropy, mse, found 'max'"):
-        calibrator("max")
+    with pytest.raises(InputError, match="among minmax, percentile, entropy, mse, search, found 'max'"):
+        calibrators("max")
+    assert calibrators("mse") == ("mse",)
+    assert set(calibrators("search")) < CALIBRATORS.keys()
