@@ -137,31 +137,34 @@ class Calibration:
         job.report["quantization"] = about
         if job.prefill is not None:
             job.report["prefill"] = prefill = {"calibration": about["calibration"]}
-            job.prefill_static = self._activations(job, model, prefill)
+            job.prefill_static = self._activations(job, model, prefill, solved=False)
             job.prefill_layers = job.layers  # without those that the budget raises
         if job.budget is not None:
             self._spend(job, model, job.budget, about)
         if job.activations == "int8":
-            job.static = self._activations(job, model, about)
+            job.static = self._activations(job, model, about, solved=job.method == "gptq")
         if job.method == "gptq":
             job.solve = Solver(windows, self.scratch, self.memory, self.clock.stage, about)
 
-    def _activations(self, job: Job, model: ir.Model, about: dict[str, Any]) -> StaticActivations:
-        """Chooses how the inputs of linear layers become integers, and which stay as they are; `about` is told."""
+    def _activations(self, job: Job, model: ir.Model, about: dict[str, Any], *, solved: bool) -> StaticActivations:
+        """Chooses how the inputs of linear layers become integers, and which stay as they are; `about` is told.
+
+        `solved` says that GPTQ will choose the codes of the weights.
+        """
         symmetric = MODULES[job.target.backend] == MODULES["tensorrt"]
         looks = self.windows[: LOOKS if self.captured.task.cached else None]
         with self.clock.stage("activations", len(stages(model))) as advance:
             found = choices(
                 model, looks, job.calibrator, self.scratch, symmetric=symmetric,
-                weights=SOLVED if job.method == "gptq" else ROUNDED, memory=self.memory, advance=advance,
+                weights=SOLVED if solved else ROUNDED, memory=self.memory, advance=advance,
             )  # fmt: skip
         # One from the start of a text, others from its middle: whatever comes first draws the massive activations.
         parts = self.windows[:: max(1, len(self.windows) // TRIALS)][:TRIALS]
         trials = [part[-TRIAL // 2 :] if at else part[: TRIAL // 2] for at, part in enumerate(parts)]
         with self.clock.stage("sensitivity", len(stages(model))) as advance:
             errors = divergences(
-                model, trials, found, self.scratch, paired=None if job.method == "gptq" else not symmetric,
-                memory=self.memory, advance=advance,
+                model, trials, found, self.scratch, paired=None if solved else not symmetric, memory=self.memory,
+                advance=advance,
             )  # fmt: skip
         fixed = {path for each in job.layers for path in each.paths}
         kept = kept_higher(found, errors) | {

@@ -98,8 +98,8 @@ def choose(
 ) -> Choice:  # fmt: skip
     """Chooses the grid of one value and, where it can be divided, the smoothing whose outputs are off least.
 
-    Outputs are compared on the tokens that `Statistics.sample` gives, with inputs on their grid, and with weights on one
-    of 8 bits a channel; `weights` is how much the error of the latter counts.
+    Outputs are compared on the tokens that `Statistics.sample` gives, with inputs on their grid, and with weights on
+    one of 8 bits a channel; `weights` is how much the error of the latter counts.
     """
     weight = np.concatenate([weight_of(each) for each in linears])
     rows, counts = seen.sample(SEARCH)
