@@ -200,13 +200,13 @@ def near(word: str, known: Sequence[str]) -> str:
 def as_record(options: BuildOptions) -> dict[str, Any]:
     """Returns what a recipe would say to repeat a build: the options that are not as they are without one.
 
-    Of a calibration file it has the name alone: where it lay is nobody's affair.
+    Of a file it has the name alone: where it lay is nobody's affair.
     """
     found: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if field.name not in NO_RECIPE and value != field.default:
-            found[field.name] = value.name if isinstance(value, Path) else value
+            found[field.name] = Path(value).name if isinstance(value, Path | str) else value
             if field.name == "prune":  # the file of a plan, or no file
                 found[field.name] = Path(value).name
     rules = [

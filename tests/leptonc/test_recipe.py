@@ -97,6 +97,8 @@ def test_a_record_is_a_recipe_that_says_the_same(write: Callable[[str], str], tm
         layers=(LayerRule(("*.v_proj", 'odd"\\path'), weights="int8", block_size=64, symmetric=True),),
     )  # fmt: skip
     assert with_recipe(BuildOptions("m", out=tmp_path), write(toml(as_record(options)))) == options
+    record = as_record(BuildOptions("m", prune=f"{tmp_path}/plan.json", weights="auto:95MB"))
+    assert record == {"prune": "plan.json", "weights": "auto:95MB"}
 
 
 def refused(tmp_path: Path, *rules: LayerRule, source: str = LLAMA, **options: Any) -> InputError:
