@@ -40,7 +40,7 @@ class Settings:
         seed: Of the order of the windows, and of random starts.
     """
 
-    rate: float = 5e-4
+    rate: float = 7e-4
     warmup: float = 0.05
     batch: int = 1
     decay: tuple[float, float] = (0.9, 0.98)
