@@ -68,7 +68,9 @@ def sweep(
     page: Path | None,
     as_json: bool,
 ) -> None:
-    """Build SOURCE in several schemes, and measure size, quality and speed of each.
+    """Build a model in several schemes, and compare them.
+
+    SOURCE is built in each scheme, and size, quality and speed of each are measured.
 
     A point that fails is reported, and the others go on. The points that no other beats are marked. Loss is what
     perplexity rises by over the point fp32, if that is one of the schemes, else over the original on the builds' text.

@@ -52,7 +52,7 @@ def test_both_command_lines_share_their_verbs(lepton_edge: Callable[..., Any]) -
     ("arguments", "message"),
     [
         (["biuld"], "error: no such verb: biuld (did you mean build?)\nhint: try `leptonc --help`\n"),
-        (["zzz"], "error: no such verb: zzz (the verbs are build, targets, run"),
+        (["zzz"], "error: no such verb: zzz (the verbs are build, sweep, targets, run"),
         (["build"], "error: Missing argument 'SOURCE'.\nhint: try `leptonc build --help`\n"),
         (["build", "x", "--wieghts", "int4"], "Did you mean '--weights'?\nhint: try `leptonc build --help`\n"),
         (["build", "x", "--weights", "int5"], "expected one of fp32, fp16, fp8, int8, int4 or auto:SIZE, found 'int5'"),
