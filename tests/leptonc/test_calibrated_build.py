@@ -40,7 +40,7 @@ def test_gptq_runs_and_says_what_it_looked_at(source: str, text: Path, tmp_path:
     [
         ({"weights": "auto:many"}, "expected weights auto:SIZE, found auto:many"),
         ({"weights": "auto:1MB", "target": "rtx"}, "found a budget of bytes"),
-        ({"calibration": True}, "found .*text.txt for rtn"),
+        ({"calibration": True}, "found none beside .*text.txt"),
         ({"method": "gptq", "calibration": True, "weights": "fp32"}, "found fp32"),
         ({"embeddings": "int8", "weights": "fp32"}, "found fp32"),
         ({"method": "gptq", "calibration": True, "target": "rtx"}, "expected method rtn"),

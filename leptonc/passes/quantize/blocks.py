@@ -149,7 +149,7 @@ class Quantized:
         key: Names the content: two weights of one key are one weight.
     """
 
-    _last: tuple[str, Codes] | None = None
+    _last: tuple[Quantized, Codes] | None = None
 
     def __init__(self, shape: tuple[int, int], form: Format, key: str, compute: Callable[[], Codes]) -> None:
         self.shape, self.form, self.key, self._compute = shape, form, key, compute
@@ -157,10 +157,10 @@ class Quantized:
     def parts(self) -> Codes:
         """Returns codes, scales and zero points."""
         last = Quantized._last
-        if last is None or last[0] != self.key:
+        if last is None or last[0] is not self:  # a key is a name: another model may have it too
             # Dropped first, so that two weights are never in memory at once.
             Quantized._last = last = None
-            last = (self.key, self._compute())
+            last = (self, self._compute())
             Quantized._last = last
         return last[1]
 

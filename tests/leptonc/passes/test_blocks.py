@@ -172,3 +172,15 @@ def test_stacked_rows(form: Format) -> None:
     got = dequantize(stacked.parts(), form)
     assert np.array_equal(got, np.concatenate([dequantize(p.parts(), form) for p in parts]))
     Quantized.forget()
+
+
+def test_weights_of_one_name_in_two_models_are_two_weights() -> None:
+    form = Format(4, 16, True)
+    first, second = (np.full((2, 16), value, np.uint8) for value in (3, 5))
+    codes = [
+        Quantized((2, 16), form, "weight", lambda each=each: Codes(each, np.ones((2, 1), np.float32), None))
+        for each in (first, second)
+    ]
+    for weight, expected in zip(codes, (first, second), strict=True):
+        np.testing.assert_array_equal(weight.parts().codes, expected)
+    Quantized.forget()
