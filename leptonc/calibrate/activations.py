@@ -24,8 +24,8 @@ from leptonc.passes.quantize.channels import channel_codes
 from leptonc.passes.quantize.smooth import Place, SmoothLinearsConfig, places
 from leptonc.passes.quantize.static import StaticActivations
 
-STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of smoothing, besides none
-SEARCH = 384  # ordinary tokens that strengths are compared on
+STRENGTHS = (0.5, 0.8, 0.9, 1.0)  # of smoothing, besides none
+SEARCH = 128  # ordinary tokens that strengths are compared on
 SHARE = 0.9  # of the layers' multiply-adds that are 8-bit at least
 # How much of the error of weights that are rounded to nearest is left: paired codes add to it, GPTQ removes from it.
 ROUNDED, SOLVED = 1.7, 0.3

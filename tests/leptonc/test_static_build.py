@@ -72,7 +72,7 @@ def test_smoothing_lowers_the_error_where_features_differ(strengths: tuple[float
     linear = next(each for each in linears(model) if each.path.endswith("gate_proj"))
     place = places(model)[str(linear.x.name)]
     random = np.random.default_rng(0)
-    x = (random.standard_normal((300, 64)) * np.where(np.arange(64) % 16 == 3, 60, 1)).astype(np.float32)
+    x = (random.standard_normal((120, 64)) * np.where(np.arange(64) % 16 == 3, 60, 1)).astype(np.float32)
     seen = Statistics("layer", 64)
     seen.add(x)
     found = choose(seen, (linear,), place, "minmax", symmetric=False, strengths=strengths)
