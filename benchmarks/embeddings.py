@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from similarity import cosine, spearman
-from speed import run
+from speed import in_turn
 
 BATCH, TOKENS, REPETITIONS = 32, 23, 50
 FIELDS = ("spearman", "sentences_s", "sentence_ms")
@@ -79,16 +79,7 @@ def main() -> None:
         "ours": [*this, args.artifact, args.file, *threads],
         "other": [*(shlex.split(args.peer) if args.peer else [*this, args.beside]), args.file, *threads],
     }
-    results: dict[str, list[dict[str, Any]]] = {"ours": [], "other": []}
-    for _ in range(args.rounds):
-        for name, command in commands.items():
-            results[name].append(run(command))
-            print(json.dumps(results[name][-1]), file=sys.stderr)
-    summary: dict[str, Any] = {}
-    for field in FIELDS:
-        a, b = (statistics.median(each[field] for each in results[name]) for name in ("ours", "other"))
-        summary[field] = {"ours": a, "other": b, "ratio": round(a / b, 3)}
-    print(json.dumps(summary, indent=2))
+    print(json.dumps(in_turn(commands, args.rounds, FIELDS), indent=2))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 TEXT = (
@@ -64,6 +65,21 @@ def run(command: list[str]) -> dict[str, Any]:
     return found
 
 
+def in_turn(commands: dict[str, list[str]], rounds: int, fields: Sequence[str]) -> dict[str, Any]:
+    """Runs two commands in turn; returns the median of each field by command's name, and the ratio first to second."""
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            results[name].append(run(command))
+            print(json.dumps(results[name][-1]), file=sys.stderr)
+    summary: dict[str, Any] = {}
+    for field in fields:
+        medians = {name: statistics.median(each[field] for each in results[name]) for name in commands}
+        first, second = medians.values()
+        summary[field] = {**medians, "ratio": round(first / second, 3)}
+    return summary
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact")
@@ -78,16 +94,7 @@ def main() -> None:
         return
     sizes = ["--prompt", str(args.prompt), "--new", str(args.new), "--threads", str(args.threads)]
     commands = {"ours": [sys.executable, __file__, args.artifact, *sizes], "peer": [*shlex.split(args.peer), *sizes]}
-    results: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
-    for _ in range(args.rounds):
-        for name, command in commands.items():
-            results[name].append(run(command))
-            print(json.dumps(results[name][-1]), file=sys.stderr)
-    summary: dict[str, Any] = {}
-    for field in FIELDS:
-        a, b = (statistics.median(r[field] for r in results[name]) for name in ("ours", "peer"))
-        summary[field] = {"ours": a, "peer": b, "ratio": round(a / b, 3)}
-    print(json.dumps(summary, indent=2))
+    print(json.dumps(in_turn(commands, args.rounds, FIELDS), indent=2))
 
 
 if __name__ == "__main__":
