@@ -260,6 +260,7 @@ def build(
             require(module, extra="compiler", needed_by="leptonc build")
     from leptonc.build import BuildOptions
     from leptonc.build import build as run_build
+    from leptonc.memory import collect_seldom
     from leptonc.recipe import with_recipe
 
     wanted = with_recipe(
@@ -294,6 +295,7 @@ def build(
         recipe,
         given=options.given(),
     )
+    collect_seldom()
     result = run_build(wanted, progress=StageProgress())
     if as_json:
         print_json(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -42,22 +43,18 @@ def compare_logits(
     worst, total, count = 0.0, 0.0, 0
     kl, agree, nll_reference, nll_artifact = 0.0, 0, 0.0, 0.0
     for start, want, got in _aligned(reference, artifact):
-        diff = np.abs(want - got)
-        worst, total, count = (
-            max(worst, float(diff.max())),
-            total + float(diff.sum(dtype=np.float64)),
-            count + diff.size,
-        )
-        agree += int((want.argmax(-1) == got.argmax(-1)).sum())
-        del diff
-        p, q = log_softmax(want), log_softmax(got)
-        following = np.asarray(token_ids[start + 1 : start + 1 + len(want)], np.int64)
-        at = np.arange(len(following))
-        nll_reference -= float(p[at, following].sum(dtype=np.float64))
-        nll_artifact -= float(q[at, following].sum(dtype=np.float64))
-        np.subtract(p, q, out=q)
-        np.multiply(q, np.exp(p), out=q)
-        kl += float(q.sum(dtype=np.float64))
+        # Torch, because it computes these with all cores.
+        left, right = torch.from_numpy(want), torch.from_numpy(got)
+        diff = (left - right).abs_()
+        worst = max(worst, float(diff.max()))
+        total, count = total + float(diff.sum(dtype=torch.float64)), count + diff.numel()
+        agree += int((left.argmax(-1) == right.argmax(-1)).sum())
+        p, q = left.log_softmax(-1), torch.log_softmax(right, -1, out=diff)
+        following = torch.tensor(token_ids[start + 1 : start + 1 + len(want)], dtype=torch.int64)
+        at = torch.arange(len(following))
+        nll_reference -= float(p[at, following].sum(dtype=torch.float64))
+        nll_artifact -= float(q[at, following].sum(dtype=torch.float64))
+        kl += float(torch.sub(p, q, out=q).mul_(p.exp_()).sum(dtype=torch.float64))
     positions, predicted = len(token_ids), max(1, len(token_ids) - 1)
     return {
         "tokens": positions,

@@ -20,6 +20,7 @@ from leptonc.evaluate.noise import OutputNoise
 from leptonc.frontend import weights as bindings
 from leptonc.frontend.capture import position_limit
 from leptonc.frontend.tasks import Task, build_model
+from leptonc.memory import give_back
 from leptonc.sources.base import Source
 
 # Logits of so many bytes are computed at a time.
@@ -97,6 +98,7 @@ class Reference:
         """Runs the body, and returns (position, float32 [n, vocab]) blocks of a causal model's logits."""
         with self._ready():
             body = self.model.base_model(input_ids=torch.tensor([token_ids]), use_cache=False)
+        give_back()  # the weights have left, and what compares comes
         return self._head(type(body), body[0], token_ids)
 
     def _head(

@@ -188,6 +188,7 @@ class _Converter:
         self.special: dict[str, Callable[..., Any]] = {
             "lepton.attention.default": self.attention, "lepton.rotary.default": self.rotary,
             "lepton.rotary_tables.default": self.rotary_tables, "lepton.rms_norm.default": self.rms_norm,
+            "lepton.linear.default": lambda node, *args: TABLE["linear"](self.b, node, *args),
         }  # fmt: skip
         self.presents: list[ir.Value] = []
         self.tables: dict[torch.fx.Node, str] = {}

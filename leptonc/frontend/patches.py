@@ -121,13 +121,21 @@ def _patch_norms(model: nn.Module) -> None:
         module.forward = forward
 
 
-def _patch_conv1d(model: nn.Module) -> None:
-    """GPT-2 keeps its linear layers transposed; said as a linear layer, the trace has no reshapes around them."""
+def _patch_linears(model: nn.Module) -> None:
+    """Says linear layers as one operator; GPT-2 keeps its own transposed, with reshapes around them."""
     for module in model.modules():
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+
+            def whole(x: Tensor, _m: nn.Linear = module) -> Tensor:
+                result: Tensor = torch.ops.lepton.linear(x, _m.weight, _m.bias)
+                return result
+
+            module.forward = whole  # type: ignore[assignment, method-assign]
         if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
 
             def forward(x: Tensor, _m: Any = module) -> Tensor:
-                return nn.functional.linear(x, _m.weight.t(), _m.bias)
+                result: Tensor = torch.ops.lepton.linear(x, _m.weight.t(), _m.bias)
+                return result
 
             module.forward = forward
 
@@ -211,7 +219,7 @@ def patched(model: nn.Module, *, cached: bool, max_positions: int) -> Iterator[R
 
     recorder = Recorder({id(m): p for p, m in model.named_modules()}, cached, max_positions)
     _patch_norms(model)
-    _patch_conv1d(model)
+    _patch_linears(model)
     _patch_activations(model)
     _patch_padding_warnings(model)
     _patch_rotary_tables(model, recorder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +11,8 @@ from leptonc.errors import InputError, require
 from leptonc.sources.base import Array
 from leptonc.sources.mapped import bfloat16_to_float32
 
-# Rows are dequantized a group at a time, so the temporaries stay near this many values.
-_GROUP_VALUES = 2**20
+# Values that are dequantized at a time: temporaries stay in the processor's caches.
+_GROUP_VALUES = 2**18
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,15 @@ def dequantize(raw: NDArray[np.uint8], kind: GgmlType, shape: tuple[int, ...], l
 
 def _dequantize_blocks(raw: NDArray[np.uint8], kind: GgmlType, shape: tuple[int, ...], label: str) -> Array:
     gguf = require("gguf", extra="compiler", needed_by="a quantized GGUF file")
-    rows, columns = math.prod(shape[:-1]), shape[-1]
-    blocks = raw.reshape(rows, columns // kind.block * kind.bytes)
-    result = np.empty((rows, columns), dtype=np.float32)
-    group = max(1, _GROUP_VALUES // columns)
+    blocks = raw.reshape(-1, kind.bytes)
+    result = np.empty((len(blocks), kind.block), dtype=np.float32)
+    group = max(1, _GROUP_VALUES // kind.block)
     qtype = gguf.GGMLQuantizationType(kind.number)
     try:
-        for start in range(0, rows, group):
-            result[start : start + group] = gguf.quants.dequantize(blocks[start : start + group], qtype)
+        for start in range(0, len(blocks), group):
+            # As one row: the library takes rows by sixteen, each turn with its own temporaries.
+            some = blocks[start : start + group]
+            result[start : start + group] = gguf.quants.dequantize(some.reshape(1, -1), qtype).reshape(len(some), -1)
     except NotImplementedError as error:
         raise InputError(
             f"{label} has the type {kind.name}, which cannot be dequantized",

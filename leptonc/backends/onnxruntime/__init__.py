@@ -22,6 +22,7 @@ from leptonc.backends.onnxruntime.linear import EmbeddingToKernels, LinearToKern
 from leptonc.errors import InputError
 from leptonc.ir.dialect import MODULE_KEY
 from leptonc.ir.structure import layer_of, linears
+from leptonc.memory import give_back
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
@@ -177,6 +178,7 @@ def measure(job: Job, writer: ArtifactWriter, manifest: Manifest) -> dict[str, A
     import runtime_edge
 
     sample = job.sample
+    give_back()
     if job.captured.task.cached:
         with runtime_edge.load(writer.path) as model:
             return sample.compare_decoder(model.logits_blocks(sample.token_ids))
