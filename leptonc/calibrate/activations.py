@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.calibrators import SEARCH as SEARCHES
 from leptonc.calibrate.calibrators import Grid, calibrators, grid_of
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.solve import as_stored, inputs_of
@@ -24,8 +25,11 @@ from leptonc.passes.quantize.channels import channel_codes
 from leptonc.passes.quantize.smooth import Place, SmoothLinearsConfig, places
 from leptonc.passes.quantize.static import StaticActivations
 
-STRENGTHS = (0.5, 0.8, 0.9, 1.0)  # of smoothing, besides none
+STRENGTHS = (0.5, 0.8, 0.9)  # of smoothing what a norm makes, besides none
+CAPS = (0.01, 0.05)  # parts of the features of other values that are brought down to the others, besides none
 SEARCH = 128  # ordinary tokens that strengths are compared on
+OUTLIERS = 16  # features, one in 64 at most, that may go past the integers of a value that one layer reads
+GAIN = 0.7  # of the error is left at most where they do: they cost three small operators
 SHARE = 0.9  # of the layers' multiply-adds that are 8-bit at least
 # How much of the error of weights that are rounded to nearest is left: paired codes add to it, GPTQ removes from it.
 ROUNDED, SOLVED = 1.7, 0.3
@@ -40,10 +44,11 @@ class Choice:
     Attributes:
         value: Its name in the graph.
         linears: The layers.
-        strength: Of smoothing; 0 for none.
+        strength: Of smoothing what a norm makes, of STRENGTHS; of other values the part of CAPS; 0 for none.
         scales: float32 [width] that it is divided by, or None.
         grid: Its integers, after that.
-        ends: Least and greatest value on the text, after that.
+        outliers: Features that stay float, in order.
+        ends: Least and greatest value on the text, after that, of the others.
         importance: Mean square of each feature, after that, float64 [width].
         error: Of the layers' outputs, both sides rounded, as a part of each layer's outputs, the mean of the layers;
             unsmoothed: without smoothing.
@@ -54,6 +59,7 @@ class Choice:
     strength: float
     scales: NDArray[np.float32] | None
     grid: Grid
+    outliers: tuple[int, ...]
     ends: tuple[float, float]
     importance: NDArray[np.float64]
     error: float
@@ -63,6 +69,12 @@ class Choice:
     def path(self) -> str:
         """What stands for it: the path of the first layer."""
         return self.linears[0].path
+
+    def apart(self, weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns a weight [out, width] without the outliers' columns, and with these alone."""
+        few = np.zeros_like(weight)
+        few[:, self.outliers] = weight[:, self.outliers]
+        return weight - few, few
 
     @property
     def work(self) -> int:
@@ -92,11 +104,30 @@ def smooth_scales(
     return found
 
 
+def cap_scales(inputs: NDArray[np.float32], part: float, past: int = 0) -> NDArray[np.float32]:
+    """Returns what brings the features that reach furthest down to the others' range, float32 [width], 1 at least.
+
+    Products of gates are sparse: what a feature reaches on one text says little of what it reaches on the next. So no
+    feature is enlarged, as smoothing does, and most have room that they did not use yet.
+
+    Args:
+        inputs: Largest magnitude of each feature, [width].
+        part: The part of the features that are brought down.
+        past: How many others reach further and go past the integers.
+    """
+    at = min(len(inputs) - 1, past + int(part * len(inputs)))
+    limit = max(float(np.sort(inputs)[::-1][at]), float(np.finfo(np.float32).tiny))
+    found: NDArray[np.float32] = np.maximum(inputs / np.float32(limit), 1).astype(np.float32)
+    return found
+
+
 def choose(
     seen: Statistics, linears: tuple[Linear, ...], place: Place | None, calibrator: str, *, symmetric: bool,
     strengths: Sequence[float] = STRENGTHS, weights: float = 1.0,
 ) -> Choice:  # fmt: skip
     """Chooses the grid of one value and, where it can be divided, the smoothing whose outputs are off least.
+
+    Where one layer reads it, and no norm makes it, features that reach furthest may go past the integers: see `GAIN`.
 
     Outputs are compared on the tokens that `Statistics.sample` gives, with inputs on their grid, and with weights on
     one of 8 bits a channel; `weights` is how much the error of the latter counts.
@@ -106,31 +137,61 @@ def choose(
     want = rows @ weight.T
     split = np.cumsum([each.shape[0] for each in linears])[:-1]
     whole = _energies(want, counts, split)
-    tries: list[tuple[float, NDArray[np.float32] | None]] = [(0.0, None)]
-    if place is not None:
+    # What gates let through is sparse: on other texts others reach far, so nothing that was seen is cut off.
+    gated = place is not None and place.linear is not None and place.heads == (1, 1)
+    names = ("minmax",) if gated and calibrator == SEARCHES else calibrators(calibrator)
+    tries: list[tuple[float, Callable[[int], NDArray[np.float32] | None]]] = [(0.0, lambda past: None)]
+    if place is not None and place.norm is not None:
         ordinary = np.abs(rows[: len(rows) - min(seen.sinks, len(rows))]).max(0, initial=0)
         for largest in (seen.largest, ordinary) if seen.sinks else (seen.largest,):
-            tries += [(each, place.shared(smooth_scales(largest, weight, each))) for each in strengths]
-    best: tuple[float, float, NDArray[np.float32] | None, Grid] | None = None
-    unsmoothed = 0.0
+            smooth = [place.shared(smooth_scales(largest, weight, each)) for each in strengths]
+            tries += [(each, lambda past, known=known: known) for each, known in zip(strengths, smooth, strict=True)]  # type: ignore[misc]
+    elif place is not None:
+        tries += [(each, lambda past, each=each: place.shared(cap_scales(seen.largest, each, past))) for each in CAPS]  # type: ignore[misc]
+
     def part(off: NDArray[Any]) -> float:
         parts = _energies(off, counts, split)
         return float(np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 0).mean())
 
-    for strength, scales in tries:
-        x, moved = (rows, weight) if scales is None else (rows / scales, weight * scales)
+    def tried(strength: float, scale: Callable[[int], NDArray[np.float32] | None], count: int) -> _Tried:
+        scales = scale(count)
+        by = np.ones(seen.width, np.float32) if scales is None else scales
+        few = np.sort(np.argsort(-seen.largest, kind="stable")[:count])
+        x, moved = rows / by, weight * by
+        x[:, few] = moved[:, few] = 0
         by_weights = weights * part(x @ (_nearest(moved) - moved).T)
-        grids = [grid_of(seen, name, symmetric, scales) for name in calibrators(calibrator)]
+        narrowed = by.copy()
+        narrowed[few] = np.inf  # what is divided by it is zero
+        known = None if scales is None and not count else narrowed
+        grids = [grid_of(seen, name, symmetric, known) for name in names]
         off, grid = min(((part((each.round(x) - x) @ moved.T), each) for each in grids), key=lambda found: found[0])
-        unsmoothed = off + by_weights if scales is None else unsmoothed
-        if best is None or off + by_weights < best[0]:
-            best = (off + by_weights, strength, scales, grid)
-    assert best is not None
-    error, strength, scales, grid = best
-    importance = seen.importance() / (1 if scales is None else np.square(scales.astype(np.float64)))
+        return _Tried(off + by_weights, strength, scales, tuple(few.tolist()), grid)
+
+    found = [tried(strength, scale, 0) for strength, scale in tries]
+    best = min(found, key=lambda each: each.error)
+    count = min(OUTLIERS, seen.width // 64)
+    if count and len(linears) == 1 and (place is None or place.norm is None):
+        past = min((tried(strength, scale, count) for strength, scale in tries), key=lambda each: each.error)
+        best = past if past.error < GAIN * best.error else best
+    by = np.ones(seen.width, np.float32) if best.scales is None else best.scales.copy()
+    importance = seen.importance() / np.square(by.astype(np.float64))
+    importance[list(best.outliers)] = 0
+    by[list(best.outliers)] = np.inf
     return Choice(
-        str(linears[0].x.name), linears, strength, scales, grid, seen.ends(scales), importance, error, unsmoothed
-    )
+        str(linears[0].x.name), linears, best.strength, best.scales, best.grid, best.outliers, seen.ends(by),
+        importance, best.error, found[0].error,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """One way to quantize a value; names are those of `Choice`."""
+
+    error: float
+    strength: float
+    scales: NDArray[np.float32] | None
+    outliers: tuple[int, ...]
+    grid: Grid
 
 
 def _energies(y: NDArray[Any], counts: NDArray[np.float64], split: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -209,7 +270,8 @@ def divergences(
         here = [by_value[name] for name in stage.linears if name in by_value]
         return [Trial(each.path, lambda each=each: _rounded(each, paired), _rounding(each)) for each in here]  # type: ignore[misc]
 
-    return measure(model, windows, trials, folder, memory=memory, advance=advance)
+    # A text's first token has massive activations and moves far: of short texts it would decide everything.
+    return measure(model, windows, trials, folder, first=1, memory=memory, advance=advance)
 
 
 def _rounded(choice: Choice, paired: bool | None) -> Weights:
@@ -220,7 +282,8 @@ def _rounded(choice: Choice, paired: bool | None) -> Weights:
         moved = weight if choice.scales is None else weight * choice.scales
         if paired is not None:
             form = Format(8, weight.shape[1], True, positive=True, paired=paired)
-            moved = dequantize(channel_codes(moved, form, choice.importance), form)
+            many, few = choice.apart(moved)
+            moved = dequantize(channel_codes(many, form, choice.importance), form) + few
         found[str(linear.weight.name)] = as_stored(moved, linear)
     return found
 
@@ -237,6 +300,10 @@ def _rounding(choice: Choice) -> Callable[[ir.Graph], None]:
             inverse = edit.initializer(graph, f"{x.name}.smooth", ir.tensor(1 / choice.scales, name=f"{x.name}.smooth"))
             (x,) = edit.insert(first, "Mul", [x, inverse], name=f"{x.name}/smooth")
         rounded = round_value(first, x, choice.grid.scale, choice.grid.zero, symmetric=choice.grid.symmetric)
+        if choice.outliers:
+            which = np.isin(np.arange(choice.linears[0].shape[1]), choice.outliers)
+            few = edit.initializer(graph, f"{x.name}.outliers", ir.tensor(which, name=f"{x.name}.outliers"))
+            (rounded,) = edit.insert(first, "Where", [few, x, rounded], name=f"{x.name}/outliers")
         for node in readers:
             node.replace_input_with(0, rounded)
 
@@ -277,7 +344,8 @@ def static_of(found: Sequence[Choice], kept: set[str], *, symmetric: bool) -> St
     smooth = [each for each in wanted if each.scales is not None]
     return StaticActivations(
         rounding=QuantizeActivationsConfig(
-            symmetric, tuple((path, each.grid.scale, each.grid.zero) for path, each in layers)
+            symmetric, tuple((path, each.grid.scale, each.grid.zero) for path, each in layers),
+            tuple((path, each.outliers) for path, each in layers if each.outliers),
         ),
         smoothing=SmoothLinearsConfig(tuple((each.path, each.strength) for each in smooth)),
         scales={each.path: each.scales for each in smooth if each.scales is not None},
@@ -297,7 +365,7 @@ def describe(found: Sequence[Choice], errors: Mapping[str, float], kept: set[str
             {
                 "layers": [linear.path for linear in each.linears], "int8": each.path not in kept,
                 "range": [float(f"{end:.6g}") for end in each.ends], "scale": each.grid.scale, "zero": each.grid.zero,
-                "smoothing": each.strength, "error": float(f"{each.error:.4g}"),
+                "outliers": list(each.outliers), "smoothing": each.strength, "error": float(f"{each.error:.4g}"),
                 "error_unsmoothed": float(f"{each.unsmoothed:.4g}"), "divergence": float(f"{errors[each.path]:.4g}"),
             }
             for each in found

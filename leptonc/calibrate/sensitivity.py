@@ -38,15 +38,15 @@ class Sensitivity:
     error: float
 
 
-def divergence(before: NDArray[Any], after: NDArray[Any], *, logits: bool) -> float:
-    """Returns the mean over rows [..., n] of the Kullback-Leibler divergence of what logits say, in nats.
+def divergence(before: NDArray[Any], after: NDArray[Any], *, logits: bool, first: int = 0) -> float:
+    """Returns the mean over rows [..., n] from `first` on of the Kullback-Leibler divergence of logits, in nats.
 
     Of other outputs, the mean of |after - before|^2 / |before|^2.
     """
     if not logits:
         off, whole = np.square(after - before).sum(-1), np.square(before).sum(-1)
         return float((off / np.maximum(whole, np.finfo(np.float32).tiny)).mean())
-    x, y = (each.reshape(-1, each.shape[-1]) for each in (before, after))
+    x, y = (each.reshape(-1, each.shape[-1])[first:] for each in (before, after))
     total = 0.0
     for old, new in zip(x, y, strict=True):
         # Single precision where the vocabulary is, double in its sums: off by 1e-8, in a tenth of the time.
@@ -112,7 +112,7 @@ def sensitivities(
 
 def measure(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], trials: Callable[[Stage], Sequence[Trial]], folder: Path, *,
-    memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+    first: int = 0, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, float]:  # fmt: skip
     """Makes one change at a time, and compares the model's output with what it was before.
 
@@ -123,6 +123,7 @@ def measure(
         windows: Token ids int64 [length] of each text.
         trials: Returns the changes of a stage; called once a stage, in order.
         folder: For temporary files.
+        first: Tokens of each text whose logits are not compared.
         memory: Bytes of activations kept in memory.
         advance: Called with 1 after each stage.
 
@@ -150,14 +151,14 @@ def measure(
                     got = dict(zip(names, session.run(None, feed(stage, {**values, **mine})), strict=True))
                     for name in [name for name in mine if name in stage.inputs]:
                         store.release(mine.pop(name))
-                    _keep(path, mine, got, theirs, store, errors, output if last else None)
+                    _keep(path, mine, got, theirs, store, errors, output if last else None, first)
             del session
             for trial in trials(stage):
                 session = open_stage(model, stage, names, trial.weights(), Path(place), trial.change)
                 changed[trial.path] = [{} for _ in plain]
                 for values, mine, theirs in zip(plain, changed[trial.path], results, strict=True):
                     got = dict(zip(names, session.run(None, feed(stage, values)), strict=True))
-                    _keep(trial.path, mine, got, theirs, store, errors, output if last else None)
+                    _keep(trial.path, mine, got, theirs, store, errors, output if last else None, first)
                 del session
             for values, result in zip(plain, results, strict=True):
                 values.update({name: np.array(x) for name, x in result.items()})
@@ -166,8 +167,9 @@ def measure(
 
 
 def _keep(
-    path: str, mine: Values, got: Values, theirs: Values, store: Store, errors: dict[str, float], output: str | None
-) -> None:
+    path: str, mine: Values, got: Values, theirs: Values, store: Store, errors: dict[str, float], output: str | None,
+    first: int,
+) -> None:  # fmt: skip
     """Keeps what differs from the model's own values or, of its `output`, how much."""
     if output is None:
         mine.update({name: store.put(x) for name, x in got.items() if not np.array_equal(x, theirs[name])})
@@ -177,7 +179,7 @@ def _keep(
             f"expected finite values of {output} on the calibration text, found others",
             hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
         )
-    error = divergence(theirs[output], got[output], logits=output == "logits")
+    error = divergence(theirs[output], got[output], logits=output == "logits", first=first)
     errors[path] = errors.get(path, 0.0) + error
 
 

@@ -51,6 +51,23 @@ def insert(
     return list(node.outputs)
 
 
+def append(
+    after: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None, *, name: str
+) -> ir.Value:  # fmt: skip
+    """Inserts a node behind another, whose output it reads; what read that output reads the node's own then."""
+    node = ir.node(op, inputs, attributes or {})
+    node.name = node.outputs[0].name = name
+    if path := module_of(after):
+        node.metadata_props[MODULE_KEY] = path
+    if after.graph is None:
+        raise ValueError("the node to insert after is in no graph")
+    replace(after.outputs[0], node.outputs[0])
+    # Last, because it reads what it replaces.
+    node.replace_input_with(list(node.inputs).index(node.outputs[0]), after.outputs[0])
+    after.graph.insert_after(after, node)
+    return node.outputs[0]
+
+
 def insert_last(
     graph: ir.Graph, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None, *,
     name: str,

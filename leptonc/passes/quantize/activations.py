@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from leptonc.errors import InputError
 from leptonc.ir import edit
-from leptonc.ir.structure import linears
+from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Config, Pass
 
 
@@ -20,10 +21,12 @@ class QuantizeActivationsConfig(Config):
     Attributes:
         symmetric: Whether codes are signed with zero in the middle, as TensorRT takes them; else they are unsigned.
         layers: Module path of each linear layer, with the scale and the zero point of its input.
+        outliers: Module path of some of them, with the features of the input that stay float.
     """
 
     symmetric: bool = False
     layers: tuple[tuple[str, float, int], ...] = ()
+    outliers: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         low, high = (0, 0) if self.symmetric else (0, 255)
@@ -38,7 +41,10 @@ class QuantizeActivationsConfig(Config):
 class QuantizeActivations(Pass):
     """Puts QuantizeLinear and DequantizeLinear before linear layers, one pair for all that read a value alike.
 
-    The graph stays in the dialect: it computes with the rounded activations.
+    Outliers, features whose range is far beyond the others', go past them: a float product of these few is added, and
+    the layer itself has zeros for them, so that they may saturate (the decomposition of Dettmers et al., LLM.int8(),
+    2022, with features known before the model runs). The graph stays in the dialect: it computes with the rounded
+    activations.
     """
 
     name = "quantize-activations"
@@ -47,6 +53,7 @@ class QuantizeActivations(Pass):
     def run(self, model: ir.Model) -> int:
         wanted = {path: (scale, zero) for path, scale, zero in self.config.layers}
         made: dict[tuple[str, float, int], ir.Value] = {}
+        outliers = dict(self.config.outliers)
         done: set[str] = set()
         for linear in linears(model):
             if linear.path not in wanted:
@@ -55,6 +62,8 @@ class QuantizeActivations(Pass):
             key = (str(linear.x.name), scale, zero)
             if key not in made:
                 made[key] = round_value(linear.node, linear.x, scale, zero, symmetric=self.config.symmetric)
+            if linear.path in outliers:
+                go_past(linear, np.asarray(outliers[linear.path], np.int64))
             linear.node.replace_input_with(0, made[key])
             done.add(linear.path)
         if missing := sorted(wanted.keys() - done):
@@ -80,3 +89,43 @@ def round_value(before: ir.Node, x: ir.Value, scale: float, zero: int, *, symmet
     codes.shape, codes.type = x.shape, ir.TensorType(kind)
     rounded.shape, rounded.type = x.shape, ir.TensorType(ir.DataType.FLOAT)
     return rounded
+
+
+def go_past(linear: Linear, features: NDArray[np.int64]) -> None:
+    """Adds the product of some features of a linear layer's input to its output, and takes them out of its weight."""
+    graph, tensor = linear.node.graph, linear.weight.const_value
+    if graph is None or tensor is None:
+        raise ValueError(f"{linear.path} is in no graph")
+    name, by_rows, rows = f"{linear.weight.name}.outliers", linear.transposed, linear.shape[0]
+    stored = ir.Shape(linear.shape if by_rows else linear.shape[::-1])
+
+    def whole() -> NDArray[np.float32]:
+        return np.asarray(tensor.numpy(), np.float32)
+
+    def few() -> ir.TensorProtocol:
+        found = whole()
+        # Three axes, because two are what tells a linear layer from other products.
+        return ir.tensor(np.ascontiguousarray(found[:, features].T if by_rows else found[features])[None], name=name)
+
+    def rest() -> ir.TensorProtocol:
+        found = whole().copy()
+        found[(slice(None), features) if by_rows else features] = 0
+        return ir.tensor(found, name=linear.weight.name)
+
+    shape = ir.Shape((1, len(features), rows))
+    weight = edit.initializer(
+        graph, name, ir.LazyTensor(few, dtype=ir.DataType.FLOAT, shape=shape, name=name, cache=False)
+    )
+    linear.weight.const_value = ir.LazyTensor(
+        rest, dtype=ir.DataType.FLOAT, shape=stored, name=linear.weight.name, cache=False
+    )
+    picked, last = edit.ints(graph, features.tolist()), linear.y.producer()
+    if last is None:
+        raise ValueError(f"{linear.path} has no output")
+    (some,) = edit.insert(linear.node, "Gather", [linear.x, picked], {"axis": -1}, name=f"{name}/Gather")
+    (past,) = edit.insert(linear.node, "MatMul", [some, weight], name=f"{name}/MatMul")
+    total = edit.append(last, "Add", [linear.y, past], name=f"{name}/Add")
+    lead = list(linear.x.shape)[:-1] if linear.x.shape is not None else []
+    some.shape, past.shape = ir.Shape([*lead, len(features)]), linear.y.shape
+    some.type = past.type = ir.TensorType(ir.DataType.FLOAT)
+    total.shape, total.type = linear.y.shape, linear.y.type

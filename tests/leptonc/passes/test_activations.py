@@ -10,6 +10,7 @@ import pytest
 from leptonc.calibrate.calibrators import Grid
 from leptonc.errors import InputError
 from leptonc.ir.dialect import DialectError, count_ops, verify
+from leptonc.ir.structure import layer_of, linears, weight_of
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
 from tests.leptonc import models
@@ -37,6 +38,36 @@ def test_one_pair_for_all_that_read_a_value(symmetric: bool, tmp_path: Path) -> 
     out = graph(input_ids=np.array([IDS]), past_length=np.array([0]), **graph.caches(32))
     assert np.abs(out[str(rounded.name)] - grid.round(out[str(x.name)])).max() <= 1e-6  # type: ignore[union-attr]
     assert 0 < np.abs(got - before).max() < 0.5 * np.abs(before).max()
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-bert"])
+def test_outliers_go_past_the_integers(name: str, tmp_path: Path) -> None:
+    """Features that stay float, against the same layer by hand: the others' rounded product and theirs."""
+    model = models.captured(name).model
+    linear = [each for each in linears(model) if layer_of(each.path)][-1]
+    weight, features = weight_of(linear), (2, 3, 31)
+    bias = 0 if linear.bias is None else linear.bias.const_value.numpy()  # type: ignore[union-attr]
+    grid = Grid.over(-0.05, 0.05, False)  # so narrow that everything saturates
+    config = QuantizeActivationsConfig(False, ((linear.path, grid.scale, grid.zero),), ((linear.path, features),))
+    readers = [use.node for use in linear.y.uses()]
+    Manager().run(model, [QuantizeActivations(config)])
+    verify(model)
+    total = next(node for node in readers[0].inputs if node is not None and str(node.name).endswith("outliers/Add"))
+    model.graph.outputs.extend([linear.x, total])
+    graph = models.Graph(model, tmp_path, optimize=False)
+    given = {"input_ids": np.array([IDS])}
+    if name == "tiny-bert":
+        whole = np.ones_like(given["input_ids"])
+        given |= {"attention_mask": whole, "token_type_ids": 0 * whole}
+    else:
+        given |= {"past_length": np.array([0]), **graph.caches(32)}
+    out = graph(**given)
+    x = out[str(linear.x.name)].astype(np.float64)
+    others = np.ones(weight.shape[1])
+    others[list(features)] = 0
+    want = (grid.round(x.astype(np.float32)) * others + x * (1 - others)) @ weight.T.astype(np.float64) + bias
+    assert np.abs(out[str(total.name)] - want).max() <= 1e-5 * np.abs(want).max()
+    assert np.abs(x[..., features]).max() > 0.05
 
 
 def test_a_layer_that_is_not_there() -> None:
