@@ -170,7 +170,8 @@ def choose(
     found = [tried(strength, scale, 0) for strength, scale in tries]
     best = min(found, key=lambda each: each.error)
     count = min(OUTLIERS, seen.width // 64)
-    if count and len(linears) == 1 and (place is None or place.norm is None):
+    alone = len(linears) == 1 and len(list(linears[0].weight.uses())) == 1  # a shared weight is another layer's too
+    if count and alone and (place is None or place.norm is None):
         past = min((tried(strength, scale, count) for strength, scale in tries), key=lambda each: each.error)
         best = past if past.error < GAIN * best.error else best
     by = np.ones(seen.width, np.float32) if best.scales is None else best.scales.copy()

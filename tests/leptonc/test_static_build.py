@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import runtime_edge
@@ -116,6 +117,10 @@ def test_features_that_reach_far_go_past_the_integers() -> None:
     assert found.error < 0.01 * found.unsmoothed
     assert max(np.abs(found.ends)) < 6
     assert not found.importance[list(found.outliers)].any()
+    # A weight that another layer reads too stays whole.
+    second = ir.node("Identity", [linear.weight])
+    assert choose(seen, (linear,), None, "search", symmetric=False).outliers == ()
+    second.replace_input_with(0, None)
     # Features alike need none.
     plain = Statistics("layer", width)
     plain.add(x[3:])
