@@ -46,6 +46,8 @@ def test_pairs_on_both_sides_of_every_product(name: str, target: str, text: Path
         rounded = node.inputs[0].producer()  # type: ignore[union-attr]
         turned = node.inputs[1].producer()  # type: ignore[union-attr]
         assert rounded is not None
+        if str(node.name).endswith("outliers/MatMul"):  # the few features that go past the integers
+            continue
         assert rounded.op_type == "DequantizeLinear"
         quantize = rounded.inputs[0].producer()  # type: ignore[union-attr]
         assert quantize is not None
