@@ -29,7 +29,8 @@ STRENGTHS = (0.5, 0.8, 0.9)  # of smoothing what a norm makes, besides none
 CAPS = (0.01, 0.05)  # parts of the features of other values that are brought down to the others, besides none
 SEARCH = 128  # ordinary tokens that strengths are compared on
 OUTLIERS = 16  # features, one in 64 at most, that may go past the integers of a value that one layer reads
-GAIN = 0.7  # of the error is left at most where they do: they cost three small operators
+# They do where the error is above the first, and at most this part of it is left: they cost three small operators.
+LARGE, GAIN = 0.003, 0.5
 SHARE = 0.9  # of the layers' multiply-adds that are 8-bit at least
 # How much of the error of weights that are rounded to nearest is left: paired codes add to it, GPTQ removes from it.
 ROUNDED, SOLVED = 1.7, 0.3
@@ -127,7 +128,7 @@ def choose(
 ) -> Choice:  # fmt: skip
     """Chooses the grid of one value and, where it can be divided, the smoothing whose outputs are off least.
 
-    Where one layer reads it, and no norm makes it, features that reach furthest may go past the integers: see `GAIN`.
+    Where one layer reads it, and no norm makes it, features that reach furthest may go past the integers: see `LARGE`.
 
     Outputs are compared on the tokens that `Statistics.sample` gives, with inputs on their grid, and with weights on
     one of 8 bits a channel; `weights` is how much the error of the latter counts.
@@ -173,7 +174,7 @@ def choose(
     alone = len(linears) == 1 and len(list(linears[0].weight.uses())) == 1  # a shared weight is another layer's too
     if count and alone and (place is None or place.norm is None):
         past = min((tried(strength, scale, count) for strength, scale in tries), key=lambda each: each.error)
-        best = past if past.error < GAIN * best.error else best
+        best = past if best.error > LARGE and past.error < GAIN * best.error else best
     by = np.ones(seen.width, np.float32) if best.scales is None else best.scales.copy()
     importance = seen.importance() / np.square(by.astype(np.float64))
     importance[list(best.outliers)] = 0
