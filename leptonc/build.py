@@ -32,6 +32,7 @@ class BuildOptions:
         activations: none, or int8: linear layers read 8-bit integers with scales known before the model runs.
         calibrator: What chooses the ranges of these integers: minmax, percentile, entropy, mse, or search for
             that whose outputs are off least, layer by layer.
+        kv_cache: int8 for keys and values of 8 bits in a decoder's cache; None for float32.
         prefill: int8 for a second graph with 8-bit weights and activations that prompts go through; None for none.
         block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points; None for yes, but no with auto.
@@ -65,6 +66,7 @@ class BuildOptions:
     weights: str | None = None
     activations: str = "none"
     calibrator: str = "search"
+    kv_cache: str | None = None
     prefill: str | None = None
     block_size: int | None = None
     symmetric: bool | None = None
@@ -160,6 +162,7 @@ def _check_method(options: BuildOptions) -> None:
     readers = {
         "--method gptq": options.method == "gptq", "--weights auto:SIZE": (options.weights or "").startswith("auto"),
         "--activations int8": options.activations != "none", "--prefill": options.prefill is not None,
+        "--kv-cache": options.kv_cache is not None,
         "--prune": options.prune is not None, "--heal": options.heal is not None,
     }  # fmt: skip
     if not any(readers.values()):
@@ -196,7 +199,7 @@ def _jobs(options: BuildOptions, clock: Timed) -> list[Job]:
             Job(
                 name, target, scheme, options.block_size, options.symmetric, budget, method, options.embeddings,
                 options.check, clock, rules=options.layers, activations=options.activations,
-                calibrator=options.calibrator, prefill=options.prefill,
+                calibrator=options.calibrator, kv_cache=options.kv_cache, prefill=options.prefill,
             )
         )  # fmt: skip
     return jobs
@@ -347,7 +350,8 @@ class _Build:
             format=FORMAT, format_version=FORMAT_VERSION, name=self.source.name, task=captured.task.name,
             architecture=str(captured.config.model_type), parameters=captured.parameters,
             source=dict(self.source.origin), tokenizer=tokenizer_of(self.source, captured),
-            variants=variants, files=writer.listing(), decoder=decoder_of(captured), encoder=encoder_of(captured),
+            variants=variants, files=writer.listing(), encoder=encoder_of(captured),
+            decoder=decoder_of(captured, self.options.kv_cache or "float32"),
             passes=tuple(self.records), toolchain=toolchain(),
             report="report.json" if "report.json" in writer.files else None,
         )  # fmt: skip

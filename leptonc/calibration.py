@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from leptonc.artifact.writer import ArtifactWriter, stored_bytes
 from leptonc.backends import MODULES, Job, backend_of
 from leptonc.calibrate.activations import ROUNDED, SOLVED, choices, describe, divergences, kept_higher, static_of
+from leptonc.calibrate.caches import cache_scales
 from leptonc.calibrate.generate import generate, rounds
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.calibrate.solve import Solver
@@ -127,7 +128,7 @@ class Calibration:
 
     def prepare(self, job: Job, model: ir.Model) -> None:
         """Gives a job what it needs: what is kept in more bits, and what chooses codes; its report says both."""
-        if job.budget is None and job.method == "rtn" and job.activations == "none" and job.prefill is None:
+        if not job.calibrated:
             return
         windows = self.windows
         about: dict[str, Any] = {
@@ -135,6 +136,11 @@ class Calibration:
             "calibration": {"text": self.name, "samples": len(windows), "tokens": sum(map(len, windows))},
         }
         job.report["quantization"] = about
+        if job.kv_cache is not None:
+            with self.clock.stage("cache ranges", len(stages(model))) as advance:
+                job.cache_scales = cache_scales(
+                    model, windows[:LOOKS], self.scratch, memory=self.memory, advance=advance
+                )
         if job.prefill is not None:
             job.report["prefill"] = prefill = {"calibration": about["calibration"]}
             job.prefill_static = self._activations(job, model, prefill, solved=False)

@@ -258,7 +258,7 @@ def prune(
     request: Request, options: BuildOptions, jobs: Sequence[Job], calibration: Calibration, manager: Manager
 ) -> dict[str, Any]:
     """Prunes a build's captured model in place, before its variants part; returns what the report says of it."""
-    if any(job.method == "gptq" or job.budget is not None or job.activations != "none" or job.prefill for job in jobs):
+    if any(job.calibrated for job in jobs):
         calibration.windows  # noqa: B018 (what later steps read is written by the whole model)
     multiple = max(MULTIPLES[job.target.backend] for job in jobs)
     method = options.prune_method or RECONSTRUCTION

@@ -57,7 +57,7 @@ def _token_ids(tokenizer_json: bytes) -> dict[str, int]:
     return found or Parsed.from_str(tokenizer_json.decode()).get_vocab()
 
 
-def decoder_of(captured: Captured) -> Decoder | None:
+def decoder_of(captured: Captured, cache_dtype: str = "float32") -> Decoder | None:
     """Returns a causal model's record, its cache read off the graph's inputs; None for other tasks."""
     if not captured.task.cached:
         return None
@@ -70,7 +70,10 @@ def decoder_of(captured: Captured) -> Decoder | None:
         layers.append(
             CacheLayer(kv_heads=int(key[1]), key_dim=int(key[3]), value_dim=int(value[3]), window=windows[i] or None)  # type: ignore[index, arg-type]
         )
-    return Decoder(vocab_size=int(captured.config.vocab_size), max_seq_len=captured.max_seq_len, cache=tuple(layers))
+    return Decoder(
+        vocab_size=int(captured.config.vocab_size), max_seq_len=captured.max_seq_len, cache=tuple(layers),
+        cache_dtype=cache_dtype,
+    )  # fmt: skip
 
 
 def encoder_of(captured: Captured) -> Encoder | None:

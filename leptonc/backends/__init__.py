@@ -6,7 +6,7 @@ A backend is a module with the functions of `Backend`, imported when a build nee
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import targets
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from leptonc.artifact.writer import ArtifactWriter
     from leptonc.evaluate.measure import Sample
@@ -62,7 +63,9 @@ class Job:
             8 bits, once the budget is spent.
         activations: Number format that activations are quantized to: none or int8.
         calibrator: What chooses their ranges.
+        kv_cache: Number format of the cache's keys and values: int8; None for float.
         prefill: Number format that weights and activations of a second graph, for prefill, have: int8; or None.
+        cache_scales: Steps of the channels of each cache, by the graph's input, once they are known.
         static: How activations are quantized, once the model is captured and calibrated.
         prefill_static: The same in the graph for prefill.
         prefill_layers: What `layers` is in the graph for prefill.
@@ -89,13 +92,21 @@ class Job:
     layers: tuple[LayerFormat, ...] = ()
     activations: str = "none"
     calibrator: str = "search"
+    kv_cache: str | None = None
     prefill: str | None = None
     solve: Solve | None = None
+    cache_scales: Mapping[str, NDArray[Any]] | None = None
     static: StaticActivations | None = None
     prefill_static: StaticActivations | None = None
     prefill_layers: tuple[LayerFormat, ...] = ()
     recovery: Heal | None = None
     report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it takes a text to choose its numbers."""
+        wanted = (self.budget, self.prefill, self.kv_cache)
+        return self.method == "gptq" or self.activations != "none" or any(each is not None for each in wanted)
 
     @property
     def label(self) -> str:

@@ -113,6 +113,12 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     help="Add a second graph with 8-bit weights and activations that prompts go through: faster, and as large again.",
 )
 @click.option(
+    "--kv-cache",
+    type=click.Choice(("int8",)),
+    help="Keep keys and values as 8-bit integers, with scales from a calibration text: a quarter of the memory.  "
+    "[default: float]",
+)
+@click.option(
     "--block-size",
     type=click.Choice(("16", "32", "64", "128", "256")),
     help="Weights that share one scale, for int4 and int8.  [default: the backend's: 32 for ONNX Runtime]",
@@ -221,6 +227,7 @@ def build(
     weights: str | None,
     activations: str,
     calibrator: str,
+    kv_cache: str | None,
     prefill: str | None,
     block_size: str | None,
     symmetric: bool | None,
@@ -271,6 +278,7 @@ def build(
             weights=weights,
             activations=activations,
             calibrator=calibrator,
+            kv_cache=kv_cache,
             prefill=prefill,
             block_size=None if block_size is None else int(block_size),
             symmetric=symmetric,

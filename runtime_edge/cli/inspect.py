@@ -11,6 +11,7 @@ import msgspec
 
 from runtime_edge.cli import options
 from runtime_edge.cli.console import megabytes, print_json, print_pairs
+from runtime_edge.manifest import CACHE_DTYPES
 
 _MAX_REPORT_BYTES = 16 * 2**20
 _FEW = 8  # rows of a table that a person reads here
@@ -156,7 +157,7 @@ def _variant(manifest: Any, variant: Any) -> Iterator[str]:
 
 
 def _cache(decoder: Any) -> str:
-    item = {"float32": 4, "float16": 2, "bfloat16": 2}[decoder.cache_dtype]
+    item = CACHE_DTYPES[decoder.cache_dtype]
     a_token = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in decoder.cache) * item
     return f"{len(decoder.cache)} layers of {decoder.cache_dtype}, {a_token / 1024:.1f} KiB a token"
 

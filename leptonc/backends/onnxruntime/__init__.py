@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from leptonc.backends import Job
 from leptonc.backends.onnxruntime.attention import (
@@ -68,6 +70,11 @@ def preflight(job: Job) -> None:
             f"expected a model that generates text for --prefill, found one for {job.captured.task.name}",
             hint="--weights int8 --activations int8 is the same for an encoder",
         )
+    if job.kv_cache is not None and not job.captured.task.cached:
+        raise InputError(
+            f"expected a model that generates text for --kv-cache, found one for {job.captured.task.name}",
+            hint="an encoder has no cache",
+        )
     symmetric = job.budget is None if job.symmetric is None else job.symmetric
     usual = LayerRule(weights=job.scheme, block_size=job.block_size, symmetric=symmetric)
     job.layers = resolve(job.rules, job.captured.model, Forms("ONNX Runtime", WEIGHTS, usual, lambda _: BLOCK_SIZE))
@@ -104,7 +111,7 @@ def _quantize(job: Job) -> list[Pass]:
 
 def passes(job: Job, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
-    return [*_quantize(job), *([job.recovery] if job.recovery is not None else []), *lowerings()]
+    return [*_quantize(job), *([job.recovery] if job.recovery is not None else []), *lowerings(job.cache_scales)]
 
 
 def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
@@ -125,15 +132,15 @@ def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
     config = dataclasses.replace(
         config, method="rtn", channels=static.layers, layers=(*job.prefill_layers, *raised)
     )
-    return [*static.passes(), QuantizeWeights(config, importance=static.importance), *lowerings()]
+    return [*static.passes(), QuantizeWeights(config, importance=static.importance), *lowerings(job.cache_scales)]
 
 
-def lowerings() -> tuple[Pass, ...]:
-    """Returns the passes that lower a graph of the dialect, in order."""
+def lowerings(cache_scales: Mapping[str, NDArray[Any]] | None = None) -> tuple[Pass, ...]:
+    """Returns the passes that lower a graph of the dialect, in order; with scales, to caches of 8-bit integers."""
     return (
         LastLogits(),
         FuseLinears(),
-        CachedAttentionToGroupQuery(),
+        CachedAttentionToGroupQuery(cache_scales),
         PackQueryKeyValue(),
         AttentionToMultiHead(),
         EmbeddingToKernels(),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from leptonc.errors import InputError
 from leptonc.ir import edit
-from leptonc.ir.dialect import DOMAIN, attribute
-from leptonc.passes.base import Pass
+from leptonc.ir.dialect import DOMAIN, attribute, module_of
+from leptonc.passes.base import Config, Pass
 
 MS = "com.microsoft"
 # What GroupQueryAttention's kernel wants of a head's width, and of a rotary table's.
@@ -71,6 +74,13 @@ def merged_output(y: ir.Value) -> ir.Value | None:
     return reshape.outputs[0] if shape is not None and len(shape) == 3 else None
 
 
+@dataclass(frozen=True)
+class GroupQueryConfig(Config):
+    """`kv_cache`: number format of keys and values in the cache, float32 or int8."""
+
+    kv_cache: str = "float32"
+
+
 class CachedAttentionToGroupQuery(Pass):
     """`lepton.CachedAttention` becomes `GroupQueryAttention`, with the rotary embedding inside it.
 
@@ -78,10 +88,18 @@ class CachedAttentionToGroupQuery(Pass):
        before it: the CPU kernel refuses its own inputs for them.
     2. Keys and values have the same width, as the kernel wants; else the call stays, and runs as its body.
     3. The cache is written in place when the runtime binds one buffer as past and present.
+    4. With scales, keys and values are 8-bit integers there: rounded as they are written, and read as such.
+
+    Args:
+        scales: Steps float32 [heads, width] of each cache, by the name of the graph's input; None for a float cache.
     """
 
     name = "ort-group-query-attention"
     in_dialect = False
+
+    def __init__(self, scales: Mapping[str, NDArray[Any]] | None = None) -> None:
+        super().__init__(GroupQueryConfig("float32" if scales is None else "int8"))
+        self._scales = scales
 
     def run(self, model: ir.Model) -> int:
         calls = [n for n in model.graph if n.op_type == "CachedAttention" and n.domain == DOMAIN]
@@ -107,11 +125,11 @@ class CachedAttentionToGroupQuery(Pass):
         query, key, value = (heads_of(v) for v in node.inputs[:3])
         out = merged_output(node.outputs[0])
         if query is None or key is None or value is None or out is None or value.norm or value.rotary:
-            return 0
+            return self._left(node)
         q_shape, past_key, past_value = node.inputs[0].shape, node.inputs[3], node.inputs[4]  # type: ignore[union-attr]
         dim = int(q_shape[3])  # type: ignore[index, arg-type]
         if past_value.shape[3] != dim or dim % HEAD_MULTIPLE:  # type: ignore[union-attr, index]
-            return 0
+            return self._left(node)
         rotary = self._shared_rotary(query, key)
         window = int(attribute(node, "window", 0))
         attributes: dict[str, Any] = {
@@ -125,6 +143,10 @@ class CachedAttentionToGroupQuery(Pass):
         lengths = self._sequence_lengths(graph, node.inputs[5])  # type: ignore[arg-type]
         parts = [_prepared(graph, node, h, dim, rotary is not None) for h in (query, key, value)]
         inputs = [*parts, past_key, past_value, *lengths, *tables]
+        if self._scales is not None:
+            steps = [self._integers(graph, past) for past in (past_key, past_value)]  # type: ignore[arg-type]
+            inputs += [None, None, None, *steps]  # position ids, a bias and sinks come before
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         while inputs[-1] is None:
             inputs.pop()
         y, *presents = edit.insert(node, "GroupQueryAttention", inputs, attributes, domain=MS, outputs=3)
@@ -132,7 +154,26 @@ class CachedAttentionToGroupQuery(Pass):
         edit.replace(out, y)
         for old, new in zip(node.outputs[1:], presents, strict=True):
             edit.replace(old, new)
+            if self._scales is not None:
+                new.type = ir.TensorType(ir.DataType.INT8)
         return 1
+
+    def _integers(self, graph: ir.Graph, past: ir.Value) -> ir.Value:
+        """Makes a cache one of integers; returns its steps [1, heads, 1, width]."""
+        assert self._scales is not None
+        past.type = ir.TensorType(ir.DataType.INT8)
+        steps = self._scales[str(past.name)][None, :, None]
+        return edit.initializer(graph, f"{past.name}.scale", ir.tensor(steps, name=f"{past.name}.scale"))
+
+    def _left(self, node: ir.Node) -> int:
+        """Leaves a call as it is: it runs as its body, over a float cache."""
+        if self._scales is not None:
+            raise InputError(
+                "expected attention that GroupQueryAttention can do for an int8 cache, found other in "
+                f"{module_of(node)}",
+                hint="leave out --kv-cache",
+            )
+        return 0
 
     @staticmethod
     def _shared_rotary(query: Heads, key: Heads) -> ir.Node | None:

@@ -70,6 +70,11 @@ def check_request(job: Job) -> None:
             f"expected no graph for prefill for target {job.target.name}, found {job.prefill}",
             hint="an engine has a profile for prefill; --prefill is for ONNX Runtime's targets",
         )
+    if job.kv_cache is not None:
+        raise InputError(
+            f"expected a cache in the engine's own format for target {job.target.name}, found {job.kv_cache}",
+            hint="--kv-cache is for ONNX Runtime's targets",
+        )
     recipes.checked(job)
     _quantize(job)
 
