@@ -221,7 +221,7 @@ class _Build:
         from leptonc.artifact.page import report_page
         from leptonc.artifact.report import shapes_of
         from leptonc.artifact.writer import ArtifactWriter, check_out
-        from leptonc.calibration import Calibration
+        from leptonc.calibration import WINDOWS, Calibration, looks
         from leptonc.evaluate.measure import Sample
         from leptonc.frontend.capture import capture
         from leptonc.healing import Healing
@@ -250,7 +250,7 @@ class _Build:
         with ArtifactWriter(self.out, replace=options.force) as writer:
             self.calibration = Calibration(
                 captured, sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.path, clock,
-                self.texts,
+                WINDOWS if options.heal or self.pruning else max(map(looks, self.jobs)), self.texts,
             )  # fmt: skip
             self.healing = Healing(options.heal, options.resume, options.seed, self.calibration)
             self._tokenizer_files(writer)

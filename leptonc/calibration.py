@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
 TRIALS, TRIAL = 2, 128  # those that sensitivities are measured on
-LOOKS = 12  # of a decoder's texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens
+LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
 _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
@@ -57,6 +57,11 @@ def parse_budget(weights: str | None) -> int | None:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
+def looks(job: Job) -> int:
+    """Returns how many texts a job's codes come from: eight bits leave so little error that fewer tell as much."""
+    return LOOKS if job.scheme == "int8" and job.budget is None else WINDOWS
+
+
 @dataclass
 class Calibration:
     """The calibration of one build, shared by its variants.
@@ -69,6 +74,7 @@ class Calibration:
         memory: Bytes of activations kept in memory.
         scratch: Directory for temporary files.
         clock: Times stages.
+        count: Texts that a decoder writes, or that are cut from a file for it.
         texts: What models wrote, by length and seed, for builds of the same source.
     """
 
@@ -79,6 +85,7 @@ class Calibration:
     memory: int
     scratch: Path
     clock: Clock
+    count: int = WINDOWS
     texts: dict[Any, list[NDArray[np.int64]]] = field(default_factory=dict)
     name: str = field(init=False, default="")
 
@@ -92,7 +99,7 @@ class Calibration:
             return text_windows(texts, lambda text: list(tokenizer.encode(text).ids), WINDOWS * 8)
         if self.file is None:
             self.name = f"written by the model, seed {self.seed}"
-            key = (length, self.seed)
+            key = (length, self.seed, self.count)
             if key not in self.texts:
                 self.texts[key] = self._written(length)
             return self.texts[key]
@@ -100,8 +107,8 @@ class Calibration:
         # What the tokenizer puts before every text: models that know it go astray without.
         lead = tokenizer.encode("").ids
         return token_windows(
-            read_texts(self.file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), WINDOWS,
-            length, lead,
+            read_texts(self.file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+            self.count, length, lead,
         )  # fmt: skip
 
     def _written(self, length: int) -> list[NDArray[np.int64]]:
@@ -115,15 +122,15 @@ class Calibration:
         model = self.captured.model.clone()
         Manager().run(model, [QuantizeWeights(QuantizeWeightsConfig(bits=8)), *backend.lowerings()])
         backend.finish(model)
-        steps = rounds(WINDOWS) * (length - 1)
+        steps = rounds(self.count) * (length - 1)
         with (
             self.clock.stage("calibration text", steps) as advance,
             ArtifactWriter(self.scratch / "writes", replace=False) as writer,
         ):
             writer.add_graph("model.onnx", model)
             return generate(
-                writer.path / "model.onnx", first[0], about.eos_token_ids, WINDOWS, length, seed=self.seed,
-                memory=self.memory, advance=advance,
+                writer.path / "model.onnx", first[0], about.eos_token_ids, self.count, length,
+                seed=self.seed, memory=self.memory, advance=advance,
             )  # fmt: skip
 
     def prepare(self, job: Job, model: ir.Model) -> None:
@@ -139,7 +146,7 @@ class Calibration:
         if job.kv_cache is not None:
             with self.clock.stage("cache ranges", len(stages(model))) as advance:
                 job.cache_scales = cache_scales(
-                    model, windows[:LOOKS], self.scratch, memory=self.memory, advance=advance
+                    model, self._part(LOOKS), self.scratch, memory=self.memory, advance=advance
                 )
         if job.prefill is not None:
             job.report["prefill"] = prefill = {"calibration": about["calibration"]}
@@ -150,9 +157,11 @@ class Calibration:
         if job.activations == "int8":
             job.static = self._activations(job, model, about, solved=job.method == "gptq")
         if job.method == "gptq":
-            # Eight bits leave so little error that half of the text tells as much.
-            some = windows[: LOOKS if job.scheme == "int8" and job.budget is None else None]
-            job.solve = Solver(some, self.scratch, self.memory, self.clock.stage, about)
+            job.solve = Solver(self._part(looks(job)), self.scratch, self.memory, self.clock.stage, about)
+
+    def _part(self, count: int | None) -> list[NDArray[np.int64]]:
+        """So many of the texts, evenly spread over them; None for all."""
+        return self.windows if count is None else self.windows[:: max(1, len(self.windows) // count)][:count]
 
     def _activations(self, job: Job, model: ir.Model, about: dict[str, Any], *, solved: bool) -> StaticActivations:
         """Chooses how the inputs of linear layers become integers, and which stay as they are; `about` is told.
@@ -160,14 +169,14 @@ class Calibration:
         `solved` says that GPTQ will choose the codes of the weights.
         """
         symmetric = MODULES[job.target.backend] == MODULES["tensorrt"]
-        looks = self.windows[: LOOKS if self.captured.task.cached else None]
+        seen = self._part(LOOKS if self.captured.task.cached else None)
         with self.clock.stage("activations", len(stages(model))) as advance:
             found = choices(
-                model, looks, job.calibrator, self.scratch, symmetric=symmetric,
+                model, seen, job.calibrator, self.scratch, symmetric=symmetric,
                 weights=SOLVED if solved else ROUNDED, memory=self.memory, advance=advance,
             )  # fmt: skip
         # One from the start of a text, others from its middle: whatever comes first draws the massive activations.
-        parts = self.windows[:: max(1, len(self.windows) // TRIALS)][:TRIALS]
+        parts = self._part(TRIALS)
         trials = [part[-TRIAL // 2 :] if at else part[: TRIAL // 2] for at, part in enumerate(parts)]
         with self.clock.stage("sensitivity", len(stages(model))) as advance:
             errors = divergences(
@@ -208,7 +217,7 @@ class Calibration:
         fixed = {path for each in job.layers for path in each.paths}
         if all(extra(each.shape) > budget - size for each in linears(model) if each.path not in fixed):
             return
-        trials = [window[:TRIAL] for window in self.windows[:: max(1, len(self.windows) // TRIALS)]]
+        trials = [window[:TRIAL] for window in self._part(TRIALS)]
         with self.clock.stage("sensitivity", len(stages(model))) as advance:
             found = sensitivities(model, trials, config.form, self.scratch, memory=self.memory, advance=advance)
         found = [each for each in (*_outside_layers(model), *found) if each.path not in fixed]

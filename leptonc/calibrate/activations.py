@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.calibrators import SEARCH as SEARCHES
-from leptonc.calibrate.calibrators import Grid, calibrators, grid_of
+from leptonc.calibrate.calibrators import Grid, calibrators, grids_of
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.statistics import Statistics
@@ -164,7 +164,7 @@ def choose(
         narrowed = by.copy()
         narrowed[few] = np.inf  # what is divided by it is zero
         known = None if scales is None and not count else narrowed
-        grids = [grid_of(seen, name, symmetric, known) for name in names]
+        grids = grids_of(seen, names, symmetric, known)
         off, grid = min(((part((each.round(x) - x) @ moved.T), each) for each in grids), key=lambda found: found[0])
         return _Tried(off + by_weights, strength, scales, tuple(few.tolist()), grid)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,23 +105,27 @@ def mse(ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], symmet
     The lower and the upper end shrink together or one alone; massive activations count as `Statistics` weighs them.
     """
     best, least = ends, np.inf
-    parts = [ordinary, sinks] if sinks.counts.any() else [ordinary]
+    parts = [_held(part) for part in (ordinary, sinks) if part.counts.any()]
     for limit in {(ordinary.low, ordinary.high), ends}:
         for shrink in np.arange(1, STEPS + 1) / STEPS:
             for low, high in ((limit[0] * shrink, limit[1] * shrink), (limit[0] * shrink, limit[1]),
                               (limit[0], limit[1] * shrink)):  # fmt: skip
-                cost = sum(_cost(part, Grid.over(low, high, symmetric)) for part in parts)
+                cost = sum(_cost(*part, Grid.over(low, high, symmetric)) for part in parts)
                 if cost < least:
                     best, least = (low, high), cost
     return best
 
 
-def _cost(seen: Histogram, grid: Grid) -> float:
-    """Sum of squares of what a grid does to a histogram's values: a twelfth of its step squared, or the cut."""
+def _held(seen: Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The middles of a histogram's bins that hold something, and their counts."""
+    held = np.flatnonzero(seen.counts)
+    return seen.centers()[held], seen.counts[held]
+
+
+def _cost(x: NDArray[np.float64], counts: NDArray[np.float64], grid: Grid) -> float:
+    """Sum of squares of what a grid does to values: a twelfth of its step squared, or the cut."""
     bottom, top = (-128, 127) if grid.symmetric else (0, 255)
     low, high = (bottom - grid.zero - 0.5) * grid.scale, (top - grid.zero + 0.5) * grid.scale
-    held = np.flatnonzero(seen.counts)
-    x, counts = seen.centers()[held], seen.counts[held]
     cut = np.maximum(np.maximum(low + grid.scale / 2 - x, x - high + grid.scale / 2), 0)
     inside = (x >= low) & (x <= high)
     return float((counts * np.where(inside, grid.scale**2 / 12, cut**2)).sum())
@@ -146,8 +150,10 @@ def calibrators(name: str) -> tuple[str, ...]:
     return SEARCHED if name == SEARCH else (name,)
 
 
-def grid_of(seen: Statistics, name: str, symmetric: bool, scales: NDArray[np.float32] | None = None) -> Grid:
-    """Chooses the grid of a value, its features divided by `scales` [width] where these are given."""
+def grids_of(
+    seen: Statistics, names: Sequence[str], symmetric: bool, scales: NDArray[np.float32] | None = None
+) -> list[Grid]:  # fmt: skip
+    """Returns what each calibrator makes of a value, its features divided by `scales` [width] where these are given."""
     ordinary, sinks = seen.scaled_histogram(scales)
-    low, high = CALIBRATORS[name](ordinary, sinks, seen.ends(scales), symmetric)
-    return Grid.over(low, high, symmetric)
+    ends = seen.ends(scales)
+    return [Grid.over(*CALIBRATORS[name](ordinary, sinks, ends, symmetric), symmetric) for name in names]

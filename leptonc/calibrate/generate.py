@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BATCH = 16  # texts that are written at once, at most
+RUN = 256  # tokens whose chances are summed up together
 
 
 def generate(
@@ -101,6 +102,20 @@ def draw(logits: NDArray[np.float32], banned: Sequence[int], random: np.random.G
     """Draws a token of each row of logits float32 [rows, vocab], which are overwritten; returns int64 [rows]."""
     logits[:, list(banned)] = -np.inf
     logits -= logits.max(-1, keepdims=True)
-    cumulative = np.exp(logits, out=logits).cumsum(-1, dtype=np.float64)
-    drawn = random.random(len(logits)) * cumulative[:, -1]
-    return np.array([np.searchsorted(c, d, side="right") for c, d in zip(cumulative, drawn, strict=True)], np.int64)
+    parts = np.exp(logits, out=logits)
+    # First a run of tokens, by the runs' sums, then one of its tokens: summing up all of them takes four times as long.
+    starts = np.arange(0, parts.shape[1], RUN)
+    sums = np.add.reduceat(parts, starts, axis=1, dtype=np.float64).cumsum(-1)
+    drawn = random.random(len(parts)) * sums[:, -1]
+    found = np.empty(len(parts), np.int64)
+    for row, (part, known, wanted) in enumerate(zip(parts, sums, drawn, strict=True)):
+        at = _reaching(known, wanted)
+        inside = part[starts[at] : starts[at] + RUN].cumsum(dtype=np.float64)
+        found[row] = starts[at] + _reaching(inside, wanted - (known[at - 1] if at else 0.0))
+    return found
+
+
+def _reaching(sums: NDArray[np.float64], wanted: float) -> int:
+    """Index of the first sum above what is wanted; where rounding leaves none, of the first that is the whole."""
+    found = int(np.searchsorted(sums, wanted, side="right"))
+    return found if found < len(sums) else int(np.searchsorted(sums, sums[-1]))

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.solve import as_stored, inputs_of
-from leptonc.calibrate.walk import Stage, Store, Weights, feed, open_stage, stages
+from leptonc.calibrate.walk import Stage, Store, Together, Weights, open_stage, stages, weights_of
 from leptonc.errors import InputError
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.ir.types import fill_types
@@ -144,22 +144,24 @@ def measure(
         for at, stage in enumerate(cut):
             last = at == len(cut) - 1
             names = [output] if last else list(stage.outputs)
-            session = open_stage(model, stage, names, {}, Path(place))
-            results = [dict(zip(names, session.run(None, feed(stage, each)), strict=True)) for each in plain]
-            for path, variants in changed.items():
-                for values, mine, theirs in zip(plain, variants, results, strict=True):
-                    got = dict(zip(names, session.run(None, feed(stage, {**values, **mine})), strict=True))
-                    for name in [name for name in mine if name in stage.inputs]:
-                        store.release(mine.pop(name))
-                    _keep(path, mine, got, theirs, store, errors, output if last else None, first)
-            del session
-            for trial in trials(stage):
-                session = open_stage(model, stage, names, trial.weights(), Path(place), trial.change)
+            here = trials(stage)
+            weights = weights_of(model, stage) if here else {}  # read once for all of them
+            run = Together(open_stage(model, stage, names, weights, Path(place)), stage, names)
+            results = list(run(plain))
+            mixed = [(path, mine, i) for path, variants in changed.items() for i, mine in enumerate(variants)]
+            for (path, mine, i), got in zip(mixed, run([{**plain[i], **mine} for _, mine, i in mixed]), strict=True):
+                for name in [name for name in mine if name in stage.inputs]:
+                    store.release(mine.pop(name))
+                _keep(path, mine, got, results[i], store, errors, output if last else None, first)
+            for trial in here:
+                session = open_stage(
+                    model, stage, names, {**weights, **trial.weights()}, Path(place), trial.change, once=True
+                )
                 changed[trial.path] = [{} for _ in plain]
-                for values, mine, theirs in zip(plain, changed[trial.path], results, strict=True):
-                    got = dict(zip(names, session.run(None, feed(stage, values)), strict=True))
+                found = zip(changed[trial.path], results, Together(session, stage, names)(plain), strict=True)
+                for mine, theirs, got in found:
                     _keep(trial.path, mine, got, theirs, store, errors, output if last else None, first)
-                del session
+                del session, found
             for values, result in zip(plain, results, strict=True):
                 values.update({name: np.array(x) for name, x in result.items()})
             advance(1)

@@ -15,7 +15,7 @@ from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
-from leptonc.passes.quantize.gptq import gptq, output_error
+from leptonc.passes.quantize.gptq import factorize, gptq, output_error
 
 
 def inputs_of(model: ir.Model, token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -82,13 +82,14 @@ class Solver:
         def solve(stage: Stage) -> Weights:
             made: Weights = {}
             for name, group in stage.linears.items():
-                hessian = moments.pop(name).hessian()
+                hessian, factor = moments.pop(name).hessian(), None
                 for linear in group:
                     stored = form(linear)
                     if stored is None:
                         continue
                     key, weight = str(linear.weight.name), weight_of(linear)
-                    found = gptq(weight, stored, hessian)
+                    factor = factorize(hessian) if factor is None else factor
+                    found = gptq(weight, stored, hessian, factor)
                     error = output_error(weight, found, stored, hessian)
                     errors.append({"path": linear.path, "error": round(error, 6)})
                     codes[key] = found

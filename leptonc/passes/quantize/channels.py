@@ -30,14 +30,14 @@ def pair(codes: NDArray[np.float32]) -> None:
     """
     even = codes.shape[1] // 2 * 2
     left, right = codes[:, 0:even:2], codes[:, 1:even:2]
-    over = np.where(left * right > 0, np.maximum(np.abs(left + right) - PAIR, 0), 0).astype(np.float32)
-    if not over.any():
-        return
+    sums = left + right
+    where = np.nonzero(np.abs(sums, out=sums) > PAIR)  # few, and of one sign: others reach 126 together
+    over, one = sums[where] - PAIR, left[where]
     # Both end within 127 and of the sign they had: at most half of the sum goes from the smaller, the rest follows.
-    sign = np.sign(left)
-    first = np.minimum(np.ceil(over / 2), np.abs(left))
-    left -= sign * first
-    right -= sign * (over - first)
+    sign = np.sign(one)
+    first = np.minimum(np.ceil(over / 2), np.abs(one))
+    left[where] -= sign * first
+    right[where] -= sign * (over - first)
 
 
 class Neighbours:

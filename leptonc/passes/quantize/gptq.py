@@ -6,6 +6,7 @@ tr((W - Q) H (W - Q)^T) in the layer's outputs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from leptonc.passes.quantize.channels import Neighbours, channel_codes
 
 CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's range that are tried
 DAMPING = 0.01  # of the mean second moment, added to all, as in the paper
-PANEL = 128  # columns whose updates of the rest are made at once
+PANEL = 16  # channels that are updated one by one; further off, many errors are made up for at once
 
 
 def output_error(weight: NDArray[Any], parts: Codes, form: Format, hessian: NDArray[Any]) -> float:
@@ -28,9 +29,13 @@ def output_error(weight: NDArray[Any], parts: Codes, form: Format, hessian: NDAr
         form: Their format.
         hessian: Second moments of the inputs, float32 [in, in].
     """
-    off = weight - dequantize(parts, form)
-    whole = float(np.vdot(weight @ hessian, weight))
-    return float(np.vdot(off @ hessian, off)) / whole if whole > 0 else 0.0
+    whole = energy(weight, hessian)
+    return energy(weight - dequantize(parts, form), hessian) / whole if whole > 0 else 0.0
+
+
+def energy(weight: NDArray[Any], hessian: NDArray[Any]) -> float:
+    """Returns the sum of squares of a weight's outputs: tr(W H W^T)."""
+    return float(np.vdot(weight @ hessian, weight))
 
 
 def clip_search(weight: NDArray[Any], form: Format, importance: NDArray[Any]) -> Codes:
@@ -79,49 +84,108 @@ def inverse(scale: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > np.finfo(np.float32).tiny)
 
 
-def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any]) -> Codes:
+@dataclass(frozen=True)
+class Factor:
+    """What GPTQ needs of second moments H [in, in]: the same for all layers that read one value.
+
+    Attributes:
+        order: The inputs by their second moments, the largest first, int64 [in].
+        upper: U float32 [in, in] of U^T U = (H + damping)^-1, inputs in that order.
+    """
+
+    order: NDArray[np.int64]
+    upper: NDArray[np.float32]
+
+
+def factorize(hessian: NDArray[Any], damping: float = DAMPING) -> Factor | None:
+    """Returns the factor of second moments [in, in]; None for inputs that are always zero, which say nothing.
+
+    Args:
+        hessian: The moments.
+        damping: Part of their mean that is added to all.
+    """
+    import torch
+
+    moments = hessian.astype(np.float64)
+    diagonal = np.diag(moments)
+    mean = float(diagonal.mean())
+    if mean <= 0:
+        return None
+    order = np.argsort(-diagonal, kind="stable")
+    # With J, which turns the order round, and J H J = L L^T, U is J L^-1 J: one triangular inverse in place of a whole.
+    back = order[::-1]
+    turned = moments[np.ix_(back, back)]
+    turned[np.diag_indices_from(turned)] += damping * mean
+    lower = torch.linalg.cholesky(torch.from_numpy(turned))
+    inverted = torch.linalg.solve_triangular(lower, torch.eye(len(order), dtype=torch.float64), upper=False)
+    return Factor(order, np.ascontiguousarray(inverted.numpy()[::-1, ::-1], np.float32))
+
+
+def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None = None) -> Codes:
     """Quantizes one input channel after the other; those that come later make up for the errors so far.
 
-    Frantar et al., GPTQ (2022): channels in the order of their second moments, updates in panels, and scales fixed
-    before by `clip_search`, so that groups stay blocks of neighbouring channels whatever the order.
+    Frantar et al., GPTQ (2022): channels in the order of their second moments, updates of those that are further off
+    made together, and scales fixed before by `clip_search`, so that groups stay blocks of neighbouring channels
+    whatever the order.
 
     Args:
         weight: float32 [out, in].
         form: The format.
         hessian: Second moments of the inputs, [in, in].
+        factor: Of the moments, where it is known.
 
     Returns:
         Codes of GPTQ, or those of the clipping search where they are better on these very inputs.
     """
     searched = (channel_codes if form.paired else clip_search)(weight, form, np.diag(hessian))
-    moments = hessian.astype(np.float64)
-    mean = float(np.diag(moments).mean())
-    if mean <= 0:  # inputs that are always zero say nothing
+    factor = factorize(hessian) if factor is None else factor
+    if factor is None:
         return searched
-    columns = weight.shape[1]
-    order = np.argsort(-np.diag(moments), kind="stable")
-    moments = (moments + np.eye(columns) * DAMPING * mean)[np.ix_(order, order)]
-    upper = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(moments)).T, np.float32)
-    scale, zero = (np.ascontiguousarray(each[:, order].T) for each in
-                   spread(searched.scales, searched.zeros, form, columns))  # fmt: skip
-    inverted = inverse(scale)
-    rest = np.ascontiguousarray(weight[:, order].T, np.float32)  # [in, out]: a channel is one run of memory
-    codes = np.empty(rest.shape, np.uint8)
-    neighbours = Neighbours(order, rest.shape[1]) if form.paired else None
-    for start in range(0, columns, PANEL):
-        stop = min(start + PANEL, columns)
-        errors = np.empty((stop - start, rest.shape[1]), np.float32)
-        for at in range(start, stop):
-            code = np.clip(np.rint(rest[at] * inverted[at]) + zero[at], 0, form.top)
-            if neighbours is not None:  # the later of two makes room, and those after it make up for that
-                code = neighbours.limit(at, code)
-            codes[at] = code
-            error = (rest[at] - (code - zero[at]) * scale[at]) / upper[at, at]
-            rest[at + 1 : stop] -= np.outer(upper[at, at + 1 : stop], error)
-            errors[at - start] = error
-        rest[stop:] -= upper[start:stop, stop:].T @ errors
-    found = np.empty(weight.shape, np.uint8)
-    found[:, order] = codes.T
-    solved = Codes(found, searched.scales, searched.zeros)
-    better = output_error(weight, solved, form, hessian) <= output_error(weight, searched, form, hessian)
-    return solved if better else searched
+    solved = Codes(_Columns(weight, form, searched, factor).solve(), searched.scales, searched.zeros)
+    energies = [energy(weight - dequantize(each, form), hessian) for each in (solved, searched)]
+    return solved if energies[0] <= energies[1] else searched
+
+
+class _Columns:
+    """The channels of one weight on their way to codes, on the grids of `searched`."""
+
+    def __init__(self, weight: NDArray[Any], form: Format, searched: Codes, factor: Factor) -> None:
+        order = factor.order
+        grids = spread(searched.scales, searched.zeros, form, weight.shape[1])
+        self.scale, self.zero = (np.ascontiguousarray(each[:, order].T) for each in grids)
+        self.inverted = inverse(self.scale)
+        self.rest = np.ascontiguousarray(weight[:, order].T, np.float32)  # [in, out]: a channel is one run of memory
+        self.errors = np.empty_like(self.rest)
+        self.codes = np.empty(self.rest.shape, np.uint8)
+        self.upper, self.order, self.top = factor.upper, order, form.top
+        self.neighbours = Neighbours(order, self.rest.shape[1]) if form.paired else None
+
+    def solve(self) -> NDArray[np.uint8]:
+        """Returns the codes [out, in]."""
+        self._range(0, len(self.rest))
+        found = np.empty(self.codes.shape[::-1], np.uint8)
+        found[:, self.order] = self.codes.T
+        return found
+
+    def _range(self, start: int, stop: int) -> None:
+        """Solves some channels, by halves: what the first half got wrong goes to the second in one product."""
+        if stop - start <= PANEL:
+            for at in range(start, stop):
+                self._channel(at, stop)
+            return
+        middle = (start + stop) // 2
+        self._range(start, middle)
+        self.rest[middle:stop] -= self.upper[start:middle, middle:stop].T @ self.errors[start:middle]
+        self._range(middle, stop)
+
+    def _channel(self, at: int, stop: int) -> None:
+        scale, zero = self.scale[at], self.zero[at]
+        code = np.rint(self.rest[at] * self.inverted[at])
+        code += zero
+        np.clip(code, 0, self.top, out=code)
+        if self.neighbours is not None:  # the later of two makes room, and those after it make up for that
+            code = self.neighbours.limit(at, code)
+        self.codes[at] = code
+        error = np.divide(self.rest[at] - (code - zero) * scale, self.upper[at, at], out=self.errors[at])
+        if at + 1 < stop:
+            self.rest[at + 1 : stop] -= self.upper[at, at + 1 : stop, None] * error

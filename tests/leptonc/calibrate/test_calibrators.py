@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leptonc.calibrate.calibrators import CALIBRATORS, LEVELS, STEPS, TAIL, Grid, calibrators, grid_of
+from leptonc.calibrate.calibrators import CALIBRATORS, LEVELS, STEPS, TAIL, Grid, calibrators, grids_of
 from leptonc.calibrate.statistics import BINS, Histogram, Statistics
 from leptonc.errors import InputError
 
@@ -46,7 +46,7 @@ def test_inputs_that_are_always_zero(symmetric: bool) -> None:
     seen = Statistics("layer", 2)
     seen.add(np.zeros((3, 2), np.float32))
     for name in CALIBRATORS:
-        grid = grid_of(seen, name, symmetric)
+        grid = grids_of(seen, [name], symmetric)[0]
         assert (grid.scale, grid.zero) == (1.0, 0)
 
 
@@ -118,11 +118,11 @@ def test_massive_activations_neither_decide_nor_vanish() -> None:
     x[0] *= 1000
     seen.add(x)
     largest, ordinary = float(np.abs(x[0]).max()), float(np.abs(x[1:]).max())
-    assert grid_of(seen, "minmax", True).scale == pytest.approx(largest / 127)
+    assert grids_of(seen, ["minmax"], True)[0].scale == pytest.approx(largest / 127)
     for name in ("percentile", "entropy"):
-        assert grid_of(seen, name, True).scale <= ordinary / 127 * 1.001
+        assert grids_of(seen, [name], True)[0].scale <= ordinary / 127 * 1.001
     # They count as much as all others: rounding those away would cost that much, cutting these off twice as much.
-    assert ordinary / 127 * 0.2 < grid_of(seen, "mse", True).scale < largest / 127 * 0.2
+    assert ordinary / 127 * 0.2 < grids_of(seen, ["mse"], True)[0].scale < largest / 127 * 0.2
     # The same massive token is not cut off where it counts more.
     few = Statistics("layer", 8)
     few.add(np.concatenate([x[:1] / 200, x[1:]]))
