@@ -99,10 +99,10 @@ class Calibration:
             return text_windows(texts, lambda text: list(tokenizer.encode(text).ids), WINDOWS * 8)
         if self.file is None:
             self.name = f"written by the model, seed {self.seed}"
-            key = (length, self.seed, self.count)
-            if key not in self.texts:
+            key = (length, self.seed)
+            if len(self.texts.get(key, [])) < self.count:
                 self.texts[key] = self._written(length)
-            return self.texts[key]
+            return self.texts[key][: self.count]
         self.name = self.file.name
         # What the tokenizer puts before every text: models that know it go astray without.
         lead = tokenizer.encode("").ids

@@ -25,7 +25,8 @@ def generate(
         banned: Tokens that are never drawn: those that would end the text.
         samples: Number of texts.
         length: Tokens of each, the first among them.
-        seed: Of the draws; the same texts come from the same graph, seed, version of ONNX Runtime and kind of CPU.
+        seed: Of the draws; the same texts come from the same graph, seed, version of ONNX Runtime and kind of CPU. A
+            text has draws of its own: how many others there are changes nothing.
         memory: Bytes that caches may take, which bounds how many texts are written at once (at least one).
         advance: Called with 1 after each token of all texts of a batch.
 
@@ -37,12 +38,12 @@ def generate(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    random = np.random.default_rng(seed)
+    draws = [np.random.default_rng([seed, at]).random(length) for at in range(samples)]
     batch = max(1, min(BATCH, samples, memory // (length * _bytes_a_token(session))))
     found: list[NDArray[np.int64]] = []
     while len(found) < samples:
-        rows = min(batch, samples - len(found))
-        found += list(_write(session, rows, start, banned, length, random, advance))
+        chances = np.array(draws[len(found) : len(found) + batch])
+        found += list(_write(session, start, banned, chances, advance))
     return found
 
 
@@ -65,10 +66,13 @@ def _bytes_a_token(session: Any) -> int:
 
 
 def _write(
-    session: Any, rows: int, start: int, banned: Sequence[int], length: int, random: np.random.Generator,
-    advance: Callable[[int], Any],
-) -> NDArray[np.int64]:  # fmt: skip
-    """Writes one batch of texts, int64 [rows, length]; a cache is one buffer that attention writes in place."""
+    session: Any, start: int, banned: Sequence[int], chances: NDArray[np.float64], advance: Callable[[int], Any]
+) -> NDArray[np.int64]:
+    """Writes a batch of texts, int64 [rows, length], by a number from 0 to 1 for each token that is drawn.
+
+    A cache is one buffer that attention writes in place.
+    """
+    rows, length = chances.shape
     ids = np.full((rows, length), start, np.int64)
     past, keep = np.zeros(rows, np.int64), np.ones(1, np.int64)
     binding = session.io_binding()
@@ -93,20 +97,23 @@ def _write(
     for at in range(length - 1):
         token[:, 0], past[:] = ids[:, at], at
         session.run_with_iobinding(binding)
-        ids[:, at + 1] = draw(logits[:, 0], banned, random)
+        ids[:, at + 1] = draw(logits[:, 0], banned, chances[:, at])
         advance(1)
     return ids
 
 
-def draw(logits: NDArray[np.float32], banned: Sequence[int], random: np.random.Generator) -> NDArray[np.int64]:
-    """Draws a token of each row of logits float32 [rows, vocab], which are overwritten; returns int64 [rows]."""
+def draw(logits: NDArray[np.float32], banned: Sequence[int], chances: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Draws a token of each row of logits float32 [rows, vocab], which are overwritten; returns int64 [rows].
+
+    `chances` [rows] are even draws from 0 to 1.
+    """
     logits[:, list(banned)] = -np.inf
     logits -= logits.max(-1, keepdims=True)
     parts = np.exp(logits, out=logits)
     # First a run of tokens, by the runs' sums, then one of its tokens: summing up all of them takes four times as long.
     starts = np.arange(0, parts.shape[1], RUN)
     sums = np.add.reduceat(parts, starts, axis=1, dtype=np.float64).cumsum(-1)
-    drawn = random.random(len(parts)) * sums[:, -1]
+    drawn = chances * sums[:, -1]
     found = np.empty(len(parts), np.int64)
     for row, (part, known, wanted) in enumerate(zip(parts, sums, drawn, strict=True)):
         at = _reaching(known, wanted)

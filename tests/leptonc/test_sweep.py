@@ -103,7 +103,7 @@ def test_a_model_writes_its_text_once_for_all_points(tmp_path: Path, monkeypatch
 
     def one(self: Any, length: int) -> Any:
         written.append(length)
-        return [self_windows[:length]] * 4
+        return [self_windows[:length]] * self.count
 
     import numpy as np
 

@@ -21,7 +21,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tokens_are_drawn_as_the_logits_say() -> None:
     logits = np.tile(np.log(np.array([0.1, 0.2, 0.3, 0.4], np.float32)), (20_000, 1))
-    found = np.bincount(draw(logits, [1], np.random.default_rng(0)), minlength=4) / 20_000
+    found = np.bincount(draw(logits, [1], np.random.default_rng(0).random(20_000)), minlength=4) / 20_000
     assert found[1] == 0
     np.testing.assert_allclose(found, np.array([0.1, 0, 0.3, 0.4]) / 0.8, atol=0.015)
 
@@ -32,6 +32,9 @@ def test_a_seed_gives_the_same_texts_and_another_gives_others(graph: Path) -> No
     assert all(each[0] == 1 and 2 not in each for each in first)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    for fewer in (1, 2):
+        few = generate(graph, 1, [2], fewer, 20)
+        assert all(np.array_equal(a, b) for a, b in zip(few, first, strict=False))
 
 
 def test_each_token_is_drawn_from_what_the_model_says_of_those_before(
@@ -42,7 +45,7 @@ def test_each_token_is_drawn_from_what_the_model_says_of_those_before(
 
     from leptonc.calibrate import generate as module
 
-    monkeypatch.setattr(module, "draw", lambda logits, banned, random: logits.argmax(-1))
+    monkeypatch.setattr(module, "draw", lambda logits, banned, chances: logits.argmax(-1))
     (text,) = generate(graph, 1, [], 1, 24)
     with torch.no_grad():
         logits = reference("tiny-llama")(torch.from_numpy(text[None])).logits[0].numpy()
