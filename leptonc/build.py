@@ -40,6 +40,7 @@ class BuildOptions:
             Runtime, with int8 activations.
         calibration: Text that gptq, auto, int8 activations and heal look at, .txt or .jsonl; None for one that the
             model writes itself or, for an encoder, a built-in one.
+        chat: Whether its texts go into the model's chat template, as what a user says; conversations always do.
         heal: How long the quantized model learns from the original (10min, 30s, 1h, 200steps), or None for not at all.
         resume: Directory that keeps how far an interrupted healing came, and that the same build goes on from.
         embeddings: int8 or int4, of the embedding and a head tied to it; None for that of the weights.
@@ -72,6 +73,7 @@ class BuildOptions:
     symmetric: bool | None = None
     method: str | None = None
     calibration: Path | None = None
+    chat: bool = False
     heal: str | None = None
     resume: Path | None = None
     embeddings: str | None = None
@@ -156,6 +158,8 @@ def _check_method(options: BuildOptions) -> None:
 
     calibrators(options.calibrator)
     if options.calibration is None:
+        if options.chat:
+            raise InputError("expected a calibration text with --chat, found none", hint="--calibration FILE --chat")
         return
     from leptonc.calibrate.texts import read_texts
 
@@ -250,7 +254,7 @@ class _Build:
         with ArtifactWriter(self.out, replace=options.force) as writer:
             self.calibration = Calibration(
                 captured, sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.path, clock,
-                WINDOWS if options.heal or self.pruning else max(map(looks, self.jobs)), self.texts,
+                options.chat, WINDOWS if options.heal or self.pruning else max(map(looks, self.jobs)), self.texts,
             )  # fmt: skip
             self.healing = Healing(options.heal, options.resume, options.seed, self.calibration)
             self._tokenizer_files(writer)

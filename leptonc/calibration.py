@@ -20,7 +20,7 @@ from leptonc.calibrate.caches import cache_scales
 from leptonc.calibrate.generate import generate, rounds
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.calibrate.solve import Solver
-from leptonc.calibrate.texts import built_in_texts, read_texts, text_windows, token_windows
+from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
 from leptonc.calibrate.walk import stages
 from leptonc.errors import BoundError, InputError
 from leptonc.ir.structure import embeddings, layer_of, linears
@@ -74,6 +74,7 @@ class Calibration:
         memory: Bytes of activations kept in memory.
         scratch: Directory for temporary files.
         clock: Times stages.
+        chat: Whether texts of the file become a user's messages.
         count: Texts that a decoder writes, or that are cut from a file for it.
         texts: What models wrote, by length and seed, for builds of the same source.
     """
@@ -85,6 +86,7 @@ class Calibration:
     memory: int
     scratch: Path
     clock: Clock
+    chat: bool = False
     count: int = WINDOWS
     texts: dict[Any, list[NDArray[np.int64]]] = field(default_factory=dict)
     name: str = field(init=False, default="")
@@ -95,7 +97,7 @@ class Calibration:
         length, tokenizer = min(WINDOW, self.captured.max_seq_len), self.sample.tokenizer
         if not self.captured.task.cached:
             self.name = self.file.name if self.file else "built-in"
-            texts = read_texts(self.file) if self.file else built_in_texts()
+            texts = self._read(self.file) if self.file else built_in_texts()
             return text_windows(texts, lambda text: list(tokenizer.encode(text).ids), WINDOWS * 8)
         if self.file is None:
             self.name = f"written by the model, seed {self.seed}"
@@ -107,9 +109,20 @@ class Calibration:
         # What the tokenizer puts before every text: models that know it go astray without.
         lead = tokenizer.encode("").ids
         return token_windows(
-            read_texts(self.file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+            self._read(self.file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
             self.count, length, lead,
         )  # fmt: skip
+
+    def _read(self, file: Path) -> list[str]:
+        """The texts of a file; conversations, and all where that is wanted, go through the model's chat template."""
+        from leptonc.artifact.describe import tokenizer_of
+        from runtime_edge.chat import ChatTemplate
+
+        texts, source = read_texts(file), self.sample.source
+        if source.chat_template is None:
+            return rendered(texts, None, chat=self.chat)
+        template = ChatTemplate(source.chat_template, tokenizer_of(source, self.captured).special_tokens)
+        return rendered(texts, lambda messages, answer: template.render(messages, answer=answer), chat=self.chat)
 
     def _written(self, length: int) -> list[NDArray[np.int64]]:
         """Lets the model write, its weights in int8: what it writes is nearly the same, in a third of the time."""

@@ -62,8 +62,8 @@ class ChatTemplate:
         except (TemplateError, RecursionError) as error:
             raise ChatTemplateError(f"chat template: expected a Jinja template, found: {error}") from error
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """Returns the prompt, ending where the assistant's answer begins.
+    def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
+        """Returns the prompt, ending where the assistant's answer begins, or after the last message.
 
         Raises:
             ChatTemplateError: The template refused the messages, failed, or exceeded a bound.
@@ -74,7 +74,7 @@ class ChatTemplate:
             "messages": list(messages),
             "tools": None,
             "documents": None,
-            "add_generation_prompt": True,
+            "add_generation_prompt": answer,
         }
         pieces: list[str] = []
         length = 0

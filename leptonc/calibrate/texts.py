@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,11 @@ FEWEST = 64  # tokens that say anything of a model
 LARGEST = 2**30  # bytes
 FORMATS = (".txt", ".jsonl")
 
+Conversation = list[dict[str, Any]]  # messages with `role` and `content`, as chat templates take them
 
-def read_texts(path: Path) -> list[str]:
-    """Returns the texts of a file: a .txt is one, a .jsonl has one a line, in the field "text".
+
+def read_texts(path: Path) -> list[str | Conversation]:
+    """Returns the texts of a file: a .txt is one, a .jsonl has one a line, in the field "text" or "messages".
 
     Raises:
         InputError: The file is not there, too large, of another format, not UTF-8, or without text.
@@ -28,7 +31,7 @@ def read_texts(path: Path) -> list[str]:
     if path.suffix not in FORMATS:
         raise InputError(
             f"expected a calibration file of a format among {', '.join(FORMATS)}, found {path.name}",
-            hint='.txt is plain text; .jsonl has an object a line with a field "text"',
+            hint='.txt is plain text; .jsonl has an object a line with a field "text" or "messages"',
         )
     if path.stat().st_size > LARGEST:
         raise InputError(
@@ -42,8 +45,9 @@ def read_texts(path: Path) -> list[str]:
             f"expected UTF-8 in {path.name}, found a byte that is not at offset {error.start}",
             hint="convert the file to UTF-8",
         ) from None
-    texts = [text] if path.suffix == ".txt" else [_line(path, n, line) for n, line in enumerate(text.splitlines(), 1)]
-    texts = [each for each in texts if each.strip()]
+    lines = enumerate(text.splitlines(), 1)
+    texts = [text] if path.suffix == ".txt" else [_line(path, n, line) for n, line in lines if line.strip()]
+    texts = [each for each in texts if not isinstance(each, str) or each.strip()]
     if not texts:
         raise InputError(f"expected text in {path.name}, found none", hint="text like what the model will read")
     return texts
@@ -54,20 +58,58 @@ def built_in_texts() -> list[str]:
     return (files("leptonc.calibrate") / "text.txt").read_text(encoding="utf-8").splitlines()
 
 
-def _line(path: Path, number: int, line: str) -> str:
-    if not line.strip():
-        return ""
+def rendered(
+    texts: Sequence[str | Conversation], template: Callable[[Conversation, bool], str] | None, *, chat: bool
+) -> list[str]:  # fmt: skip
+    """Returns texts as the model reads them.
+
+    Args:
+        texts: Those of a file.
+        template: Renders messages, and, where asked to, what an answer begins with; None: the model has no template.
+        chat: Whether what is no conversation becomes one: a user's message that an answer would follow.
+
+    Raises:
+        InputError: There are conversations, and no template.
+    """
+    if template is None:
+        if chat or any(not isinstance(each, str) for each in texts):
+            raise InputError(
+                "expected a model with a chat template for conversations of a calibration text, found none",
+                hint='lines with a field "text", and no --chat, are read as they are',
+            )
+        return [each for each in texts if isinstance(each, str)]
+    found = []
+    for each in texts:
+        if isinstance(each, str) and not chat:
+            found.append(each)
+        else:
+            messages = [{"role": "user", "content": each}] if isinstance(each, str) else each
+            found.append(template(messages, messages[-1]["role"] != "assistant"))
+    return found
+
+
+def _is_conversation(found: Any) -> bool:
+    return isinstance(found, list) and bool(found) and all(
+        isinstance(each, dict) and isinstance(each.get("role"), str) and isinstance(each.get("content"), str)
+        for each in found
+    )  # fmt: skip
+
+
+def _line(path: Path, number: int, line: str) -> str | Conversation:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not isinstance(found.get("text"), str):
-        raise InputError(
-            f'expected an object with a field "text" in line {number} of {path.name}, found {line[:60]!r}',
-            hint='a line looks like {"text": "…"}',
-        )
-    text: str = found["text"]
-    return text
+    if isinstance(found, dict) and isinstance(found.get("text"), str):
+        text: str = found["text"]
+        return text
+    if isinstance(found, dict) and _is_conversation(found.get("messages")):
+        messages: Conversation = found["messages"]
+        return messages
+    raise InputError(
+        f'expected an object with a field "text" or "messages" in line {number} of {path.name}, found {line[:60]!r}',
+        hint='a line looks like {"text": "…"} or {"messages": [{"role": "user", "content": "…"}]}',
+    )
 
 
 def token_windows(

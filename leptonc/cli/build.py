@@ -142,6 +142,12 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "and --heal.  [default: one that the model writes itself; for an encoder, one that Lepton carries]",
 )
 @click.option(
+    "--chat/--no-chat",
+    default=False,
+    help="Put each text of --calibration into the model's chat template, as what a user says. (Lines of a .jsonl that "
+    "have `messages` are always rendered with it.)",
+)
+@click.option(
     "--heal",
     metavar="TIME",
     help="Let the quantized model learn from the original on the calibration text for so long (10min, 30s, 1h) or so "
@@ -233,6 +239,7 @@ def build(
     symmetric: bool | None,
     method: str | None,
     calibration: Path | None,
+    chat: bool,
     heal: str | None,
     resume: Path | None,
     embeddings: str | None,
@@ -284,6 +291,7 @@ def build(
             symmetric=symmetric,
             method=method,
             calibration=calibration,
+            chat=chat,
             heal=heal,
             resume=resume,
             embeddings=embeddings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,34 @@ def test_requests_that_cannot_be_met(changes: dict[str, object], message: str, t
     with pytest.raises(InputError, match=message):
         build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", **wanted))  # type: ignore[arg-type]
     assert not (tmp_path / "a").exists()
+
+
+def test_chats_are_read_as_the_runtime_writes_them(tmp_path: Path) -> None:
+    """A text with --chat, and the same as a conversation, are the very tokens of a prompt with that message."""
+    text = "Which valve closes first? " * 20
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}), encoding="utf-8")
+    talk = {"messages": [{"role": "user", "content": text}]}
+    (tmp_path / "b.jsonl").write_text(json.dumps(talk), encoding="utf-8")
+    common = {"weights": "int4", "method": "gptq", "check": False}
+    plain, chat, given = (
+        build(BuildOptions("sample:tiny-llama", out=tmp_path / name, calibration=tmp_path / file, chat=flag, **common))  # type: ignore[arg-type]
+        for name, file, flag in (("p", "a.jsonl", False), ("c", "a.jsonl", True), ("g", "b.jsonl", False))
+    )
+    tokens = [
+        each.report["variants"]["cpu"]["quantization"]["calibration"]["tokens"] for each in (plain, chat, given)
+    ]
+    with runtime_edge.load(plain.path) as model:
+        assert tokens[1] == tokens[2] == len(model.tokenize(talk["messages"]))
+    assert tokens[0] < tokens[1]
+    assert [file.sha256 for file in chat.manifest.files if file.path.startswith("blobs/")] == [
+        file.sha256 for file in given.manifest.files if file.path.startswith("blobs/")
+    ]
+    for source, changes, message in (
+        ("tiny-llama", {"chat": True, "calibration": None}, "expected a calibration text with --chat"),
+        ("tiny-bert", {"chat": True, "calibration": tmp_path / "a.jsonl"}, "expected a model with a chat template"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build(BuildOptions(f"sample:{source}", out=tmp_path / "x", **common, **changes))  # type: ignore[arg-type]
 
 
 def test_a_tiny_text_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leptonc.calibrate.texts import built_in_texts, read_texts, text_windows, token_windows
+from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
 from leptonc.errors import InputError
 
 
@@ -28,12 +28,35 @@ def test_text_and_lines_of_json(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "one"}\n{"text": 3}', "line 2"),
         ("a.jsonl", b'{"text": "one"', "line 1"),
         ("a.jsonl", b"[" * 100_000, "line 1"),
+        ("a.jsonl", b'{"messages": []}', "line 1"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "line 1"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_texts(tmp_path / name)
+
+
+def test_conversations_go_through_the_template(tmp_path: Path) -> None:
+    lines = (
+        '{"text": "plain"}\n'
+        '{"messages": [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "two"}]}\n'
+        '{"messages": [{"role": "user", "content": "three?"}]}\n'
+    )
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
+    texts = read_texts(tmp_path / "a.jsonl")
+
+    def template(messages: list[dict[str, str]], answer: bool) -> str:
+        return "".join(f"<{each['role']}>{each['content']}" for each in messages) + "<assistant>" * answer
+
+    talks = ["<user>one?<assistant>two", "<user>three?<assistant>"]
+    assert rendered(texts, template, chat=False) == ["plain", *talks]
+    assert rendered(texts, template, chat=True) == ["<user>plain<assistant>", *talks]
+    assert rendered(["plain"], None, chat=False) == ["plain"]
+    for given, chat in ((texts, False), (["plain"], True)):
+        with pytest.raises(InputError, match="expected a model with a chat template"):
+            rendered(given, None, chat=chat)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
