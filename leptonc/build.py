@@ -36,8 +36,8 @@ class BuildOptions:
         prefill: int8 for a second graph with 8-bit weights and activations that prompts go through; None for none.
         block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points; None for yes, but no with auto.
-        method: How codes are chosen: rtn (round to nearest) or gptq; None for rtn, but gptq with auto and, for ONNX
-            Runtime, with int8 activations.
+        method: How codes are chosen: rtn (round to nearest), gptq or awq; None for rtn, but gptq with auto and, for
+            ONNX Runtime, with int8 activations.
         calibration: Text that gptq, auto, int8 activations and heal look at, .txt or .jsonl; None for one that the
             model writes itself or, for an encoder, a built-in one.
         chat: Whether its texts go into the model's chat template, as what a user says; conversations always do.
@@ -164,10 +164,10 @@ def _check_method(options: BuildOptions) -> None:
     from leptonc.calibrate.texts import read_texts
 
     readers = {
-        "--method gptq": options.method == "gptq", "--weights auto:SIZE": (options.weights or "").startswith("auto"),
-        "--activations int8": options.activations != "none", "--prefill": options.prefill is not None,
-        "--kv-cache": options.kv_cache is not None,
-        "--prune": options.prune is not None, "--heal": options.heal is not None,
+        "--method gptq": options.method not in (None, "rtn"), "--kv-cache": options.kv_cache is not None,
+        "--weights auto:SIZE": (options.weights or "").startswith("auto"), "--prefill": options.prefill is not None,
+        "--activations int8": options.activations != "none", "--prune": options.prune is not None,
+        "--heal": options.heal is not None,
     }  # fmt: skip
     if not any(readers.values()):
         raise InputError(

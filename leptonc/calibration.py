@@ -18,6 +18,7 @@ from leptonc.backends import MODULES, Job, backend_of
 from leptonc.calibrate.activations import ROUNDED, SOLVED, choices, describe, divergences, kept_higher, static_of
 from leptonc.calibrate.caches import cache_scales
 from leptonc.calibrate.generate import generate, rounds
+from leptonc.calibrate.scaling import scalings
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.calibrate.solve import Solver
 from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
@@ -25,6 +26,7 @@ from leptonc.calibrate.walk import stages
 from leptonc.errors import BoundError, InputError
 from leptonc.ir.structure import embeddings, layer_of, linears
 from leptonc.passes.base import Manager
+from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
 from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
 
 if TYPE_CHECKING:
@@ -169,12 +171,30 @@ class Calibration:
             self._spend(job, model, job.budget, about)
         if job.activations == "int8":
             job.static = self._activations(job, model, about, solved=job.method == "gptq")
-        if job.method == "gptq":
-            job.solve = Solver(self._part(looks(job)), self.scratch, self.memory, self.clock.stage, about)
+        if job.method == "awq":
+            job.scaling = self._scaling(job, model, about)
+        if job.method != "rtn":
+            job.solve = Solver(self._part(looks(job)), self.scratch, self.memory, self.clock.stage, about, job.method)
 
     def _part(self, count: int | None) -> list[NDArray[np.int64]]:
         """So many of the texts, evenly spread over them; None for all."""
         return self.windows if count is None else self.windows[:: max(1, len(self.windows) // count)][:count]
+
+    def _scaling(self, job: Job, model: ir.Model, about: dict[str, Any]) -> SmoothLinears:
+        """Chooses which channels of weights get finer codes; `about` is told."""
+        from leptonc.backends.onnxruntime import config_of
+
+        with self.clock.stage("scaling", len(stages(model))) as advance:
+            found = scalings(
+                model, self._part(LOOKS), config_of(job).form_of, self.scratch, memory=self.memory, advance=advance
+            )
+        about["scaling"] = [
+            {"path": each.path, "strength": each.strength, "error": round(each.error, 6),
+             "unscaled": round(each.unscaled, 6)}
+            for each in found
+        ]  # fmt: skip
+        strengths = tuple((each.path, each.strength) for each in found)
+        return SmoothLinears(SmoothLinearsConfig(strengths), {each.path: each.scales for each in found})
 
     def _activations(self, job: Job, model: ir.Model, about: dict[str, Any], *, solved: bool) -> StaticActivations:
         """Chooses how the inputs of linear layers become integers, and which stay as they are; `about` is told.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from leptonc.frontend.capture import Captured
     from leptonc.passes.base import Pass
     from leptonc.passes.heal import Heal
+    from leptonc.passes.quantize.smooth import SmoothLinears
     from leptonc.passes.quantize.static import StaticActivations
     from leptonc.passes.quantize.weights import LayerFormat, Solve
     from leptonc.recipe import LayerRule
@@ -54,7 +55,7 @@ class Job:
         block_size: Weights that share a scale; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points; None for what suits the scheme.
         budget: Bytes of graph and weights to stay within, in which case what hurts most is kept in 8 bits; or None.
-        method: How codes are chosen: rtn or gptq.
+        method: How codes are chosen: rtn, gptq or awq.
         embeddings: Number format of the embedding and a head tied to it; None for that of the weights.
         check: Whether the lowered graph is compared with the original.
         clock: Times stages.
@@ -69,7 +70,8 @@ class Job:
         static: How activations are quantized, once the model is captured and calibrated.
         prefill_static: The same in the graph for prefill.
         prefill_layers: What `layers` is in the graph for prefill.
-        solve: What method gptq chooses codes with, once the model is captured.
+        scaling: The pass that method awq comes after, once the model is captured.
+        solve: What another method than rtn chooses codes with, likewise.
         recovery: The pass that it recovers what it lost by, where that is asked for, once the model is captured.
         captured: The model, once it is captured.
         sample: The text that it is measured on, likewise.
@@ -94,6 +96,7 @@ class Job:
     calibrator: str = "search"
     kv_cache: str | None = None
     prefill: str | None = None
+    scaling: SmoothLinears | None = None
     solve: Solve | None = None
     cache_scales: Mapping[str, NDArray[Any]] | None = None
     static: StaticActivations | None = None
@@ -106,7 +109,7 @@ class Job:
     def calibrated(self) -> bool:
         """Whether it takes a text to choose its numbers."""
         wanted = (self.budget, self.prefill, self.kv_cache)
-        return self.method == "gptq" or self.activations != "none" or any(each is not None for each in wanted)
+        return self.method != "rtn" or self.activations != "none" or any(each is not None for each in wanted)
 
     @property
     def label(self) -> str:

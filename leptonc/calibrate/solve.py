@@ -15,7 +15,7 @@ from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
-from leptonc.passes.quantize.gptq import factorize, gptq, output_error
+from leptonc.passes.quantize.gptq import clip_search, factorize, gptq, output_error
 
 
 def inputs_of(model: ir.Model, token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -51,7 +51,7 @@ def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 class Solver:
-    """Solves a graph's linear layers with GPTQ, layer by layer: each sees inputs that quantized layers made.
+    """Chooses the codes of a graph's linear layers, layer by layer: each sees inputs that quantized layers made.
 
     Args:
         windows: Token ids int64 [length] of each calibration text.
@@ -59,14 +59,15 @@ class Solver:
         memory: Bytes of activations kept in memory.
         stage: Opens a stage of progress with so many steps.
         report: Gets `linears`: for each linear layer its path, and the error of its outputs as a part of them.
+        method: gptq, or awq for the clipping search alone.
     """
 
     def __init__(
         self, windows: Sequence[NDArray[np.int64]], folder: Path, memory: int, stage: Callable[[str, int], Any],
-        report: dict[str, Any],
+        report: dict[str, Any], method: str = "gptq",
     ) -> None:  # fmt: skip
         self._windows, self._folder, self._memory = windows, folder, memory
-        self._stage, self._report = stage, report
+        self._stage, self._report, self._method = stage, report, method
 
     def __call__(self, model: ir.Model, form: Callable[[Linear], Format | None]) -> Mapping[str, Codes]:
         """Returns the codes of each layer's linear layers, by the name of the weight."""
@@ -88,8 +89,11 @@ class Solver:
                     if stored is None:
                         continue
                     key, weight = str(linear.weight.name), weight_of(linear)
-                    factor = factorize(hessian) if factor is None else factor
-                    found = gptq(weight, stored, hessian, factor)
+                    if self._method == "gptq":
+                        factor = factorize(hessian) if factor is None else factor
+                        found = gptq(weight, stored, hessian, factor)
+                    else:
+                        found = clip_search(weight, stored, np.diag(hessian))
                     error = output_error(weight, found, stored, hessian)
                     errors.append({"path": linear.path, "error": round(error, 6)})
                     codes[key] = found

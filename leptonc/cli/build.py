@@ -12,7 +12,7 @@ from leptonc.errors import require
 from runtime_edge.cli import options
 
 _SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4")
-_METHODS = ("rtn", "gptq")
+_METHODS = ("rtn", "gptq", "awq")
 _ACTIVATIONS = ("none", "int8")
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse", "search")
 _PRUNE_METHODS = ("reconstruction", "magnitude", "wanda", "flap")
@@ -131,8 +131,9 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--method",
     type=click.Choice(_METHODS),
-    help="How codes are chosen for int8 and int4: round to nearest, or GPTQ, which keeps what the layers make of a "
-    "text.  [default: rtn; with auto or --activations int8: gptq]",
+    help="How codes are chosen for int8 and int4: round to nearest; GPTQ, which keeps what the layers make of a "
+    "text; or AWQ, which gives finer codes to channels that a text sends most through.  [default: rtn; with auto or "
+    "--activations int8: gptq]",
 )
 @click.option(
     "--calibration",

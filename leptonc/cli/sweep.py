@@ -32,7 +32,7 @@ _PROMPT, _NEW, _BATCH, _REPETITIONS = 512, 64, 32, 4
     help="Keep each point's artifact and figures, a page with plots and all as JSON here; points that are here already "
     "are not built again.",
 )
-@click.option("--method", type=click.Choice(("rtn", "gptq")), help="As for `build`.")
+@click.option("--method", type=click.Choice(("rtn", "gptq", "awq")), help="As for `build`.")
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="As for `build`.")
 @click.option("--max-seq-len", type=click.IntRange(min=1), metavar="N", help="As for `build`.")
 @click.option(

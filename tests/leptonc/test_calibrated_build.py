@@ -54,6 +54,20 @@ def test_requests_that_cannot_be_met(changes: dict[str, object], message: str, t
     assert not (tmp_path / "a").exists()
 
 
+def test_awq_scales_channels_and_says_so(text: Path, tmp_path: Path) -> None:
+    options = {"weights": "int4", "symmetric": False, "eval_text": text}
+    plain = build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", **options))  # type: ignore[arg-type]
+    scaled = build(BuildOptions("sample:tiny-llama", out=tmp_path / "b", method="awq", calibration=text, **options))  # type: ignore[arg-type]
+    about = scaled.report["variants"]["cpu"]["quantization"]
+    assert about["method"] == "awq"
+    assert about["scaling"]
+    assert all(each["error"] < each["unscaled"] for each in about["scaling"])
+    assert [each.name for each in scaled.manifest.passes[:2]] == ["smooth-linears", "quantize-weights"]
+    kl = [each.report["fidelity"]["kl_divergence"] for each in (scaled, plain)]
+    assert kl[0] < kl[1]
+    assert scaled.report["bytes"]["weights"] == plain.report["bytes"]["weights"]
+
+
 def test_chats_are_read_as_the_runtime_writes_them(tmp_path: Path) -> None:
     """A text with --chat, and the same as a conversation, are the very tokens of a prompt with that message."""
     text = "Which valve closes first? " * 20
@@ -76,10 +90,11 @@ def test_chats_are_read_as_the_runtime_writes_them(tmp_path: Path) -> None:
     ]
     for source, changes, message in (
         ("tiny-llama", {"chat": True, "calibration": None}, "expected a calibration text with --chat"),
+        ("tiny-llama", {"method": "awq", "weights": "int8", "activations": "int8"}, "expected method rtn or gptq"),
         ("tiny-bert", {"chat": True, "calibration": tmp_path / "a.jsonl"}, "expected a model with a chat template"),
     ):
         with pytest.raises(InputError, match=message):
-            build(BuildOptions(f"sample:{source}", out=tmp_path / "x", **common, **changes))  # type: ignore[arg-type]
+            build(BuildOptions(f"sample:{source}", out=tmp_path / "x", **{**common, **changes}))  # type: ignore[arg-type]
 
 
 def test_a_tiny_text_is_refused(tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ def check_request(job: Job) -> None:
             f"expected symmetric weights of 8 bits with activations int8, found {found}",
             hint="--weights int8 --activations int8",
         )
+    if job.method == "awq" and (job.activations != "none" or job.prefill is not None):
+        raise InputError(
+            "expected method rtn or gptq with 8-bit activations, whose smoothing scales the same channels, found awq",
+            hint="--method gptq",
+        )
     if job.prefill is not None and (job.scheme == "fp32" or job.activations != "none"):
         raise InputError(
             f"expected int4 or int8 weights without activations int8 beside a graph for prefill, found weights "
@@ -105,7 +110,8 @@ def _quantize(job: Job) -> list[Pass]:
     if job.scheme == "fp32":
         return []
     static = job.static
-    before = static.passes() if static is not None else []
+    before: list[Pass] = static.passes() if static is not None else []
+    before += [job.scaling] if job.scaling is not None else []
     return [*before, QuantizeWeights(config_of(job), job.solve, static.importance if static is not None else None)]
 
 

@@ -17,7 +17,7 @@ from leptonc.passes.base import Config, Pass
 from leptonc.passes.quantize.blocks import Codes, Format, Quantized, round_to_nearest
 from leptonc.passes.quantize.channels import channel_codes
 
-METHODS = ("rtn", "gptq")
+METHODS = ("rtn", "gptq", "awq")
 # Chooses the codes of linear layers from what a text makes of the graph: codes by the name of a weight. Its second
 # argument gives the format of a layer, None where the weights stay as they are.
 Solve = Callable[[ir.Model, Callable[[Linear], Format | None]], Mapping[str, Codes]]
@@ -60,8 +60,8 @@ class QuantizeWeightsConfig(Config):
         floating: Whether codes are float8 (E4M3, as OCP specifies it) in place of integers, with
             one scale above zero for an output channel; for bits 8, block_size 0 and signed.
         embeddings: Whether embedding tables, and the head tied to one, are quantized.
-        method: How codes are chosen; "rtn" is round to nearest, "gptq" looks at the inputs of the layers, which must
-            be given: see `leptonc.passes.quantize.gptq`.
+        method: How codes are chosen; "rtn" is round to nearest. "gptq" looks at the inputs of the layers, which must
+            be given: see `leptonc.passes.quantize.gptq`; so does "awq", whose scales `SmoothLinears` folded before.
         embedding_bits: Bits of embedding tables, and of the head tied to one; 0 for `bits`.
         layers: Formats of linear layers that differ.
         channels: Module paths of linear layers whose weights are signed integers of 8 bits with one scale an output
@@ -137,7 +137,7 @@ class QuantizeWeights(Pass):
 
     Args:
         config: How weights are stored.
-        solve: What method gptq chooses codes with.
+        solve: What another method than rtn chooses codes with.
         importance: For layers of `channels`, by path, how much an error of each input's weights counts, [in].
     """
 
@@ -151,8 +151,8 @@ class QuantizeWeights(Pass):
     ) -> None:  # fmt: skip
         super().__init__(config)
         self._importance = importance or {}
-        if (config.method == "gptq") != (solve is not None):
-            raise ValueError("the inputs of the layers belong to method gptq, and to no other")
+        if (config.method == "rtn") != (solve is None):
+            raise ValueError("the inputs of the layers belong to other methods than rtn")
         self._solve = solve
         self._solved: Mapping[str, Codes] = {}
         self._tables: set[str] = set()
