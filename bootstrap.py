@@ -30,6 +30,7 @@ PYTHON = BIN / "python"
 TORCH = "torch==2.13.0"
 EXTRAS = "cpu,compiler,dev,bench,rtx"
 SAMPLES = ("samples",)
+WORKERS = 4  # processes of tests at most: one may take 2 GB
 
 ARTIFACT = ROOT / "smollm2-135m.lepton"
 BUILD = ("build", "sample:smollm2-135m", "--target", "cpu", "--weights", "int4", "--force", "-o", str(ARTIFACT))
@@ -51,7 +52,8 @@ def main() -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     install(sorted({*SAMPLES, *known.more}))
     if known.command == "test":
-        return run(PYTHON, "-m", "pytest", *rest)
+        # A file's tests stay together: they share what they build.
+        return run(PYTHON, "-m", "pytest", "-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "loadfile", *rest)
     if known.command == "demo":
         return run(BIN / "leptonc", *BUILD) or run(BIN / "leptonc", *ASK)
     return 0

@@ -182,11 +182,10 @@ class Calibration:
 
     def _scaling(self, job: Job, model: ir.Model, about: dict[str, Any]) -> SmoothLinears:
         """Chooses which channels of weights get finer codes; `about` is told."""
-        from leptonc.backends.onnxruntime import config_of
-
+        form_of = backend_of(job.target).config_of(job).form_of
         with self.clock.stage("scaling", len(stages(model))) as advance:
             found = scalings(
-                model, self._part(LOOKS), config_of(job).form_of, self.scratch, memory=self.memory, advance=advance
+                model, self._part(LOOKS), form_of, self.scratch, memory=self.memory, advance=advance
             )
         about["scaling"] = [
             {"path": each.path, "strength": each.strength, "error": round(each.error, 6),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import targets
+from leptonc.errors import InputError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from leptonc.passes.heal import Heal
     from leptonc.passes.quantize.smooth import SmoothLinears
     from leptonc.passes.quantize.static import StaticActivations
-    from leptonc.passes.quantize.weights import LayerFormat, Solve
+    from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeightsConfig, Solve
     from leptonc.recipe import LayerRule
     from runtime_edge.manifest import Manifest, Variant
 
@@ -140,6 +141,9 @@ class Backend(Protocol):
     def preflight(self, job: Job) -> None:
         """Refuses what cannot run on the target, once the model is captured (raises `LeptonError`)."""
 
+    def config_of(self, job: Job) -> QuantizeWeightsConfig:
+        """Returns how the job's weights are quantized (raises `InputError` where that is not to be had)."""
+
     def passes(self, job: Job, scratch: Path) -> list[Pass]:
         """Returns the passes from the dialect to what the backend runs; `scratch` is for temporary files."""
 
@@ -154,6 +158,15 @@ class Backend(Protocol):
 
     def compile(self, job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
         """Builds what comes after the graph (an engine); returns the variant's record with it."""
+
+
+def check_method(job: Job) -> None:
+    """Refuses a method that 8-bit activations leave nothing for (raises `InputError`)."""
+    if job.method == "awq" and (job.activations != "none" or job.prefill is not None):
+        raise InputError(
+            "expected method rtn or gptq with 8-bit activations, whose smoothing scales the same channels, found awq",
+            hint="--method gptq",
+        )
 
 
 def backend_of(target: targets.Target) -> Backend:

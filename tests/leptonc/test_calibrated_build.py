@@ -44,7 +44,7 @@ def test_gptq_runs_and_says_what_it_looked_at(source: str, text: Path, tmp_path:
         ({"calibration": True}, "found none beside .*text.txt"),
         ({"method": "gptq", "calibration": True, "weights": "fp32"}, "found fp32"),
         ({"embeddings": "int8", "weights": "fp32"}, "found fp32"),
-        ({"method": "gptq", "calibration": True, "target": "rtx"}, "expected method rtn"),
+        ({"method": "gptq", "calibration": True, "target": "rtx", "weights": "fp16"}, "expected weights int8 or int4"),
     ],
 )
 def test_requests_that_cannot_be_met(changes: dict[str, object], message: str, text: Path, tmp_path: Path) -> None:

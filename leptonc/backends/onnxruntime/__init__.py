@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.backends import Job
+from leptonc.backends import Job, check_method
 from leptonc.backends.onnxruntime.attention import (
     MS,
     AttentionToMultiHead,
@@ -53,11 +53,7 @@ def check_request(job: Job) -> None:
             f"expected symmetric weights of 8 bits with activations int8, found {found}",
             hint="--weights int8 --activations int8",
         )
-    if job.method == "awq" and (job.activations != "none" or job.prefill is not None):
-        raise InputError(
-            "expected method rtn or gptq with 8-bit activations, whose smoothing scales the same channels, found awq",
-            hint="--method gptq",
-        )
+    check_method(job)
     if job.prefill is not None and (job.scheme == "fp32" or job.activations != "none"):
         raise InputError(
             f"expected int4 or int8 weights without activations int8 beside a graph for prefill, found weights "
@@ -86,11 +82,7 @@ def preflight(job: Job) -> None:
 
 
 def config_of(job: Job) -> QuantizeWeightsConfig:
-    """How the job's weights are quantized.
-
-    Raises:
-        InputError: What is asked for is not to be had.
-    """
+    """See `Backend.config_of`."""
     if job.scheme == "fp32":
         raise InputError(
             "expected weights int8 or int4 with --method gptq, --embeddings and layers of a recipe, found fp32",

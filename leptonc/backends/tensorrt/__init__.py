@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from leptonc.backends import Job
+from leptonc.backends import Job, check_method
 from leptonc.backends.tensorrt import preflight as memory
 from leptonc.backends.tensorrt import recipe as recipes
 from leptonc.backends.tensorrt.decoder import (
@@ -31,6 +31,7 @@ from leptonc.backends.tensorrt.ranges import Batch, MeasureRanges
 from leptonc.errors import InputError
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
+from leptonc.passes.quantize.choose import ChooseCodes
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from runtime_edge.manifest import Engine, Manifest, Variant
 from runtime_edge.tensorrt.flavours import first_version, flavour, parses
@@ -49,12 +50,17 @@ def check_request(job: Job) -> None:
             f"expected a number format of weights for target {job.target.name}, found a budget of bytes",
             hint="--weights auto:SIZE is for ONNX Runtime's targets",
         )
-    if job.method != "rtn" or job.embeddings:
+    if job.embeddings:
         raise InputError(
-            f"expected method rtn and no format for embeddings for target {job.target.name}, found {job.method} and "
-            f"{job.embeddings or 'none'}",
-            hint="gptq and --embeddings are for ONNX Runtime's targets, cpu among them",
+            f"expected no format for embeddings for target {job.target.name}, found {job.embeddings}",
+            hint="--embeddings is for ONNX Runtime's targets, cpu among them",
         )
+    if job.method != "rtn" and job.scheme not in ("int8", "int4"):
+        raise InputError(
+            f"expected weights int8 or int4 with method {job.method} for target {job.target.name}, found {job.scheme}",
+            hint="--weights int4",
+        )
+    check_method(job)
     if job.rules and memory.BITS[job.scheme] > 8:
         raise InputError(
             f"expected weights of 8 or 4 bits with layers of a recipe, found {job.scheme}",
@@ -76,7 +82,8 @@ def check_request(job: Job) -> None:
             hint="--kv-cache is for ONNX Runtime's targets",
         )
     recipes.checked(job)
-    _quantize(job)
+    if memory.BITS[job.scheme] <= 8:
+        config_of(job)
 
 
 def preflight(job: Job) -> None:
@@ -101,16 +108,22 @@ def _in_place(job: Job) -> bool:
     return _parses(job, "TensorScatter")
 
 
-def _quantize(job: Job) -> list[Pass]:
-    bits = memory.BITS[job.scheme]
-    if bits > 8:
-        return []
-    static = job.static
-    config = QuantizeWeightsConfig(
-        bits=bits, block_size=recipes.block_size(job), signed=True, floating=job.scheme == "fp8", embeddings=False,
-        layers=job.layers, channels=static.layers if static is not None else (),
+def config_of(job: Job) -> QuantizeWeightsConfig:
+    """See `Backend.config_of`."""
+    return QuantizeWeightsConfig(
+        bits=memory.BITS[job.scheme], block_size=recipes.block_size(job), signed=True, floating=job.scheme == "fp8",
+        embeddings=False, method=job.method, layers=job.layers,
+        channels=job.static.layers if job.static is not None else (),
     )  # fmt: skip
-    found = QuantizeWeights(config, importance=static.importance if static is not None else None)
+
+
+def _quantize(job: Job, chosen: ChooseCodes | None) -> list[Pass]:
+    if memory.BITS[job.scheme] > 8:
+        return []
+    found = QuantizeWeights(
+        config_of(job), None if chosen is None else lambda model, form: chosen.codes,
+        job.static.importance if job.static is not None else None,
+    )  # fmt: skip
     job.report["kept_in_half_precision"] = found.kept
     return [found]
 
@@ -119,6 +132,9 @@ def passes(job: Job, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
     # Before ranges are measured: what is rounded is an activation too.
     found: list[Pass] = job.static.passes() if job.static is not None else []
+    found += [job.scaling] if job.scaling is not None else []
+    chosen = ChooseCodes(config_of(job), job.solve) if job.solve is not None else None
+    found += [chosen] if chosen is not None else []
     if job.captured.task.cached:
         capacity = FixedShapesConfig(capacity=job.captured.max_seq_len)
         found += [LogitsAt(), FixedShapes(capacity), CachedAttentionToScatter()]
@@ -127,7 +143,7 @@ def passes(job: Job, scratch: Path) -> list[Pass]:
         ranges = MeasureRanges(partial(_as_run, job), partial(_batches, job), scratch)
         half = HalfPrecision(HalfPrecisionConfig(), lambda _: ranges.found)
         job.report["float32_for_their_range"] = half.wide
-        found += [ranges, *_quantize(job), half]
+        found += [ranges, *_quantize(job, chosen), half]
     return [*found, *decompositions(partial(_parses, job)), Cleanup()]
 
 

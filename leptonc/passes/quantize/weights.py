@@ -121,6 +121,10 @@ class QuantizeWeightsConfig(Config):
         own = self._own.get(path)
         return any(part in path for part in self.skip) or (own is not None and own.bits == KEPT)
 
+    def ragged(self, path: str, columns: int) -> bool:
+        """Whether signed blocks of a layer with so many inputs would end in a short one, which TensorRT refuses."""
+        return self.signed and not self.keeps(path) and bool(columns % self.form(columns, path=path).size)
+
     @cached_property
     def _own(self) -> dict[str, LayerFormat]:
         return {path: each for each in self.layers for path in each.paths}
@@ -168,7 +172,7 @@ class QuantizeWeights(Pass):
         for linear in linears(model):
             if linear.weight in tables and not self.config.embeddings:
                 continue
-            if self._is_ragged(linear):
+            if linear.dequantize is None and self.config.ragged(linear.path, linear.shape[1]):
                 self.kept.append(linear.path)
                 continue
             if linear.dequantize is None and not self.config.keeps(linear.path):
@@ -178,13 +182,6 @@ class QuantizeWeights(Pass):
             if table is not None and table.is_initializer() and not self.config.keeps(node.name or ""):
                 node.replace_input_with(0, self._codes(model.graph, table, True, done))
         return len(done)
-
-    def _is_ragged(self, linear: Linear) -> bool:
-        """Whether signed blocks would end in a short one, which TensorRT refuses."""
-        if not self.config.signed or linear.dequantize is not None or self.config.keeps(linear.path):
-            return False
-        columns = linear.shape[1]
-        return bool(columns % self.config.form(columns, path=linear.path).size)
 
     def _linear(self, graph: ir.Graph, linear: Linear, done: dict[str, ir.Value]) -> None:
         first = linear.node

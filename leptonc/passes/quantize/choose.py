@@ -1,0 +1,38 @@
+"""Chooses codes on the captured graph, for backends whose weights are quantized after lowerings of other parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from leptonc.passes.base import Pass
+from leptonc.passes.quantize.blocks import Codes
+from leptonc.passes.quantize.weights import QuantizeWeightsConfig, Solve
+
+
+class ChooseCodes(Pass):
+    """Runs what chooses codes while the graph still takes a text, and keeps them; the graph stays as it is.
+
+    Args:
+        config: How the weights will be stored.
+        solve: What chooses the codes.
+
+    Attributes:
+        codes: By the name of the weight.
+    """
+
+    name = "choose-codes"
+    config: QuantizeWeightsConfig
+
+    def __init__(self, config: QuantizeWeightsConfig, solve: Solve) -> None:
+        super().__init__(config)
+        self._solve = solve
+        self.codes: Mapping[str, Codes] = {}
+
+    def run(self, model: ir.Model) -> int:
+        config = self.config
+        self.codes = self._solve(
+            model, lambda linear: None if config.ragged(linear.path, linear.shape[1]) else config.form_of(linear)
+        )
+        return 0
