@@ -143,8 +143,8 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "and --heal.  [default: one that the model writes itself; for an encoder, one that Lepton carries]",
 )
 @click.option(
-    "--chat/--no-chat",
-    default=False,
+    "--chat",
+    is_flag=True,
     help="Put each text of --calibration into the model's chat template, as what a user says. (Lines of a .jsonl that "
     "have `messages` are always rendered with it.)",
 )

@@ -53,6 +53,7 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
         "--heal": ("30s", "heal", "30s"),
         "--resume": ("kept", "resume", Path("kept")),
         "--embeddings": ("int8", "embeddings", "int8"),
+        "--kv-cache": ("int8", "kv_cache", "int8"),
         "--prefill": ("int8", "prefill", "int8"),
         "--prune": ("25%", "prune", "25%"),
         "--prune-method": ("flap", "prune_method", "flap"),
@@ -65,7 +66,7 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
         "--dump-ir": ("ir", "dump_ir", Path("ir")),
         "--eval-text": ("text", "eval_text", Path("text")),
     }
-    flags = {"--asymmetric": ("symmetric", False), "--force": ("force", True)}
+    flags = {"--asymmetric": ("symmetric", False), "--force": ("force", True), "--chat": ("chat", True)}
     arguments = [part for option, (text, *_) in given.items() for part in (option, text)]
     assert leptonc("build", SOURCE, *arguments, *flags).code == 0
     expected = {field: value for _, field, value in given.values()} | dict(flags.values())

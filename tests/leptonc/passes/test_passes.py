@@ -39,7 +39,7 @@ def logits(model: ir.Model, folder: Path) -> models.Floats:
         ({"block_size": 48}, "expected a block size of 16, 32, 64, 128 or 256, found 48"),
         ({"floating": True}, "expected 8 signed bits and whole channels for float8"),
         ({"signed": True, "symmetric": False}, "expected symmetric weights for signed codes"),
-        ({"method": "gptq2"}, "expected a method among rtn, gptq, found 'gptq2'"),
+        ({"method": "gptq2"}, "expected a method among rtn, gptq, awq, found 'gptq2'"),
     ],
 )
 def test_configs_that_make_no_sense(changes: dict[str, object], message: str) -> None:

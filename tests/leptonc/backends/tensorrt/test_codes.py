@@ -45,9 +45,10 @@ def test_less_is_lost_in_the_same_form(method: str, target: str, text: Path, tmp
         for each in (plain, solved)
     ]
     assert shapes[0] == shapes[1]
-    about = next(iter(solved.report["variants"].values()))["quantization"]
+    found = next(iter(solved.report["variants"].values()))
+    about = found["quantization"]
     assert about["method"] == method
-    assert len(about["linears"]) == 7 * 3
+    assert len(about["linears"]) == 7 * 3 - len(found["kept_in_half_precision"])  # blocks do not divide those
     assert bool(about.get("scaling")) == (method == "awq")
 
 
