@@ -161,7 +161,7 @@ class Calibration:
         if job.kv_cache is not None:
             with self.clock.stage("cache ranges", len(stages(model))) as advance:
                 job.cache_scales = cache_scales(
-                    model, self._part(LOOKS), self.scratch, memory=self.memory, advance=advance
+                    model, self._texts(LOOKS), self.scratch, memory=self.memory, advance=advance
                 )
         if job.prefill is not None:
             job.report["prefill"] = prefill = {"calibration": about["calibration"]}
@@ -174,18 +174,23 @@ class Calibration:
         if job.method == "awq":
             job.scaling = self._scaling(job, model, about)
         if job.method != "rtn":
-            job.solve = Solver(self._part(looks(job)), self.scratch, self.memory, self.clock.stage, about, job.method)
+            texts = self._texts(looks(job))
+            job.solve = Solver(texts, self.scratch, self.memory, self.clock.stage, about, job.method)
 
-    def _part(self, count: int | None) -> list[NDArray[np.int64]]:
-        """So many of the texts, evenly spread over them; None for all."""
-        return self.windows if count is None else self.windows[:: max(1, len(self.windows) // count)][:count]
+    def _part(self, count: int) -> list[NDArray[np.int64]]:
+        """So many of the texts, evenly spread over them."""
+        return self.windows[:: max(1, len(self.windows) // count)][:count]
+
+    def _texts(self, count: int) -> list[NDArray[np.int64]]:
+        """So many texts of a decoder, and all of an encoder, which are sentences."""
+        return self._part(count) if self.captured.task.cached else self.windows
 
     def _scaling(self, job: Job, model: ir.Model, about: dict[str, Any]) -> SmoothLinears:
         """Chooses which channels of weights get finer codes; `about` is told."""
         form_of = backend_of(job.target).config_of(job).form_of
         with self.clock.stage("scaling", len(stages(model))) as advance:
             found = scalings(
-                model, self._part(LOOKS), form_of, self.scratch, memory=self.memory, advance=advance
+                model, self._texts(LOOKS), form_of, self.scratch, memory=self.memory, advance=advance
             )
         about["scaling"] = [
             {"path": each.path, "strength": each.strength, "error": round(each.error, 6),
@@ -201,10 +206,9 @@ class Calibration:
         `solved` says that GPTQ will choose the codes of the weights.
         """
         symmetric = MODULES[job.target.backend] == MODULES["tensorrt"]
-        seen = self._part(LOOKS if self.captured.task.cached else None)
         with self.clock.stage("activations", len(stages(model))) as advance:
             found = choices(
-                model, seen, job.calibrator, self.scratch, symmetric=symmetric,
+                model, self._texts(LOOKS), job.calibrator, self.scratch, symmetric=symmetric,
                 weights=SOLVED if solved else ROUNDED, memory=self.memory, advance=advance,
             )  # fmt: skip
         # One from the start of a text, others from its middle: whatever comes first draws the massive activations.
