@@ -33,7 +33,8 @@ TEXT_GENERATION = "text-generation"
 TEXT_EMBEDDING = "text-embedding"
 TEXT_CLASSIFICATION = "text-classification"
 TASKS = (TEXT_GENERATION, TEXT_EMBEDDING, TEXT_CLASSIFICATION)
-CACHE_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # and the bytes of each
+ENGINE_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of an engine's cache, and the bytes of each
+CACHE_DTYPES = {**ENGINE_DTYPES, "int8": 1}  # of a graph's
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ENCODER_OUTPUT = {TEXT_EMBEDDING: "embeddings", TEXT_CLASSIFICATION: "logits"}
@@ -296,8 +297,8 @@ def _check_engine(variant: Variant) -> None:
         recipe.flavour == variant.backend, f"{where}: expected flavour {variant.backend!r}, found {recipe.flavour!r}"
     )
     _require(
-        engine.cache_dtype in CACHE_DTYPES,
-        f"{where}: expected cache_dtype to be one of {', '.join(CACHE_DTYPES)}, found {engine.cache_dtype!r}",
+        engine.cache_dtype in ENGINE_DTYPES,
+        f"{where}: expected cache_dtype to be one of {', '.join(ENGINE_DTYPES)}, found {engine.cache_dtype!r}",
     )
     _require(bool(recipe.profiles), f"{where}: expected at least one profile, found none")
     _unique(f"{where}: profiles", (profile.name for profile in recipe.profiles))

@@ -20,7 +20,6 @@ from runtime_edge.manifest import Engine
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.callbacks import Log, logger
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
 _MB = 10**6
 _MAX_JIT_CACHE_BYTES = 2**31

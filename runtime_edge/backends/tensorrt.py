@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime_edge.backends.buffers import Inputs, aligned, device_memory, free_held, release_all
-from runtime_edge.backends.engine import DTYPE_BYTES, Context, LoadedEngine, Memory
+from runtime_edge.backends.engine import Context, LoadedEngine, Memory
 from runtime_edge.cache import TokenCache
 from runtime_edge.cuda import DeviceMemoryError
 from runtime_edge.errors import ClosedError, LeptonError
-from runtime_edge.manifest import Decoder, Encoder, Engine
+from runtime_edge.manifest import ENGINE_DTYPES, Decoder, Encoder, Engine
 
 if TYPE_CHECKING:
     from runtime_edge.backends import Floats, Ints
@@ -40,7 +40,7 @@ class TrtDecoder:
         self.decoder = decoder
         self.why = why
         self.in_place = spec.cache_in_place
-        item = DTYPE_BYTES[spec.cache_dtype]
+        item = ENGINE_DTYPES[spec.cache_dtype]
         shapes = [(layer.kv_heads, dim) for layer in decoder.cache for dim in (layer.key_dim, layer.value_dim)]
         # One set of buffers, each at a multiple of what TensorRT asks for.
         self.buffer_bytes = [aligned(heads * decoder.max_seq_len * dim * item) for heads, dim in shapes]
