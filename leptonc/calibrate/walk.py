@@ -185,13 +185,13 @@ class Together:
                 if {name: array.shape for name, array in each.items()} != shapes:
                     break
                 few.append(each)
-            joined = few[0] if len(few) == 1 else {n: np.concatenate([each[n] for each in few]) for n in shapes}
-            results = self._session.run(self._names, joined)
-            rows = len(next(iter(few[0].values()))) if self._batched else 0
-            for i in range(len(few)):
-                part = slice(i * rows, (i + 1) * rows) if len(few) > 1 else slice(None)
-                yield dict(zip(self._names, (array[part] for array in results), strict=True))
             at += len(few)
+            if len(few) == 1:
+                yield dict(zip(self._names, self._session.run(self._names, few[0]), strict=True))
+                continue
+            joined = {name: np.concatenate([each[name] for each in few]) for name in shapes}
+            parts = [np.split(array, len(few)) for array in self._session.run(self._names, joined)]
+            yield from (dict(zip(self._names, part, strict=True)) for part in zip(*parts, strict=True))
 
 
 def _is_batch(dim: Any) -> bool:
