@@ -42,7 +42,7 @@ class BuildOptions:
             model writes itself or, for an encoder, a built-in one.
         chat: Whether its texts go into the model's chat template, as what a user says; conversations always do.
         heal: How long the quantized model learns from the original (10min, 30s, 1h, 200steps), or None for not at all.
-        resume: Directory that keeps how far an interrupted healing came, and that the same build goes on from.
+        resume: Directory that keeps what an interrupted build's long steps made, and that the same build goes on from.
         embeddings: int8 or int4, of the embedding and a head tied to it; None for that of the weights.
         memory_gb: Gigabytes of activations that calibration keeps in memory; others wait on disk.
         max_seq_len: Longest sequence; None for the target's default, at most the model's.
@@ -122,6 +122,7 @@ def build(
     from leptonc.evaluate.text import load_text
     from leptonc.healing import check as check_healing
     from leptonc.pruning import check as check_pruning
+    from leptonc.resume import check as check_resume
     from leptonc.sources import open_source
 
     return_freed_memory()
@@ -137,7 +138,8 @@ def build(
         options.prune, options.prune_method, options.prune_compensation, options.prune_allocation
     )
     jobs = _jobs(options, clock)
-    check_healing(options.heal, options.resume, jobs, pruned=pruning is not None)
+    check_healing(options.heal, jobs, pruned=pruning is not None)
+    check_resume(options, jobs)
     for job in jobs:
         backend_of(job.target).check_request(job)
     if options.out is not None:
@@ -233,6 +235,7 @@ class _Build:
         from leptonc.ir.structure import structure
         from leptonc.passes.base import Manager
         from leptonc.pruning import prune
+        from leptonc.resume import kept_of
 
         options, clock = self.options, self.clock
         check_out(self.out, replace=options.force)
@@ -253,8 +256,9 @@ class _Build:
         self.records: list[PassRecord] = []
         with ArtifactWriter(self.out, replace=options.force) as writer:
             self.calibration = Calibration(
-                captured, sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.path, clock,
-                options.chat, WINDOWS if options.heal or self.pruning else max(map(looks, self.jobs)), self.texts,
+                captured, sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.scratch,
+                clock, options.chat, WINDOWS if options.heal or self.pruning else max(map(looks, self.jobs)),
+                self.texts, kept_of(options, captured),
             )  # fmt: skip
             self.healing = Healing(options.heal, options.resume, options.seed, self.calibration)
             self._tokenizer_files(writer)
@@ -282,6 +286,7 @@ class _Build:
             manifest = self._manifest(writer, tuple(self.variants))
             writer.write_manifest(manifest)
             path = writer.commit()
+            self.calibration.kept.finish()
         return BuildResult(path, manifest, report, dict(clock.seconds))
 
     def _variant(self, job: Job, model: Any, writer: Any) -> dict[str, int]:
@@ -297,7 +302,7 @@ class _Build:
         manager = Manager(dump / job.name if dump and several else dump, start=0 if several else 1)
         self.calibration.prepare(job, model)
         self.healing.prepare(job)
-        passes = backend.passes(job, writer.path)
+        passes = backend.passes(job, writer.scratch)
         with clock.stage(f"{prefix}passes", len(passes)) as advance:
             manager.run(model, passes, advance)
         backend.finish(model)

@@ -18,6 +18,7 @@ from leptonc.backends import MODULES, Job, backend_of
 from leptonc.calibrate.activations import ROUNDED, SOLVED, choices, describe, divergences, kept_higher, static_of
 from leptonc.calibrate.caches import cache_scales
 from leptonc.calibrate.generate import generate, rounds
+from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.scaling import scalings
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.calibrate.solve import Solver
@@ -79,6 +80,7 @@ class Calibration:
         chat: Whether texts of the file become a user's messages.
         count: Texts that a decoder writes, or that are cut from a file for it.
         texts: What models wrote, by length and seed, for builds of the same source.
+        kept: What an interrupted build left, and this one leaves.
     """
 
     captured: Captured
@@ -91,6 +93,7 @@ class Calibration:
     chat: bool = False
     count: int = WINDOWS
     texts: dict[Any, list[NDArray[np.int64]]] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
     name: str = field(init=False, default="")
 
     @cached_property
@@ -105,7 +108,8 @@ class Calibration:
             self.name = f"written by the model, seed {self.seed}"
             key = (length, self.seed)
             if len(self.texts.get(key, [])) < self.count:
-                self.texts[key] = self._written(length)
+                made = self.kept.arrays("text", lambda: {str(i): x for i, x in enumerate(self._written(length))})
+                self.texts[key] = [made[name] for name in sorted(made, key=int)]
             return self.texts[key][: self.count]
         self.name = self.file.name
         # What the tokenizer puts before every text: models that know it go astray without.
@@ -175,15 +179,17 @@ class Calibration:
             job.scaling = self._scaling(job, model, about)
         if job.method != "rtn":
             texts = self._texts(looks(job))
-            job.solve = Solver(texts, self.scratch, self.memory, self.clock.stage, about, job.method)
+            job.solve = Solver(
+                texts, self.scratch, self.memory, self.clock.stage, about, job.method, self.kept, f"codes-{job.name}"
+            )
 
-    def _part(self, count: int) -> list[NDArray[np.int64]]:
+    def part(self, count: int) -> list[NDArray[np.int64]]:
         """So many of the texts, evenly spread over them."""
         return self.windows[:: max(1, len(self.windows) // count)][:count]
 
     def _texts(self, count: int) -> list[NDArray[np.int64]]:
         """So many texts of a decoder, and all of an encoder, which are sentences."""
-        return self._part(count) if self.captured.task.cached else self.windows
+        return self.part(count) if self.captured.task.cached else self.windows
 
     def _scaling(self, job: Job, model: ir.Model, about: dict[str, Any]) -> SmoothLinears:
         """Chooses which channels of weights get finer codes; `about` is told."""
@@ -212,7 +218,7 @@ class Calibration:
                 weights=SOLVED if solved else ROUNDED, memory=self.memory, advance=advance,
             )  # fmt: skip
         # One from the start of a text, others from its middle: whatever comes first draws the massive activations.
-        parts = self._part(TRIALS)
+        parts = self.part(TRIALS)
         trials = [part[-TRIAL // 2 :] if at else part[: TRIAL // 2] for at, part in enumerate(parts)]
         with self.clock.stage("sensitivity", len(stages(model))) as advance:
             errors = divergences(
@@ -253,7 +259,7 @@ class Calibration:
         fixed = {path for each in job.layers for path in each.paths}
         if all(extra(each.shape) > budget - size for each in linears(model) if each.path not in fixed):
             return
-        trials = [window[:TRIAL] for window in self._part(TRIALS)]
+        trials = [window[:TRIAL] for window in self.part(TRIALS)]
         with self.clock.stage("sensitivity", len(stages(model))) as advance:
             found = sensitivities(model, trials, config.form, self.scratch, memory=self.memory, advance=advance)
         found = [each for each in (*_outside_layers(model), *found) if each.path not in fixed]

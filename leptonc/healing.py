@@ -24,26 +24,19 @@ RANK = 16  # of what is added to each weight of a pruned model in float32
 QUANTIZED_RATE, PRUNED_RATE = 7e-4, 3e-3
 
 
-def check(heal: str | None, resume: Path | None, jobs: Sequence[Job], *, pruned: bool) -> None:
+def check(heal: str | None, jobs: Sequence[Job], *, pruned: bool) -> None:
     """Refuses what cannot be done, before anything is opened.
 
     Args:
         heal: The budget, as it was asked for.
-        resume: Directory that keeps how far it has come.
         jobs: What is built.
         pruned: Whether something is cut out of the model.
 
     Raises:
-        InputError: The budget is none, there is a directory and nothing to keep in it, it is a file, a model has lost
-            nothing, or a target's form of it cannot learn.
+        InputError: The budget is none, a model has lost nothing, or a target's form of it cannot learn.
         MissingExtraError: torch is not installed.
     """
     if heal is None:
-        if resume is not None:
-            raise InputError(
-                f"expected --heal with --resume, which keeps how far it has come, found {resume} alone",
-                hint="--heal 10min --resume DIR",
-            )
         return
     parse_budget(heal)
     require("torch", extra="compiler", needed_by="--heal")
@@ -59,8 +52,6 @@ def check(heal: str | None, resume: Path | None, jobs: Sequence[Job], *, pruned:
                 f"expected --prune, or weights int8, int4 or auto:SIZE, activations none, with --heal, found {found}",
                 hint="--weights int4 --heal 10min",
             )
-    if resume is not None and resume.exists() and not resume.is_dir():
-        raise InputError(f"expected a directory for --resume, found a file at {resume}", hint="name a new directory")
 
 
 @dataclass

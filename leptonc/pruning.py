@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leptonc.calibrate.observe import features, influence
-from leptonc.calibrate.reconstruct import fitted, in_sequence, reconstruction
+from leptonc.calibrate.reconstruct import Seen, fitted, in_sequence, reconstruction
 from leptonc.calibrate.solve import inputs_of
 from leptonc.calibrate.walk import stages
 from leptonc.errors import InputError
@@ -37,6 +38,7 @@ COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
 RECONSTRUCTION = "reconstruction"
 # Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
 MULTIPLES = {"onnxruntime": 32, "tensorrt": 64, "tensorrt-rtx": 64}
+GRADIENTS = 8  # texts that gradients are taken on
 _LARGEST_PLAN = 2**24  # bytes
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 _LATENCY = re.compile(r"latency:(\d+(?:\.\d+)?)\s*%", re.ASCII)
@@ -157,55 +159,35 @@ class Pruning:
 
     def run(self, captured: Captured, manager: Manager) -> dict[str, Any]:
         """Prunes the captured model in place; returns what the report says of it."""
-        found = groups(captured.model)
+        found, kept = groups(captured.model), self.calibration.kept
         found.require()
-        about: dict[str, Any] = {"asked": self.request.text, "method": self.method, "compensation": self.compensation}
         if self.request.cuts:
             by_block(found, self.request.cuts)  # refused before the text is written
-            about["method"] = self.method = "plan"
+            self.method = "plan"
         if self.request.layers:
-            about["method"] = self.method = "influence"
+            self.method = "influence"
             if self.request.layers >= len(found.layers):
                 raise InputError(
                     f"expected fewer layers to prune than the model has, found {self.request.layers} of "
                     f"{len(found.layers)}",
                     hint="--prune layers:N cuts N layers",
                 )
+        about: dict[str, Any] = {"asked": self.request.text, "method": self.method, "compensation": self.compensation}
         if self.reads_text:
             windows = self.calibration.windows
             about["calibration"] = {
                 "text": self.calibration.name, "samples": len(windows), "tokens": sum(map(len, windows)),
             }  # fmt: skip
-        known = self._features(captured, found) if self._needs_features else {}
-        cuts = self.request.cuts or (self._layers(captured, found, about) if self.request.layers else ())
-        if self.request.share and self.method == RECONSTRUCTION:
-            each = self.calibration
-            cuts, said = reconstruction(
-                captured.model, found, each.windows, self.request.share, each.scratch, multiple=self.multiple,
-                memory=each.memory, clock=each.clock.stage,
-            )  # fmt: skip
-            about |= said
-        elif self.request.share:
-            about["allocation"] = self.allocation
-            importance = {block.name: scores(block, self.method, known) for block in found.blocks}
-            if self.method == "flap":
-                importance = {name: _standard(each) for name, each in importance.items()}
-            cuts = cheapest(
-                found, importance, self.request.share, multiple=self.multiple, uniform=self.allocation == "uniform",
-                by_weight=self.method != "flap",
-            )  # fmt: skip
+        seen = self._seen(captured, found)
+        chosen = kept.fact("prune-cuts", lambda: self._choose(captured, seen))
+        cuts = tuple(Cut(*each) for each in chosen["cuts"])
+        about |= chosen["about"]
         stay = by_block(found, cuts)
-        before, macs = found.total, _multiplications(captured)
-        biases = self._biases(found, stay, known) if self.compensation == "bias" else {}
         about["blocks"] = _picture(found, stay)
-        weights: dict[str, Callable[[], NDArray[np.float32]]] = {}
-        if self.compensation in ("least-squares", "sequential"):
-            fit = fitted if self.compensation == "least-squares" else in_sequence
-            made, about["fitted"] = fit(
-                captured.model, found, stay, self.calibration.windows, self.calibration.scratch,
-                memory=self.calibration.memory, clock=self.calibration.clock.stage,
-            )  # fmt: skip
-            weights = {name: partial(np.asarray, array) for name, array in made.items()}
+        weights = self._fitted(captured, seen, stay, about)
+        seen.drop()
+        before, macs = found.total, _multiplications(captured)
+        biases = self._biases(found, stay, self._features(captured, found)) if self.compensation == "bias" else {}
         manager.run(captured.model, [Prune(PruneConfig(cuts, self.method, self.compensation), weights, biases)])
         after = layer_weights(captured.model)
         captured.parameters -= before - after
@@ -217,11 +199,77 @@ class Pruning:
         about["multiplications_a_token"] = {"before": macs, "after": _multiplications(captured)}
         return about
 
-    @property
-    def _needs_features(self) -> bool:
-        return self.compensation == "bias" or (
-            self.request.share > 0 and self.method not in ("magnitude", RECONSTRUCTION)
+    def _seen(self, captured: Captured, found: Groups) -> Seen:
+        each = self.calibration
+        windows = each.windows if self.reads_text else []
+        return Seen(
+            captured.model, found, windows, each.scratch, memory=each.memory, clock=each.clock.stage, kept=each.kept
         )
+
+    def _choose(self, captured: Captured, seen: Seen) -> dict[str, Any]:
+        """Returns the cuts, and what the report says of them."""
+        found, cuts = seen.found, self.request.cuts
+        about: dict[str, Any] = {}
+        if self.request.layers:
+            cuts = self._layers(captured, found, about)
+        elif self.request.share and self.method == RECONSTRUCTION:
+            cuts, about = reconstruction(seen, self.request.share, multiple=self.multiple)
+        elif self.request.share:
+            about["allocation"] = self.allocation
+            importance = self._importance(captured, found)
+            if self.method == "flap":
+                importance = {name: _standard(each) for name, each in importance.items()}
+            cuts = cheapest(
+                found, importance, self.request.share, multiple=self.multiple, uniform=self.allocation == "uniform",
+                by_weight=self.method != "flap",
+            )  # fmt: skip
+        return {"cuts": [dataclasses.astuple(cut) for cut in cuts], "about": about}
+
+    def _importance(self, captured: Captured, found: Groups) -> dict[str, NDArray[np.float64]]:
+        """Returns each unit's importance, by block."""
+        if self.method == "taylor":
+            return self._taylor(captured, found)
+        known = self._features(captured, found) if self.method != "magnitude" else {}
+        return {block.name: scores(block, self.method, known) for block in found.blocks}
+
+    def _taylor(self, captured: Captured, found: Groups) -> dict[str, NDArray[np.float64]]:
+        from leptonc.heal.taylor import taylor
+
+        values = {linear.path: str(linear.x.name) for block in found.blocks for linear in block.consumers}
+        each = self.calibration
+        with each.clock.stage("prune gradients", len(windows := each.part(GRADIENTS))) as advance:
+            gates = taylor(captured.model, windows, list(values.values()), advance)
+        return {
+            block.name: sum(
+                (gates[values[linear.path]].astype(np.float64).reshape(block.units, -1).sum(1)
+                 for linear in block.consumers), np.zeros(block.units),
+            )
+            for block in found.blocks
+        }  # fmt: skip
+
+    def _fitted(
+        self, captured: Captured, seen: Seen, stay: Mapping[str, Any], about: dict[str, Any]
+    ) -> dict[str, Callable[[], NDArray[np.float32]]]:
+        """Returns weights that make up for what goes; `about` is told."""
+        if self.compensation not in ("least-squares", "sequential"):
+            return {}
+        each = self.calibration
+        report: list[dict[str, Any]] = []
+
+        def make() -> dict[str, NDArray[Any]]:
+            nonlocal report
+            if self.compensation == "least-squares":
+                made, report = fitted(seen, stay, each.scratch)
+            else:
+                made, report = in_sequence(
+                    captured.model, seen.found, stay, each.windows, each.scratch, memory=each.memory,
+                    clock=each.clock.stage,
+                )  # fmt: skip
+            return made
+
+        made = each.kept.arrays("prune-weights", make)
+        about["fitted"] = each.kept.fact("prune-fitted", lambda: report)
+        return {name: partial(np.asarray, array) for name, array in made.items()}
 
     def _walk(self, what: Callable[..., Any], captured: Captured, found: Groups) -> Any:
         each = self.calibration
@@ -267,9 +315,12 @@ def prune(
     if request.latency:
         from leptonc.latency import share_for
 
-        share, measured["latency"] = share_for(request.latency, jobs[0], calibration, multiple)
+        share, measured["latency"] = calibration.kept.fact(
+            "prune-latency", lambda: share_for(request.latency, jobs[0], calibration, multiple)
+        )
         request = replace(request, share=share)
-    allocation = options.prune_allocation or ("global" if method == "flap" else "uniform")  # as they were published
+    # As they were published.
+    allocation = options.prune_allocation or ("global" if method in ("flap", "taylor") else "uniform")
     pruning = Pruning(request, method, compensation, calibration, multiple, allocation)
     return pruning.run(calibration.captured, manager) | measured
 

@@ -47,6 +47,8 @@ class ArtifactWriter:
             self.path = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
         except OSError as error:
             raise _unwritable(out.parent, error) from error
+        self.scratch = self.path / ".work"  # for temporary files: gone when the artifact is in its place
+        self.scratch.mkdir()
         self.files: dict[str, File] = {}
         self._committed = False
 
@@ -161,6 +163,7 @@ class ArtifactWriter:
 
     def commit(self) -> Path:
         """Puts the artifact in its place; what was there is removed only when the new one is there."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
         os.chmod(self.path, 0o755)  # mkdtemp makes it private
         old: Path | None = None
         try:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from leptonc.errors import InputError
 
+ROWS = 2048  # tokens whose products are summed at once
 SINK = 25.0  # a token whose energy is so many times the median's is an attention sink's
 
 
@@ -49,6 +50,7 @@ class Moments:
         self.path, self.tokens = path, 0
         self._ordinary = np.zeros((width, width), np.float32)
         self._sinks = np.zeros((width, width), np.float32)
+        self._waiting: list[NDArray[Any]] = []
 
     def add(self, x: NDArray[Any]) -> None:
         """Counts inputs float32 [..., width].
@@ -62,11 +64,20 @@ class Moments:
         if sink.any():
             massive, rows = rows[sink], rows[~sink]
             self._sinks += massive.T @ massive
-        self._ordinary += rows.T @ rows  # one array with itself: half the work of two
+        self._waiting.append(np.array(rows))
         self.tokens += len(energy)
+        if sum(map(len, self._waiting)) >= ROWS:
+            self._sum()
+
+    def _sum(self) -> None:
+        if self._waiting:
+            rows = np.concatenate(self._waiting)
+            self._ordinary += rows.T @ rows  # one array with itself: half the work of two
+            self._waiting.clear()
 
     def hessian(self) -> NDArray[np.float32]:
         """Returns the second moments, float32 [width, width]."""
+        self._sum()
         ordinary, sinks = float(np.trace(self._ordinary)), float(np.trace(self._sinks))
         if sinks <= ordinary or ordinary == 0:
             return self._ordinary + self._sinks

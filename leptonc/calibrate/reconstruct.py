@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.compensate import compensate
+from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.observe import moments
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.solve import as_stored, inputs_of
@@ -23,27 +24,73 @@ from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.prune.choose import WHOLE, Option, choose, columns_of, options, reconstructed, reference
 from leptonc.passes.prune.plan import Cut
 
-TRIALS, TRIAL = 2, 384  # texts, and tokens of each, that divergences are measured on: attention needs long ones
+TRIAL = 384  # tokens that divergences are measured on: attention needs a long text
+MLPS_FROM = 0.4  # a share below which whole MLPs are never the cheapest that can go, and are not tried
 RIDGE = 1e-2  # of the mean second moment: how much a block's fit keeps to the weights as they were
 Clock = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Stay = Mapping[str, Mapping[str, NDArray[np.bool_]] | None]
 
 
-def reconstruction(
-    model: ir.Model, found: Groups, windows: Sequence[NDArray[np.int64]], share: float, folder: Path, *,
-    multiple: int, memory: int, clock: Clock,
-) -> tuple[tuple[Cut, ...], dict[str, Any]]:  # fmt: skip
-    """Cuts a share of all layers' weights where the model's output changes least, see `leptonc.passes.prune.choose`.
+class Seen:
+    """Second moments of what each block's consuming layers read in the whole model, each in a file: [in, in] float32.
+
+    One walk over the text makes them, for the choice of what goes and for what makes up for it.
 
     Args:
         model: The captured graph.
         found: What can be cut in it.
         windows: Token ids int64 [length] of each text.
-        share: Above 0 and below 1.
-        folder: For temporary files.
-        multiple: What the targets' kernels like the number of channels to be a multiple of.
+        scratch: For temporary files.
         memory: Bytes of activations kept in memory.
         clock: Opens a stage of progress with so many steps.
+        kept: What an interrupted build left, and this one leaves.
+    """
+
+    def __init__(
+        self, model: ir.Model, found: Groups, windows: Sequence[NDArray[np.int64]], scratch: Path, *, memory: int,
+        clock: Clock, kept: Kept | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.found, self.windows, self.scratch = model, found, windows, scratch
+        self.memory, self.clock, self._kept = memory, clock, kept or Kept()
+        self._folder = self._kept.place("moments", scratch)
+        self._gathered = False
+
+    def __getitem__(self, linear: Linear) -> NDArray[np.float32]:
+        """Returns the moments of one consuming layer's inputs.
+
+        Raises:
+            InputError: An activation is not finite.
+        """
+        if not self._gathered:
+            self._gathered = self._kept.fact("moments", self._gather)
+        array: NDArray[np.float32] = np.load(self._file(linear))
+        return array
+
+    def _gather(self) -> bool:
+        batches = [inputs_of(self.model, window) for window in self.windows]
+        with self.clock("prune moments", len(stages(self.model))) as advance:
+            moments(
+                self.model, self.found, batches, lambda each, seen: np.save(self._file(each), seen), self.scratch,
+                memory=self.memory, advance=advance,
+            )  # fmt: skip
+        return True
+
+    def drop(self) -> None:
+        """Removes the files, which take much room, unless they are kept."""
+        if self._kept.folder is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _file(self, linear: Linear) -> Path:
+        return self._folder / f"{linear.path}.npy"
+
+
+def reconstruction(seen: Seen, share: float, *, multiple: int) -> tuple[tuple[Cut, ...], dict[str, Any]]:
+    """Cuts a share of all layers' weights where the model's output changes least, see `leptonc.passes.prune.choose`.
+
+    Args:
+        seen: What the layers read.
+        share: Above 0 and below 1.
+        multiple: What the targets' kernels like the number of channels to be a multiple of.
 
     Returns:
         The cuts, and what the report says of them.
@@ -51,89 +98,84 @@ def reconstruction(
     Raises:
         InputError: So much cannot go, or activations are not finite.
     """
-    blocks = {block.consumers[0].path: block for block in found.blocks if len(block.consumers) == 1}
+    blocks = {block.consumers[0].path: block for block in seen.found.blocks if len(block.consumers) == 1}
     ways: dict[str, list[Option]] = {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".reference.") as place:
+    for linear in [block.consumers[0] for block in blocks.values()][:1]:
+        _ = seen[linear]  # the walk has a stage of its own
+    with seen.clock("prune choose", len(blocks)) as advance:
+        for block in blocks.values():
+            (linear,) = block.consumers
+            ways[block.name] = options(block, weight_of(linear), seen[linear], multiple=multiple)
+            advance(1)
 
-        def file(linear: Linear) -> Path:
-            return Path(place) / f"{linear.path}.npy"
+    def without_some(block: Block, linear: Linear) -> Weights:
+        gone = reference(block, ways[block.name]).inputs
+        fit = reconstructed(weight_of(linear), seen[linear], gone)
+        return {str(linear.weight.name): as_stored(fit, linear)}
 
-        def use(linear: Linear, seen: NDArray[np.float32]) -> None:
-            block = blocks.get(linear.path)
-            if block is not None:
-                weight = weight_of(linear)
-                own = ways[block.name] = options(block, weight, seen, multiple=multiple)
-                np.save(file(linear), reconstructed(weight, seen, reference(block, own).inputs))
+    def trials(stage: Stage) -> list[Trial]:
+        made = []
+        for linear in (each for group in stage.linears.values() for each in group if each.path in blocks):
+            block = blocks[linear.path]
+            made.append(Trial(block.name, partial(without_some, block, linear)))
+            if block.add is not None and (block.kind == "attention" or share >= MLPS_FROM):
+                made.append(Trial(block.name + WHOLE, partial(_zeros, linear)))
+        return made
 
-        def trials(stage: Stage) -> list[Trial]:
-            made = []
-            for linear in (each for group in stage.linears.values() for each in group if each.path in blocks):
-                block, name = blocks[linear.path], str(linear.weight.name)
-                made.append(Trial(block.name, partial(_stored, name, file(linear), linear)))
-                if block.add is not None:
-                    made.append(Trial(block.name + WHOLE, partial(_zeros, name, linear)))
-            return made
-
-        batches = [inputs_of(model, window) for window in windows]
-        with clock("prune moments", len(stages(model))) as advance:
-            moments(model, found, batches, use, folder, memory=memory, advance=advance)
-        short = [window[:TRIAL] for window in windows[:: max(1, len(windows) // TRIALS)]][:TRIALS]
-        with clock("prune sensitivity", len(stages(model))) as advance:
-            measured = measure(model, short, trials, folder, memory=memory, advance=advance)
-    cuts, expected = choose(found, ways, measured, share)
+    with seen.clock("prune sensitivity", len(stages(seen.model))) as advance:
+        measured = measure(seen.model, _short(seen.windows), trials, seen.scratch, memory=seen.memory, advance=advance)
+    cuts, expected = choose(seen.found, ways, measured, share)
     about = {name: float(f"{value:.4g}") for name, value in measured.items()}
     return cuts, {"divergence": about, "divergence_expected": float(f"{expected:.4g}")}
 
 
-def _stored(name: str, file: Path, linear: Linear) -> Weights:
-    return {name: as_stored(np.load(file), linear)}
+def _short(windows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """As many texts, from the middle on, as have enough tokens: one long text, or many sentences."""
+    found: list[NDArray[np.int64]] = []
+    for window in (*windows[len(windows) // 2 :], *windows[: len(windows) // 2]):
+        found.append(window[: TRIAL - sum(map(len, found))])
+        if sum(map(len, found)) >= TRIAL:
+            break
+    return found
 
 
-def _zeros(name: str, linear: Linear) -> Weights:
-    return {name: as_stored(np.zeros(linear.shape, np.float32), linear)}
+def _zeros(linear: Linear) -> Weights:
+    return {str(linear.weight.name): as_stored(np.zeros(linear.shape, np.float32), linear)}
 
 
-def fitted(
-    model: ir.Model, found: Groups, stay: Stay, windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int,
-    clock: Clock,
-) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
+def fitted(seen: Seen, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str, Any]]]:
     """Lets what stays of each block that is cut make up for what goes, as the whole model's moments say.
 
     Blocks are fitted apart from each other: what they have to make up for is a sum of inputs that they can see, and a
     text of some thousand tokens is enough for that. `in_sequence` asks more of the text.
 
     Args:
-        model: The captured graph, uncut.
-        found: What can be cut in it.
+        seen: What the layers read in the whole model.
         stay: Which units stay of each block that is cut, None where it goes whole.
-        windows: Token ids int64 [length] of each text.
-        folder: For temporary files.
-        memory: Bytes of activations kept in memory.
-        clock: Opens a stage of progress with so many steps.
+        folder: Where the weights wait until they are written.
 
     Returns:
         Weights by initializer, in the shape that they have before the cut, zero where inputs are removed; and of each
         layer fitted its path, the inputs that it keeps, and its outputs' error before and after, as parts of them.
     """
-    removed = _removed(found, stay)
+    removed = _removed(seen.found, stay)
     weights: Weights = {}
     report: list[dict[str, Any]] = []
-
-    def use(linear: Linear, seen: NDArray[np.float32]) -> None:
-        if linear.path not in removed:
-            return
-        gone, weight = removed[linear.path], weight_of(linear)
-        new, bare = reconstructed(weight, seen, gone, ridge=RIDGE), np.array(weight)
-        bare[:, gone] = 0
-        weights[str(linear.weight.name)] = as_stored(new, linear)
-        whole = max(float(np.vdot(weight @ seen, weight)), float(np.finfo(np.float32).tiny))
-        before, after = (float(np.vdot((weight - each) @ seen, weight - each)) / whole for each in (bare, new))
-        kept = linear.shape[1] - len(gone)
-        report.append({"path": linear.path, "kept": kept, "before": round(before, 6), "after": round(after, 6)})
-
-    batches = [inputs_of(model, window) for window in windows]
-    with clock("prune compensate", len(stages(model))) as advance:
-        moments(model, found, batches, use, folder, memory=memory, advance=advance)
+    linears = [each for block in seen.found.blocks for each in block.consumers if each.path in removed]
+    for linear in linears[:1]:
+        _ = seen[linear]  # the walk has a stage of its own
+    with seen.clock("prune compensate", len(linears)) as advance:
+        for linear in linears:
+            gone, weight, moment = removed[linear.path], weight_of(linear), seen[linear]
+            new, bare = reconstructed(weight, moment, gone, ridge=RIDGE), np.array(weight)
+            bare[:, gone] = 0
+            np.save(file := folder / f"{linear.path}.npy", as_stored(new, linear))
+            weights[str(linear.weight.name)] = np.load(file, mmap_mode="r")
+            whole = max(float(np.vdot(weight @ moment, weight)), float(np.finfo(np.float32).tiny))
+            before, after = (float(np.vdot((weight - w) @ moment, weight - w)) / whole for w in (bare, new))
+            kept = linear.shape[1] - len(gone)
+            report.append({"path": linear.path, "kept": kept, "before": round(before, 6), "after": round(after, 6)})
+            advance(1)
     return weights, report
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir.structure import Linear, weight_of
@@ -60,14 +61,16 @@ class Solver:
         stage: Opens a stage of progress with so many steps.
         report: Gets `linears`: for each linear layer its path, and the error of its outputs as a part of them.
         method: gptq, or awq for the clipping search alone.
+        kept: What an interrupted build left, and this one leaves: the codes of each stage under `name`.
     """
 
     def __init__(
         self, windows: Sequence[NDArray[np.int64]], folder: Path, memory: int, stage: Callable[[str, int], Any],
-        report: dict[str, Any], method: str = "gptq",
+        report: dict[str, Any], method: str = "gptq", kept: Kept | None = None, name: str = "codes",
     ) -> None:  # fmt: skip
         self._windows, self._folder, self._memory = windows, folder, memory
         self._stage, self._report, self._method = stage, report, method
+        self._kept, self._name = kept or Kept(), name
 
     def __call__(self, model: ir.Model, form: Callable[[Linear], Format | None]) -> Mapping[str, Codes]:
         """Returns the codes of each layer's linear layers, by the name of the weight."""
@@ -80,31 +83,53 @@ class Solver:
                 moments[name] = Moments(stage.linears[name][0].path, x.shape[-1])
             moments[name].add(x)
 
+        def name_of(stage: Stage) -> str:
+            return f"{self._name}-{stage.path or 'first'}"
+
         def solve(stage: Stage) -> Weights:
+            forms = {
+                name: [(linear, given) for linear in group if (given := form(linear)) is not None]
+                for name, group in stage.linears.items()
+            }
+            arrays = self._kept.arrays(name_of(stage), lambda: self._chosen(forms, moments))
             made: Weights = {}
-            for name, group in stage.linears.items():
-                hessian, factor = moments.pop(name).hessian(), None
-                for linear in group:
-                    stored = form(linear)
-                    if stored is None:
-                        continue
-                    key, weight = str(linear.weight.name), weight_of(linear)
-                    if self._method == "gptq":
-                        factor = factorize(hessian) if factor is None else factor
-                        found = gptq(weight, stored, hessian, factor)
-                    else:
-                        found = clip_search(weight, stored, np.diag(hessian))
-                    error = output_error(weight, found, stored, hessian)
-                    errors.append({"path": linear.path, "error": round(error, 6)})
-                    codes[key] = found
-                    made[key] = as_stored(dequantize(found, stored), linear)
+            for linear, given in (each for group in forms.values() for each in group):
+                key = str(linear.weight.name)
+                codes[key] = _codes(arrays, key)
+                errors.append({"path": linear.path, "error": round(float(arrays[f"{key} error"]), 6)})
+                made[key] = as_stored(dequantize(codes[key], given), linear)
             return made
 
         batches = [inputs_of(model, window) for window in self._windows]
         with self._stage("pass calibrate", len(stages(model))) as advance:
-            walk(model, batches, see, solve, self._folder, memory=self._memory, advance=advance)
+            walk(
+                model, batches, see, solve, self._folder, memory=self._memory, advance=advance,
+                solved_before=lambda stage: self._kept.has(name_of(stage)),
+            )  # fmt: skip
         self._report["linears"] = errors
         return codes
+
+    def _chosen(
+        self, forms: Mapping[str, Sequence[tuple[Linear, Format]]], moments: dict[str, Moments]
+    ) -> dict[str, NDArray[Any]]:
+        """Returns the parts of each layer's codes, and the error of its outputs."""
+        found: dict[str, NDArray[Any]] = {}
+        for name, group in forms.items():
+            hessian, factor = moments.pop(name).hessian(), None
+            for linear, form in group:
+                key, weight = str(linear.weight.name), weight_of(linear)
+                if self._method == "gptq":
+                    factor = factorize(hessian) if factor is None else factor
+                    codes = gptq(weight, form, hessian, factor)
+                else:
+                    codes = clip_search(weight, form, np.diag(hessian))
+                found |= {f"{key} {part}": array for part, array in codes._asdict().items() if array is not None}
+                found[f"{key} error"] = np.array(output_error(weight, codes, form, hessian))
+        return found
+
+
+def _codes(arrays: Mapping[str, NDArray[Any]], key: str) -> Codes:
+    return Codes(*(arrays.get(f"{key} {part}") for part in Codes._fields))  # type: ignore[arg-type]
 
 
 def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32]:

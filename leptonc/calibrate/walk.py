@@ -106,7 +106,7 @@ class Store:
 def walk(
     model: ir.Model, batches: Sequence[Batch], see: Callable[[Stage, str, NDArray[Any]], None],
     solve: Callable[[Stage], Weights], folder: Path, *, memory: int = 2**30,
-    advance: Callable[[int], Any] = lambda _: None,
+    advance: Callable[[int], Any] = lambda _: None, solved_before: Callable[[Stage], bool] = lambda _: False,
 ) -> None:  # fmt: skip
     """Runs a graph stage by stage, up to the last that has a linear layer.
 
@@ -119,6 +119,7 @@ def walk(
         folder: For temporary files.
         memory: Bytes of activations that are kept in memory; others wait on disk.
         advance: Called with 1 after each stage.
+        solved_before: Says of a stage that `solve` needs to see nothing for it.
     """
     fill_types(model.graph)
     cut = stages(model)
@@ -132,8 +133,9 @@ def walk(
             needed = [name for name in stage.outputs if users.get(name, -1) > at]
             if stage.linears:
                 inside = [name for name in stage.linears if name not in stage.inputs]
-                session = open_stage(model, stage, inside, {}, Path(place)) if inside else None
-                for each in values:
+                unseen = solved_before(stage)
+                session = open_stage(model, stage, inside, {}, Path(place)) if inside and not unseen else None
+                for each in values if not unseen else ():
                     seen = dict(zip(inside, session.run(None, feed(stage, each)), strict=True)) if session else {}
                     for name in stage.linears:
                         see(stage, name, seen[name] if name in seen else each[name])

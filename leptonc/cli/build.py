@@ -15,7 +15,7 @@ _SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4")
 _METHODS = ("rtn", "gptq", "awq")
 _ACTIVATIONS = ("none", "int8")
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse", "search")
-_PRUNE_METHODS = ("reconstruction", "magnitude", "wanda", "flap")
+_PRUNE_METHODS = ("reconstruction", "magnitude", "wanda", "flap", "taylor")
 _PRUNE_ALLOCATIONS = ("uniform", "global")
 _PRUNE_COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
 _NEEDED = (
@@ -158,7 +158,8 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "--resume",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Keep there how far --heal has come; after an interruption the same command goes on from it.",
+    help="Keep there what long steps (calibration, --prune, --heal) made: after an interruption the same command goes "
+    "on from it.",
 )
 @click.option(
     "--embeddings",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,9 @@ from leptonc.heal.graph import GATE, Graph, writable
 Window = NDArray[np.int64]
 
 
-def taylor(model: ir.Model, windows: Sequence[Window], values: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+def taylor(
+    model: ir.Model, windows: Sequence[Window], values: Sequence[str], advance: Callable[[int], Any] = lambda _: None
+) -> dict[str, NDArray[np.float32]]:
     """Returns the importance of each channel of some values, summed over windows.
 
     Molchanov et al., Importance Estimation for Neural Network Pruning (2019): each channel gets a gate of 1; the square
@@ -29,6 +32,7 @@ def taylor(model: ir.Model, windows: Sequence[Window], values: Sequence[str]) ->
         model: A graph of the dialect, in float32 or quantized.
         windows: Token ids int64 [length] of each text.
         values: Names of values [..., channels] that the graph computes, such as what a linear layer reads.
+        advance: Called with 1 after each text.
 
     Returns:
         By name, float32 [channels].
@@ -52,6 +56,7 @@ def taylor(model: ir.Model, windows: Sequence[Window], values: Sequence[str]) ->
         slopes = torch.autograd.grad(loss, list(gates.values()))
         for name, slope in zip(values, slopes, strict=True):
             found[name] = found.get(name, np.float32(0)) + slope.square().numpy()
+        advance(1)
     return found
 
 

@@ -81,7 +81,7 @@ def test_an_interrupted_build_leaves_its_state_and_goes_on(
         ({"heal": "1s", "weights": "int8", "activations": "int8"}, "with --heal, found activations int8"),
         ({"heal": "1s", "target": "rtx"}, "expected no --heal for target rtx"),
         ({"heal": "1s", "calibration": "The valves close. " * 20}, "expected at least 2 windows"),
-        ({"resume": True}, "expected --heal with --resume"),
+        ({"resume": True, "weights": "int8"}, "expected --prune, --heal or a calibration with --resume"),
         ({"heal": "1s", "resume": True}, "expected a directory for --resume, found a file"),
     ],
 )

@@ -155,7 +155,8 @@ def choose(
     Args:
         found: What can be cut.
         ways: Options of each block, by its name.
-        divergences: Measured at each block's reference, by its name, and without the block, by its name and `WHOLE`.
+        divergences: Measured at each block's reference, by its name, and without the block, by its name and `WHOLE`;
+            one whose `WHOLE` is not among them does not go whole.
         share: Of the weights of all layers, above 0 and below 1.
 
     Returns:
@@ -171,8 +172,8 @@ def choose(
         at = reference(found.block(name), ways[name])
         table[1:, 1] *= max(divergences[name], 0.0) / at.cost if at.cost > 0 else 0.0
         if ways[name][-1].cuts[0].space == BLOCK:
-            table[-1, 1] = max(divergences[name + WHOLE], 0.0)
-            table = table[:-1] if name in spared else table
+            table[-1, 1] = max(divergences.get(name + WHOLE, 0.0), 0.0)
+            table = table[:-1] if name in spared or name + WHOLE not in divergences else table
         tables.append(table)
         total += int(table[:, 0].max())
     if share * found.total > total:

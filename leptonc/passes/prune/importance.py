@@ -15,7 +15,7 @@ from leptonc.ir.spread import indices_of
 from leptonc.ir.structure import weight_of
 from leptonc.passes.prune.plan import Cut, spell
 
-METHODS = ("magnitude", "wanda", "flap")
+METHODS = ("magnitude", "wanda", "flap", "taylor")
 Floats = NDArray[np.float64]
 
 

@@ -59,24 +59,23 @@ def curve(
     """
     at_once = step or max(1, len(units) // STEPS)
     inverse = np.linalg.inv(damped(moments, damping))
-    left = np.asarray(weight if factor is None else factor @ weight, np.float64)
-    alive, places = np.arange(len(units)), np.asarray(units, np.int64)  # places among the inputs that are left
+    left = np.array(weight if factor is None else factor @ weight, np.float64)
+    places, alive = np.asarray(units, np.int64), np.ones(len(units), np.bool_)
     order: list[int] = []
     counts, costs = [0], [0.0]
-    while len(alive) and len(order) + min(at_once, len(alive)) <= most * len(units):
-        gone = np.sort(np.argsort(_unit_costs(left, inverse, places), kind="stable")[:at_once])
+    while len(order) < len(units) and len(order) + min(at_once, int(alive.sum())) <= most * len(units):
+        each = np.full(len(units), np.inf)
+        each[alive] = _unit_costs(left, inverse, places[alive])
+        gone = np.sort(np.argsort(each, kind="stable")[: min(at_once, int(alive.sum()))])
         columns = places[gone].reshape(-1)
-        solved = np.linalg.solve(
-            inverse[np.ix_(columns, columns)], np.concatenate([left[:, columns].T, inverse[columns]], 1)
-        )
-        rows = left.shape[0]
-        costs.append(costs[-1] + float(np.vdot(left[:, columns].T, solved[:, :rows])))
-        keep = np.ones(left.shape[1], np.bool_)
-        keep[columns] = False
-        left = (left - solved[:, :rows].T @ inverse[columns])[:, keep]
-        inverse = (inverse - inverse[:, columns] @ solved[:, rows:])[np.ix_(keep, keep)]
-        order += alive[gone].tolist()
-        alive, places = np.delete(alive, gone), (np.cumsum(keep) - 1)[np.delete(places, gone, 0)]
+        rows = inverse[columns]
+        solved = np.linalg.solve(rows[:, columns], np.concatenate([left[:, columns].T, rows], 1))
+        costs.append(costs[-1] + float(np.vdot(left[:, columns].T, solved[:, : len(left)])))
+        # In place: what is gone becomes zeros, which costs less than copying what stays.
+        left -= solved[:, : len(left)].T @ rows
+        inverse -= rows.T @ solved[:, len(left) :]
+        order += gone.tolist()
+        alive[gone] = False
         counts.append(len(order))
     return Curve(np.array(order, np.int64), np.array(counts, np.int64), np.array(costs))
 
@@ -88,14 +87,14 @@ class Removal:
         self, weight: NDArray[Any], moments: NDArray[Any], *, factor: NDArray[Any] | None = None,
         damping: float = DAMPING,
     ) -> None:  # fmt: skip
-        self._left = np.asarray(weight if factor is None else factor @ weight, np.float64)
+        left = np.asarray(weight if factor is None else factor @ weight, np.float64)
+        self._squares = left.T @ left
         self._inverse = np.linalg.inv(damped(moments, damping))
 
     def cost(self, inputs: Sequence[int] | NDArray[np.int64]) -> float:
         """Returns what removing all of these inputs costs."""
-        gone = np.asarray(inputs, np.int64)
-        part = self._left[:, gone]
-        return float(np.vdot(part.T, np.linalg.solve(self._inverse[np.ix_(gone, gone)], part.T)))
+        at = np.ix_(*2 * (np.asarray(inputs, np.int64),))
+        return float(np.trace(np.linalg.solve(self._inverse[at], self._squares[at])))
 
 
 def least_squares(
@@ -122,6 +121,6 @@ def _unit_costs(left: NDArray[Any], inverse: NDArray[Any], places: NDArray[np.in
     """What each unit alone would cost."""
     if places.shape[1] == 1:
         at = places[:, 0]
-        found: NDArray[np.float64] = (np.einsum("ij,ij->j", left, left) / inverse.diagonal())[at]
+        found: NDArray[np.float64] = np.einsum("ij,ij->j", left, left)[at] / inverse.diagonal()[at]
         return found
     return np.array([np.vdot(left[:, at].T, np.linalg.solve(inverse[np.ix_(at, at)], left[:, at].T)) for at in places])

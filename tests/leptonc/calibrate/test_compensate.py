@@ -15,7 +15,7 @@ from leptonc.calibrate.compensate import Regression, compensate, ridge_of
 from leptonc.calibrate.moments import SINK
 from leptonc.calibrate.observe import moments
 from leptonc.calibrate.reconstruct import RIDGE as RIDGE_ALONE
-from leptonc.calibrate.reconstruct import fitted
+from leptonc.calibrate.reconstruct import Seen, fitted
 from leptonc.calibrate.solve import inputs_of
 from leptonc.frontend.capture import capture
 from leptonc.ir.groups import groups
@@ -195,7 +195,8 @@ def test_a_cut_block_makes_up_for_what_it_loses_alone(tmp_path: Path) -> None:
         cuts = cuts_of({"model.layers.0/attention": {"heads": "0,2"}, "model.layers.1/mlp": {"channels": "3-40,90"}})
         stay = by_block(found, cuts)
         clock = lambda *_: nullcontext(lambda _: None)  # noqa: E731
-        weights, report = fitted(model, found, stay, TEXTS, tmp_path, memory=2**30, clock=clock)
+        seen = Seen(model, found, TEXTS, tmp_path, memory=2**30, clock=clock)
+        weights, report = fitted(seen, stay, tmp_path)
     reference = models.reference("tiny-llama")
     wanted = {"model.layers.0.self_attn.o_proj": "heads", "model.layers.1.mlp.down_proj": "channels"}
     assert {each["path"] for each in report} == set(wanted)

@@ -1,0 +1,54 @@
+"""What `--resume` asks of a build: a directory that keeps what its long steps made, until it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leptonc.backends import Job
+from leptonc.calibrate.kept import Kept, mark_of
+from leptonc.errors import InputError
+from leptonc.recipe import as_record
+
+if TYPE_CHECKING:
+    from leptonc.build import BuildOptions
+    from leptonc.frontend.capture import Captured
+
+
+def check(options: BuildOptions, jobs: Sequence[Job]) -> None:
+    """Refuses a directory that is none, or that nothing would be kept in, before anything is opened.
+
+    Raises:
+        InputError: It is refused.
+    """
+    folder = options.resume
+    if folder is None:
+        return
+    if not (options.heal or options.prune or any(job.calibrated for job in jobs)):
+        raise InputError(
+            f"expected --prune, --heal or a calibration with --resume, which keeps how far they have come, found "
+            f"{folder} alone",
+            hint="--weights auto:95MB --resume DIR",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"expected a directory for --resume, found a file at {folder}", hint="name a new directory")
+
+
+def kept_of(options: BuildOptions, captured: Captured) -> Kept:
+    """Returns what an interrupted build of the same model with the same options left, and this one leaves."""
+    if options.resume is None:
+        return Kept()
+    plan = options.prune if options.prune is not None and options.prune.endswith(".json") else None
+    files = [_digest(path) for path in (options.calibration, Path(plan) if plan else None) if path is not None]
+    return Kept(options.resume, mark_of(captured.model, as_record(options), options.target, files))
+
+
+def _digest(path: Path) -> str:
+    """Returns a digest of a file, or of all files of a folder."""
+    digest = hashlib.sha256()
+    for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if each.is_file():
+            digest.update(each.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Builds that were interrupted: `--resume` goes on where they were, and gives what they would have given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leptonc.build import BuildOptions, build
+from leptonc.calibrate import reconstruct, solve
+from leptonc.calibration import Calibration
+from leptonc.errors import InputError
+from leptonc.passes.prune.remove import Prune
+
+LLAMA = "sample:tiny-llama"
+GIVEN: dict[str, Any] = {
+    "weights": "int4", "method": "gptq", "prune": "20%", "check": False, "max_seq_len": 96,
+}  # fmt: skip
+STEPS = {  # what is interrupted, and at which call
+    "text": (Calibration, "_written", 1),
+    "moments": (reconstruct, "moments", 1),
+    "choice": (reconstruct, "measure", 1),
+    "cut": (Prune, "run", 1),
+    "codes": (solve, "gptq", 12),
+}
+
+
+def blobs(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.suffix == ".bin" or p.parent != path}
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, stop: str | None) -> dict[str, int]:
+    """Counts the calls of each step, and interrupts one."""
+    calls = dict.fromkeys(STEPS, 0)
+
+    def watch(name: str, inner: Callable[..., Any], at: int) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            calls[name] += 1
+            if name == stop and calls[name] == at:
+                raise KeyboardInterrupt
+            return inner(*args, **named)
+
+        return call
+
+    for name, (owner, attribute, at) in STEPS.items():
+        monkeypatch.setattr(owner, attribute, watch(name, getattr(owner, attribute), at))
+    return calls
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("whole") / "m"
+    build(BuildOptions(LLAMA, out=out, **GIVEN))
+    return blobs(out)
+
+
+@pytest.mark.parametrize("stop", list(STEPS))
+def test_an_interrupted_build_goes_on(
+    stop: str, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, out = tmp_path / "kept", tmp_path / "m"
+    options = BuildOptions(LLAMA, out=out, resume=kept, **GIVEN)
+    with monkeypatch.context() as patch:
+        counted(patch, stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(options)
+    assert not out.exists()
+    assert not list(tmp_path.glob(".*"))
+    with monkeypatch.context() as patch:
+        calls = counted(patch, None)
+        report = build(options).report
+    assert blobs(out) == whole
+    assert not kept.exists()
+    done = list(STEPS)[: list(STEPS).index(stop)]
+    assert not any(calls[name] for name in done if name != "cut")  # cutting takes no time, and is done again
+    assert stop != "codes" or 0 < calls["codes"] < 21  # of 21 linear layers, those of a layer at a time
+    assert report["pruning"]["calibration"]["text"] == "written by the model, seed 0"
+    assert report["pruning"]["fitted"]
+    assert len(report["variants"]["cpu"]["quantization"]["linears"]) == 21
+
+
+def test_another_build_and_damaged_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, out = tmp_path / "kept", tmp_path / "m"
+    with monkeypatch.context() as patch:
+        counted(patch, "cut")
+        with pytest.raises(KeyboardInterrupt):
+            build(BuildOptions(LLAMA, out=out, resume=kept, **GIVEN))
+    found = {path.name: path.read_bytes() for path in (kept / "steps").iterdir() if path.is_file()}
+    assert "prune-cuts.json" in found
+    for changes in ({"prune": "30%"}, {"seed": 1}, {"source": "sample:tiny-gpt2"}, {"target": "rtx"}):
+        options = {"source": LLAMA, **GIVEN, **changes}
+        with pytest.raises(InputError, match="what this very build left when it was interrupted, found another's"):
+            build(BuildOptions(out=out, resume=kept, **options))
+    for name in ("text.safetensors", "prune-cuts.json"):
+        for data in (b"", b"{}", b"[1]", found[name][: len(found[name]) // 2]):
+            (kept / "steps" / name).write_bytes(data)
+            with pytest.raises(InputError, match=r"found (what cannot be read|another's)"):
+                build(BuildOptions(LLAMA, out=out, resume=kept, **GIVEN))
+        (kept / "steps" / name).write_bytes(found[name])
+    assert not out.exists()
+
+
+def test_a_directory_that_nothing_would_be_kept_in(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected --prune, --heal or a calibration with --resume"):
+        build(BuildOptions(LLAMA, out=tmp_path / "m", resume=tmp_path / "kept"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="expected a directory for --resume, found a file"):
+        build(BuildOptions(LLAMA, out=tmp_path / "m", prune="20%", resume=tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
