@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir.structure import Linear, weight_of
+from leptonc.passes.columns import factorize
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
-from leptonc.passes.quantize.gptq import clip_search, factorize, gptq, output_error
+from leptonc.passes.quantize.gptq import clip_search, gptq, output_error
 
 
 def inputs_of(model: ir.Model, token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -50,6 +51,41 @@ def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return found
 
 
+# Given linear layers that read one value, and the second moments of it, gives layers other weights, float32 [out, in].
+Choose = Callable[[Sequence[Linear], NDArray[np.float32]], Iterable[tuple[Linear, NDArray[Any]]]]
+
+
+def by_layer(
+    model: ir.Model, windows: Sequence[NDArray[np.int64]], choose: Choose, folder: Path, *, memory: int,
+    advance: Callable[[int], Any] = lambda _: None,
+) -> None:  # fmt: skip
+    """Chooses weights layer by layer: each sees inputs that the layers before it made with theirs.
+
+    Args:
+        model: The captured graph; its own weights stay as they are.
+        windows: Token ids int64 [length] of each text.
+        choose: What chooses.
+        folder: For temporary files.
+        memory: Bytes of activations kept in memory.
+        advance: Called with 1 after each stage, of `stages(model)`.
+    """
+    moments: dict[str, Moments] = {}
+
+    def see(stage: Stage, name: str, x: NDArray[Any]) -> None:
+        if name not in moments:
+            moments[name] = Moments(stage.linears[name][0].path, x.shape[-1])
+        moments[name].add(x)
+
+    def solve(stage: Stage) -> Weights:
+        return {
+            str(linear.weight.name): as_stored(weight, linear)
+            for name, group in stage.linears.items()
+            for linear, weight in choose(group, moments.pop(name).hessian())
+        }
+
+    walk(model, [inputs_of(model, window) for window in windows], see, solve, folder, memory=memory, advance=advance)
+
+
 class Solver:
     """Chooses the codes of a graph's linear layers, layer by layer: each sees inputs that quantized layers made.
 
@@ -73,36 +109,26 @@ class Solver:
         """Returns the codes of each layer's linear layers, by the name of the weight."""
         codes: dict[str, Codes] = {}
         errors: list[dict[str, Any]] = []
-        moments: dict[str, Moments] = {}
 
-        def see(stage: Stage, name: str, x: NDArray[Any]) -> None:
-            if name not in moments:
-                moments[name] = Moments(stage.linears[name][0].path, x.shape[-1])
-            moments[name].add(x)
+        def choose(group: Sequence[Linear], hessian: NDArray[np.float32]) -> Iterator[tuple[Linear, NDArray[Any]]]:
+            factor = None
+            for linear in group:
+                stored = form(linear)
+                if stored is None:
+                    continue
+                weight = weight_of(linear)
+                if self._method == "gptq":
+                    factor = factorize(hessian) if factor is None else factor
+                    found = gptq(weight, stored, hessian, factor)
+                else:
+                    found = clip_search(weight, stored, np.diag(hessian))
+                error = output_error(weight, found, stored, hessian)
+                errors.append({"path": linear.path, "error": round(error, 6)})
+                codes[str(linear.weight.name)] = found
+                yield linear, dequantize(found, stored)
 
-        def solve(stage: Stage) -> Weights:
-            made: Weights = {}
-            for name, group in stage.linears.items():
-                hessian, factor = moments.pop(name).hessian(), None
-                for linear in group:
-                    stored = form(linear)
-                    if stored is None:
-                        continue
-                    key, weight = str(linear.weight.name), weight_of(linear)
-                    if self._method == "gptq":
-                        factor = factorize(hessian) if factor is None else factor
-                        found = gptq(weight, stored, hessian, factor)
-                    else:
-                        found = clip_search(weight, stored, np.diag(hessian))
-                    error = output_error(weight, found, stored, hessian)
-                    errors.append({"path": linear.path, "error": round(error, 6)})
-                    codes[key] = found
-                    made[key] = as_stored(dequantize(found, stored), linear)
-            return made
-
-        batches = [inputs_of(model, window) for window in self._windows]
         with self._stage("pass calibrate", len(stages(model))) as advance:
-            walk(model, batches, see, solve, self._folder, memory=self._memory, advance=advance)
+            by_layer(model, self._windows, choose, self._folder, memory=self._memory, advance=advance)
         self._report["linears"] = errors
         return codes
 

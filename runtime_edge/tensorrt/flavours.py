@@ -1,9 +1,9 @@
 """The two flavours of TensorRT as data: where they differ from each other and from version to version, in one table.
 
 Sources: NVIDIA TensorRT-RTX 1.4 and 1.5 Support Matrix (number formats by compute capability) and CPU-Only AOT Engines;
-NVIDIA TensorRT, Working with Quantized Types (int4 in blocks of 64 or 128), Sparsity (fp16 and int8); onnx-tensorrt, Supported ONNX Operators of
-10.0, 10.1, 10.15 and 11.2, and the parser's release notes of 10.14 (Attention) and 11.0 (Swish). What stands here for
-TensorRT-RTX was tried with 1.7.1, and tests try it again.
+NVIDIA TensorRT, Working with Quantized Types (int4 in blocks of 64 or 128) and Sparsity (fp16 and int8); onnx-tensorrt,
+Supported ONNX Operators of 10.0, 10.1, 10.15 and 11.2, and the parser's release notes of 10.14 (Attention) and 11.0
+(Swish). What stands here for TensorRT-RTX was tried with 1.7.1, and tests try it again.
 """
 
 from __future__ import annotations

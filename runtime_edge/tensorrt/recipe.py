@@ -34,7 +34,7 @@ def check_recipe(
         )
     if recipe.sparse_weights and weights not in wanted.sparse_formats:
         raise EngineError(
-            f"{wanted.title}: expected 2:4 sparse weights to be one of {_listed(wanted.sparse_formats)}, found {weights}",
+            f"{wanted.title}: expected 2:4 weights to be one of {_listed(wanted.sparse_formats)}, found {weights}",
             hint=f"ask for {_listed(wanted.sparse_formats, 'or')}",
         )
     if has_gpu is False and wanted.needs_gpu:
