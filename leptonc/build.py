@@ -374,7 +374,8 @@ class _Build:
             raise BoundError(
                 f"expected a loss of at most {bound:g} % for {job.target.spec}, found that {what} by {found:.2f} %; "
                 "nothing was written",
-                hint=hint or "more bits (--weights int8), smaller blocks (--block-size 16) or --asymmetric lose less",
+                hint=hint
+                or "more bits (--weights int8), smaller blocks (--block-size 16), --asymmetric or no --prune lose less",
             )
 
     def _sizes(self, writer: Any) -> dict[str, int]:

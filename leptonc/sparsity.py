@@ -97,9 +97,10 @@ def sparsify(method: str | None, calibration: Calibration, manager: Manager) -> 
                 model, windows, calibration.scratch, memory=calibration.memory, advance=advance
             )
         weights = {name: partial(np.asarray, array) for name, array in made.items()}
-    before = nonzero(model)
-    manager.run(model, [Sparsify(SparsifyConfig(method), weights)])
-    after = nonzero(model)
+    with calibration.clock.stage("prune"):
+        before = nonzero(model)
+        manager.run(model, [Sparsify(SparsifyConfig(method), weights)])
+        after = nonzero(model)
     about["weights"] = {"before": before, "after": after}
     about["removed_percent"] = round(100 * (1 - after / max(1, before)), 2)
     return about

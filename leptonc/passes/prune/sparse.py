@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.errors import InputError
+from leptonc.ir.dialect import DialectError
 from leptonc.ir.structure import Linear, layer_of, linears, weight_of
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.columns import Factor, decide, energy, factorize
@@ -22,6 +23,7 @@ from leptonc.passes.columns import Factor, decide, energy, factorize
 PATTERN = "2:4"
 GROUP, KEPT = 4, 2  # consecutive inputs, and weights of them that may be other than zero
 METHODS = ("sparsegpt", "magnitude")
+_BUG = "this is a bug in Lepton; please report it"
 
 
 def why_dense(linear: Linear) -> str:
@@ -156,7 +158,7 @@ class CheckSparsity(Pass):
             with more than two weights other than zero, and weights other than zero.
 
     Raises:
-        RuntimeError: By `run`: a layer that is to have the pattern does not, or is gone.
+        DialectError: By `run`, an error of Lepton's own: a layer that is to have the pattern does not, or is gone.
     """
 
     name = "check-sparsity"
@@ -172,15 +174,16 @@ class CheckSparsity(Pass):
             weight, why = weight_of(linear), why_dense(linear)
             broken = violations(weight)
             if not why and broken:
-                raise RuntimeError(f"{linear.path}: expected {PATTERN} weights, found {broken} groups that are not")
+                text = f"{linear.path}: expected {PATTERN} weights, found {broken} groups beyond"
+                raise DialectError(text, hint=_BUG)
             self.rows.append(
                 {
                     "path": linear.path, "sparse": not why, **({"why": why} if why else {}),
-                    "stored": str(linear.weight.dtype).lower(), "groups": weight.size // GROUP, "beyond_pattern": broken,
-                    "nonzero": int(np.count_nonzero(weight)),
+                    "stored": str(linear.weight.dtype).lower(), "groups": weight.size // GROUP,
+                    "beyond_pattern": broken, "nonzero": int(np.count_nonzero(weight)),
                 }
             )  # fmt: skip
-        lost = self._expected - {row["path"] for row in self.rows}
+        lost = sorted(self._expected - {row["path"] for row in self.rows})
         if lost:
-            raise RuntimeError(f"expected to find {', '.join(sorted(lost))} in the lowered graph, found none such")
+            raise DialectError(f"expected {', '.join(lost)} in the lowered graph, found none", hint=_BUG)
         return 0
