@@ -27,8 +27,8 @@ class BuildOptions:
         target: Target name with overrides, or several: one artifact then holds a variant for each.
         out: Artifact to write; None for NAME.lepton in the working directory.
         weights: fp32, fp16, int8 or int4, of what the targets can have, or auto:SIZE (auto:95MB), for 4 bits and, where
-            it helps most, 8 within so many bytes of graph and weights; None for each target's default, or int8 with
-            int8 activations.
+            it helps most, 8 within so many bytes of graph and weights; None for each target's default, int8 with
+            int8 activations, or fp16 with 2:4.
         activations: none, or int8: linear layers read 8-bit integers with scales known before the model runs.
         calibrator: What chooses the ranges of these integers: minmax, percentile, entropy, mse, or search for
             that whose outputs are off least, layer by layer.
@@ -53,8 +53,8 @@ class BuildOptions:
         layers: Exceptions for single layers; see `leptonc.recipe`.
         eval_text: Text to measure fidelity on, or None for the built-in one.
         prune: What is cut out of the model: a share of its weights ("25%"), whole layers ("layers:4"), or a plan's
-            .json file; None for nothing.
-        prune_method: How units are chosen, of `leptonc.passes.prune.importance.METHODS`; None for the default.
+            .json file; "2:4" for two weights of each four that are zero; None for nothing.
+        prune_method: How units, or for 2:4 weights, are chosen; None for the default.
         prune_compensation: What makes up for them, of `leptonc.pruning.COMPENSATIONS`; None for the default.
         prune_allocation: uniform or global: how a share is spent by importance; None for the method's own.
         check: Whether fidelity is measured; for an engine, of the lowered graph on the CPU before it is built.
@@ -124,6 +124,7 @@ def build(
     from leptonc.pruning import check as check_pruning
     from leptonc.resume import check as check_resume
     from leptonc.sources import open_source
+    from leptonc.sparsity import check_job
 
     return_freed_memory()
     clock = Timed(progress or Silent())
@@ -141,6 +142,7 @@ def build(
     check_healing(options.heal, jobs, pruned=pruning is not None)
     check_resume(options, jobs)
     for job in jobs:
+        check_job(job)
         backend_of(job.target).check_request(job)
     if options.out is not None:
         check_out(options.out, replace=options.force)
@@ -168,7 +170,8 @@ def _check_method(options: BuildOptions) -> None:
     readers = {
         "--method gptq": options.method not in (None, "rtn"), "--kv-cache": options.kv_cache is not None,
         "--weights auto:SIZE": (options.weights or "").startswith("auto"), "--prefill": options.prefill is not None,
-        "--activations int8": options.activations != "none", "--prune": options.prune is not None,
+        "--activations int8": options.activations != "none",
+        "--prune": options.prune is not None and (options.prune, options.prune_method) != ("2:4", "magnitude"),
         "--heal": options.heal is not None,
     }  # fmt: skip
     if not any(readers.values()):
@@ -193,19 +196,21 @@ def _jobs(options: BuildOptions, clock: Timed) -> list[Job]:
         raise InputError("expected at least one target, found none", hint="see `leptonc targets`")
     names = [target.name for target in found]
     budget, integers = parse_budget(options.weights), options.activations == "int8"
+    sparse = options.prune == "2:4"
     jobs: list[Job] = []
     for target in found:
         name = target.name if names.count(target.name) == 1 else re.sub(r"[^\w.]+", "-", target.spec)
         if any(job.name == name for job in jobs):
             raise InputError(f"expected each target once, found {target.spec} twice")
-        scheme = (options.weights if budget is None else "int4") or ("int8" if integers else target.weights)
+        usual = "int8" if integers else "fp16" if sparse else target.weights
+        scheme = (options.weights if budget is None else "int4") or usual
         solved = budget is not None or (integers and target.backend == "onnxruntime")
         method = options.method or ("gptq" if solved else "rtn")
         jobs.append(
             Job(
                 name, target, scheme, options.block_size, options.symmetric, budget, method, options.embeddings,
                 options.check, clock, rules=options.layers, activations=options.activations,
-                calibrator=options.calibrator, kv_cache=options.kv_cache, prefill=options.prefill,
+                calibrator=options.calibrator, kv_cache=options.kv_cache, prefill=options.prefill, sparse=sparse,
             )
         )  # fmt: skip
     return jobs
@@ -374,7 +379,8 @@ class _Build:
             raise BoundError(
                 f"expected a loss of at most {bound:g} % for {job.target.spec}, found that {what} by {found:.2f} %; "
                 "nothing was written",
-                hint=hint or "more bits (--weights int8), smaller blocks (--block-size 16) or --asymmetric lose less",
+                hint=hint
+                or "more bits (--weights int8), smaller blocks (--block-size 16), --asymmetric or no --prune lose less",
             )
 
     def _sizes(self, writer: Any) -> dict[str, int]:

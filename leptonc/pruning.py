@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leptonc import sparsity
 from leptonc.calibrate.observe import features, influence
 from leptonc.calibrate.reconstruct import Seen, fitted, in_sequence, reconstruction
 from leptonc.calibrate.solve import inputs_of
@@ -26,6 +27,7 @@ from leptonc.passes.base import Manager
 from leptonc.passes.prune.importance import METHODS, Feature, cheapest, scores
 from leptonc.passes.prune.plan import BLOCK, Cut, by_block, cuts_of
 from leptonc.passes.prune.remove import Prune, PruneConfig
+from leptonc.passes.prune.sparse import PATTERN
 
 if TYPE_CHECKING:
     from leptonc.backends import Job
@@ -47,7 +49,7 @@ _LAYERS = re.compile(r"layers:(\d+)", re.ASCII)
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: one of the four.
+    """What is asked for: one of the five.
 
     Attributes:
         text: As the user wrote it.
@@ -55,6 +57,7 @@ class Request:
         latency: Part of the time that has to be saved, likewise.
         layers: Whole layers to cut.
         cuts: A plan.
+        sparse: 2:4 weights, and nothing cut; see `leptonc.sparsity`.
     """
 
     text: str
@@ -62,6 +65,7 @@ class Request:
     latency: float = 0.0
     layers: int = 0
     cuts: tuple[Cut, ...] = ()
+    sparse: bool = False
 
 
 def parse_prune(text: str) -> Request:
@@ -85,8 +89,8 @@ def parse_prune(text: str) -> Request:
     if text.endswith(".json"):
         return Request(Path(text).name, cuts=_plan(Path(text)))
     raise InputError(
-        f"expected of --prune a share, latency:PCT, layers:N or a plan's .json file, found {text!r}",
-        hint="--prune 20%, --prune latency:20%, --prune layers:4 or --prune plan.json",
+        f"expected of --prune a share, latency:PCT, layers:N, 2:4 or a plan's .json file, found {text!r}",
+        hint="--prune 20%, --prune latency:20%, --prune layers:4, --prune 2:4 or --prune plan.json",
     )
 
 
@@ -116,6 +120,9 @@ def check(
         if (method, compensation, allocation) != (None, None, None):
             raise InputError("expected --prune with --prune-method, -compensation and -allocation, found none")
         return None
+    if text == PATTERN:
+        sparsity.check(method, compensation, allocation)
+        return Request(text, sparse=True)
     for what, given, names in (
         ("method", method, (RECONSTRUCTION, *METHODS)),
         ("compensation", compensation, COMPENSATIONS),
@@ -308,6 +315,8 @@ def prune(
     """Prunes a build's captured model in place, before its variants part; returns what the report says of it."""
     if any(job.calibrated for job in jobs):
         calibration.windows  # noqa: B018 (what later steps read is written by the whole model)
+    if request.sparse:
+        return sparsity.sparsify(options.prune_method, calibration, manager)
     multiple = max(MULTIPLES[job.target.backend] for job in jobs)
     method = options.prune_method or RECONSTRUCTION
     compensation = options.prune_compensation or ("none" if request.cuts else "least-squares")  # a plan says it all

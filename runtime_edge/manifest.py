@@ -25,7 +25,7 @@ from runtime_edge.errors import ArtifactError, FormatVersionError
 from runtime_edge.files import MANIFEST_NAME
 
 FORMAT = "lepton"
-FORMAT_VERSION = 3  # 2: engines; 3: graphs for prefill; what earlier versions said reads as before
+FORMAT_VERSION = 4  # 2: engines; 3: graphs for prefill; 4: sparse weights; what earlier versions said reads as before
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
 
@@ -127,7 +127,8 @@ class Recipe(_Record, frozen=True, kw_only=True):
 
     `flavour` is tensorrt or tensorrt-rtx, `versions` the range of its versions that can build the graph
     (`>=10.16;<11.0`), `compute_capabilities` those that it is for (`8.7`). `workspace_mb` bounds scratch memory.
-    `weight_streaming` lets weights stay on the host, `refit` lets them be replaced, `strip` leaves them out.
+    `weight_streaming` lets weights stay on the host, `refit` lets them be replaced, `strip` leaves them out,
+    `sparse_weights` lets kernels skip zeros where two of four weights are zero.
     """
 
     flavour: str
@@ -138,6 +139,7 @@ class Recipe(_Record, frozen=True, kw_only=True):
     weight_streaming: bool = False
     refit: bool = False
     strip: bool = False
+    sparse_weights: bool = False
 
 
 class Plan(_Record, frozen=True, kw_only=True):

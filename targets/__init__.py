@@ -66,6 +66,7 @@ class Target:
         weights: The weight scheme that a build takes when none is asked for.
         max_seq_len: Tokens of context that a build provides for at most when none is asked for.
         compute_capabilities: CUDA compute capabilities of the GPUs.
+        sparse_capabilities: Those of them whose tensor cores skip zeros where two of four weights are zero.
         memory_gb: Memory in GB (10^9 or 2^30 bytes, as the maker counts), shared with the CPU on a Jetson.
         bandwidth_gb_s: Peak memory bandwidth in 10^9 bytes a second.
         tensorrt: Versions of TensorRT that the device can have, as a version range.
@@ -83,6 +84,7 @@ class Target:
     weights: str
     max_seq_len: int
     compute_capabilities: tuple[str, ...] = ()
+    sparse_capabilities: tuple[str, ...] = ()
     memory_gb: float | None = None
     bandwidth_gb_s: float | None = None
     tensorrt: str | None = None
@@ -170,6 +172,7 @@ _FIELDS: dict[str, _Field] = {
     "weights": _Field("one of fp32, fp16, fp8, int8, int4", _one_of("fp32", "fp16", "fp8", "int8", "int4")),
     "max_seq_len": _Field("a whole number of tokens above 0", _count, _number, is_fact=True),
     "compute_capabilities": _Field("versions such as 8.7", _all_match(r"\d{1,2}\.\d"), _list, is_fact=True),
+    "sparse_capabilities": _Field("versions such as 8.7", _all_match(r"\d{1,2}\.\d"), _list, is_fact=True),
     "memory_gb": _Field("a number of GB above 0", _positive, _number, is_fact=True),
     "bandwidth_gb_s": _Field("a number of GB/s above 0", _positive, _number, is_fact=True),
     "tensorrt": _Field("a version range such as >=10.3;<10.8", _matches(rf"{_BOUND}(;{_BOUND})*"), is_fact=True),
@@ -229,7 +232,10 @@ def load(spec: str, *, directory: Path = _PROFILES) -> Target:
             f"target {spec!r}: expected weights to be one of its precisions, {', '.join(fields['precisions'])}, "
             f"found {fields['weights']}"
         )
-    kept = {field: source for field, source in sources.items() if field in fields}
+    if "sparse_capabilities" in fields:  # a family's profile names them for all of its series
+        own = fields.get("compute_capabilities", ())
+        fields["sparse_capabilities"] = tuple(each for each in fields["sparse_capabilities"] if each in own)
+    kept = {field: source for field, source in sources.items() if fields.get(field)}
     kept.update(dict.fromkeys(given, _ON_COMMAND_LINE))
     return Target(name=name, **fields, overrides=tuple(overrides), lineage=lineage, sources=MappingProxyType(kept))
 

@@ -67,6 +67,7 @@ class Job:
         calibrator: What chooses their ranges.
         kv_cache: Number format of the cache's keys and values: int8; None for float.
         prefill: Number format that weights and activations of a second graph, for prefill, have: int8; or None.
+        sparse: Whether weights are 2:4 sparse.
         cache_scales: Steps of the channels of each cache, by the graph's input, once they are known.
         static: How activations are quantized, once the model is captured and calibrated.
         prefill_static: The same in the graph for prefill.
@@ -97,6 +98,7 @@ class Job:
     calibrator: str = "search"
     kv_cache: str | None = None
     prefill: str | None = None
+    sparse: bool = False
     scaling: SmoothLinears | None = None
     solve: Solve | None = None
     cache_scales: Mapping[str, NDArray[Any]] | None = None

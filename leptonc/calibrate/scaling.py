@@ -20,8 +20,8 @@ from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.solve import inputs_of
 from leptonc.calibrate.walk import Stage, Weights, walk
 from leptonc.ir.structure import Linear, weight_of
+from leptonc.passes.columns import energy
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
-from leptonc.passes.quantize.gptq import energy
 from leptonc.passes.quantize.smooth import Place, places
 
 STRENGTHS = tuple(float(round(s, 2)) for s in np.linspace(0, 1, 11))

@@ -15,8 +15,9 @@ from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir.structure import Linear, weight_of
+from leptonc.passes.columns import factorize
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
-from leptonc.passes.quantize.gptq import clip_search, factorize, gptq, output_error
+from leptonc.passes.quantize.gptq import clip_search, gptq, output_error
 
 
 def inputs_of(model: ir.Model, token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -51,6 +52,39 @@ def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return found
 
 
+# Given a stage, and what gives the second moments of a value that its linear layers read, returns other weights.
+Solve = Callable[[Stage, Callable[[str], NDArray[np.float32]]], Weights]
+
+
+def by_layer(
+    model: ir.Model, windows: Sequence[NDArray[np.int64]], solve: Solve, folder: Path, *, memory: int,
+    advance: Callable[[int], Any] = lambda _: None, solved_before: Callable[[Stage], bool] = lambda _: False,
+) -> None:  # fmt: skip
+    """Chooses weights layer by layer: each sees inputs that the layers before it made with theirs.
+
+    Args:
+        model: The captured graph; its own weights stay as they are.
+        windows: Token ids int64 [length] of each text.
+        solve: What chooses; moments of a value can be had once.
+        folder: For temporary files.
+        memory: Bytes of activations kept in memory.
+        advance: Called with 1 after each stage, of `stages(model)`.
+        solved_before: Says of a stage that `solve` needs no moments for it.
+    """
+    moments: dict[str, Moments] = {}
+
+    def see(stage: Stage, name: str, x: NDArray[Any]) -> None:
+        if name not in moments:
+            moments[name] = Moments(stage.linears[name][0].path, x.shape[-1])
+        moments[name].add(x)
+
+    walk(
+        model, [inputs_of(model, window) for window in windows], see,
+        lambda stage: solve(stage, lambda name: moments.pop(name).hessian()), folder, memory=memory, advance=advance,
+        solved_before=solved_before,
+    )  # fmt: skip
+
+
 class Solver:
     """Chooses the codes of a graph's linear layers, layer by layer: each sees inputs that quantized layers made.
 
@@ -76,46 +110,39 @@ class Solver:
         """Returns the codes of each layer's linear layers, by the name of the weight."""
         codes: dict[str, Codes] = {}
         errors: list[dict[str, Any]] = []
-        moments: dict[str, Moments] = {}
-
-        def see(stage: Stage, name: str, x: NDArray[Any]) -> None:
-            if name not in moments:
-                moments[name] = Moments(stage.linears[name][0].path, x.shape[-1])
-            moments[name].add(x)
 
         def name_of(stage: Stage) -> str:
             return f"{self._name}-{stage.path or 'first'}"
 
-        def solve(stage: Stage) -> Weights:
+        def solve(stage: Stage, moments_of: Callable[[str], NDArray[np.float32]]) -> Weights:
             forms = {
                 name: [(linear, given) for linear in group if (given := form(linear)) is not None]
                 for name, group in stage.linears.items()
             }
-            arrays = self._kept.arrays(name_of(stage), lambda: self._chosen(forms, moments))
+            arrays = self._kept.arrays(name_of(stage), lambda: self._chosen(forms, moments_of))
             made: Weights = {}
             for linear, given in (each for group in forms.values() for each in group):
                 key = str(linear.weight.name)
-                codes[key] = _codes(arrays, key)
+                codes[key] = Codes(*(arrays.get(f"{key} {part}") for part in Codes._fields))  # type: ignore[arg-type]
                 errors.append({"path": linear.path, "error": round(float(arrays[f"{key} error"]), 6)})
                 made[key] = as_stored(dequantize(codes[key], given), linear)
             return made
 
-        batches = [inputs_of(model, window) for window in self._windows]
         with self._stage("pass calibrate", len(stages(model))) as advance:
-            walk(
-                model, batches, see, solve, self._folder, memory=self._memory, advance=advance,
+            by_layer(
+                model, self._windows, solve, self._folder, memory=self._memory, advance=advance,
                 solved_before=lambda stage: self._kept.has(name_of(stage)),
             )  # fmt: skip
         self._report["linears"] = errors
         return codes
 
     def _chosen(
-        self, forms: Mapping[str, Sequence[tuple[Linear, Format]]], moments: dict[str, Moments]
+        self, forms: Mapping[str, Sequence[tuple[Linear, Format]]], moments_of: Callable[[str], NDArray[np.float32]]
     ) -> dict[str, NDArray[Any]]:
         """Returns the parts of each layer's codes, and the error of its outputs."""
         found: dict[str, NDArray[Any]] = {}
         for name, group in forms.items():
-            hessian, factor = moments.pop(name).hessian(), None
+            hessian, factor = moments_of(name), None
             for linear, form in group:
                 key, weight = str(linear.weight.name), weight_of(linear)
                 if self._method == "gptq":
@@ -126,10 +153,6 @@ class Solver:
                 found |= {f"{key} {part}": array for part, array in codes._asdict().items() if array is not None}
                 found[f"{key} error"] = np.array(output_error(weight, codes, form, hessian))
         return found
-
-
-def _codes(arrays: Mapping[str, NDArray[Any]], key: str) -> Codes:
-    return Codes(*(arrays.get(f"{key} {part}") for part in Codes._fields))  # type: ignore[arg-type]
 
 
 def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32]:

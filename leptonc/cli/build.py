@@ -15,7 +15,7 @@ _SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4")
 _METHODS = ("rtn", "gptq", "awq")
 _ACTIVATIONS = ("none", "int8")
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse", "search")
-_PRUNE_METHODS = ("reconstruction", "magnitude", "wanda", "flap", "taylor")
+_PRUNE_METHODS = ("reconstruction", "magnitude", "wanda", "flap", "taylor", "sparsegpt")
 _PRUNE_ALLOCATIONS = ("uniform", "global")
 _PRUNE_COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
 _NEEDED = (
@@ -32,14 +32,19 @@ _NEEDED = (
 
 
 # What a backend reports of a variant besides its fidelity, in the order that it is shown.
-_ABOUT = ("left_out", "preflight", "engine", "rehearsal", "kept_in_half_precision", "recovery")
+_ABOUT = ("left_out", "preflight", "engine", "rehearsal", "kept_in_half_precision", "recovery", "sparsity")
 
 
 def _facts(found: object) -> str:
     """A part of the report in one line."""
-    if isinstance(found, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {_facts(value)}" for name, value in found.items())
+    if isinstance(found, dict):  # without tables, which are for the page
+        plain = {name: value for name, value in found.items() if not _is_table(value)}
+        return ", ".join(f"{name.replace('_', ' ')} {_facts(value)}" for name, value in plain.items())
     return " ".join(map(str, found)) if isinstance(found, list) else str(found)
+
+
+def _is_table(found: object) -> bool:
+    return isinstance(found, list) and any(isinstance(row, dict) for row in found)
 
 
 class Weights(click.ParamType):  # type: ignore[type-arg]
@@ -189,12 +194,13 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "--prune",
     metavar="SPEC",
     help="Cut heads, channels and blocks out of the model: `25%` of its layers' weights, what saves `latency:30%` of "
-    "its time on this machine, `layers:4`, or a plan.json. See docs/pruning.md.",
+    "its time on this machine, `layers:4`, or a plan.json; or `2:4`, two weights of each four zero, for sparse tensor "
+    "cores. See docs/pruning.md.",
 )
 @click.option(
     "--prune-method",
     type=click.Choice(_PRUNE_METHODS),
-    help="How what goes is chosen.  [default: reconstruction]",
+    help="How what goes is chosen; for 2:4 sparsegpt or magnitude.  [default: reconstruction, sparsegpt for 2:4]",
 )
 @click.option(
     "--prune-compensation",

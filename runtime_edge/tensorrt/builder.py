@@ -23,7 +23,9 @@ from runtime_edge.tensorrt.nodes import Origins
 
 _MB = 2**20
 # Fields of a recipe, and the builder's flag that each of them sets.
-_FLAGS = {"refit": "REFIT", "strip": "STRIP_PLAN", "weight_streaming": "WEIGHT_STREAMING"}
+_FLAGS = {
+    "refit": "REFIT", "strip": "STRIP_PLAN", "weight_streaming": "WEIGHT_STREAMING", "sparse_weights": "SPARSE_WEIGHTS",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The two flavours of TensorRT as data: where they differ from each other and from version to version, in one table.
 
 Sources: NVIDIA TensorRT-RTX 1.4 and 1.5 Support Matrix (number formats by compute capability) and CPU-Only AOT Engines;
-NVIDIA TensorRT, Working with Quantized Types (int4 in blocks of 64 or 128); onnx-tensorrt, Supported ONNX Operators of
-10.0, 10.1, 10.15 and 11.2, and the parser's release notes of 10.14 (Attention) and 11.0 (Swish). What stands here for
-TensorRT-RTX was tried with 1.7.1, and tests try it again.
+NVIDIA TensorRT, Working with Quantized Types (int4 in blocks of 64 or 128) and Sparsity (fp16 and int8); onnx-tensorrt,
+Supported ONNX Operators of 10.0, 10.1, 10.15 and 11.2, and the parser's release notes of 10.14 (Attention) and 11.0
+(Swish). What stands here for TensorRT-RTX was tried with 1.7.1, and tests try it again.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Flavour:
         first_operators: ONNX operators that only some versions parse, each with the first that does.
         least_capability: Number formats that weights can have, each with the least compute capability that takes it.
         int4_blocks: Weights of an int4 block that share a scale, along the axis that is summed over.
+        sparse_formats: Number formats that weights of which two of four are zero can have.
+        heeds_sparsity: Whether the flag for such weights changes what is built.
         named_capabilities: The capabilities that a build can name; None where it builds for the machine's own GPU.
         needs_gpu: Whether building needs a GPU.
         refit_needs_gpu: Whether building plans that can be refitted or have no weights needs a GPU.
@@ -65,6 +67,8 @@ class Flavour:
     has_timing_cache: bool
     compiles_on_device: bool
     flags: tuple[str, ...] = ()
+    sparse_formats: tuple[str, ...] = ("fp16", "int8")
+    heeds_sparsity: bool = True
     own_api: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -124,6 +128,7 @@ FLAVOURS: Mapping[str, Flavour] = {
             compiles_on_device=True,
             has_timing_cache=False,  # its functions are there, deprecated and without effect since 1.2
             flags=("REQUIRE_USER_ALLOCATION",),
+            heeds_sparsity=False,  # it takes the flag; a plan is the same bytes with and without (1.7.1)
             own_api=frozenset(
                 {
                     "IBuilderConfig.num_compute_capabilities",

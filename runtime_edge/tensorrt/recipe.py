@@ -32,6 +32,11 @@ def check_recipe(
             f"{wanted.title}: expected int4 weights in blocks of {_listed(wanted.int4_blocks)}, found {block_size}",
             hint=f"quantize with `--block-size {min(wanted.int4_blocks, key=lambda size: abs(size - block_size))}`",
         )
+    if recipe.sparse_weights and weights not in wanted.sparse_formats:
+        raise EngineError(
+            f"{wanted.title}: expected 2:4 weights to be one of {_listed(wanted.sparse_formats)}, found {weights}",
+            hint=f"ask for {_listed(wanted.sparse_formats, 'or')}",
+        )
     if has_gpu is False and wanted.needs_gpu:
         raise EngineError(
             f"{wanted.title}: expected a GPU to build an engine on, found none",

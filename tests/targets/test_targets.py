@@ -9,7 +9,10 @@ import pytest
 import targets
 from targets import TargetError
 
-FACTS = ("compute_capabilities", "memory_gb", "bandwidth_gb_s", "precisions", "tensorrt", "max_seq_len")
+FACTS = (
+    "compute_capabilities", "sparse_capabilities", "memory_gb", "bandwidth_gb_s", "precisions", "tensorrt",
+    "max_seq_len",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", targets.names())
@@ -59,6 +62,27 @@ def test_what_a_gpu_cannot_do_is_not_offered() -> None:
     assert "fp8" in targets.load("rtx-40").precisions
     assert "fp4" in targets.load("rtx-50").precisions
     assert "fp8" not in targets.load("jetson-orin").precisions
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("jetson-orin", ("8.7",)),
+        ("jetson-agx-orin-64gb", ("8.7",)),
+        ("jetson-t5000", ("11.0",)),
+        ("rtx", ("8.0", "8.6", "8.9", "12.0")),
+        ("rtx-20", ()),
+        ("rtx-30", ("8.6",)),
+        ("rtx-40", ("8.9",)),
+        ("rtx-50", ("12.0",)),
+        ("rtx,compute_capabilities=7.5+12.1", ("12.1",)),
+        ("cpu", ()),
+    ],
+)
+def test_sparse_tensor_cores_are_those_of_the_target_s_own_capabilities(spec: str, expected: tuple[str, ...]) -> None:
+    target = targets.load(spec)
+    assert target.sparse_capabilities == expected
+    assert ("sparse_capabilities" in target.sources) == bool(expected)
 
 
 def test_extends_goes_through_and_is_remembered() -> None:

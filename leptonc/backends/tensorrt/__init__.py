@@ -144,7 +144,7 @@ def passes(job: Job, scratch: Path) -> list[Pass]:
         half = HalfPrecision(HalfPrecisionConfig(), lambda _: ranges.found)
         job.report["float32_for_their_range"] = half.wide
         found += [ranges, *_quantize(job, chosen), half]
-    return [*found, *decompositions(partial(_parses, job)), Cleanup()]
+    return [*found, *decompositions(partial(_parses, job)), Cleanup(), *recipes.sparsity(job)]
 
 
 class InlineFunctions(Pass):

@@ -79,7 +79,7 @@ def _rehearse(job: Job, writer: ArtifactWriter, recipe: Recipe, modules: dict[st
     nearest = {_nearest(each, named) for each in recipe.compute_capabilities}
     stand_in = Recipe(
         flavour=REHEARSAL, versions=found.versions, compute_capabilities=tuple(sorted(nearest)),
-        profiles=recipe.profiles,
+        profiles=recipe.profiles, sparse_weights=recipe.sparse_weights,
     )  # fmt: skip
     about = {"flavour": REHEARSAL, "compute_capabilities": sorted(nearest)}
     note = "a rehearsal: the engine itself is built on the device, with `lepton-edge finish`"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from leptonc.backends import Job
 from leptonc.errors import InputError
 from leptonc.ir.structure import embeddings, linears
+from leptonc.passes.base import Pass
+from leptonc.passes.prune.sparse import PATTERN, CheckSparsity
 from leptonc.passes.quantize.weights import LayerFormat
 from leptonc.recipe import Forms, LayerRule, ragged, resolve
 from runtime_edge.errors import EngineError
@@ -72,8 +76,24 @@ def recipe(job: Job) -> Recipe:
 
 def _recipe(job: Job, shapes: tuple[Profile, ...]) -> Recipe:
     return Recipe(
-        flavour=job.target.backend, versions=versions(job), compute_capabilities=capabilities(job)[0], profiles=shapes
-    )
+        flavour=job.target.backend, versions=versions(job), compute_capabilities=capabilities(job)[0], profiles=shapes,
+        sparse_weights=job.sparse,
+    )  # fmt: skip
+
+
+def sparsity(job: Job) -> list[Pass]:
+    """What checks that the lowered weights are 2:4 sparse, where they are to be; the report gets what it finds."""
+    if not job.sparse:
+        return []
+    check, wanted = CheckSparsity(job.captured.model), flavour(job.target.backend)
+    about: dict[str, Any] = {"pattern": PATTERN, "linears": check.rows}
+    dense = [each for each in capabilities(job)[0] if each not in job.target.sparse_capabilities]
+    if dense:
+        about["dense_on"] = f"compute capabilities {', '.join(dense)}: they have no sparse tensor cores"
+    if not wanted.heeds_sparsity:
+        about["note"] = f"{wanted.title} makes the same plan with and without its flag for sparse weights"
+    job.report["sparsity"] = about
+    return [check]
 
 
 def block_size(job: Job) -> int:
@@ -124,6 +144,14 @@ def checked(job: Job) -> None:
             f"found {job.scheme}",
             hint=f"--weights {job.target.weights} is the target's default",
         )
+    if job.sparse:
+        other = {str(rule.weights) for rule in job.rules if rule.weights} - {*wanted.sparse_formats}
+        if other:
+            raise InputError(
+                f"expected layers of a recipe in {' or '.join(wanted.sparse_formats)} with {PATTERN} weights, found "
+                f"{', '.join(sorted(other))}",
+                hint="there are no sparse kernels for others",
+            )
     if job.symmetric is False:
         raise InputError(
             f"expected symmetric weights for {wanted.title}, found asymmetric ones", hint="leave out --asymmetric"

@@ -6,18 +6,16 @@ tr((W - Q) H (W - Q)^T) in the layer's outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leptonc.passes.columns import Factor, decide, energy, factorize
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest, storable
 from leptonc.passes.quantize.channels import Neighbours, channel_codes
 
 CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's range that are tried
-DAMPING = 0.01  # of the mean second moment, added to all, as in the paper
-PANEL = 16  # channels that are updated one by one; further off, many errors are made up for at once
 
 
 def output_error(weight: NDArray[Any], parts: Codes, form: Format, hessian: NDArray[Any]) -> float:
@@ -31,11 +29,6 @@ def output_error(weight: NDArray[Any], parts: Codes, form: Format, hessian: NDAr
     """
     whole = energy(weight, hessian)
     return energy(weight - dequantize(parts, form), hessian) / whole if whole > 0 else 0.0
-
-
-def energy(weight: NDArray[Any], hessian: NDArray[Any]) -> float:
-    """Returns the sum of squares of a weight's outputs: tr(W H W^T)."""
-    return float(np.vdot(weight @ hessian, weight))
 
 
 def clip_search(weight: NDArray[Any], form: Format, importance: NDArray[Any]) -> Codes:
@@ -84,43 +77,6 @@ def inverse(scale: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > np.finfo(np.float32).tiny)
 
 
-@dataclass(frozen=True)
-class Factor:
-    """What GPTQ needs of second moments H [in, in]: the same for all layers that read one value.
-
-    Attributes:
-        order: The inputs by their second moments, the largest first, int64 [in].
-        upper: U float32 [in, in] of U^T U = (H + damping)^-1, inputs in that order.
-    """
-
-    order: NDArray[np.int64]
-    upper: NDArray[np.float32]
-
-
-def factorize(hessian: NDArray[Any], damping: float = DAMPING) -> Factor | None:
-    """Returns the factor of second moments [in, in]; None for inputs that are always zero, which say nothing.
-
-    Args:
-        hessian: The moments.
-        damping: Part of their mean that is added to all.
-    """
-    import torch
-
-    moments = hessian.astype(np.float64)
-    diagonal = np.diag(moments)
-    mean = float(diagonal.mean())
-    if mean <= 0:
-        return None
-    order = np.argsort(-diagonal, kind="stable")
-    # With J, which turns the order round, and J H J = L L^T, U is J L^-1 J: one triangular inverse in place of a whole.
-    back = order[::-1]
-    turned = moments[np.ix_(back, back)]
-    turned[np.diag_indices_from(turned)] += damping * mean
-    lower = torch.linalg.cholesky(torch.from_numpy(turned))
-    inverted = torch.linalg.solve_triangular(lower, torch.eye(len(order), dtype=torch.float64), upper=False)
-    return Factor(order, np.ascontiguousarray(inverted.numpy()[::-1, ::-1], np.float32))
-
-
 def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None = None) -> Codes:
     """Quantizes one input channel after the other; those that come later make up for the errors so far.
 
@@ -154,31 +110,19 @@ class _Columns:
         grids = spread(searched.scales, searched.zeros, form, weight.shape[1])
         self.scale, self.zero = (np.ascontiguousarray(each[:, order].T) for each in grids)
         self.inverted = inverse(self.scale)
-        self.rest = np.ascontiguousarray(weight[:, order].T, np.float32)  # [in, out]: a channel is one run of memory
-        self.errors = np.empty_like(self.rest)
+        self.rest = np.ascontiguousarray(weight[:, order].T, np.float32)
         self.codes = np.empty(self.rest.shape, np.uint8)
-        self.upper, self.order, self.top = factor.upper, order, form.top
+        self.factor, self.top = factor, form.top
         self.neighbours = Neighbours(order, self.rest.shape[1]) if form.paired else None
 
     def solve(self) -> NDArray[np.uint8]:
         """Returns the codes [out, in]."""
-        self._range(0, len(self.rest))
+        decide(self.rest, self.factor, self._channel)
         found = np.empty(self.codes.shape[::-1], np.uint8)
-        found[:, self.order] = self.codes.T
+        found[:, self.factor.order] = self.codes.T
         return found
 
-    def _range(self, start: int, stop: int) -> None:
-        """Solves some channels, by halves: what the first half got wrong goes to the second in one product."""
-        if stop - start <= PANEL:
-            for at in range(start, stop):
-                self._channel(at, stop)
-            return
-        middle = (start + stop) // 2
-        self._range(start, middle)
-        self.rest[middle:stop] -= self.upper[start:middle, middle:stop].T @ self.errors[start:middle]
-        self._range(middle, stop)
-
-    def _channel(self, at: int, stop: int) -> None:
+    def _channel(self, at: int) -> NDArray[np.float32]:
         scale, zero = self.scale[at], self.zero[at]
         code = np.rint(self.rest[at] * self.inverted[at])
         code += zero
@@ -186,6 +130,5 @@ class _Columns:
         if self.neighbours is not None:  # the later of two makes room, and those after it make up for that
             code = self.neighbours.limit(at, code)
         self.codes[at] = code
-        error = np.divide(self.rest[at] - (code - zero) * scale, self.upper[at, at], out=self.errors[at])
-        if at + 1 < stop:
-            self.rest[at + 1 : stop] -= self.upper[at, at + 1 : stop, None] * error
+        rounded: NDArray[np.float32] = (code - zero) * scale
+        return rounded

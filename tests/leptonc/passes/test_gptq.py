@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from leptonc.passes.columns import DAMPING
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
-from leptonc.passes.quantize.gptq import DAMPING, clip_search, gptq, output_error, spread
+from leptonc.passes.quantize.gptq import clip_search, gptq, output_error, spread
 
 FORMS = [Format(4, 16, False), Format(4, 32, True), Format(8, 32, False), Format(4, 32, True, positive=True)]
 

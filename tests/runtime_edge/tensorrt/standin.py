@@ -31,6 +31,7 @@ class Recorded(types.ModuleType):
             REFIT = 1
             STRIP_PLAN = 2
             WEIGHT_STREAMING = 3
+            SPARSE_WEIGHTS = 4
 
         class MemoryPoolType(enum.Enum):
             WORKSPACE = 0

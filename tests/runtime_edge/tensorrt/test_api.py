@@ -124,7 +124,8 @@ def standard(**changes: object) -> object:
 
 def test_order_of_calls_of_the_standard_flavour(recorded: Recorded, tmp_path: Path) -> None:
     times = tmp_path / "times.cache"
-    made = standard(workspace_mb=64, refit=True, strip=True, weight_streaming=True, profiles=(profile(), profile()))
+    flags = dict.fromkeys(_FLAGS, True)
+    made = standard(workspace_mb=64, profiles=(profile(), profile()), **flags)
     plan = build_plan(tmp_path / "g.onnx", made, timing_cache=times)  # type: ignore[arg-type]
     assert bytes(plan.data) == b"a plan"
     assert (plan.version, plan.compute_capabilities, plan.layers) == ("10.16.1.11", (), 3)
@@ -145,6 +146,7 @@ def test_order_of_calls_of_the_standard_flavour(recorded: Recorded, tmp_path: Pa
         ("IBuilderConfig.set_flag", (flag.REFIT,)),
         ("IBuilderConfig.set_flag", (flag.STRIP_PLAN,)),
         ("IBuilderConfig.set_flag", (flag.WEIGHT_STREAMING,)),
+        ("IBuilderConfig.set_flag", (flag.SPARSE_WEIGHTS,)),
         *of_profile,
         *of_profile,
         ("IBuilderConfig.progress_monitor", (True,)),

@@ -78,6 +78,16 @@ def test_the_table_of_capabilities_is_what_the_builder_does(tmp_path: Path, sche
         assert build_plan(path, recipe(capability)).data.nbytes > 0
 
 
+@pytest.mark.parametrize("scheme", flavours.flavour("tensorrt-rtx").sparse_formats)
+def test_the_flag_for_sparse_weights_is_taken_and_changes_nothing_yet(tmp_path: Path, scheme: str) -> None:
+    """What the table says of it: where a later version gives another plan, the table and docs/targets.md are wrong."""
+    path = saved(tmp_path / "g.onnx", scheme=scheme)  # of zeros: they have the pattern
+    plans = [
+        bytes(build_plan(path, recipe("7.5", "8.6", "12.0", sparse_weights=each)).data) for each in (False, True)
+    ]
+    assert (plans[0] != plans[1]) is flavours.flavour("tensorrt-rtx").heeds_sparsity
+
+
 @pytest.mark.parametrize("block", flavours.flavour("tensorrt-rtx").int4_blocks)
 def test_int4_blocks_of_the_table_build(tmp_path: Path, block: int) -> None:
     assert build_plan(saved(tmp_path / "g.onnx", scheme="int4", block=block), recipe()).data.nbytes > 0

@@ -137,6 +137,15 @@ def test_block_sizes() -> None:
     assert caught.value.hint == "quantize with `--block-size 64`"
 
 
+def test_formats_of_sparse_weights() -> None:
+    for scheme in ("fp16", "int8"):
+        check_recipe(recipe(sparse_weights=True), scheme, RTX)
+        check_recipe(recipe("8.7", flavour="tensorrt", sparse_weights=True), scheme, STANDARD)
+    with pytest.raises(EngineError, match="expected 2:4 weights to be one of fp16 and int8, found int4") as caught:
+        check_recipe(recipe(sparse_weights=True), "int4", RTX)
+    assert caught.value.hint == "ask for fp16 or int8"
+
+
 def test_what_needs_a_gpu() -> None:
     check_recipe(recipe(), "fp16", RTX, has_gpu=False)
     check_recipe(recipe(refit=True), "fp16", RTX, has_gpu=True)

@@ -1,0 +1,98 @@
+"""The inputs of a layer decided one after the other, later ones making up for the errors of those before.
+
+A layer's weight W [out, in] is to become another, Q: rounded, or with zeros. With the second moments H = X^T X [in, in]
+of the layer's inputs X, that costs tr((W - Q) H (W - Q)^T) in its outputs. Once an input's weights are decided, those
+of the inputs that are left take the values that cost least (Hassibi and Stork, Optimal Brain Surgeon, 1993), by the
+rows of one triangular factor of H^-1 for all outputs (Frantar et al., GPTQ, 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DAMPING = 0.01  # of the mean second moment, added to all, as in the paper
+PANEL = 16  # inputs that are updated one by one; further off, many errors are made up for at once
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What deciding inputs needs of second moments H [in, in]: the same for all layers that read one value.
+
+    Attributes:
+        order: The inputs as they are decided, int64 [in].
+        upper: U float32 [in, in] of U^T U = (H + damping)^-1, inputs in that order.
+    """
+
+    order: NDArray[np.int64]
+    upper: NDArray[np.float32]
+
+
+def factorize(hessian: NDArray[Any], damping: float = DAMPING, *, largest_first: bool = True) -> Factor | None:
+    """Returns the factor of second moments [in, in]; None for inputs that are always zero, which say nothing.
+
+    Args:
+        hessian: The moments.
+        damping: Part of their mean that is added to all.
+        largest_first: Whether inputs are decided by their moments; else in their own order.
+    """
+    import torch
+
+    moments = hessian.astype(np.float64)
+    diagonal = np.diag(moments)
+    mean = float(diagonal.mean())
+    if mean <= 0:
+        return None
+    order = np.argsort(-diagonal, kind="stable") if largest_first else np.arange(len(diagonal))
+    # With J, which turns the order round, and J H J = L L^T, U is J L^-1 J: one triangular inverse in place of a whole.
+    back = order[::-1]
+    turned = moments[np.ix_(back, back)]
+    turned[np.diag_indices_from(turned)] += damping * mean
+    lower = torch.linalg.cholesky(torch.from_numpy(turned))
+    inverted = torch.linalg.solve_triangular(lower, torch.eye(len(order), dtype=torch.float64), upper=False)
+    return Factor(order, np.ascontiguousarray(inverted.numpy()[::-1, ::-1], np.float32))
+
+
+def decide(
+    rest: NDArray[np.float32], factor: Factor, choose: Callable[[int], NDArray[np.float32]], together: int = 1
+) -> None:
+    """Decides the weights of one input after the other, in place.
+
+    Args:
+        rest: The weights, float32 [in, out], so that an input's are one run of memory, inputs in the factor's order.
+        factor: Of the second moments of the inputs.
+        choose: Given the place of an input, returns the weights [out] that it gets; those at the place and after it
+            have made up for all errors so far.
+        together: Inputs that `choose` looks at when it is given the first of them: a divisor of `PANEL`.
+    """
+    upper, errors = factor.upper, np.empty_like(rest)
+
+    def panel(start: int, stop: int) -> None:
+        for at in range(start, stop):
+            chosen = choose(at)
+            error = np.divide(rest[at] - chosen, upper[at, at], out=errors[at])
+            rest[at] = chosen
+            if at + 1 < stop:
+                rest[at + 1 : stop] -= upper[at, at + 1 : stop, None] * error
+
+    def halves(start: int, stop: int) -> None:
+        """What the first half got wrong goes to the second in one product."""
+        if stop - start <= PANEL:
+            panel(start, stop)
+            return
+        middle = (start + stop) // 2
+        middle -= (middle - start) % together
+        halves(start, middle)
+        rest[middle:stop] -= upper[start:middle, middle:stop].T @ errors[start:middle]
+        halves(middle, stop)
+
+    halves(0, len(rest))
+
+
+def energy(weight: NDArray[Any], hessian: NDArray[Any]) -> float:
+    """Returns the sum of squares of a weight's outputs: tr(W H W^T)."""
+    return float(np.vdot(weight @ hessian, weight))

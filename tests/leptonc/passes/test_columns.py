@@ -1,0 +1,55 @@
+"""Deciding inputs one after the other against the same in float64, the inverse made anew for what is left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from leptonc.passes.columns import DAMPING, decide, energy, factorize
+
+
+def layer(columns: int, rows: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(columns)
+    x = random.standard_normal((400, columns)) @ (random.standard_normal((columns, columns)) / columns**0.5)
+    return random.standard_normal((rows, columns)).astype(np.float32), (x.T @ x).astype(np.float32)
+
+
+@pytest.mark.parametrize("together", [1, 4])
+@pytest.mark.parametrize("largest_first", [True, False])
+@pytest.mark.parametrize("columns", [4, 16, 44, 100])
+def test_inputs_left_make_up_for_those_decided(columns: int, largest_first: bool, together: int) -> None:
+    """Halves and panels change nothing: every third input loses its weights, and all others fit anew (1e-4)."""
+    weight, hessian = layer(columns)
+    factor = factorize(hessian, largest_first=largest_first)
+    assert factor is not None
+    rest = np.array(weight.T[factor.order])
+    seen: list[int] = []
+
+    def choose(at: int) -> np.ndarray:
+        seen.append(at)
+        return rest[at] * np.float32(at % 3 != 0)
+
+    decide(rest, factor, choose, together)
+    assert seen == list(range(columns))
+    h = hessian.astype(np.float64) + np.eye(columns) * DAMPING * np.diag(hessian.astype(np.float64)).mean()
+    h = h[np.ix_(factor.order, factor.order)]
+    wanted = weight.T[factor.order].astype(np.float64)
+    for at in range(0, columns, 3):
+        inverse = np.linalg.inv(h[at:, at:])
+        wanted[at:] -= np.outer(inverse[:, 0] / inverse[0, 0], wanted[at])
+        wanted[at] = 0  # exactly: the line before leaves rounding
+    np.testing.assert_allclose(rest, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_inputs_are_decided_by_their_moments_or_in_their_order() -> None:
+    _, hessian = layer(12)
+    found = [factorize(hessian, largest_first=each) for each in (True, False)]
+    assert found[0] is not None and found[1] is not None  # noqa: PT018
+    assert found[0].order.tolist() == np.argsort(-np.diag(hessian)).tolist()
+    assert found[1].order.tolist() == list(range(12))
+    assert factorize(np.zeros_like(hessian)) is None
+
+
+def test_energy_is_the_sum_of_squares_of_outputs() -> None:
+    x, weight = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([[1, -2, 3]], np.float32)
+    assert energy(weight, x.T @ x) == pytest.approx(float(((x @ weight.T) ** 2).sum()))
