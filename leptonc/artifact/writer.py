@@ -45,10 +45,10 @@ class ArtifactWriter:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             self.path = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+            self.scratch = self.path.with_suffix(".work")  # for temporary files, on the same disk
+            self.scratch.mkdir()
         except OSError as error:
             raise _unwritable(out.parent, error) from error
-        self.scratch = self.path / ".work"  # for temporary files: gone when the artifact is in its place
-        self.scratch.mkdir()
         self.files: dict[str, File] = {}
         self._committed = False
 
@@ -58,6 +58,7 @@ class ArtifactWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
         if not self._committed:
             shutil.rmtree(self.path, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (
@@ -163,7 +164,6 @@ class ArtifactWriter:
 
     def commit(self) -> Path:
         """Puts the artifact in its place; what was there is removed only when the new one is there."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
         os.chmod(self.path, 0o755)  # mkdtemp makes it private
         old: Path | None = None
         try:
