@@ -71,7 +71,7 @@ class Preparation:
             raise InputError(
                 f"expected at most the {emitted.max_seq_len} tokens that the graph was emitted with, found "
                 f"--max-seq-len {options.max_seq_len}",
-                hint=f"emit it with --max-seq-len {options.max_seq_len}",
+                hint=f"emit it with --max-seq-len {options.max_seq_len}, if the model itself has as many",
             )
         with self.clock.stage("capture"):
             self.captured = capture(self.source, max_seq_len=longest)
