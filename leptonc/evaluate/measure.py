@@ -82,7 +82,7 @@ class Sample:
         return GraphReference(self.source, self.scratch, watching)
 
     def _about(self) -> dict[str, Any]:
-        emitted = {} if self.source.emitted is None else {"reference": f"the emitted graph {self.source.name}"}
+        emitted = {} if self.source.emitted is None else {"reference": f"the graph emitted as {self.source.name}"}
         return {"text": self.name, **emitted}
 
     def reference_rows(self) -> NDArray[np.float32]:

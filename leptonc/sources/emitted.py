@@ -135,9 +135,12 @@ def _outside(data: bytes, label: str) -> Iterator[Any]:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
-        graph = onnx.ModelProto.FromString(data).graph
+        model = onnx.ModelProto.FromString(data)
     except DecodeError as error:
         raise InputError(f"{label}: expected an ONNX model, found: {error}", hint=_AGAIN) from error
+    if not _is_text(model):
+        raise InputError(f"{label}: expected names in UTF-8, found other bytes", hint=_AGAIN)
+    graph = model.graph
     attributes = [attribute for node in graph.node for attribute in node.attribute]
     hidden = [each.name for each in attributes if each.HasField("g") or each.graphs or each.HasField("sparse_tensor")]
     hidden += [each.name for each in attributes for t in (each.t, *each.tensors) if t.external_data]
@@ -156,6 +159,17 @@ def _outside(data: bytes, label: str) -> Iterator[Any]:
             )
         if tensor.external_data or tensor.data_location:
             yield tensor
+
+
+def _is_text(message: Any) -> bool:
+    """Whether all texts of a protobuf message are: what is no UTF-8 comes as bytes."""
+    for field, value in message.ListFields():
+        each = value if hasattr(value, "__len__") and not isinstance(value, str | bytes) else [value]
+        if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in each):
+            return False
+        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, each)):
+            return False
+    return True
 
 
 def _weight(directory: Path, tensor: Any, files: dict[str, MappedBytes]) -> SafetensorsTensor:
