@@ -11,11 +11,12 @@ from typing import Any
 
 import targets
 from leptonc.backends import Job, backend_of
-from leptonc.errors import BoundError, InputError
+from leptonc.errors import InputError
 from leptonc.memory import return_freed_memory
+from leptonc.preparation import Preparation
 from leptonc.progress import Progress, Silent, Timed
-from leptonc.recipe import LayerRule, as_record, check_values
-from runtime_edge.manifest import Manifest, PassRecord, Variant
+from leptonc.recipe import LayerRule, check_values
+from runtime_edge.manifest import Manifest, Variant
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def build(
             hint="with none, kernels for int8 and int4 weights round activations as they run, in blocks",
         )
     check_values(options)
-    _check_method(options)
+    check_text(options)
     pruning = check_pruning(
         options.prune, options.prune_method, options.prune_compensation, options.prune_allocation
     )
@@ -150,14 +151,13 @@ def build(
     with clock.stage("open"):
         source = open_source(options.source)
     with source:
-        run = _Build(options, jobs, source, text, clock, pruning)
         # A model that is pruned first writes another text.
-        run.texts = texts if texts is not None and pruning is None else {}
-        return run.run()
+        kept = texts if texts is not None and pruning is None else {}
+        return _Build(Preparation(options, jobs, source, text, clock, pruning), kept).run()
 
 
-def _check_method(options: BuildOptions) -> None:
-    """Whether the calibration text has a use, and can be read; whether a calibrator has that name."""
+def check_text(options: BuildOptions) -> None:
+    """Refuses a calibration text without a use or that cannot be read, and an unknown calibrator (`InputError`)."""
     from leptonc.calibrate.calibrators import calibrators
 
     calibrators(options.calibrator)
@@ -183,15 +183,20 @@ def _check_method(options: BuildOptions) -> None:
     read_texts(options.calibration)
 
 
+def target_of(spec: str) -> targets.Target:
+    """Returns the target of a specification (raises `InputError`)."""
+    try:
+        return targets.load(spec)
+    except targets.TargetError as error:  # of a package that imports nothing of ours
+        raise InputError(error.message, hint=error.hint) from error
+
+
 def _jobs(options: BuildOptions, clock: Timed) -> list[Job]:
     """One job a target; variants of one profile are told apart by their overrides."""
     from leptonc.calibration import parse_budget
 
     specs = (options.target,) if isinstance(options.target, str) else options.target
-    try:
-        found = [targets.load(spec) for spec in specs]
-    except targets.TargetError as error:  # of a package that imports nothing of ours
-        raise InputError(error.message, hint=error.hint) from error
+    found = [target_of(spec) for spec in specs]
     if not found:
         raise InputError("expected at least one target, found none", hint="see `leptonc targets`")
     names = [target.name for target in found]
@@ -219,59 +224,30 @@ def _jobs(options: BuildOptions, clock: Timed) -> list[Job]:
 class _Build:
     """One run of `build`, from an open source on."""
 
-    texts: dict[Any, Any]
-
-    def __init__(
-        self, options: BuildOptions, jobs: list[Job], source: Any, text: str, clock: Timed, pruning: Any
-    ) -> None:  # fmt: skip
-        self.options, self.jobs, self.source, self.text, self.clock = options, jobs, source, text, clock
-        self.pruning = pruning
-        self.out = options.out or Path(f"{source.name}.lepton")
+    def __init__(self, begun: Preparation, texts: dict[Any, Any]) -> None:
+        self.begun, self.texts = begun, texts
+        self.options, self.jobs, self.source, self.clock = begun.options, begun.jobs, begun.source, begun.clock
+        self.out = self.options.out or Path(f"{self.source.name}.lepton")
 
     def run(self) -> BuildResult:
         from leptonc.artifact.page import report_page
         from leptonc.artifact.report import shapes_of
         from leptonc.artifact.writer import ArtifactWriter, check_out
-        from leptonc.calibration import WINDOWS, Calibration, looks
-        from leptonc.evaluate.measure import Sample
-        from leptonc.frontend.capture import capture
-        from leptonc.healing import Healing
-        from leptonc.ir.dialect import count_ops
-        from leptonc.ir.structure import structure
-        from leptonc.passes.base import Manager
-        from leptonc.pruning import prune
-        from leptonc.resume import kept_of
+        from leptonc.calibration import looks
 
-        options, clock = self.options, self.clock
+        options, clock, begun = self.options, self.clock, self.begun
         check_out(self.out, replace=options.force)
-        longest = options.max_seq_len or max(job.target.max_seq_len for job in self.jobs)
-        with clock.stage("capture"):
-            captured = capture(self.source, max_seq_len=longest)
-        self.captured = captured
-        name = str(options.eval_text.name) if options.eval_text else "built-in"
-        sample = Sample(self.source, captured, self.text, name)
-        Manager(options.dump_ir).write(captured.model, "capture")
-        report: dict[str, Any] = {
-            "operations": {"captured": count_ops(captured.model)}, "recipe": as_record(options),
-        }  # fmt: skip
+        begun.capture()
+        self.captured = captured = begun.captured
         for job in self.jobs:
-            job.captured, job.sample = captured, sample
+            job.captured, job.sample = captured, begun.sample
             backend_of(job.target).preflight(job)
         self.variants: list[Variant] = []
-        self.records: list[PassRecord] = []
+        report, self.records = begun.report, begun.records
         with ArtifactWriter(self.out, replace=options.force) as writer:
-            self.calibration = Calibration(
-                captured, sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.scratch,
-                clock, options.chat, WINDOWS if options.heal or self.pruning else max(map(looks, self.jobs)),
-                self.texts, kept_of(options, captured),
-            )  # fmt: skip
-            self.healing = Healing(options.heal, options.resume, options.seed, self.calibration)
             self._tokenizer_files(writer)
-            if self.pruning is not None:
-                report["pruning"] = prune(self.pruning, options, self.jobs, self.calibration, manager := Manager())
-                self.records += manager.records
-                Manager(options.dump_ir).write(captured.model, "prune")
-            report["structure"] = structure(captured.model).summary()
+            begun.shrink(writer, self.texts, max(map(looks, self.jobs)))
+            self.calibration, self.healing = begun.calibration, begun.healing
             self.shapes = shapes_of(captured.model)
             for job in self.jobs:
                 # The last one may change the captured graph itself.
@@ -284,8 +260,8 @@ class _Build:
                 job.name: {**job.report, **({"fidelity": fidelity[job.name]} if job.name in fidelity else {})}
                 for job in self.jobs
             }
-            report["bytes"] = self._sizes(writer)
-            data = _json(report)
+            report["bytes"] = sizes_of(writer)
+            data = as_json(report)
             writer.add("report.html", report_page(self._manifest(writer, tuple(self.variants)), json.loads(data)))
             writer.add("report.json", data)
             manifest = self._manifest(writer, tuple(self.variants))
@@ -371,32 +347,29 @@ class _Build:
         )  # fmt: skip
 
     def _judge(self, job: Job, fidelity: dict[str, Any], hint: str | None) -> None:
-        from leptonc.evaluate.measure import loss
+        from leptonc.evaluate.measure import judge
 
-        bound = self.options.max_loss
-        what, found = loss(fidelity)
-        if bound is not None and found > bound:
-            raise BoundError(
-                f"expected a loss of at most {bound:g} % for {job.target.spec}, found that {what} by {found:.2f} %; "
-                "nothing was written",
-                hint=hint
-                or "more bits (--weights int8), smaller blocks (--block-size 16), --asymmetric or no --prune lose less",
-            )
-
-    def _sizes(self, writer: Any) -> dict[str, int]:
-        def total(holds: Callable[[str], bool]) -> int:
-            return sum(file.size for file in writer.listing() if holds(file.path))
-
-        sizes = {
-            "weights": total(lambda path: path.startswith("blobs/")),
-            "graph": total(lambda path: path.endswith(".onnx")),
-            "tokenizer": total(lambda path: path == "tokenizer.json"),
-        }
-        plans = total(lambda path: path.endswith(".plan"))
-        return {**sizes, "plans": plans} if plans else sizes
+        fewer = "more bits (--weights int8), smaller blocks (--block-size 16), --asymmetric or no --prune lose less"
+        judge(fidelity, self.options.max_loss, job.target.spec, hint or fewer)
 
 
-def _json(value: Any) -> bytes:
+def sizes_of(writer: Any) -> dict[str, int]:
+    """Returns the bytes of the parts that are written so far."""
+
+    def total(holds: Callable[[str], bool]) -> int:
+        return sum(file.size for file in writer.listing() if holds(file.path))
+
+    sizes = {
+        "weights": total(lambda path: path.startswith("blobs/")),
+        "graph": total(lambda path: path.endswith(".onnx")),
+        "tokenizer": total(lambda path: path == "tokenizer.json"),
+    }
+    plans = total(lambda path: path.endswith(".plan"))
+    return {**sizes, "plans": plans} if plans else sizes
+
+
+def as_json(value: Any) -> bytes:
+    """Returns a report's bytes: equal ones give equal bytes."""
     import msgspec
 
     return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"

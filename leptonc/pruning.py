@@ -20,7 +20,7 @@ from leptonc.calibrate.reconstruct import Seen, fitted, in_sequence, reconstruct
 from leptonc.calibrate.solve import inputs_of
 from leptonc.calibrate.walk import stages
 from leptonc.errors import InputError
-from leptonc.ir.dialect import attribute
+from leptonc.frontend.captured import windows_of
 from leptonc.ir.groups import Groups, groups, layer_weights
 from leptonc.ir.structure import linears, weight_of
 from leptonc.passes.base import Manager
@@ -198,9 +198,7 @@ class Pruning:
         manager.run(captured.model, [Prune(PruneConfig(cuts, self.method, self.compensation), weights, biases)])
         after = layer_weights(captured.model)
         captured.parameters -= before - after
-        captured.windows = tuple(
-            int(attribute(node, "window", 0)) for node in captured.model.graph if node.op_type == "CachedAttention"
-        )
+        captured.windows = windows_of(captured.model)
         about["weights"] = {"before": before, "after": after}
         about["removed_percent"] = round(100 * (1 - after / before), 2)
         about["multiplications_a_token"] = {"before": macs, "after": _multiplications(captured)}

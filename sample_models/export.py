@@ -65,6 +65,13 @@ def write_directory(
         tokenizer: Whether the tokenizer's files are written.
     """
     path.mkdir(parents=True, exist_ok=True)
+    write_model_files(source, path, tokenizer=tokenizer)
+    _write_weights(path, source.weights, dtype, shard_bytes)
+    return path
+
+
+def write_model_files(source: _Source, path: Path, *, tokenizer: bool = True) -> None:
+    """Writes what a model's directory has besides its weights to `path`, which is there."""
     _write_json(path / "config.json", source.config)
     if source.generation_config:
         _write_json(path / "generation_config.json", source.generation_config)
@@ -75,8 +82,6 @@ def write_directory(
         (path / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
     if source.modules is not None:
         _write_modules(path, source)
-    _write_weights(path, source.weights, dtype, shard_bytes)
-    return path
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, _Tensor], *, dtype: str = "F32") -> None:

@@ -18,12 +18,14 @@ import onnx_ir as ir
 from leptonc.errors import InputError
 from leptonc.ir.structure import layer_of
 from leptonc.passes.quantize.blocks import Quantized
+from leptonc.sources.emitted import ABOUT_NAME
 from runtime_edge.errors import ArtifactError
 from runtime_edge.files import MANIFEST_NAME
 from runtime_edge.manifest import File, Manifest, encode
 
 STORAGE = "lepton.storage"  # initializers with the same mark are the same bytes, and are stored once
 INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
+_OURS = {MANIFEST_NAME: "an artifact", ABOUT_NAME: "an emitted graph"}  # what may be replaced, by the file that tells
 _COPY_BYTES = 2**22
 ALIGNMENT = 64  # of a tensor in its blob: a cache line, and what vector loads want
 
@@ -96,7 +98,9 @@ class ArtifactWriter:
             )
         self.files[file.path] = file
 
-    def add_graph(self, name: str, model: ir.Model, advance: Callable[[int], Any] = lambda _: None) -> tuple[str, ...]:
+    def add_graph(
+        self, name: str, model: ir.Model, advance: Callable[[int], Any] = lambda _: None, *, sources: bool = False
+    ) -> tuple[str, ...]:  # fmt: skip
         """Writes a graph and its weights: one blob a layer, named by its content; equal blobs are one file.
 
         Each tensor is materialised once, written, and released. `model` then refers to the files.
@@ -105,6 +109,7 @@ class ArtifactWriter:
             name: The graph's file name.
             model: The lowered graph.
             advance: Called with the bytes of each tensor written.
+            sources: Whether tensors keep their metadata, which says what each was in the checkpoint.
 
         Returns:
             Paths of its blobs.
@@ -112,11 +117,11 @@ class ArtifactWriter:
         groups: dict[str, list[ir.Value]] = {}
         for key, value in _outside(model):
             groups.setdefault(layer_of(key), []).append(value)
-        blobs = {self._blob(values, advance) for _, values in sorted(groups.items())}
+        blobs = {self._blob(values, advance, sources) for _, values in sorted(groups.items())}
         self.add(name, _serialized(model))
         return tuple(sorted(blobs))
 
-    def _blob(self, values: list[ir.Value], advance: Callable[[int], Any]) -> str:
+    def _blob(self, values: list[ir.Value], advance: Callable[[int], Any], sources: bool) -> str:
         folder = self.path / "blobs"
         folder.mkdir(exist_ok=True)
         partial, digest, places = folder / "partial", hashlib.sha256(), {}
@@ -150,6 +155,7 @@ class ArtifactWriter:
                 stored.dtype,
                 shape=stored.shape,
                 name=str(value.name),
+                metadata_props=dict(stored.metadata_props) if sources else None,
                 base_dir=self.path,
             )
         return path
@@ -218,13 +224,14 @@ def check_out(out: Path, *, replace: bool) -> None:
         InputError: as `ArtifactWriter` says.
     """
     if out.is_symlink() or out.exists():
-        if not (out / MANIFEST_NAME).is_file() or out.is_symlink():
+        found = next((what for name, what in _OURS.items() if (out / name).is_file()), None)
+        if found is None or out.is_symlink():
             raise InputError(
                 f"expected a place for the artifact, found something else at {out}", hint="choose another with -o"
             )
         if not replace:
             raise InputError(
-                f"expected nothing at {out}, found an artifact",
+                f"expected nothing at {out}, found {found}",
                 hint="replace it with --force, or choose another with -o",
             )
     parent = out.parent

@@ -214,6 +214,12 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "uniform; with flap: global]",
 )
 @click.option(
+    "--emit",
+    type=click.Choice(("onnx",)),
+    help="Write the captured model, after --prune and --heal, as a float32 ONNX graph with all that comes with it, "
+    "instead of an artifact: a directory that `build` takes as SOURCE.",
+)
+@click.option(
     "--eval-text",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -259,6 +265,7 @@ def build(
     prune_method: str | None,
     prune_compensation: str | None,
     prune_allocation: str | None,
+    emit: str | None,
     check: bool,
     recipe: str | None,
     seed: int,
@@ -268,7 +275,8 @@ def build(
 ) -> None:
     """Compile a model into an artifact for a target.
 
-    SOURCE is a directory with a Hugging Face model, the name of one on the hub, a .gguf file, or sample:NAME.
+    SOURCE is a directory with a Hugging Face model or one that --emit wrote, the name of a model on the hub, a .gguf
+    file, or sample:NAME.
     """
     import targets
     from runtime_edge.cli.console import StageProgress, megabytes, print_json, print_pairs
@@ -320,6 +328,9 @@ def build(
         given=options.given(),
     )
     collect_seldom()
+    if emit is not None:
+        _emit(wanted, as_json)
+        return
     result = run_build(wanted, progress=StageProgress())
     if as_json:
         print_json(
@@ -333,9 +344,7 @@ def build(
         return
     size = sum(file.size for file in result.manifest.files)
     rows = [("artifact", str(result.path)), ("size", megabytes(size))]
-    if pruned := result.report.get("pruning"):
-        left = pruned["weights"]["after"]
-        rows.append(("pruned", f"{pruned['removed_percent']:g} % of the layers' weights, {left:,} left"))
+    rows += _pruned(result.report)
     for variant in result.manifest.variants:
         found = result.report["variants"][variant.name]
         rows += [("target", f"{variant.target}, {variant.backend}, weights {variant.weights}")]
@@ -344,3 +353,26 @@ def build(
     stages = [seconds for name, seconds in result.seconds.items() if not name.startswith("pass ")]
     rows += [("time", f"{sum(stages):.1f} s")]
     print_pairs(rows)
+
+
+def _pruned(report: dict[str, Any]) -> list[tuple[str, str]]:
+    found = report.get("pruning")
+    if not found:
+        return []
+    left = found["weights"]["after"]
+    return [("pruned", f"{found['removed_percent']:g} % of the layers' weights, {left:,} left")]
+
+
+def _emit(wanted: Any, as_json: bool) -> None:
+    from leptonc.emit import emit
+    from runtime_edge.cli.console import StageProgress, megabytes, print_json, print_pairs
+
+    result = emit(wanted, progress=StageProgress())
+    report = result.report
+    if as_json:
+        print_json({"path": str(result.path), "about": result.about, "report": report, "seconds": result.seconds})
+        return
+    rows = [("graph", str(result.path)), ("size", megabytes(sum(report["bytes"].values()))), *_pruned(report)]
+    rows += [("recovery", _facts(report["recovery"]))] if "recovery" in report else []
+    rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in report.get("fidelity", {}).items()]
+    print_pairs([*rows, ("time", f"{sum(result.seconds.values()):.1f} s")])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from leptonc.errors import BoundError
 from leptonc.evaluate import fidelity
 from leptonc.evaluate.noise import OutputNoise, Rounded
-from leptonc.evaluate.reference import Reference
+from leptonc.evaluate.reference import Original, Reference
 from leptonc.evaluate.text import sentences
 from leptonc.frontend.capture import Captured
 from leptonc.sources.base import Source
@@ -32,6 +34,7 @@ class Sample:
         name: What reports call the text.
         rounded: Linear layers whose noise is measured while the original runs.
         noise: What was measured: see `OutputNoise.decibels`.
+        scratch: Directory for temporary files; None for the system's.
     """
 
     source: Source
@@ -42,6 +45,7 @@ class Sample:
     texts: list[str] = field(init=False, default_factory=list)
     rounded: dict[str, Rounded] = field(init=False, default_factory=dict)
     noise: dict[str, float] = field(init=False, default_factory=dict)
+    scratch: Path | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.tokenizer = Tokenizer.from_str(self.source.tokenizer_json.decode())
@@ -63,15 +67,27 @@ class Sample:
         return found
 
     def compare_decoder(self, blocks: Iterable[tuple[int, NDArray[np.float32]]]) -> dict[str, Any]:
-        """Compares logits of `token_ids`, as (position, float32 [n, vocab]) in order, with transformers' in float32."""
-        reference = Reference(self.source, self.captured.task, watching := OutputNoise(self.rounded))
+        """Compares logits of `token_ids`, (position, float32 [n, vocab]) in order, with the original's in float32."""
+        reference = self._original(watching := OutputNoise(self.rounded))
         found = fidelity.compare_logits(reference.logits(self.token_ids), blocks, self.token_ids)
         self.noise = watching.decibels()
-        return {**found, "text": self.name}
+        return {**found, **self._about()}
+
+    def _original(self, watching: OutputNoise) -> Original:
+        """What there is of the original: transformers' model or, where that was left behind, the emitted graph."""
+        if self.source.emitted is None:
+            return Reference(self.source, self.captured.task, watching)
+        from leptonc.evaluate.graph import GraphReference
+
+        return GraphReference(self.source, self.scratch, watching)
+
+    def _about(self) -> dict[str, Any]:
+        emitted = {} if self.source.emitted is None else {"reference": f"the graph emitted as {self.source.name}"}
+        return {"text": self.name, **emitted}
 
     def reference_rows(self) -> NDArray[np.float32]:
-        """Returns what transformers computes in float32 for each of `texts`, [n, dim]."""
-        reference = Reference(self.source, self.captured.task, watching := OutputNoise(self.rounded))
+        """Returns what the original computes in float32 for each of `texts`, [n, dim]."""
+        reference = self._original(watching := OutputNoise(self.rounded))
         found = reference.rows([self.tokenizer.encode(text).ids for text in self.texts])
         self.noise = watching.decibels()
         return found
@@ -83,7 +99,28 @@ class Sample:
         labels = self.captured.task.output == "logits"
         if labels:
             reference = fidelity.probabilities(reference, multi_label)
-        return {**fidelity.compare_rows(reference, found, labels=labels), "text": self.name}
+        return {**fidelity.compare_rows(reference, found, labels=labels), **self._about()}
+
+
+def judge(found: dict[str, Any], bound: float | None, whom: str, hint: str) -> None:
+    """Holds what a comparison found against a bound in percent; None bounds nothing.
+
+    Args:
+        found: What `compare_decoder` or `compare_encoder` returned.
+        bound: Largest loss.
+        whom: What lost it, for the message.
+        hint: What helps.
+
+    Raises:
+        BoundError: It lost more.
+    """
+    what, lost = loss(found)
+    if bound is not None and lost > bound:
+        raise BoundError(
+            f"expected a loss of at most {bound:g} % for {whom}, found that {what} by {lost:.2f} %; nothing was "
+            "written",
+            hint=hint,
+        )
 
 
 def loss(found: dict[str, Any]) -> tuple[str, float]:

@@ -61,28 +61,36 @@ class OutputNoise:
 
     def _hook(self, path: str, rounded: Rounded, codes: Callable[..., Codes]) -> Callable[[nn.Module, Any, Any], None]:
         def look(module: nn.Module, args: Any, out: Any) -> None:
-            total, count = self._seen.get(path, (0.0, 0))
             weight = module.weight
-            if count >= ENOUGH or not isinstance(out, Tensor) or not isinstance(weight, Tensor):
-                return
-            turned = not isinstance(module, nn.Linear)  # GPT-2's layers have theirs [in, out]
-            matrix = weight.T if turned else weight
-            x = args[0].reshape(-1, args[0].shape[-1])
-            if tuple(matrix.shape) != rounded.shape or x.shape[-1] != rounded.shape[1]:
-                return
-            some = slice(None, None, max(1, len(x) // TOKENS))
-            step = max(1, rounded.shape[0] // ROWS)
-            rows = np.ascontiguousarray(matrix[::step].detach().float().numpy())
-            off = torch.from_numpy(rows - dequantize(codes(rows, step), rounded.form))
-            exact = out.reshape(-1, out.shape[-1])[some, ::step].float()
-            bias = module.bias
-            if isinstance(bias, Tensor):
-                exact = exact - bias[::step]
-            error = (x[some].float() @ off.T).square().sum(1).double()
-            ratio = error / exact.square().sum(1).double().clamp(min=torch.finfo(torch.float32).tiny)
-            self._seen[path] = (total + float(ratio.sum()), count + len(ratio))
+            if isinstance(out, Tensor) and isinstance(weight, Tensor) and not self._enough(path):
+                # GPT-2's layers have theirs [in, out]
+                matrix = weight if isinstance(module, nn.Linear) else weight.T
+                self._look(path, rounded, codes, args[0], matrix)
 
         return look
+
+    def see(self, path: str, x: NDArray[np.float32], weight: Callable[[], NDArray[np.float32]]) -> None:
+        """Looks at a layer of a graph: what it reads, float32 [..., in], and what reads its weight, [out, in]."""
+        rounded = self._layers.get(path)
+        if rounded is not None and rounded.codes is not None and not self._enough(path):
+            self._look(path, rounded, rounded.codes, torch.from_numpy(x), torch.from_numpy(weight()))
+
+    def _enough(self, path: str) -> bool:
+        return self._seen.get(path, (0.0, 0))[1] >= ENOUGH
+
+    def _look(self, path: str, rounded: Rounded, codes: Callable[..., Codes], x: Tensor, matrix: Tensor) -> None:
+        x = x.reshape(-1, x.shape[-1])
+        if tuple(matrix.shape) != rounded.shape or x.shape[-1] != rounded.shape[1]:
+            return
+        x = x[:: max(1, len(x) // TOKENS)].float()
+        step = max(1, rounded.shape[0] // ROWS)
+        rows = np.ascontiguousarray(matrix[::step].detach().float().numpy())
+        exact = x @ torch.from_numpy(rows).T
+        error = x @ torch.from_numpy(rows - dequantize(codes(rows, step), rounded.form)).T
+        size = exact.square().sum(1).double().clamp(min=torch.finfo(torch.float32).tiny)
+        ratio = error.square().sum(1).double() / size
+        total, count = self._seen.get(path, (0.0, 0))
+        self._seen[path] = (total + float(ratio.sum()), count + len(ratio))
 
     def decibels(self) -> dict[str, float]:
         """Returns the ratio in dB of each layer that was looked at; layers without an error are left out."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -63,6 +63,16 @@ def streamed(model: nn.Module, read: Mapping[str, Callable[[], NDArray[Any]]], *
             handle.remove()
         for release in releases:
             release()
+
+
+class Original(Protocol):
+    """What artifacts are compared with, in float32."""
+
+    def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yields (position, float32 [n, vocab]) blocks of a causal model's logits, in order."""
+
+    def rows(self, token_ids: list[list[int]]) -> NDArray[np.float32]:
+        """Returns an encoder's output for texts, float32 [n, dim], each run by itself and so without padding."""
 
 
 class Reference:

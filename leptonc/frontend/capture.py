@@ -14,7 +14,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,35 +25,16 @@ from leptonc.errors import CaptureError, LeptonError
 from leptonc.frontend import weights as bindings
 from leptonc.frontend.aten import TABLE, convert_size
 from leptonc.frontend.builder import Builder
+from leptonc.frontend.captured import Captured as Captured
+from leptonc.frontend.captured import windows_of
 from leptonc.frontend.patches import Recorder, patched
 from leptonc.frontend.probe import RotaryForm, half_table
-from leptonc.frontend.tasks import Task, Traced, build_model, task_of
+from leptonc.frontend.tasks import Traced, build_model, task_of
 from leptonc.ir import dialect
 from leptonc.ir.edit import cleanup
 from leptonc.sources.base import Source
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
-
-
-@dataclass
-class Captured:
-    """A captured model.
-
-    Attributes:
-        model: The graph in the IR dialect; weights are lazy.
-        task: What it is for.
-        config: The parsed transformers config of the model that was traced.
-        parameters: Number of weights, tied ones counted once.
-        max_seq_len: Positions that its tables hold.
-        windows: Attention window of each layer, 0 for none.
-    """
-
-    model: ir.Model
-    task: Task
-    config: Any
-    parameters: int
-    max_seq_len: int
-    windows: tuple[int, ...] = ()
 
 
 def position_limit(config: Any) -> int | None:
@@ -72,7 +52,7 @@ _OFFSET_FAMILIES = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "da
 
 
 def capture(source: Source, *, max_seq_len: int) -> Captured:
-    """Traces the source's model.
+    """Traces the source's model; one that was captured before and emitted is read instead.
 
     Args:
         source: Where config and weights come from.
@@ -82,6 +62,10 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
         CaptureError: the architecture cannot be captured whole.
         InputError: config and weights do not belong together.
     """
+    if source.emitted is not None:
+        from leptonc.frontend import emitted
+
+        return emitted.read(source, source.emitted, max_seq_len=max_seq_len)
     task = task_of(source.config, source.modules)
     model = build_model(task, source.config, "eager")
     limit = position_limit(model.config)
@@ -97,8 +81,7 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     cleanup(graph)
     dialect.verify(graph, after="capture")
     parameters = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
-    windows = tuple(int(dialect.attribute(n, "window", 0)) for n in graph.graph if n.op_type == "CachedAttention")
-    return Captured(graph, task, model.config, parameters, positions, windows)
+    return Captured(graph, task, model.config, parameters, positions, windows_of(graph))
 
 
 @contextmanager
@@ -349,7 +332,7 @@ class _Converter:
             if offset:
                 # Gemma's norms scale by 1 + w: folded, so that a pass sees one kind of norm.
                 name, inner = f"{scale.name}.plus_one", scale.const_value
-                stored = str(inner.metadata_props["lepton.source"])  # type: ignore[union-attr]
+                stored = str(inner.metadata_props[bindings.SOURCE_KEY])  # type: ignore[union-attr]
                 read = lambda: inner.numpy() + np.float32(offset)  # type: ignore[union-attr]  # noqa: E731
                 scale = b.initializer(bindings.lazy(name, inner.shape.numpy(), read, stored), name)  # type: ignore[union-attr]
         return b.op("RMSNormalization", [b.value(x), scale], {"axis": -1, "epsilon": eps}, like=node.meta["val"])

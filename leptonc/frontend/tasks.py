@@ -6,7 +6,8 @@ its tensor outputs in order, and says which of the shapes are symbolic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -134,14 +135,13 @@ def task_of(config: Mapping[str, Any], modules: SentenceModules | None) -> Task:
     )
 
 
-def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
-    """Returns the transformers model of `config` on the meta device, in inference mode, its rotary tables real.
+def config_of(task: Task, config: Mapping[str, Any]) -> Any:
+    """Returns transformers' parsed config of the task's model.
 
     Raises:
         CaptureError: transformers has no such architecture, or refuses the config.
     """
     import transformers
-    from huggingface_hub.errors import StrictDataclassError  # transformers' checks of configs
 
     model_type = config.get("model_type")
     if model_type not in transformers.CONFIG_MAPPING:
@@ -153,15 +153,37 @@ def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
             hint=f"did you mean {near[0]!r}?" if near else "a newer transformers may have it",
         )
     fields = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config", "torch_dtype", "dtype")}
-    try:
+    with _refusals(task, config):
         parsed = transformers.AutoConfig.for_model(str(model_type), **fields)
-        if task.auto_class == "AutoModelForCausalLM":
-            # A multimodal checkpoint's config holds the language model's config.
-            parsed = parsed.get_text_config(decoder=True)
+        # A multimodal checkpoint's config holds the language model's config.
+        return parsed.get_text_config(decoder=True) if task.auto_class == "AutoModelForCausalLM" else parsed
+
+
+def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
+    """Returns the transformers model of `config` on the meta device, in inference mode, its rotary tables real.
+
+    Raises:
+        CaptureError: as `config_of` says.
+    """
+    import transformers
+
+    parsed = config_of(task, config)
+    with _refusals(task, config):
         parsed._attn_implementation = attention
         with torch.device("meta"):
             model = getattr(transformers, task.auto_class).from_config(parsed, dtype=torch.float32)
+    return model.eval()
+
+
+@contextmanager
+def _refusals(task: Task, config: Mapping[str, Any]) -> Iterator[None]:
+    """What transformers says of a config that it does not take becomes ours."""
+    from huggingface_hub.errors import StrictDataclassError  # transformers' checks of configs
+
+    try:
+        yield
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, StrictDataclassError) as error:
         line = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CaptureError(f"transformers cannot build {model_type!r} as {task.auto_class}: {line}") from error
-    return model.eval()
+        raise CaptureError(
+            f"transformers cannot build {config.get('model_type')!r} as {task.auto_class}: {line}"
+        ) from error

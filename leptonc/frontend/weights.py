@@ -13,6 +13,7 @@ from torch import nn
 from leptonc.errors import CaptureError, InputError
 from leptonc.sources.base import LazyTensor
 
+SOURCE_KEY = "lepton.source"  # of a weight's metadata: its name in the checkpoint; constants have none
 # Names that older checkpoints use for what is called otherwise now.
 RENAMED = ((".weight", ".gamma"), (".bias", ".beta"))
 
@@ -92,7 +93,7 @@ def lazy(name: str, shape: Iterable[int], read: Callable[[], np.ndarray[Any, Any
     return ir.LazyTensor(
         lambda: ir.tensor(np.ascontiguousarray(read(), dtype=np.float32)),
         dtype=ir.DataType.FLOAT, shape=ir.Shape(tuple(shape)), name=name, cache=False,
-        metadata_props={"lepton.source": source},
+        metadata_props={SOURCE_KEY: source},
     )  # fmt: skip
 
 

@@ -149,10 +149,14 @@ def groups(model: ir.Model) -> Groups:
             _found(found, reasons, "mlp", layer_of(linear.path), spread, taken)
     order = {node: i for i, node in enumerate(model.graph)}
     found.blocks.sort(key=lambda block: order[block.consumers[0].node])
+    known = {value for block in found.blocks for value in block.spread.initializers()}
+    strange = {layer_of(linear.path) for linear in linears(model) if linear.weight not in known}.union(reasons)
+    nowhere = "" in reasons or not all(block.layer for block in found.blocks)
     for path in layers:
         kinds = {block.kind for block in found.blocks if block.layer == path}
         lacks = [f"no {kind}" for kind in ("attention", "mlp") if kind not in kinds]
-        if lacks or reasons.get(path):
+        # A block that was cut out whole leaves no linear layer behind.
+        if (lacks and (nowhere or path in strange)) or reasons.get(path):
             found.missing[path] = [*lacks, *reasons.get(path, [])]
     return found
 

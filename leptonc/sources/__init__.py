@@ -16,15 +16,15 @@ def open_source(spec: str, *, revision: str | None = None) -> Source:
     """Opens a model, reading headers only.
 
     Args:
-        spec: A Hugging Face directory, a `.gguf` file, `sample:NAME`, or the id of a model on the hub. What exists as a
-            path is that path.
+        spec: A Hugging Face directory, one that `build --emit onnx` wrote, a `.gguf` file, `sample:NAME`, or the id of
+            a model on the hub. What exists as a path is that path.
         revision: Branch, tag or commit of a hub model.
 
     Raises:
         InputError: there is no such model, or it is damaged or of a kind that is not supported.
         MissingExtraError: reading it needs packages that are not installed.
     """
-    from leptonc.sources import gguf, hf, hub, samples
+    from leptonc.sources import emitted, gguf, hf, hub, samples
 
     if spec.startswith(samples.PREFIX):
         _refuse_revision(spec, revision)
@@ -32,7 +32,7 @@ def open_source(spec: str, *, revision: str | None = None) -> Source:
     path = _existing(spec)
     if path is not None and path.is_dir():
         _refuse_revision(spec, revision)
-        return hf.open_directory(path)
+        return emitted.open_emitted(path) if emitted.is_emitted(path) else hf.open_directory(path)
     if path is not None:
         _refuse_revision(spec, revision)
         if path.suffix.lower() != ".gguf":

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from runtime_edge.manifest import PassRecord
 
 Array = NDArray[Any]
 
@@ -54,6 +57,27 @@ class SentenceModules:
     max_seq_length: int | None = None
 
 
+@dataclass(frozen=True)
+class Emitted:
+    """A graph that was captured before, in the place of a model that has to be; see `leptonc.sources.emitted.About`.
+
+    Attributes:
+        label: What error messages call the graph.
+        graph: The graph as ONNX; its weights are the source's, under the names of its initializers.
+        task, parameters, max_seq_len, origin, passes, pruning, fidelity: As `About` has them.
+    """
+
+    label: str
+    graph: bytes
+    task: str
+    parameters: int
+    max_seq_len: int
+    origin: dict[str, str]
+    passes: tuple[PassRecord, ...] = ()
+    pruning: tuple[dict[str, Any], ...] = ()
+    fidelity: dict[str, Any] | None = None
+
+
 @dataclass
 class Source:
     """A trained model as the compiler sees it, whatever file it came from.
@@ -63,12 +87,13 @@ class Source:
         origin: Where it came from, for the manifest: `kind`, `id`, and `revision`, `sha256`, `licence` where known.
             Never an absolute path.
         config: As a Hugging Face `config.json`; has `model_type` and `architectures`.
-        weights: Lazy tensors under their Hugging Face parameter names.
+        weights: Lazy tensors under their Hugging Face parameter names; of an emitted graph, under its initializers'.
         tokenizer_json: The tokenizer in the `tokenizers` library's format, without truncation and padding.
         tokenizer_config: Texts of special tokens (`bos_token`, `eos_token`, `pad_token`, ...) and the like.
         chat_template: Jinja source, where the model has one.
         generation_config: As a Hugging Face `generation_config.json`; empty where there is none.
         modules: Pooling and normalization of a sentence-transformers model.
+        emitted: The graph of a model that was captured before; None where it has to be.
     """
 
     name: str
@@ -80,6 +105,7 @@ class Source:
     chat_template: str | None = None
     generation_config: dict[str, Any] = field(default_factory=dict)
     modules: SentenceModules | None = None
+    emitted: Emitted | None = None
     closers: tuple[Callable[[], None], ...] = ()
 
     def close(self) -> None:

@@ -46,22 +46,28 @@ def open_directory(directory: Path, *, name: str | None = None, origin: Mapping[
         InputError: something that a model needs is missing, damaged or of a kind that is never read (pickle).
     """
     name = name or directory.resolve().name
-    config = _config(directory)
-    modules = read_modules(directory)
-    tokenizer = read_tokenizer(directory)
+    fields = model_files(directory)
+    weights, closers = _open_weights(directory)
+    return Source(
+        name=name,
+        origin={"kind": "directory", "id": name} if origin is None else dict(origin),
+        weights=weights,
+        closers=closers,
+        **fields,
+    )
+
+
+def model_files(directory: Path) -> dict[str, Any]:
+    """Reads what a directory has of a model besides its weights, as fields of `Source` (raises `InputError`)."""
     generation = directory / "generation_config.json"
-    fields: dict[str, Any] = {
-        "name": name,
-        "origin": {"kind": "directory", "id": name} if origin is None else dict(origin),
-        "config": config,
-        "tokenizer_json": tokenizer,
+    return {
+        "config": _config(directory),
+        "modules": read_modules(directory),
+        "tokenizer_json": read_tokenizer(directory),
         "tokenizer_config": read_tokenizer_config(directory),
         "chat_template": read_chat_template(directory),
         "generation_config": read_json(generation) if generation.is_file() else {},
-        "modules": modules,
     }
-    weights, closers = _open_weights(directory)
-    return Source(weights=weights, closers=closers, **fields)
 
 
 def _config(directory: Path) -> dict[str, Any]:

@@ -6,7 +6,18 @@ from importlib.util import find_spec
 
 NEEDS = ("torch", "transformers", "onnx_ir", "onnxruntime")
 collect_ignore = (
-    ["frontend", "ir", "passes", "backends", "artifact", "evaluate", "test_build.py", "test_generation.py"]
+    [
+        "frontend",
+        "ir",
+        "passes",
+        "backends",
+        "artifact",
+        "evaluate",
+        "test_build.py",
+        "test_emit.py",
+        "test_generation.py",
+        "sources/test_emitted.py",
+    ]
     if any(find_spec(name) is None for name in NEEDS)
     else []
 )

@@ -1,0 +1,177 @@
+"""`leptonc build --emit onnx`: the captured graph, pruned where that is asked for, as a directory that is a source."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leptonc.backends import Job
+from leptonc.build import BuildOptions, as_json, check_text, sizes_of, target_of
+from leptonc.errors import InputError
+from leptonc.memory import return_freed_memory
+from leptonc.passes.prune.sparse import PATTERN
+from leptonc.preparation import Preparation
+from leptonc.progress import Progress, Silent, Timed
+from leptonc.recipe import check_values
+from leptonc.sources.emitted import ABOUT_NAME, GRAPH_NAME, About, encode
+
+if TYPE_CHECKING:
+    from leptonc.artifact.writer import ArtifactWriter
+
+# What says how a graph is lowered: an emitted one is float32, and no target's.
+_LOWERED = (
+    "weights", "activations", "calibrator", "kv_cache", "prefill", "block_size", "symmetric", "method", "embeddings",
+    "layers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EmitResult:
+    """An emitted graph: where it is, what describes it, the report, and the seconds of each stage."""
+
+    path: Path
+    about: About
+    report: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
+    """Writes the captured model in float32, pruned and healed where that is asked for; see `leptonc.sources.emitted`.
+
+    Args:
+        options: As of a build; those that say how weights are stored or how the graph is lowered are refused.
+        progress: What shows how far it is; None for nothing.
+
+    Returns:
+        The directory that is at `options.out` now.
+
+    Raises:
+        LeptonError: whatever was wrong; nothing is left at `options.out` then.
+    """
+    from leptonc.artifact.writer import check_out
+    from leptonc.evaluate.text import load_text
+    from leptonc.healing import check as check_healing
+    from leptonc.pruning import check as check_pruning
+    from leptonc.resume import check as check_resume
+    from leptonc.sources import open_source
+
+    return_freed_memory()
+    clock = Timed(progress or Silent())
+    _check(options)
+    check_values(options)
+    check_text(options)
+    request = check_pruning(options.prune, options.prune_method, options.prune_compensation, options.prune_allocation)
+    target = target_of(str(options.target))
+    job = Job("emitted", target, "fp32", None, None, None, "rtn", None, options.check, clock)
+    check_healing(options.heal, [job], pruned=request is not None)
+    check_resume(options, [job])
+    if options.out is not None:
+        check_out(options.out, replace=options.force)
+    text = load_text(options.eval_text)
+    with clock.stage("open"):
+        source = open_source(options.source)
+    with source:
+        return _Emission(Preparation(options, [job], source, text, clock, request)).run()
+
+
+def _check(options: BuildOptions) -> None:
+    fields = {each.name: each.default for each in dataclasses.fields(options)}
+    given = [name for name in _LOWERED if getattr(options, name) != fields[name]]
+    if given:
+        raise InputError(
+            f"expected nothing that says how a graph is lowered with --emit onnx, found {', '.join(given)}",
+            hint="emit it first, then build the directory: leptonc build DIR --weights int8",
+        )
+    if options.prune == PATTERN:
+        raise InputError(
+            f"expected a share, latency:PCT, layers:N or a plan with --emit onnx, found --prune {PATTERN}",
+            hint=f"zeros are a target's: leptonc build MODEL --target rtx --prune {PATTERN}",
+        )
+    if not isinstance(options.target, str):
+        raise InputError(
+            f"expected one target with --emit onnx, found {', '.join(options.target)}",
+            hint="the graph is no target's: of one come the default of --max-seq-len and the steps that channels go in",
+        )
+
+
+class _Emission:
+    """One run of `emit`, from an open source on."""
+
+    def __init__(self, begun: Preparation) -> None:
+        self.begun = begun
+        self.out = begun.options.out or Path(f"{begun.source.name}-onnx")
+
+    def run(self) -> EmitResult:
+        from leptonc.artifact.writer import ArtifactWriter, check_out
+        from leptonc.evaluate.measure import judge
+        from sample_models.export import write_model_files
+
+        begun, options, clock, (job,) = self.begun, self.begun.options, self.begun.clock, self.begun.jobs
+        check_out(self.out, replace=options.force)
+        begun.capture()
+        job.captured, job.sample = begun.captured, begun.sample
+        with ArtifactWriter(self.out, replace=options.force) as writer:
+            begun.shrink(writer, {}, 1)
+            self._heal(job)
+            model = begun.captured.model
+            size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+            with clock.stage("weights", size) as advance:
+                writer.add_graph(GRAPH_NAME, model, advance, sources=True)
+            write_model_files(begun.source, writer.path)
+            writer.add("tokenizer.json", begun.source.tokenizer_json)
+            writer.add(ABOUT_NAME, encode(self._about(None)))
+            if options.check:
+                with clock.stage("check"):
+                    begun.report["fidelity"] = self._measured(writer)
+                judge(
+                    begun.report["fidelity"], options.max_loss, "the emitted graph",
+                    "cut less, or let what is left learn: --heal 10min",
+                )  # fmt: skip
+            about = self._about(begun.report.get("fidelity"))
+            writer.add(ABOUT_NAME, encode(about))
+            begun.report["bytes"] = sizes_of(writer)
+            writer.add("report.json", as_json(begun.report))
+            path = writer.commit()
+            begun.calibration.kept.finish()
+        return EmitResult(path, about, begun.report, dict(clock.seconds))
+
+    def _heal(self, job: Job) -> None:
+        from leptonc.passes.base import Manager
+
+        self.begun.healing.prepare(job)
+        if job.recovery is not None:
+            manager = Manager()
+            manager.run(self.begun.captured.model, [job.recovery])
+            self.begun.records += manager.records
+            self.begun.report["recovery"] = job.report["recovery"]
+
+    def _about(self, fidelity: dict[str, Any] | None) -> About:
+        captured, source, report = self.begun.captured, self.begun.source, self.begun.report
+        before = source.emitted
+        pruned = (report["pruning"],) if self.begun.request is not None else ()
+        return About(
+            task=captured.task.name, parameters=captured.parameters, max_seq_len=captured.max_seq_len,
+            origin=dict(before.origin if before is not None else source.origin), passes=tuple(self.begun.records),
+            pruning=(*(before.pruning if before is not None else ()), *pruned), fidelity=fidelity,
+        )  # fmt: skip
+
+    def _measured(self, writer: ArtifactWriter) -> dict[str, Any]:
+        """Reads what is written as a build will, runs it, and compares it with the original."""
+        from leptonc.artifact.describe import encoder_of
+        from leptonc.evaluate.fidelity import probabilities
+        from leptonc.evaluate.graph import GraphReference
+        from leptonc.sources import open_source
+
+        sample = self.begun.sample
+        with open_source(str(writer.path)) as written:
+            found = GraphReference(written, writer.path)
+            if self.begun.captured.task.cached:
+                return sample.compare_decoder(found.logits(sample.token_ids))
+            rows = found.rows([sample.tokenizer.encode(text).ids for text in sample.texts])
+        encoder = encoder_of(self.begun.captured)
+        multi_label = bool(encoder and encoder.multi_label)
+        if sample.captured.task.output == "logits":
+            rows = probabilities(rows, multi_label)
+        return sample.compare_encoder(sample.reference_rows(), rows, multi_label=multi_label)

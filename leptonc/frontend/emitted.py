@@ -1,0 +1,122 @@
+"""Reads a graph that was captured before, in the place of tracing a model: no torch runs, and no weight is read."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import onnx
+import onnx_ir as ir
+
+from leptonc.errors import InputError
+from leptonc.frontend import weights as bindings
+from leptonc.frontend.captured import Captured, windows_of
+from leptonc.frontend.tasks import config_of, task_of
+from leptonc.frontend.weights import SOURCE_KEY
+from leptonc.ir import dialect
+from leptonc.sources.base import Emitted, Source
+from runtime_edge.manifest import ENCODER_INPUTS
+
+_UNREADABLE = (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError)
+
+
+def read(source: Source, emitted: Emitted, *, max_seq_len: int) -> Captured:
+    """Returns the graph of an emitted source as it would have been captured.
+
+    Args:
+        source: Config and weights.
+        emitted: The graph, and what is known of it.
+        max_seq_len: Longest sequence that the artifact serves; a graph with fewer positions gets fewer.
+
+    Raises:
+        InputError: It is no graph of the dialect, its shapes contradict each other, or it is for another task than the
+            config says.
+    """
+    task = task_of(source.config, source.modules)
+    if task.name != emitted.task:
+        _fail(emitted, f"a graph for {task.name}, as its config says", f"one for {emitted.task}")
+    config = config_of(task, source.config)
+    model = _model(emitted)
+    for name, value in model.graph.initializers.items():
+        value.const_value = _tensor(source, emitted, name, value.const_value)
+    try:
+        dialect.verify(model, after="reading")
+    except dialect.DialectError as error:
+        _fail(emitted, "a graph of the dialect", error.message)
+    _check_interface(model, emitted, cached=task.cached, output=task.output, vocab=getattr(config, "vocab_size", 0))
+    rows = [int(node.inputs[1].shape[0]) for node in model.graph if node.op_type == "RotaryEmbedding"]  # type: ignore[index, union-attr, arg-type]
+    if min(rows, default=emitted.max_seq_len) < emitted.max_seq_len:
+        _fail(emitted, f"tables for {emitted.max_seq_len} positions", f"ones for {min(rows)}")
+    positions = min(max_seq_len, emitted.max_seq_len)
+    return Captured(model, task, config, emitted.parameters, positions, windows_of(model))
+
+
+def _fail(emitted: Emitted, expected: str, found: object) -> NoReturn:
+    raise InputError(
+        f"{emitted.label}: expected {expected}, found: {found}",
+        hint="it is damaged, or was changed: write it again with `leptonc build MODEL --emit onnx`",
+    )
+
+
+def _model(emitted: Emitted) -> ir.Model:
+    """Parses the graph, its shapes checked; what our functions do is not read from the file."""
+    proto = onnx.ModelProto.FromString(emitted.graph)
+    proto.ClearField("functions")
+    called = {node.op_type for node in proto.graph.node if node.domain == dialect.DOMAIN}
+    proto.functions.extend(ir.serde.serialize_function(f) for f in dialect.functions() if f.name in called)
+    _check_shapes(proto, emitted)
+    try:
+        return ir.serde.deserialize_model(proto)
+    except _UNREADABLE as error:
+        _fail(emitted, "an ONNX graph", error)
+
+
+def _check_shapes(proto: onnx.ModelProto, emitted: Emitted) -> None:
+    """Infers all shapes anew: those of weights, of inputs and of values inside have to go together."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    del bare.graph.initializer[:]
+    for tensor in proto.graph.initializer:  # data that lies elsewhere is not looked for
+        if tensor.external_data:
+            bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            bare.graph.initializer.append(tensor)
+    try:
+        onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, *_UNREADABLE) as error:
+        _fail(emitted, "shapes that go together", " ".join(str(error).split())[:300])
+
+
+def _tensor(source: Source, emitted: Emitted, name: str, stored: Any) -> Any:
+    """A weight is read when it is asked for; a constant, which nodes share, is in memory."""
+    handle = source.weights.get(name)
+    if handle is not None and SOURCE_KEY in stored.metadata_props and handle.dtype == "F32":
+        return bindings.lazy(name, handle.shape, bindings.checked(name, handle), stored.metadata_props[SOURCE_KEY])
+    try:
+        return ir.tensor(handle.read() if handle is not None else stored.numpy().copy(), name=name)
+    except _UNREADABLE as error:
+        _fail(emitted, f"data of the shape of `{name}`", error)
+
+
+def _check_interface(model: ir.Model, emitted: Emitted, *, cached: bool, output: str, vocab: int) -> None:
+    """Inputs and outputs are those of the task, in order."""
+    inputs, outputs = ([str(v.name) for v in values] for values in (model.graph.inputs, model.graph.outputs))
+    if cached:
+        kinds = [(i, kind) for i in range(len(outputs) // 2) for kind in ("key", "value")]
+        wanted = ["input_ids", "past_length", *(f"past_key_values.{i}.{kind}" for i, kind in kinds)]
+        made = [output, *(f"present.{i}.{kind}" for i, kind in kinds)]
+    else:
+        wanted, made = [name for name in ENCODER_INPUTS if name in inputs or name == "input_ids"], [output]
+    if inputs != wanted or outputs != made:
+        _fail(emitted, f"inputs {', '.join(wanted)} and outputs {', '.join(made)}", f"{inputs} and {outputs}")
+    shapes = {str(v.name): tuple(v.shape or ()) for v in (*model.graph.inputs, *model.graph.outputs)}
+    for name, shape in shapes.items():
+        fixed = (1, 3) if name.startswith(("past_key_values.", "present.")) else (-1,) if name == output else ()
+        rank = 4 if len(fixed) == 2 else len(shape)
+        if len(shape) != rank or not shape or not all(_known(shape[at]) for at in fixed):
+            _fail(emitted, f"a shape of `{name}` with known heads and widths", list(map(str, shape)))
+    if cached and shapes[output][-1] != vocab:
+        _fail(emitted, f"logits of the {vocab} tokens that the config has", shapes[output][-1])
+
+
+def _known(size: object) -> bool:
+    return isinstance(size, int) and size > 0

@@ -1,0 +1,119 @@
+"""The way of a model up to where its variants part: captured, and cut smaller where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from leptonc.errors import InputError
+from leptonc.recipe import as_record
+
+if TYPE_CHECKING:
+    from leptonc.artifact.writer import ArtifactWriter
+    from leptonc.backends import Job
+    from leptonc.build import BuildOptions
+    from leptonc.calibration import Calibration
+    from leptonc.evaluate.measure import Sample
+    from leptonc.frontend.capture import Captured
+    from leptonc.healing import Healing
+    from leptonc.progress import Timed
+    from leptonc.pruning import Request
+    from leptonc.sources import Source
+    from runtime_edge.manifest import PassRecord
+
+
+@dataclass
+class Preparation:
+    """What a build and an emission do first, and what comes of it.
+
+    Attributes:
+        options: What is asked for.
+        jobs: The variants; one without a lowering for an emission.
+        source: The model.
+        text: What quality is measured on.
+        clock: Times stages.
+        request: What is to be cut out, or None.
+        captured: The model, once it is captured.
+        sample: What measures it, likewise.
+        report: What there is to report so far.
+        records: What has changed the graph so far, for the manifest.
+    """
+
+    options: BuildOptions
+    jobs: Sequence[Job]
+    source: Source
+    text: str
+    clock: Timed
+    request: Request | None
+    captured: Captured = field(init=False)
+    sample: Sample = field(init=False)
+    calibration: Calibration = field(init=False)
+    healing: Healing = field(init=False)
+    report: dict[str, Any] = field(init=False, default_factory=dict)
+    records: list[PassRecord] = field(init=False, default_factory=list)
+
+    def capture(self) -> None:
+        """Captures the model.
+
+        Raises:
+            CaptureError: as `leptonc.frontend.capture.capture` says.
+            InputError: likewise, or an emitted graph has fewer positions than are asked for.
+        """
+        from leptonc.evaluate.measure import Sample
+        from leptonc.frontend.capture import capture
+        from leptonc.ir.dialect import count_ops
+        from leptonc.passes.base import Manager
+
+        options, emitted = self.options, self.source.emitted
+        longest = options.max_seq_len or max(job.target.max_seq_len for job in self.jobs)
+        if emitted is not None and (options.max_seq_len or 0) > emitted.max_seq_len:
+            raise InputError(
+                f"expected at most the {emitted.max_seq_len} tokens that the graph was emitted with, found "
+                f"--max-seq-len {options.max_seq_len}",
+                hint=f"emit it with --max-seq-len {options.max_seq_len}, if the model itself has as many",
+            )
+        with self.clock.stage("capture"):
+            self.captured = capture(self.source, max_seq_len=longest)
+        name = str(options.eval_text.name) if options.eval_text else "built-in"
+        self.sample = Sample(self.source, self.captured, self.text, name)
+        Manager(options.dump_ir).write(self.captured.model, "capture")
+        self.report = {"operations": {"captured": count_ops(self.captured.model)}, "recipe": as_record(options)}
+        if emitted is not None:  # what was done to it before is part of what it is
+            self.records += emitted.passes
+            self.report["emitted"] = {"pruning": list(emitted.pruning), "fidelity": emitted.fidelity or {}}
+            if emitted.pruning:
+                self.report["pruning"] = emitted.pruning[-1]
+
+    def shrink(self, writer: ArtifactWriter, texts: dict[Any, Any], count: int) -> None:
+        """Cuts out of the captured model what is asked for; `calibration` and `healing` are there afterwards.
+
+        Args:
+            writer: What is being written; its directory has room for temporary files.
+            texts: What earlier builds of the same source had the model write, and this one's too afterwards.
+            count: Texts that later steps look at.
+
+        Raises:
+            InputError: It cannot be cut so.
+        """
+        from leptonc.calibration import WINDOWS, Calibration
+        from leptonc.healing import Healing
+        from leptonc.ir.structure import structure
+        from leptonc.passes.base import Manager
+        from leptonc.pruning import prune
+        from leptonc.resume import kept_of
+
+        options, captured = self.options, self.captured
+        self.sample.scratch = writer.scratch
+        self.calibration = Calibration(
+            captured, self.sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.scratch,
+            self.clock, options.chat, WINDOWS if options.heal or self.request else count, texts,
+            kept_of(options, captured),
+        )  # fmt: skip
+        self.healing = Healing(options.heal, options.resume, options.seed, self.calibration)
+        if self.request is not None:
+            manager = Manager()
+            self.report["pruning"] = prune(self.request, options, self.jobs, self.calibration, manager)
+            self.records += manager.records
+            Manager(options.dump_ir).write(captured.model, "prune")
+        self.report["structure"] = structure(captured.model).summary()
