@@ -18,7 +18,7 @@ from leptonc.evaluate.noise import OutputNoise
 from leptonc.evaluate.reference import BLOCK_BYTES
 from leptonc.frontend.capture import capture
 from leptonc.ir.dialect import module_of
-from leptonc.ir.structure import layer_of, weight_of
+from leptonc.ir.structure import Linear, layer_of, linear_of, weight_of
 from leptonc.ir.types import fill_types
 from leptonc.memory import give_back
 from leptonc.passes.last_logits import head_of
@@ -78,7 +78,7 @@ class GraphReference:
         for at, stage in enumerate(cut):
             made = {str(value.name) for node in stage.nodes for value in node.outputs}
             passed = [*stage.outputs, *([self._output] if self._output in made else [])]
-            looked = [name for name in stage.linears if name in made] if self._noise is not None else []
+            looked = [str(each.x.name) for each in self._linears(stage) if each.x.name in made]
             names = list(dict.fromkeys((*passed, *looked)))
             if not names:
                 continue
@@ -93,9 +93,13 @@ class GraphReference:
         return known
 
     def _see(self, stage: Stage, values: Batch) -> None:
-        for name, linears in stage.linears.items() if self._noise is not None else ():
-            for linear in linears:
-                self._noise.see(linear.path, values[name], partial(weight_of, linear))  # type: ignore[union-attr]
+        for linear in self._linears(stage):
+            self._noise.see(linear.path, values[str(linear.x.name)], partial(weight_of, linear))  # type: ignore[union-attr]
+
+    def _linears(self, stage: Stage) -> list[Linear]:
+        """Linear layers to look at, those outside of the layers among them."""
+        found = map(linear_of, stage.nodes if self._noise is not None else ())
+        return [linear for linear in found if linear is not None]
 
 
 def _place(head: set[ir.Node], node: ir.Node) -> str:
