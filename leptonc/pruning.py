@@ -270,6 +270,7 @@ class Pruning:
                     captured.model, seen.found, stay, each.windows, each.scratch, memory=each.memory,
                     clock=each.clock.stage,
                 )  # fmt: skip
+            each.kept.fact("prune-fitted", lambda: report)  # there before the weights are
             return made
 
         made = each.kept.arrays("prune-weights", make)
