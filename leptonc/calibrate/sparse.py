@@ -69,8 +69,8 @@ def sparse_weights(
         linears = {str(each.weight.name): each for group in stage.linears.values() for each in group}
         for key, linear in linears.items():
             if key in arrays:
-                error, plain = arrays[f"{key} errors"]
-                report.append({"path": linear.path, "error": round(error, 6), "by_magnitude": round(plain, 6)})
+                error, plain = (round(float(each), 6) for each in arrays[f"{key} errors"])
+                report.append({"path": linear.path, "error": error, "by_magnitude": plain})
                 chosen[key] = _on_disk(arrays[key], folder)
         return {key: chosen[key] for key in linears if key in chosen}
 
