@@ -24,7 +24,7 @@ from leptonc.frontend.captured import windows_of
 from leptonc.ir.groups import Groups, groups, layer_weights
 from leptonc.ir.structure import linears, weight_of
 from leptonc.passes.base import Manager
-from leptonc.passes.prune.importance import METHODS, Feature, cheapest, scores
+from leptonc.passes.prune.importance import METHODS, Feature, by_unit, cheapest, scores
 from leptonc.passes.prune.plan import BLOCK, Cut, by_block, cuts_of
 from leptonc.passes.prune.remove import Prune, PruneConfig
 from leptonc.passes.prune.sparse import PATTERN
@@ -244,13 +244,8 @@ class Pruning:
         each = self.calibration
         with each.clock.stage("prune gradients", len(windows := each.part(GRADIENTS))) as advance:
             gates = taylor(captured.model, windows, list(values.values()), advance)
-        return {
-            block.name: sum(
-                (gates[values[linear.path]].astype(np.float64).reshape(block.units, -1).sum(1)
-                 for linear in block.consumers), np.zeros(block.units),
-            )
-            for block in found.blocks
-        }  # fmt: skip
+        inputs = {path: gates[name] for path, name in values.items()}
+        return {block.name: by_unit(block, inputs) for block in found.blocks}
 
     def _fitted(
         self, captured: Captured, seen: Seen, stay: Mapping[str, Any], about: dict[str, Any]

@@ -61,12 +61,16 @@ class Seen:
         Raises:
             InputError: An activation is not finite.
         """
-        if not self._gathered:
-            self._gathered = self._kept.fact("moments", self._gather)
+        self.gather()
         array: NDArray[np.float32] = np.load(self._file(linear))
         return array
 
-    def _gather(self) -> bool:
+    def gather(self) -> None:
+        """Walks over the text, if that was not done; a stage of progress of its own."""
+        if not self._gathered:
+            self._gathered = self._kept.fact("moments", self._walk)
+
+    def _walk(self) -> bool:
         batches = [inputs_of(self.model, window) for window in self.windows]
         with self.clock("prune moments", len(stages(self.model))) as advance:
             moments(
@@ -100,8 +104,7 @@ def reconstruction(seen: Seen, share: float, *, multiple: int) -> tuple[tuple[Cu
     """
     blocks = {block.consumers[0].path: block for block in seen.found.blocks if len(block.consumers) == 1}
     ways: dict[str, list[Option]] = {}
-    for linear in [block.consumers[0] for block in blocks.values()][:1]:
-        _ = seen[linear]  # the walk has a stage of its own
+    seen.gather()
     with seen.clock("prune choose", len(blocks)) as advance:
         for block in blocks.values():
             (linear,) = block.consumers
@@ -162,8 +165,8 @@ def fitted(seen: Seen, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str
     weights: Weights = {}
     report: list[dict[str, Any]] = []
     linears = [each for block in seen.found.blocks for each in block.consumers if each.path in removed]
-    for linear in linears[:1]:
-        _ = seen[linear]  # the walk has a stage of its own
+    if linears:
+        seen.gather()
     with seen.clock("prune compensate", len(linears)) as advance:
         for linear in linears:
             gone, weight, moment = removed[linear.path], weight_of(linear), seen[linear]

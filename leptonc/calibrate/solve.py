@@ -52,36 +52,46 @@ def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return found
 
 
-# Given a stage, and what gives the second moments of a value that its linear layers read, returns other weights.
-Solve = Callable[[Stage, Callable[[str], NDArray[np.float32]]], Weights]
+Arrays = dict[str, NDArray[Any]]
+MomentsOf = Callable[[str], NDArray[np.float32]]  # of a value that linear layers of the stage read; to be had once
 
 
 def by_layer(
-    model: ir.Model, windows: Sequence[NDArray[np.int64]], solve: Solve, folder: Path, *, memory: int,
-    advance: Callable[[int], Any] = lambda _: None, solved_before: Callable[[Stage], bool] = lambda _: False,
+    model: ir.Model, windows: Sequence[NDArray[np.int64]], choose: Callable[[Stage, MomentsOf], Arrays],
+    use: Callable[[Stage, Arrays], Weights], folder: Path, *, memory: int,
+    advance: Callable[[int], Any] = lambda _: None, kept: Kept | None = None, name: str,
 ) -> None:  # fmt: skip
     """Chooses weights layer by layer: each sees inputs that the layers before it made with theirs.
 
     Args:
         model: The captured graph; its own weights stay as they are.
         windows: Token ids int64 [length] of each text.
-        solve: What chooses; moments of a value can be had once.
+        choose: Returns what a stage's linear layers get, by any names.
+        use: Given that, returns the weights, by initializer, that the stage runs with from then on.
         folder: For temporary files.
         memory: Bytes of activations kept in memory.
         advance: Called with 1 after each stage, of `stages(model)`.
-        solved_before: Says of a stage that `solve` needs no moments for it.
+        kept: What an interrupted build left, and this one leaves: what was chosen for each stage, under `name`.
+        name: Of what is chosen.
     """
+    steps = kept or Kept()
     moments: dict[str, Moments] = {}
 
-    def see(stage: Stage, name: str, x: NDArray[Any]) -> None:
-        if name not in moments:
-            moments[name] = Moments(stage.linears[name][0].path, x.shape[-1])
-        moments[name].add(x)
+    def step(stage: Stage) -> str:
+        return f"{name}-{stage.path or 'first'}"
+
+    def see(stage: Stage, value: str, x: NDArray[Any]) -> None:
+        if value not in moments:
+            moments[value] = Moments(stage.linears[value][0].path, x.shape[-1])
+        moments[value].add(x)
+
+    def solve(stage: Stage) -> Weights:
+        found = steps.arrays(step(stage), lambda: choose(stage, lambda value: moments.pop(value).hessian()))
+        return use(stage, found)
 
     walk(
-        model, [inputs_of(model, window) for window in windows], see,
-        lambda stage: solve(stage, lambda name: moments.pop(name).hessian()), folder, memory=memory, advance=advance,
-        solved_before=solved_before,
+        model, [inputs_of(model, window) for window in windows], see, solve, folder, memory=memory, advance=advance,
+        solved_before=lambda stage: steps.has(step(stage)),
     )  # fmt: skip
 
 
@@ -104,24 +114,22 @@ class Solver:
     ) -> None:  # fmt: skip
         self._windows, self._folder, self._memory = windows, folder, memory
         self._stage, self._report, self._method = stage, report, method
-        self._kept, self._name = kept or Kept(), name
+        self._kept, self._name = kept, name
 
     def __call__(self, model: ir.Model, form: Callable[[Linear], Format | None]) -> Mapping[str, Codes]:
         """Returns the codes of each layer's linear layers, by the name of the weight."""
         codes: dict[str, Codes] = {}
         errors: list[dict[str, Any]] = []
 
-        def name_of(stage: Stage) -> str:
-            return f"{self._name}-{stage.path or 'first'}"
-
-        def solve(stage: Stage, moments_of: Callable[[str], NDArray[np.float32]]) -> Weights:
-            forms = {
+        def forms(stage: Stage) -> dict[str, list[tuple[Linear, Format]]]:
+            return {
                 name: [(linear, given) for linear in group if (given := form(linear)) is not None]
                 for name, group in stage.linears.items()
             }
-            arrays = self._kept.arrays(name_of(stage), lambda: self._chosen(forms, moments_of))
+
+        def use(stage: Stage, arrays: Arrays) -> Weights:
             made: Weights = {}
-            for linear, given in (each for group in forms.values() for each in group):
+            for linear, given in (each for group in forms(stage).values() for each in group):
                 key = str(linear.weight.name)
                 codes[key] = Codes(*(arrays.get(f"{key} {part}") for part in Codes._fields))  # type: ignore[arg-type]
                 errors.append({"path": linear.path, "error": round(float(arrays[f"{key} error"]), 6)})
@@ -130,17 +138,17 @@ class Solver:
 
         with self._stage("pass calibrate", len(stages(model))) as advance:
             by_layer(
-                model, self._windows, solve, self._folder, memory=self._memory, advance=advance,
-                solved_before=lambda stage: self._kept.has(name_of(stage)),
+                model, self._windows, lambda stage, moments_of: self._chosen(forms(stage), moments_of), use,
+                self._folder, memory=self._memory, advance=advance, kept=self._kept, name=self._name,
             )  # fmt: skip
         self._report["linears"] = errors
         return codes
 
     def _chosen(
-        self, forms: Mapping[str, Sequence[tuple[Linear, Format]]], moments_of: Callable[[str], NDArray[np.float32]]
-    ) -> dict[str, NDArray[Any]]:
+        self, forms: Mapping[str, Sequence[tuple[Linear, Format]]], moments_of: MomentsOf
+    ) -> Arrays:
         """Returns the parts of each layer's codes, and the error of its outputs."""
-        found: dict[str, NDArray[Any]] = {}
+        found: Arrays = {}
         for name, group in forms.items():
             hessian, factor = moments_of(name), None
             for linear, form in group:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.kept import Kept
-from leptonc.calibrate.solve import as_stored, by_layer
+from leptonc.calibrate.solve import Arrays, MomentsOf, as_stored, by_layer
 from leptonc.calibrate.walk import Stage, Weights
 from leptonc.ir.structure import weight_of
 from leptonc.passes.columns import energy, factorize
@@ -40,12 +40,11 @@ def sparse_weights(
     Raises:
         InputError: Activations are not finite.
     """
-    steps = kept or Kept()
     chosen: dict[str, NDArray[np.float32]] = {}
     report: list[dict[str, Any]] = []
 
-    def choose(stage: Stage, moments_of: Callable[[str], NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
-        found: dict[str, NDArray[Any]] = {}
+    def choose(stage: Stage, moments_of: MomentsOf) -> Arrays:
+        found: Arrays = {}
         for name, group in stage.linears.items():
             hessian, factor = moments_of(name), None
             for linear in group:
@@ -61,11 +60,7 @@ def sparse_weights(
                 found |= {key: as_stored(sparse, linear), f"{key} errors": np.array(errors)}
         return found
 
-    def name_of(stage: Stage) -> str:
-        return f"sparse-{stage.path or 'first'}"
-
-    def solve(stage: Stage, moments_of: Callable[[str], NDArray[np.float32]]) -> Weights:
-        arrays = steps.arrays(name_of(stage), lambda: choose(stage, moments_of))
+    def use(stage: Stage, arrays: Arrays) -> Weights:
         linears = {str(each.weight.name): each for group in stage.linears.values() for each in group}
         for key, linear in linears.items():
             if key in arrays:
@@ -75,9 +70,8 @@ def sparse_weights(
         return {key: chosen[key] for key in linears if key in chosen}
 
     by_layer(
-        model, windows, solve, folder, memory=memory, advance=advance,
-        solved_before=lambda stage: steps.has(name_of(stage)),
-    )  # fmt: skip
+        model, windows, choose, use, folder, memory=memory, advance=advance, kept=kept, name="sparse"
+    )
     return chosen, report
 
 

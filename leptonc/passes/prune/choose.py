@@ -172,8 +172,10 @@ def choose(
         at = reference(found.block(name), ways[name])
         table[1:, 1] *= max(divergences[name], 0.0) / at.cost if at.cost > 0 else 0.0
         if ways[name][-1].cuts[0].space == BLOCK:
-            table[-1, 1] = max(divergences.get(name + WHOLE, 0.0), 0.0)
-            table = table[:-1] if name in spared or name + WHOLE not in divergences else table
+            if name in spared or name + WHOLE not in divergences:
+                table = table[:-1]
+            else:
+                table[-1, 1] = max(divergences[name + WHOLE], 0.0)
         tables.append(table)
         total += int(table[:, 0].max())
     if share * found.total > total:

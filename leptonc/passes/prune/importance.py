@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -42,17 +43,25 @@ def scores(block: Block, method: str, features: Mapping[str, Feature]) -> Floats
 
     Args:
         block: The block.
-        method: One of `METHODS`.
+        method: One of `METHODS` but taylor, whose importance comes from gradients; see `by_unit`.
         features: By module path of the consuming linear layer; magnitude needs none.
     """
     if method == "magnitude":
         return _magnitude(block)
-    found: Floats = np.zeros(block.units)
+    inputs: dict[str, Floats] = {}
     for linear in block.consumers:
         feature = features[linear.path]
         spread = feature.square if method == "wanda" else np.maximum(feature.square - feature.mean**2, 0)
-        each = np.einsum("ij,ij->j", weight := weight_of(linear), weight, dtype=np.float64) * spread
-        found += each.reshape(block.units, -1).sum(1)
+        squares = np.einsum("ij,ij->j", weight := weight_of(linear), weight, dtype=np.float64)
+        inputs[linear.path] = squares * spread
+    return by_unit(block, inputs)
+
+
+def by_unit(block: Block, inputs: Mapping[str, NDArray[Any]]) -> Floats:
+    """Sums the importance of inputs [in] of the consuming linear layers, by module path, to float64 [units]."""
+    found: Floats = np.zeros(block.units)
+    for linear in block.consumers:
+        found += inputs[linear.path].astype(np.float64).reshape(block.units, -1).sum(1)
     return found
 
 

@@ -63,10 +63,10 @@ def curve(
     places, alive = np.asarray(units, np.int64), np.ones(len(units), np.bool_)
     order: list[int] = []
     counts, costs = [0], [0.0]
-    while len(order) < len(units) and len(order) + min(at_once, int(alive.sum())) <= most * len(units):
+    while (few := min(at_once, len(units) - len(order))) and len(order) + few <= most * len(units):
         each = np.full(len(units), np.inf)
         each[alive] = _unit_costs(left, inverse, places[alive])
-        gone = np.sort(np.argsort(each, kind="stable")[: min(at_once, int(alive.sum()))])
+        gone = np.sort(np.argsort(each, kind="stable")[:few])
         columns = places[gone].reshape(-1)
         rows = inverse[columns]
         solved = np.linalg.solve(rows[:, columns], np.concatenate([left[:, columns].T, rows], 1))
