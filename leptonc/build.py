@@ -13,7 +13,8 @@ import targets
 from leptonc.backends import Job, backend_of
 from leptonc.errors import InputError
 from leptonc.memory import return_freed_memory
-from leptonc.preparation import Preparation
+from leptonc.passes.prune.sparse import PATTERN
+from leptonc.preparation import Preparation, begin
 from leptonc.progress import Progress, Silent, Timed
 from leptonc.recipe import LayerRule, check_values
 from runtime_edge.manifest import Manifest, Variant
@@ -119,12 +120,9 @@ def build(
     Raises:
         LeptonError: whatever was wrong; nothing is left at `options.out` then.
     """
-    from leptonc.artifact.writer import check_out
-    from leptonc.evaluate.text import load_text
     from leptonc.healing import check as check_healing
     from leptonc.pruning import check as check_pruning
     from leptonc.resume import check as check_resume
-    from leptonc.sources import open_source
     from leptonc.sparsity import check_job
 
     return_freed_memory()
@@ -145,15 +143,10 @@ def build(
     for job in jobs:
         check_job(job)
         backend_of(job.target).check_request(job)
-    if options.out is not None:
-        check_out(options.out, replace=options.force)
-    text = load_text(options.eval_text)
-    with clock.stage("open"):
-        source = open_source(options.source)
-    with source:
+    with begin(options, jobs, clock, pruning) as begun:
         # A model that is pruned first writes another text.
         kept = texts if texts is not None and pruning is None else {}
-        return _Build(Preparation(options, jobs, source, text, clock, pruning), kept).run()
+        return _Build(begun, kept).run()
 
 
 def check_text(options: BuildOptions) -> None:
@@ -171,7 +164,7 @@ def check_text(options: BuildOptions) -> None:
         "--method gptq": options.method not in (None, "rtn"), "--kv-cache": options.kv_cache is not None,
         "--weights auto:SIZE": (options.weights or "").startswith("auto"), "--prefill": options.prefill is not None,
         "--activations int8": options.activations != "none",
-        "--prune": options.prune is not None and (options.prune, options.prune_method) != ("2:4", "magnitude"),
+        "--prune": options.prune is not None and (options.prune, options.prune_method) != (PATTERN, "magnitude"),
         "--heal": options.heal is not None,
     }  # fmt: skip
     if not any(readers.values()):
@@ -201,7 +194,7 @@ def _jobs(options: BuildOptions, clock: Timed) -> list[Job]:
         raise InputError("expected at least one target, found none", hint="see `leptonc targets`")
     names = [target.name for target in found]
     budget, integers = parse_budget(options.weights), options.activations == "int8"
-    sparse = options.prune == "2:4"
+    sparse = options.prune == PATTERN
     jobs: list[Job] = []
     for target in found:
         name = target.name if names.count(target.name) == 1 else re.sub(r"[^\w.]+", "-", target.spec)

@@ -12,7 +12,7 @@ from leptonc.build import BuildOptions, as_json, check_text, sizes_of, target_of
 from leptonc.errors import InputError
 from leptonc.memory import return_freed_memory
 from leptonc.passes.prune.sparse import PATTERN
-from leptonc.preparation import Preparation
+from leptonc.preparation import Preparation, begin
 from leptonc.progress import Progress, Silent, Timed
 from leptonc.recipe import check_values
 from leptonc.sources.emitted import ABOUT_NAME, GRAPH_NAME, About, encode
@@ -50,12 +50,9 @@ def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
     Raises:
         LeptonError: whatever was wrong; nothing is left at `options.out` then.
     """
-    from leptonc.artifact.writer import check_out
-    from leptonc.evaluate.text import load_text
     from leptonc.healing import check as check_healing
     from leptonc.pruning import check as check_pruning
     from leptonc.resume import check as check_resume
-    from leptonc.sources import open_source
 
     return_freed_memory()
     clock = Timed(progress or Silent())
@@ -67,13 +64,8 @@ def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
     job = Job("emitted", target, "fp32", None, None, None, "rtn", None, options.check, clock)
     check_healing(options.heal, [job], pruned=request is not None)
     check_resume(options, [job])
-    if options.out is not None:
-        check_out(options.out, replace=options.force)
-    text = load_text(options.eval_text)
-    with clock.stage("open"):
-        source = open_source(options.source)
-    with source:
-        return _Emission(Preparation(options, [job], source, text, clock, request)).run()
+    with begin(options, [job], clock, request) as begun:
+        return _Emission(begun).run()
 
 
 def _check(options: BuildOptions) -> None:

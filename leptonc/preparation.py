@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,28 @@ if TYPE_CHECKING:
     from leptonc.pruning import Request
     from leptonc.sources import Source
     from runtime_edge.manifest import PassRecord
+
+
+@contextmanager
+def begin(
+    options: BuildOptions, jobs: Sequence[Job], clock: Timed, request: Request | None
+) -> Iterator[Preparation]:  # fmt: skip
+    """Opens the source and reads the text that quality is measured on, where there is room for the result.
+
+    Raises:
+        LeptonError: One of them is not to be had.
+    """
+    from leptonc.artifact.writer import check_out
+    from leptonc.evaluate.text import load_text
+    from leptonc.sources import open_source
+
+    if options.out is not None:
+        check_out(options.out, replace=options.force)
+    text = load_text(options.eval_text)
+    with clock.stage("open"):
+        source = open_source(options.source)
+    with source:
+        yield Preparation(options, jobs, source, text, clock, request)
 
 
 @dataclass
