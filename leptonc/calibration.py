@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
 TRIALS, TRIAL = 2, 128  # those that sensitivities are measured on
+LESSONS = 256  # texts of a file that there are to learn from: more than a short healing comes to
 LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
@@ -111,12 +112,23 @@ class Calibration:
                 made = self.kept.arrays("text", lambda: {str(i): x for i, x in enumerate(self._written(length))})
                 self.texts[key] = [made[name] for name in sorted(made, key=int)]
             return self.texts[key][: self.count]
-        self.name = self.file.name
+        return self._cut(self.file, self.count)
+
+    @property
+    def lessons(self) -> list[NDArray[np.int64]]:
+        """Token ids int64 [length] of each text that healing learns from: of a file, more than statistics need."""
+        if self.file is None or not self.captured.task.cached:
+            return self.windows
+        return self._cut(self.file, LESSONS)
+
+    def _cut(self, file: Path, count: int) -> list[NDArray[np.int64]]:
+        """So many windows of a file, evenly spread over it."""
+        self.name, tokenizer = file.name, self.sample.tokenizer
         # What the tokenizer puts before every text: models that know it go astray without.
         lead = tokenizer.encode("").ids
         return token_windows(
-            self._read(self.file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
-            self.count, length, lead,
+            self._read(file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), count,
+            min(WINDOW, self.captured.max_seq_len), lead,
         )  # fmt: skip
 
     def _read(self, file: Path) -> list[str]:

@@ -91,7 +91,7 @@ class Healing:
             return
         from leptonc.heal.distill import require_enough
 
-        require_enough(self.calibration.windows)
+        require_enough(self.calibration.lessons)
         job.recovery = Heal(HealConfig(self.budget, self.seed), lambda student: self._recover(job, student))
 
     def _recover(self, job: Job, student: ir.Model) -> int:
@@ -101,7 +101,7 @@ class Healing:
         assert self.budget is not None
         assert self.original is not None
         calibration, clock = self.calibration, self.calibration.clock
-        windows = calibration.windows
+        windows = calibration.lessons
         state = self.resume / f"heal-{job.name}.safetensors" if self.resume is not None else None
         # Float weights lost something only where their neighbours were cut out.
         pruned = job.scheme == "fp32"

@@ -22,7 +22,7 @@ from leptonc.heal.objective import Measured, Objective, Teacher, Window
 from leptonc.heal.state import Look, State, fingerprint
 from leptonc.heal.trainable import Kind, Parameter
 
-HELD_OUT = 8  # one of so many windows is kept for judging, and not learned from
+HELD_OUT = 8  # one of so many windows is kept for judging, and not learned from; so many at most
 SAVE_SECONDS = 60.0  # between two checkpoints
 PARTS = 1000  # that progress is shown in
 
@@ -62,7 +62,7 @@ class Healed:
         arrays: New values of initializers, by name; empty where nothing was better than the start.
         before: The student on the held-out windows at the start; after: with those values.
         steps: Steps taken, those before an interruption among them; `seconds` likewise.
-        windows: Windows that were learned from; `held_out` those that were judged on.
+        windows: Windows that were learned from, as far as it came; `held_out` those that were judged on.
         losses: (step, loss on the held-out windows) of each look.
     """
 
@@ -180,11 +180,10 @@ def heal(
             hint="healing recovers what int4 weights or pruning lost: --weights int4",
         )
     require_enough(windows)
-    held = list(range(0, len(windows), HELD_OUT))
+    held = list(range(0, len(windows), max(HELD_OUT, math.ceil(len(windows) / HELD_OUT))))
     learned_from = [at for at in range(len(windows)) if at not in set(held)]
     started = time.perf_counter()
-    with stage("heal: teacher", len(windows)) as advance:
-        objective = Objective(student, Teacher(teacher, windows, Store(memory, folder), advance), windows)
+    objective = Objective(student, Teacher(teacher, windows, Store(memory, folder)), windows)
     random = np.random.default_rng(settings.seed)
     learner = Learner([kind.of(student.graph.initializers[name], random) for name, kind in trainable.items()])
     if resume is not None:
@@ -224,8 +223,9 @@ class _Run:
         arrays = self.learner.stored(state.best) if best is not first else {}
         state.remove()
         return Healed(
-            arrays, first.measured, best.measured, state.steps, round(state.seconds, 1), len(self.learned_from),
-            len(self.held), [(look.step, look.measured.loss) for look in state.looks],
+            arrays, first.measured, best.measured, state.steps, round(state.seconds, 1),
+            min(len(self.learned_from), state.steps * self.settings.batch), len(self.held),
+            [(look.step, look.measured.loss) for look in state.looks],
         )  # fmt: skip
 
     def _learn(self, advance: Callable[[int], Any]) -> None:

@@ -38,21 +38,24 @@ class Graph:
     """What a graph of the dialect computes, from some of its values to others.
 
     Linear layers and embeddings with quantized weights are computed from the codes, which are dequantized while a layer
-    runs and not kept; they get gradients for their scales. Initializers are read when they are first needed, and kept.
+    runs and not kept; they get gradients for their scales.
 
     Args:
         model: The graph. It is not changed, and read lazily: it has to live as long.
         outputs: Names of values to compute; None for the graph's first output.
         inputs: Names of values inside the graph that are given, so that what makes them does not run.
+        keep: Whether an initializer that was read stays in memory; where not, each run reads it anew.
 
     Raises:
         InputError: The graph has an operator that is not known here; the message names its module.
     """
 
-    def __init__(self, model: ir.Model, outputs: Sequence[str] | None = None, inputs: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: ir.Model, outputs: Sequence[str] | None = None, inputs: Sequence[str] = (), *, keep: bool = True
+    ) -> None:
         Quantized.forget()  # weights of another graph may have the same names
         self.outputs = tuple(outputs) if outputs is not None else (str(model.graph.outputs[0].name),)
-        self._initializers = model.graph.initializers
+        self._initializers, self._keep = model.graph.initializers, keep
         self._kept: dict[str, Tensor] = {}
         self._blocks: dict[str, Blocks] = {}
         nodes = _needed(model, self.outputs, set(inputs))
@@ -61,9 +64,9 @@ class Graph:
         last: dict[str, int] = {}
         for at, (_, reads, _) in enumerate(steps):
             last.update(dict.fromkeys(reads, at))
-        keep = {*self.outputs, *self._initializers, ""}
+        stays = {*self.outputs, *self._initializers, ""}
         self._steps = [
-            _Step(run, reads, writes, tuple({n for n in reads if last[n] == at} - keep))
+            _Step(run, reads, writes, tuple({n for n in reads if last[n] == at} - stays))
             for at, (run, reads, writes) in enumerate(steps)
         ]
         made = {name for step in self._steps for name in step.writes}
@@ -97,11 +100,6 @@ class Graph:
                 held.pop(name, None)
         return tuple(self._read(name, held, variables) for name in self.outputs)
 
-    def forget(self) -> None:
-        """Drops the initializers that are kept."""
-        self._kept.clear()
-        self._blocks.clear()
-
     def _read(self, name: str, held: Mapping[str, Any], variables: Values) -> Any:
         if name in held:
             return held[name]
@@ -120,9 +118,12 @@ class Graph:
             if name not in self._blocks:
                 self._blocks[name] = Blocks.of(weight)
             return self._blocks[name]
-        if name not in self._kept:
-            self._kept[name] = as_tensor(value)
-        return self._kept[name]
+        if name in self._kept:
+            return self._kept[name]
+        found = as_tensor(value)
+        if self._keep:
+            self._kept[name] = found
+        return found
 
 
 _LOW_RANK, GATE = ".low_rank", ".gate"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +26,14 @@ Window = NDArray[np.int64]
 class Halves:
     """A graph cut below its head: what has a vector a token, and what makes logits of it, a few tokens at a time.
 
-    A graph without such a head is its own first half, and the second does nothing.
+    A graph without such a head is its own first half, and the second does nothing. `keep` is the first half's.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, keep: bool = True) -> None:
         self.output = str(model.graph.outputs[0].name)
         head = head_of(model.graph)
         self.cut = str(head.x.name) if head is not None else self.output
-        self.body = Graph(model, [self.cut])
+        self.body = Graph(model, [self.cut], keep=keep)
         self.head = Graph(model, [self.output], [self.cut])
         self.model = model
 
@@ -62,28 +62,23 @@ def relative_error(wanted: Tensor, found: Tensor) -> Tensor:
 
 
 class Teacher:
-    """What the original makes of each window, kept below its head.
+    """What the original makes of each window, run when it is first asked for, and kept below the head.
 
     Args:
         model: The original graph.
         windows: Token ids int64 [length] of each text.
         store: Where a vector a token is kept.
-        advance: Called with 1 after each window.
     """
 
-    def __init__(
-        self, model: ir.Model, windows: Sequence[Window], store: Store, advance: Callable[[int], Any]
-    ) -> None:
-        self._halves = Halves(model)
-        self._kept = []
-        with torch.no_grad():
-            for window in windows:
-                self._kept.append(store.put(self._halves.hidden(window, {}).numpy()))
-                advance(1)
-        self._halves.body.forget()
+    def __init__(self, model: ir.Model, windows: Sequence[Window], store: Store) -> None:
+        self._halves, self._windows, self._store = Halves(model, keep=False), windows, store
+        self._kept: dict[int, NDArray[Any]] = {}
 
     def hidden(self, at: int) -> Tensor:
         """Returns the first half's rows for a window."""
+        if at not in self._kept:
+            with torch.no_grad():
+                self._kept[at] = self._store.put(self._halves.hidden(self._windows[at], {}).numpy())
         return torch.from_numpy(np.array(self._kept[at]))
 
     def outputs(self, hidden: Tensor) -> Tensor:
