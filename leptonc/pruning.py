@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leptonc import sparsity
+from leptonc import slicing, sparsity
 from leptonc.calibrate.observe import features, influence
-from leptonc.calibrate.reconstruct import Seen, fitted, in_sequence, reconstruction
+from leptonc.calibrate.reconstruct import fitted, in_sequence, reconstruction
+from leptonc.calibrate.seen import Seen
 from leptonc.calibrate.solve import inputs_of
 from leptonc.calibrate.walk import stages
 from leptonc.errors import InputError
@@ -44,17 +45,19 @@ GRADIENTS = 8  # texts that gradients are taken on
 _LARGEST_PLAN = 2**24  # bytes
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 _LATENCY = re.compile(r"latency:(\d+(?:\.\d+)?)\s*%", re.ASCII)
+_WIDTH = re.compile(r"width:(\d+(?:\.\d+)?)\s*%", re.ASCII)
 _LAYERS = re.compile(r"layers:(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: one of the five.
+    """What is asked for: one of these.
 
     Attributes:
         text: As the user wrote it.
         share: Of the weights of all layers; 0 where it is not asked for.
         latency: Part of the time that has to be saved, likewise.
+        width: Of the residual stream's features, likewise; see `leptonc.slicing`.
         layers: Whole layers to cut.
         cuts: A plan.
         sparse: 2:4 weights, and nothing cut; see `leptonc.sparsity`.
@@ -63,25 +66,25 @@ class Request:
     text: str
     share: float = 0.0
     latency: float = 0.0
+    width: float = 0.0
     layers: int = 0
     cuts: tuple[Cut, ...] = ()
     sparse: bool = False
 
 
 def parse_prune(text: str) -> Request:
-    """Reads `25%`, `latency:30%`, `layers:4` or the name of a plan's file.
+    """Reads `25%`, `latency:30%`, `width:10%`, `layers:4` or the name of a plan's file.
 
     Raises:
         InputError: It is none of these, or nothing or everything is to go.
     """
-    if (share := _SHARE.fullmatch(text)) is not None:
-        if not 0 < float(share[1]) < 100:
-            raise InputError(f"expected a share above 0 % and below 100 %, found {text}", hint="--prune 20%")
-        return Request(text, share=float(share[1]) / 100)
-    if (saved := _LATENCY.fullmatch(text)) is not None:
-        if not 0 < float(saved[1]) < 100:
-            raise InputError(f"expected a latency above 0 % and below 100 %, found {text}", hint="--prune latency:20%")
-        return Request(text, latency=float(saved[1]) / 100)
+    for pattern, field, what in ((_SHARE, "share", ""), (_LATENCY, "latency", "latency:"), (_WIDTH, "width", "width:")):
+        if (found := pattern.fullmatch(text)) is not None:
+            if not 0 < float(found[1]) < 100:
+                raise InputError(
+                    f"expected a {field} above 0 % and below 100 %, found {text}", hint=f"--prune {what}20%"
+                )
+            return Request(text, **{field: float(found[1]) / 100})  # type: ignore[arg-type]
     if (count := _LAYERS.fullmatch(text)) is not None:
         if int(count[1]) == 0:
             raise InputError("expected at least one layer to prune, found layers:0", hint="--prune layers:2")
@@ -89,8 +92,8 @@ def parse_prune(text: str) -> Request:
     if text.endswith(".json"):
         return Request(Path(text).name, cuts=_plan(Path(text)))
     raise InputError(
-        f"expected of --prune a share, latency:PCT, layers:N, 2:4 or a plan's .json file, found {text!r}",
-        hint="--prune 20%, --prune latency:20%, --prune layers:4, --prune 2:4 or --prune plan.json",
+        f"expected of --prune a share, latency:PCT, width:PCT, layers:N, 2:4 or a plan's .json file, found {text!r}",
+        hint="--prune 20%, latency:20%, width:10%, layers:4, 2:4 or plan.json",
     )
 
 
@@ -123,6 +126,9 @@ def check(
     if text == PATTERN:
         sparsity.check(method, compensation, allocation)
         return Request(text, sparse=True)
+    if text.startswith("width:"):
+        slicing.check(text, method, compensation, allocation)
+        return parse_prune(text)
     for what, given, names in (
         ("method", method, (RECONSTRUCTION, *METHODS)),
         ("compensation", compensation, COMPENSATIONS),
@@ -186,12 +192,12 @@ class Pruning:
                 "text": self.calibration.name, "samples": len(windows), "tokens": sum(map(len, windows)),
             }  # fmt: skip
         seen = self._seen(captured, found)
-        chosen = kept.fact("prune-cuts", lambda: self._choose(captured, seen))
+        chosen = kept.fact("prune-cuts", lambda: self._choose(captured, found, seen))
         cuts = tuple(Cut(*each) for each in chosen["cuts"])
         about |= chosen["about"]
         stay = by_block(found, cuts)
         about["blocks"] = _picture(found, stay)
-        weights = self._fitted(captured, seen, stay, about)
+        weights = self._fitted(captured, found, seen, stay, about)
         seen.drop()
         before, macs = found.total, _multiplications(captured)
         biases = self._biases(found, stay, self._features(captured, found)) if self.compensation == "bias" else {}
@@ -208,17 +214,18 @@ class Pruning:
         each = self.calibration
         windows = each.windows if self.reads_text else []
         return Seen(
-            captured.model, found, windows, each.scratch, memory=each.memory, clock=each.clock.stage, kept=each.kept
-        )
+            captured.model, found.consumers, windows, each.scratch, memory=each.memory, clock=each.clock.stage,
+            kept=each.kept,
+        )  # fmt: skip
 
-    def _choose(self, captured: Captured, seen: Seen) -> dict[str, Any]:
+    def _choose(self, captured: Captured, found: Groups, seen: Seen) -> dict[str, Any]:
         """Returns the cuts, and what the report says of them."""
-        found, cuts = seen.found, self.request.cuts
+        cuts = self.request.cuts
         about: dict[str, Any] = {}
         if self.request.layers:
             cuts = self._layers(captured, found, about)
         elif self.request.share and self.method == RECONSTRUCTION:
-            cuts, about = reconstruction(seen, self.request.share, multiple=self.multiple)
+            cuts, about = reconstruction(seen, found, self.request.share, multiple=self.multiple)
         elif self.request.share:
             about["allocation"] = self.allocation
             importance = self._importance(captured, found)
@@ -248,7 +255,7 @@ class Pruning:
         return {block.name: by_unit(block, inputs) for block in found.blocks}
 
     def _fitted(
-        self, captured: Captured, seen: Seen, stay: Mapping[str, Any], about: dict[str, Any]
+        self, captured: Captured, found: Groups, seen: Seen, stay: Mapping[str, Any], about: dict[str, Any]
     ) -> dict[str, Callable[[], NDArray[np.float32]]]:
         """Returns weights that make up for what goes; `about` is told."""
         if self.compensation not in ("least-squares", "sequential"):
@@ -259,10 +266,10 @@ class Pruning:
         def make() -> dict[str, NDArray[Any]]:
             nonlocal report
             if self.compensation == "least-squares":
-                made, report = fitted(seen, stay, each.scratch)
+                made, report = fitted(seen, found, stay, each.scratch)
             else:
                 made, report = in_sequence(
-                    captured.model, seen.found, stay, each.windows, each.scratch, memory=each.memory,
+                    captured.model, found, stay, each.windows, each.scratch, memory=each.memory,
                     clock=each.clock.stage,
                 )  # fmt: skip
             each.kept.fact("prune-fitted", lambda: report)  # there before the weights are
@@ -312,6 +319,9 @@ def prune(
     if request.sparse:
         return sparsity.sparsify(options.prune_method, calibration, manager)
     multiple = max(MULTIPLES[job.target.backend] for job in jobs)
+    if request.width:
+        compensation = options.prune_compensation or "least-squares"
+        return slicing.slice_width(request.text, request.width, compensation, calibration, multiple, manager)
     method = options.prune_method or RECONSTRUCTION
     compensation = options.prune_compensation or ("none" if request.cuts else "least-squares")  # a plan says it all
     measured: dict[str, Any] = {}

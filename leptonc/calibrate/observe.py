@@ -112,16 +112,17 @@ def features(
 
 
 def moments(
-    model: ir.Model, found: Groups, batches: Sequence[Batch], use: Callable[[Linear, NDArray[np.float32]], None],
-    folder: Path, *, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+    model: ir.Model, linears: Sequence[Linear], batches: Sequence[Batch],
+    use: Callable[[Linear, NDArray[np.float32]], None], folder: Path, *, memory: int = 2**30,
+    advance: Callable[[int], Any] = lambda _: None,
 ) -> None:  # fmt: skip
-    """Shows second moments of what each block's consuming linear layers read, one layer's in memory at a time.
+    """Shows second moments of what linear layers read, one layer's in memory at a time.
 
     Args:
         model: A graph of the dialect; values get their types, nothing else changes.
-        found: What can be cut in it.
+        linears: The layers.
         batches: Inputs of each run, by name.
-        use: Called with each consuming layer and E[x x^T], float32 [in, in], of all batches.
+        use: Called with each layer and E[x x^T], float32 [in, in], of all batches.
         folder: For temporary files.
         memory: Bytes of activations that are kept in memory; others wait on disk.
         advance: Called with 1 after each stage.
@@ -130,9 +131,8 @@ def moments(
         InputError: An activation is not finite.
     """
     readers: dict[str, list[Linear]] = {}
-    for block in found.blocks:
-        for linear in block.consumers:
-            readers.setdefault(str(linear.x.name), []).append(linear)
+    for linear in linears:
+        readers.setdefault(str(linear.x.name), []).append(linear)
     sums: dict[str, tuple[Moments, list[int]]] = {}
 
     def see(values: Values) -> None:

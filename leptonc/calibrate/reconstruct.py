@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.compensate import compensate
-from leptonc.calibrate.kept import Kept
-from leptonc.calibrate.observe import moments
+from leptonc.calibrate.seen import Clock, Seen
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Stage, Weights, stages
@@ -27,72 +24,15 @@ from leptonc.passes.prune.plan import Cut
 TRIAL = 384  # tokens that divergences are measured on: attention needs a long text
 MLPS_FROM = 0.4  # a share below which whole MLPs are never the cheapest that can go, and are not tried
 RIDGE = 1e-2  # of the mean second moment: how much a block's fit keeps to the weights as they were
-Clock = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Stay = Mapping[str, Mapping[str, NDArray[np.bool_]] | None]
 
 
-class Seen:
-    """Second moments of what each block's consuming layers read in the whole model, each in a file: [in, in] float32.
-
-    One walk over the text makes them, for the choice of what goes and for what makes up for it.
-
-    Args:
-        model: The captured graph.
-        found: What can be cut in it.
-        windows: Token ids int64 [length] of each text.
-        scratch: For temporary files.
-        memory: Bytes of activations kept in memory.
-        clock: Opens a stage of progress with so many steps.
-        kept: What an interrupted build left, and this one leaves.
-    """
-
-    def __init__(
-        self, model: ir.Model, found: Groups, windows: Sequence[NDArray[np.int64]], scratch: Path, *, memory: int,
-        clock: Clock, kept: Kept | None = None,
-    ) -> None:  # fmt: skip
-        self.model, self.found, self.windows, self.scratch = model, found, windows, scratch
-        self.memory, self.clock, self._kept = memory, clock, kept or Kept()
-        self._folder = self._kept.place("moments", scratch)
-        self._gathered = False
-
-    def __getitem__(self, linear: Linear) -> NDArray[np.float32]:
-        """Returns the moments of one consuming layer's inputs.
-
-        Raises:
-            InputError: An activation is not finite.
-        """
-        self.gather()
-        array: NDArray[np.float32] = np.load(self._file(linear))
-        return array
-
-    def gather(self) -> None:
-        """Walks over the text, if that was not done; a stage of progress of its own."""
-        if not self._gathered:
-            self._gathered = self._kept.fact("moments", self._walk)
-
-    def _walk(self) -> bool:
-        batches = [inputs_of(self.model, window) for window in self.windows]
-        with self.clock("prune moments", len(stages(self.model))) as advance:
-            moments(
-                self.model, self.found, batches, lambda each, seen: np.save(self._file(each), seen), self.scratch,
-                memory=self.memory, advance=advance,
-            )  # fmt: skip
-        return True
-
-    def drop(self) -> None:
-        """Removes the files, which take much room, unless they are kept."""
-        if self._kept.folder is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _file(self, linear: Linear) -> Path:
-        return self._folder / f"{linear.path}.npy"
-
-
-def reconstruction(seen: Seen, share: float, *, multiple: int) -> tuple[tuple[Cut, ...], dict[str, Any]]:
+def reconstruction(seen: Seen, found: Groups, share: float, *, multiple: int) -> tuple[tuple[Cut, ...], dict[str, Any]]:
     """Cuts a share of all layers' weights where the model's output changes least, see `leptonc.passes.prune.choose`.
 
     Args:
         seen: What the layers read.
+        found: What can be cut.
         share: Above 0 and below 1.
         multiple: What the targets' kernels like the number of channels to be a multiple of.
 
@@ -102,7 +42,7 @@ def reconstruction(seen: Seen, share: float, *, multiple: int) -> tuple[tuple[Cu
     Raises:
         InputError: So much cannot go, or activations are not finite.
     """
-    blocks = {block.consumers[0].path: block for block in seen.found.blocks if len(block.consumers) == 1}
+    blocks = {block.consumers[0].path: block for block in found.blocks if len(block.consumers) == 1}
     ways: dict[str, list[Option]] = {}
     seen.gather()
     with seen.clock("prune choose", len(blocks)) as advance:
@@ -127,7 +67,7 @@ def reconstruction(seen: Seen, share: float, *, multiple: int) -> tuple[tuple[Cu
 
     with seen.clock("prune sensitivity", len(stages(seen.model))) as advance:
         measured = measure(seen.model, _short(seen.windows), trials, seen.scratch, memory=seen.memory, advance=advance)
-    cuts, expected = choose(seen.found, ways, measured, share)
+    cuts, expected = choose(found, ways, measured, share)
     about = {name: float(f"{value:.4g}") for name, value in measured.items()}
     return cuts, {"divergence": about, "divergence_expected": float(f"{expected:.4g}")}
 
@@ -146,7 +86,7 @@ def _zeros(linear: Linear) -> Weights:
     return {str(linear.weight.name): as_stored(np.zeros(linear.shape, np.float32), linear)}
 
 
-def fitted(seen: Seen, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str, Any]]]:
+def fitted(seen: Seen, found: Groups, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str, Any]]]:
     """Lets what stays of each block that is cut make up for what goes, as the whole model's moments say.
 
     Blocks are fitted apart from each other: what they have to make up for is a sum of inputs that they can see, and a
@@ -154,6 +94,7 @@ def fitted(seen: Seen, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str
 
     Args:
         seen: What the layers read in the whole model.
+        found: What can be cut.
         stay: Which units stay of each block that is cut, None where it goes whole.
         folder: Where the weights wait until they are written.
 
@@ -161,10 +102,10 @@ def fitted(seen: Seen, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str
         Weights by initializer, in the shape that they have before the cut, zero where inputs are removed; and of each
         layer fitted its path, the inputs that it keeps, and its outputs' error before and after, as parts of them.
     """
-    removed = _removed(seen.found, stay)
+    removed = _removed(found, stay)
     weights: Weights = {}
     report: list[dict[str, Any]] = []
-    linears = [each for block in seen.found.blocks for each in block.consumers if each.path in removed]
+    linears = [each for each in found.consumers if each.path in removed]
     if linears:
         seen.gather()
     with seen.clock("prune compensate", len(linears)) as advance:
@@ -187,7 +128,7 @@ def in_sequence(
     clock: Clock,
 ) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
     """Fits one block after another to what the whole model has after it, see `compensate`; arguments as of `fitted`."""
-    consumers = [linear for block in found.blocks for linear in block.consumers]
+    consumers = found.consumers
     batches = [inputs_of(model, window) for window in windows]
     with clock("prune compensate", len(consumers) + 1) as advance:
         return compensate(model, batches, consumers, _removed(found, stay), folder, memory=memory, advance=advance)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from leptonc.errors import InputError
 from leptonc.ir.dialect import DOMAIN, module_of
 from leptonc.ir.edit import only_user
-from leptonc.ir.spread import ATTENTION, Span, Spread, heads_and_groups
+from leptonc.ir.spread import ATTENTION, Span, Spread, heads_and_groups, place
 from leptonc.ir.structure import Linear, embeddings, layer_of, linear_of, linears
 
 
@@ -81,6 +81,11 @@ class Groups:
     total: int
     missing: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def consumers(self) -> list[Linear]:
+        """The linear layers that sum over the units of a block, in graph order."""
+        return [linear for block in self.blocks for linear in block.consumers]
+
     def block(self, name: str) -> Block:
         """Returns the block of that name, or says which there are."""
         found = next((each for each in self.blocks if each.name == name), None)
@@ -131,7 +136,7 @@ def groups(model: ir.Model) -> Groups:
     2. An attention's query heads and key/value heads spread to the linear layers before and after it.
     3. The input of any other linear layer that does not read the residual stream has channels of an MLP.
     """
-    width = _width(model)
+    width = residual_stream(model)
     layers = list(dict.fromkeys(path for node in model.graph if (path := layer_of(module_of(node)))))
     found = Groups([], layers, width, layer_weights(model))
     taken = width.axes()
@@ -161,7 +166,7 @@ def groups(model: ir.Model) -> Groups:
     return found
 
 
-def _width(model: ir.Model) -> Spread:
+def residual_stream(model: ir.Model) -> Spread:
     """Follows the embedding's columns; a sentence's embedding ends with them."""
     table = next(embeddings(model), None)
     value = table.outputs[0] if table is not None else None
@@ -186,6 +191,7 @@ def _found(
     taken: set[tuple[ir.Value, int]],
 ) -> None:  # fmt: skip
     """Adds a block, or the reason why there is none."""
+    spread.unknown += [f"the mean of {place(node)} is over it" for node in spread.centred]
     if not spread.unknown and spread.axes() & taken:
         spread.unknown.append("it is bound to something else")
     consumers = [linear for node in spread.consumers if (linear := linear_of(node)) is not None]

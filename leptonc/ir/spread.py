@@ -59,6 +59,7 @@ class Spread:
         nodes: Operators that were followed through.
         consumers: Matrix products that sum over the units.
         norms: RMSNormalizations over the units, whose mean has to follow.
+        centred: LayerNormalizations over them, which cannot follow.
         unknown: Why it cannot be cut; empty where it can.
     """
 
@@ -67,6 +68,7 @@ class Spread:
     nodes: dict[ir.Node, None] = field(default_factory=dict)
     consumers: dict[ir.Node, None] = field(default_factory=dict)
     norms: dict[ir.Node, None] = field(default_factory=dict)
+    centred: dict[ir.Node, None] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
     def follow(self, places: list[Place]) -> Spread:
@@ -89,7 +91,7 @@ class Spread:
                 rule = _RULES.get(node.op_type)
                 try:
                     if rule is None:
-                        raise _Unknown(f"it runs through {node.op_type} of {_place(node)}")
+                        raise _Unknown(f"it runs through {node.op_type} of {place(node)}")
                     waiting += rule(self, node, value, span)
                 except _Unknown as reason:
                     self.unknown.append(str(reason))
@@ -119,7 +121,8 @@ class _Unknown(Exception):
     """A rule does not know where the units are."""
 
 
-def _place(node: ir.Node) -> str:
+def place(node: ir.Node) -> str:
+    """Returns where a node is, for a message."""
     return module_of(node) or "the graph"
 
 
@@ -146,7 +149,7 @@ def _transpose(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> It
 
 def _rotary(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iterator[Place]:
     if span.axis != 1 or value not in (node.inputs[0], node.outputs[0]) or _rank(value) != 4:
-        raise _Unknown(f"it cuts into a head of {_place(node)}")
+        raise _Unknown(f"it cuts into a head of {place(node)}")
     yield from _same(node, span)
 
 
@@ -154,7 +157,7 @@ def _gather(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Itera
     table, y = node.inputs[0], node.outputs[0]
     rows = int(attribute(node, "axis", 0)) == 0 and table is not None and _rank(table) == 2
     if not rows or table is None or value is node.inputs[1] or span.axis != _rank(value) - 1:
-        raise _Unknown(f"it runs through a Gather of {_place(node)}")
+        raise _Unknown(f"it runs through a Gather of {place(node)}")
     yield table, span.on(1)
     yield y, span.on(_rank(y) - 1)
 
@@ -162,10 +165,10 @@ def _gather(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Itera
 def _attention(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iterator[Place]:
     """Heads of queries and of what comes out; groups of keys, values and caches."""
     if span.axis != 1:
-        raise _Unknown(f"it cuts into a head of {_place(node)}")
+        raise _Unknown(f"it cuts into a head of {place(node)}")
     queries, others = heads_and_groups(node)
     if value not in (*queries, *others):
-        raise _Unknown(f"it is the mask of {_place(node)}")
+        raise _Unknown(f"it is the mask of {place(node)}")
     yield from ((each, span) for each in (queries if value in queries else others))
 
 
@@ -188,7 +191,7 @@ def _elementwise(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> 
 def _matmul(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iterator[Place]:
     x, weight, y = node.inputs[0], node.inputs[1], node.outputs[0]
     if x is None or weight is None or _rank(weight) != 2:
-        raise _Unknown(f"it runs through a product of activations of {_place(node)}")
+        raise _Unknown(f"it runs through a product of activations of {place(node)}")
     if value is weight:
         if span.axis == 0:
             spread.consumers[node] = None
@@ -208,10 +211,7 @@ def _norm(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iterato
     if value in (x, y) and span.axis != last:
         yield from _same(node, span)
         return
-    if node.op_type == "RMSNormalization":
-        spread.norms[node] = None
-    else:
-        spread.unknown.append(f"the mean of {_place(node)} is over it")
+    (spread.norms if node.op_type == "RMSNormalization" else spread.centred)[node] = None
     yield from _same(node, span.on(last))
     yield from ((scale, span.on(0)) for scale in node.inputs[1:] if scale is not None)
 
@@ -229,19 +229,19 @@ def _parts(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iterat
             if first <= span.start and stop <= last:
                 yield part, span.on(axis, span.start - first)
             elif span.start < last and first < stop:
-                raise _Unknown(f"{node.op_type} of {_place(node)} parts it")
+                raise _Unknown(f"{node.op_type} of {place(node)} parts it")
 
 
 def parts_of(node: ir.Node) -> tuple[ir.Value, int, list[tuple[ir.Value, int, int]]]:
     """Returns the whole of a Split, Slice or Concat, the axis, and each part with its first index and that after it."""
     whole = node.outputs[0] if node.op_type == "Concat" else node.inputs[0]
     if whole is None or whole.shape is None:
-        raise _Unknown(f"the shape of a value of {_place(node)} is not known")
+        raise _Unknown(f"the shape of a value of {place(node)} is not known")
     if node.op_type == "Slice":
         bounds = [constant(each) for each in node.inputs[1:]]
         first, last, axes, *steps = [b.reshape(-1) if b is not None else None for b in bounds]
         if first is None or last is None or axes is None or any(s is None or s[0] != 1 for s in steps):
-            raise _Unknown(f"it runs through a Slice of {_place(node)} whose bounds are not known")
+            raise _Unknown(f"it runs through a Slice of {place(node)} whose bounds are not known")
         axis, size = int(axes[0]) % len(whole.shape), whole.shape[int(axes[0])]
         if len(axes) != 1 or not isinstance(size, int):
             return whole, axis if len(axes) == 1 else -1, [(node.outputs[0], 0, 0)]
@@ -262,7 +262,7 @@ def _reshape(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iter
     """One axis becomes two, or two one; the others stay."""
     x, y = node.inputs[0], node.outputs[0]
     if x is None or x.shape is None or y.shape is None:
-        raise _Unknown(f"the shape of a value of {_place(node)} is not known")
+        raise _Unknown(f"the shape of a value of {place(node)} is not known")
     if len(x.shape) == len(y.shape) and list(x.shape) == list(y.shape):
         yield from _same(node, span)
         return
@@ -272,17 +272,17 @@ def _reshape(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iter
     if len(many) != len(one) + 1 or many[at + 2 :] != one[at + 1 :] or not all(
         isinstance(d, int) for d in many[at : at + 2]
     ):
-        raise _Unknown(f"it runs through a Reshape of {_place(node)}")
+        raise _Unknown(f"it runs through a Reshape of {place(node)}")
     inner = int(many[at + 1])  # type: ignore[arg-type]
     if value is merged:
         if span.axis != at:
             yield apart, span.on(span.axis + (span.axis > at))
         elif span.width % inner or span.start % inner:
-            raise _Unknown(f"it cuts into a head of {_place(node)}")
+            raise _Unknown(f"it cuts into a head of {place(node)}")
         else:
             yield apart, span.on(at, span.start // inner, span.width // inner)
     elif span.axis == at + 1:
-        raise _Unknown(f"it cuts into a head of {_place(node)}")
+        raise _Unknown(f"it cuts into a head of {place(node)}")
     elif span.axis == at:
         yield merged, span.on(at, span.start * inner, span.width * inner)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from leptonc.build import BuildOptions, build
-from leptonc.calibrate import reconstruct, solve
+from leptonc.calibrate import reconstruct, seen, solve
 from leptonc.calibration import Calibration
 from leptonc.errors import InputError
 from leptonc.passes.prune.remove import Prune
@@ -20,7 +20,7 @@ GIVEN: dict[str, Any] = {
 }  # fmt: skip
 STEPS = {  # what is interrupted, and at which call
     "text": (Calibration, "_written", 1),
-    "moments": (reconstruct, "moments", 1),
+    "moments": (seen, "moments", 1),
     "choice": (reconstruct, "measure", 1),
     "cut": (Prune, "run", 1),
     "codes": (solve, "gptq", 12),

@@ -86,10 +86,13 @@ def _read(value: ir.Value) -> NDArray[np.float32]:
 
 def step_of(block: Block, multiple: int) -> int:
     """Returns how many channels go together, so that what stays is a multiple of it: fewer where there are few."""
-    if block.kind == "attention":
-        return 1
+    return 1 if block.kind == "attention" else step_within(block.units, multiple)
+
+
+def step_within(units: int, multiple: int) -> int:
+    """Returns the part of a multiple that divides a number of units, and is an eighth of it at most."""
     step = multiple
-    while step > 1 and (block.units < 8 * step or block.units % step):
+    while step > 1 and (units < 8 * step or units % step):
         step //= 2
     return step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from leptonc.ir import edit
 from leptonc.ir.dialect import attribute
 from leptonc.ir.groups import Block, groups
-from leptonc.ir.spread import Span, indices_of, is_constant, parts_of
+from leptonc.ir.spread import Span, Spread, indices_of, is_constant, parts_of
+from leptonc.ir.weights import Reader, add_bias, change, tensor_of
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.prune.plan import Cut, by_block
 
 Masks = Mapping[str, NDArray[np.bool_]]
-# Reads a weight that compensates for what is cut, in the shape that it has before the cut.
-Reader = Callable[[], NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Prune(Pass):
 
     Args:
         config: What is cut.
-        weights: Compensated weights by initializer, read when they are written.
+        weights: Compensated weights by initializer, in the shape that they have before the cut; read when written.
         biases: What is added to the outputs of a consuming linear layer, float32 [out] by module path.
     """
 
@@ -69,35 +68,22 @@ class Prune(Pass):
         stay = by_block(found, self.config.cuts)
         for name, read in self._weights.items():
             value = model.graph.initializers[name]
-            value.const_value = _lazy(value, _tensor(value), read)
+            change(value, read)
         for block in found.blocks:
             for linear in block.consumers:
                 if linear.path in self._biases:
-                    _add_bias(model.graph, linear, self._biases[linear.path])
+                    add_bias(model.graph, linear, self._biases[linear.path])
         dropped: list[Block] = []
         for name, masks in stay.items():
             block = found.block(name)
             if masks is None:
                 dropped.append(block)
             elif not all(mask.all() for mask in masks.values()):
-                _cut(model.graph, block, masks)
+                cut(model.graph, block.spread, block.name, masks)
         for block in dropped:
             _drop(model.graph, block)
         _renumber(model.graph)
         return len(stay)
-
-
-def _tensor(value: ir.Value) -> Any:
-    if value.const_value is None:
-        raise ValueError(f"{value.name} has no data")
-    return value.const_value
-
-
-def _lazy(value: ir.Value, old: Any, read: Reader) -> ir.LazyTensor:
-    return ir.LazyTensor(
-        lambda: ir.tensor(np.ascontiguousarray(read(), dtype=np.float32)), dtype=ir.DataType.FLOAT,
-        shape=ir.Shape(value.shape or ()), name=str(value.name), cache=False, metadata_props=dict(old.metadata_props),
-    )  # fmt: skip
 
 
 def _kept(value: ir.Value, spans: Sequence[Span], masks: Masks) -> dict[int, NDArray[np.int64]]:
@@ -110,25 +96,32 @@ def _kept(value: ir.Value, spans: Sequence[Span], masks: Masks) -> dict[int, NDA
     return {axis: np.flatnonzero(mask) for axis, mask in found.items() if not mask.all()}
 
 
-def _cut(graph: ir.Graph, block: Block, masks: Masks) -> None:
-    spread = block.spread
+def cut(graph: ir.Graph, spread: Spread, name: str, masks: Masks) -> None:
+    """Cuts units out of all values that have them.
+
+    Args:
+        graph: Changed in place.
+        spread: What the units were followed to.
+        name: Of the whole, for constants that it gets of its own.
+        masks: Which units of each space stay, bool [units].
+    """
     kept = {v: _kept(v, sorted(s, key=lambda e: (e.axis, e.start)), masks) for v, s in spread.spans.items()}
     kept = {value: axes for value, axes in kept.items() if axes}
     for node in spread.nodes:
         if node.op_type == "Slice":
             _slice(graph, node, kept)
     for node in spread.norms:
-        _norm(graph, node, block, kept)
+        _norm(graph, node, name, kept)
     for value, axes in kept.items():
         if value.is_initializer() and is_constant(value):
-            _constant(graph, value, axes, block)
+            _constant(graph, value, axes, spread, name)
     for value, axes in kept.items():
         shape = list(value.shape)  # type: ignore[arg-type]
         for axis, stays in axes.items():
             shape[axis] = len(stays)
         value.shape = ir.Shape(shape)
         if value.is_initializer() and not is_constant(value):
-            value.const_value = _lazy(value, _tensor(value), _taker(_tensor(value), axes))
+            change(value, _taker(tensor_of(value), axes))
     _follow(graph, spread.nodes, kept)
 
 
@@ -169,7 +162,7 @@ def _slice(graph: ir.Graph, node: ir.Node, kept: Mapping[ir.Value, Mapping[int, 
 
 
 def _norm(
-    graph: ir.Graph, node: ir.Node, block: Block, kept: Mapping[ir.Value, Mapping[int, NDArray[np.int64]]]
+    graph: ir.Graph, node: ir.Node, whole: str, kept: Mapping[ir.Value, Mapping[int, NDArray[np.int64]]]
 ) -> None:
     """Keeps x / sqrt(sum / before + eps) * w with a mean over fewer: w * sqrt(before / after), eps * before / after."""
     x, scale = node.inputs[0], node.inputs[1]
@@ -179,43 +172,28 @@ def _norm(
     before = int(x.shape[-1])  # type: ignore[arg-type]
     ratio = len(stays) / before
     node.attributes["epsilon"] = ir.AttrFloat32("epsilon", float(attribute(node, "epsilon", 1e-5)) / ratio)
-    factor, old = np.float32(math.sqrt(1 / ratio)), _tensor(scale)
+    factor, old = np.float32(math.sqrt(1 / ratio)), tensor_of(scale)
     if is_constant(scale):
-        name = f"{scale.name}.{block.name}"
+        name = f"{scale.name}.{whole}"
         new = edit.initializer(graph, name, ir.tensor(old.numpy()[stays] * factor, name=name))
         node.replace_input_with(1, new)
     else:
-        scale.const_value = _lazy(scale, old, lambda: old.numpy() * factor)
+        change(scale, lambda: old.numpy() * factor)
 
 
-def _constant(graph: ir.Graph, value: ir.Value, axes: Mapping[int, NDArray[np.int64]], block: Block) -> None:
-    """Gives this block's nodes a constant of their own, which others share."""
-    array = _tensor(value).numpy()
+def _constant(
+    graph: ir.Graph, value: ir.Value, axes: Mapping[int, NDArray[np.int64]], spread: Spread, whole: str
+) -> None:
+    """Gives these nodes a constant of their own, which others share."""
+    array = tensor_of(value).numpy()
     for axis, stays in axes.items():
         array = np.take(array, stays, axis)
-    name = f"{value.name}.{block.name}"
+    name = f"{value.name}.{whole}"
     new = edit.initializer(graph, name, ir.tensor(array, name=name))
-    for node in block.spread.nodes:
+    for node in spread.nodes:
         for slot, each in enumerate(node.inputs):
             if each is value:
                 node.replace_input_with(slot, new)
-
-
-def _add_bias(graph: ir.Graph, linear: Any, bias: NDArray[np.float32]) -> None:
-    """Adds to a linear layer's bias, or gives it one."""
-    if linear.bias is not None:
-        old = _tensor(linear.bias)
-        linear.bias.const_value = _lazy(linear.bias, old, lambda: old.numpy() + bias)
-        return
-    y, name = linear.node.outputs[0], f"{linear.path}.bias"
-    value = edit.initializer(graph, name, ir.tensor(bias, name=name))
-    add = ir.node("Add", [y, value], name=f"{linear.node.name}/Add")
-    add.outputs[0].name, add.outputs[0].shape, add.outputs[0].type = f"{linear.node.name}/Add", y.shape, y.type
-    add.metadata_props.update(linear.node.metadata_props)
-    graph.insert_after(linear.node, add)
-    for use in list(y.uses()):
-        if use.node is not add:
-            use.node.replace_input_with(use.idx, add.outputs[0])
 
 
 def _drop(graph: ir.Graph, block: Block) -> None:

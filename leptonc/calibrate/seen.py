@@ -1,0 +1,87 @@
+"""Second moments of what linear layers read, gathered in one walk over a text, on disk until they are asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.calibrate.kept import Kept
+from leptonc.calibrate.observe import moments
+from leptonc.calibrate.solve import inputs_of
+from leptonc.calibrate.walk import stages
+from leptonc.errors import InputError
+from leptonc.ir.structure import Linear
+
+Clock = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+class Seen:
+    """Second moments of what some linear layers read in the whole model, each in a file: [in, in] float32.
+
+    One walk over the text makes them, for the choice of what goes and for what makes up for it.
+
+    Args:
+        model: The captured graph.
+        linears: The layers.
+        windows: Token ids int64 [length] of each text.
+        scratch: For temporary files.
+        memory: Bytes of activations kept in memory.
+        clock: Opens a stage of progress with so many steps.
+        kept: What an interrupted build left, and this one leaves.
+    """
+
+    def __init__(
+        self, model: ir.Model, linears: Sequence[Linear], windows: Sequence[NDArray[np.int64]], scratch: Path, *,
+        memory: int, clock: Clock, kept: Kept | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.linears, self.windows, self.scratch = model, linears, windows, scratch
+        self.memory, self.clock, self._kept = memory, clock, kept or Kept()
+        self._folder = self._kept.place("moments", scratch)
+        self._gathered = False
+
+    def __getitem__(self, linear: Linear) -> NDArray[np.float32]:
+        """Returns the moments of one layer's inputs.
+
+        Raises:
+            InputError: An activation is not finite, or the file that an interrupted build left is damaged.
+        """
+        self.gather()
+        path, width = self._file(linear), linear.shape[1]
+        try:
+            array: NDArray[np.float32] = np.load(path)
+            if array.shape != (width, width) or array.dtype != np.float32:
+                raise ValueError(f"{array.dtype} {list(array.shape)} in the place of float32 [{width}, {width}]")
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(
+                f"expected moments in {path}, found what cannot be read: {error}",
+                hint=f"delete {self._folder.with_name('moments.json')}: the step is done again",
+            ) from error
+        return array
+
+    def gather(self) -> None:
+        """Walks over the text, if that was not done; a stage of progress of its own."""
+        if not self._gathered:
+            self._gathered = self._kept.fact("moments", self._walk)
+
+    def _walk(self) -> bool:
+        batches = [inputs_of(self.model, window) for window in self.windows]
+        with self.clock("prune moments", len(stages(self.model))) as advance:
+            moments(
+                self.model, self.linears, batches, lambda each, seen: np.save(self._file(each), seen), self.scratch,
+                memory=self.memory, advance=advance,
+            )  # fmt: skip
+        return True
+
+    def drop(self) -> None:
+        """Removes the files, which take much room, unless they are kept."""
+        if self._kept.folder is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _file(self, linear: Linear) -> Path:
+        return self._folder / f"{linear.path}.npy"

@@ -1,0 +1,104 @@
+"""The residual stream as a vector space: what writes and reads it, and whether a change of its basis goes unnoticed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from leptonc.errors import InputError
+from leptonc.ir.groups import residual_stream
+from leptonc.ir.spread import Span, Spread, place
+from leptonc.ir.structure import Linear, linear_of
+
+# What commutes with a rotation of the last axis; products and norms have rules of their own below.
+_LINEAR = frozenset(("Add", "Concat", "Gather", "Identity", "MatMul", "Neg", "Reshape", "Shape", "Slice", "Split",
+                     "Sub", "Transpose"))  # fmt: skip
+_NORMS = ("RMSNormalization", "LayerNormalization")
+
+
+@dataclass
+class Residual:
+    """The residual stream of a decoder.
+
+    Attributes:
+        spread: All that has its features, weights among them.
+        size: How many.
+        norms: The norms over them, in graph order.
+        readers: The linear layers that sum over them, likewise.
+    """
+
+    spread: Spread
+    size: int
+    norms: list[ir.Node]
+    readers: list[Linear]
+
+    def axes(self, value: ir.Value) -> list[int]:
+        """Returns the axes of a value that the features lie along."""
+        return sorted({span.axis for span in self.spread.spans.get(value, ())})
+
+    def weights(self) -> list[ir.Value]:
+        """Returns the initializers that have the features, without the gains of norms."""
+        gains = {value for norm in self.norms for value in norm.inputs[1:]}
+        return [value for value in self.spread.initializers() if value not in gains]
+
+
+def residual(model: ir.Model) -> Residual:
+    """Finds the residual stream of a graph of the dialect, where a change of its basis can be folded into weights.
+
+    Raises:
+        InputError: Something reads or writes it that is neither linear nor a norm; says what.
+    """
+    spread = residual_stream(model)
+    size = spread.counts["width"]
+    nodes = [node for node in model.graph if node in spread.nodes]
+    norms = [node for node in nodes if node in spread.norms or node in spread.centred]
+    readers = [(node, linear_of(node)) for node in nodes if node in spread.consumers]
+    gains = {value for norm in norms for value in norm.inputs[1:]}
+    reasons = list(spread.unknown)
+    reasons += [f"{place(node)} multiplies it with what is no weight" for node, linear in readers if linear is None]
+    for node in nodes:
+        reasons += _reasons(node, spread, size)
+    for value, spans in spread.initializers().items():
+        if value not in gains and not isinstance(value.const_value, ir.LazyTensor):
+            reasons.append(f"the constant {value.name} is not the checkpoint's")
+        reasons += [f"{value.name} has more than it" for span in spans if not _whole(value, span, size)]
+    if reasons:
+        raise InputError(
+            f"expected a residual stream that norms and linear layers alone read and write, found that {reasons[0]}",
+            hint="--prune 20% cuts heads and channels of any architecture",
+        )
+    return Residual(spread, size, norms, [linear for _, linear in readers if linear is not None])
+
+
+def _whole(value: ir.Value, span: Span, size: int) -> bool:
+    return (span.start, span.width) == (0, 1) and value.shape is not None and value.shape[span.axis] == size
+
+
+def _reasons(node: ir.Node, spread: Spread, size: int) -> list[str]:
+    """Why a node that the stream runs through minds a change of its basis, if it does."""
+    inputs = [each for each in node.inputs if each is not None]
+    within = [each for each in inputs if each in spread.spans]
+    found = [
+        f"{place(node)} takes a part of it"
+        for value in (*within, *node.outputs)
+        for span in spread.spans.get(value, ())
+        if not _whole(value, span, size)
+    ]
+    if node.op_type in ("Mul", "Div"):
+        others = [each for each in inputs if each not in within]
+        if len(within) != 1 or any(_size(each) != 1 for each in others) or node.inputs[0] is not within[0]:
+            found.append(f"{place(node)} scales its features apart from each other")
+    elif node.op_type in ("Add", "Sub"):
+        if len(within) != len(inputs):
+            found.append(f"{place(node)} adds a number to it")
+    elif node.op_type not in (*_LINEAR, *_NORMS):
+        found.append(f"it runs through {node.op_type} of {place(node)}")
+    return found
+
+
+def _size(value: ir.Value) -> int:
+    size = 1
+    for dim in value.shape if value.shape is not None else (0,):
+        size *= dim if isinstance(dim, int) else 0
+    return size
