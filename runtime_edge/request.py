@@ -19,6 +19,11 @@ class Event(Protocol):
         """Returns whether to stop."""
 
 
+def is_set(cancel: Event | None) -> bool:
+    """Returns whether `cancel` was given and says to stop."""
+    return cancel is not None and cancel.is_set()
+
+
 @dataclass(frozen=True)
 class Request:
     """A checked request for one generation."""

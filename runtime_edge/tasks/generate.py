@@ -20,6 +20,7 @@ from runtime_edge.errors import ClosedError, PromptTooLongError, RequestError
 from runtime_edge.manifest import Decoder
 from runtime_edge.request import Event, Request
 from runtime_edge.sampling import Sampler
+from runtime_edge.tasks.turn import Turn
 from runtime_edge.text import TextCodec
 
 Floats = NDArray[np.float32]
@@ -27,7 +28,6 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 _LOGITS_BYTES = 32 * 2**20  # logits of all positions are made in runs of tokens that take no more than this
 _RESERVE = 1024  # tokens beyond the prompt that the cache is sized for at once; later it doubles
-_POLL_S = 0.05  # how soon a generation that waits for another sees that it was cancelled
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Decoding:
         self.session = session
         self.closed = threading.Event()
         self._state = session.new_state()
-        self._turn = _Turn()
+        self._turn = Turn()
 
     def close(self) -> None:
         """Ends this sequence and its forks; frees what the session holds outside of the host's memory."""
@@ -128,7 +128,7 @@ class Decoding:
         while reason is None:
             self._check_open()
             text = ""
-            if logits is None or _is_set(request.cancel):
+            if logits is None or check.is_set(request.cancel):
                 token, reason = None, "cancelled"
             else:
                 if token is not None:
@@ -158,7 +158,7 @@ class Decoding:
         logits = None
         for start in range(cached, len(request.token_ids), self._state.chunk):
             self._check_open()
-            if _is_set(request.cancel):
+            if check.is_set(request.cancel):
                 return None
             logits = self._state.prefill(request.token_ids[start : start + self._state.chunk])
         return logits
@@ -231,35 +231,6 @@ def log_probabilities(logits: Floats, targets: NDArray[np.int64]) -> Floats:
     total = logits.sum(axis=1, dtype=np.float64)
     result: Floats = (chosen - largest - np.log(total)).astype(np.float32)
     return result
-
-
-def _is_set(cancel: Event | None) -> bool:
-    return cancel is not None and cancel.is_set()
-
-
-class _Turn:
-    """A lock that can be given back by any thread, and that refuses the thread which holds it instead of hanging."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holder: int | None = None
-
-    def take(self, cancel: Event | None) -> bool:
-        """Waits for the turn; returns False where `cancel` was set first."""
-        if self._holder == threading.get_ident():
-            raise RequestError(
-                "generate: expected no stream of this model open in this thread, found one",
-                hint="finish or close() it first, or use a second model.context()",
-            )
-        while not self._lock.acquire(timeout=_POLL_S if cancel is not None else -1):
-            if _is_set(cancel):
-                return False
-        self._holder = threading.get_ident()
-        return True
-
-    def give(self) -> None:
-        self._holder = None
-        self._lock.release()
 
 
 class TextGeneration(ABC):
