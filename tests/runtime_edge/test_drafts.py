@@ -109,11 +109,7 @@ class Scripted:
         assert out.shape == (len(token_ids), VOCAB)
         for index, token_id in enumerate(token_ids):
             self.cache.token_ids.append(token_id)
-            out[index] = self._row(len(self.cache.token_ids) - 1) if len(self.cache.token_ids) < self.end else 0
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.script)
+            out[index] = self._row(len(self.cache.token_ids) - 1)
 
 
 def follow(state: Scripted, prompt: list[int], most: int) -> tuple[list[int], Steps]:
@@ -273,13 +269,14 @@ def test_max_new_tokens_within_a_draft(loops: runtime_edge.Model) -> None:
 
 
 def test_the_length_is_full_within_a_draft(tmp_path: Path, weights: tiny.Weights) -> None:
-    with runtime_edge.load(tiny.write_decoder(tmp_path, max_seq_len=150, weights=weights), threads=1) as model:
-        prompt = [7, 8, 9] * 20
-        plain = model.generate(prompt)
-        made = model.generate(prompt, drafts=True)
-        assert (made.token_ids, made.finish_reason) == (plain.token_ids, "length")
-        assert len(made.token_ids) == 91
-        assert made.stats.accepted > 0
+    for length in range(250, 260):
+        artifact = tiny.write_decoder(tmp_path / f"{length}", max_seq_len=length, weights=sure(weights))
+        with runtime_edge.load(artifact, threads=1) as model:
+            plain = model.generate(PROMPT)
+            made = model.generate(PROMPT, drafts=True)
+            assert (made.token_ids, made.finish_reason) == (plain.token_ids, "length")
+            assert len(made.token_ids) == length - len(PROMPT) + 1
+            assert made.stats.accepted > 50
 
 
 def test_a_stop_token_within_a_draft(loops: runtime_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
