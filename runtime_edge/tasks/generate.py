@@ -277,8 +277,8 @@ class TextGeneration(ABC):
             stop_token_ids: Tokens that end it, besides the model's own.
             cancel: Set from another thread, ends it after the token in work.
             drafts: True copies what may come next from earlier text and checks it several tokens in one run, which is
-                faster where an answer repeats its context; a number is the most to copy at once. The tokens are drawn
-                as ever, from logits that may differ by rounding: a quantized model may choose another near a tie.
+                faster where an answer repeats its context; a number is the most to copy at once. Tokens are drawn as
+                ever, but from logits that may differ by rounding: a quantized model may go on otherwise near a tie.
                 Without effect on a GPU.
 
         Raises:
