@@ -42,7 +42,7 @@ def ours(artifact: str, prompt: int, new: int, threads: int) -> dict[str, Any]:
         ids = model.tokenize(TEXT * 100)
         for repetition in range(REPETITIONS):
             # Another first token each time, so that nothing is found in the prompt cache.
-            stats = model.generate(ids[repetition : repetition + prompt], max_new_tokens=new + 1).stats
+            stats = model.generate(ids[repetition : repetition + prompt], max_new_tokens=new + 1, drafts=False).stats
             if stats.new_tokens != new + 1 or stats.cached_tokens:
                 raise SystemExit(f"expected {new + 1} tokens after an uncached prompt, found {stats}")
             prefill.append(stats.prefill_s)

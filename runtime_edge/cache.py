@@ -39,6 +39,10 @@ class TokenCache:
         del self.token_ids[kept:]
         return kept
 
+    def drop(self, count: int) -> None:
+        """Forgets the last `count` tokens: a row belongs to one position alone, and the next run writes it anew."""
+        del self.token_ids[len(self.token_ids) - count :]
+
 
 class KVCache(TokenCache):
     """Keys and values of the tokens seen in plain numpy buffers, which a backend binds and writes in place.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from runtime_edge import drafts as drafting
 from runtime_edge.errors import RequestError
 from runtime_edge.sampling import SamplingOptions
 
@@ -17,6 +18,11 @@ class Event(Protocol):
 
     def is_set(self) -> bool:
         """Returns whether to stop."""
+
+
+def is_set(cancel: Event | None) -> bool:
+    """Returns whether `cancel` was given and says to stop."""
+    return cancel is not None and cancel.is_set()
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Request:
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
     cancel: Event | None
+    drafts: int = 0
 
 
 def sampling_options(
@@ -72,6 +79,13 @@ def token_ids(name: str, values: Iterable[Any], vocab_size: int) -> list[int]:
     return found
 
 
+def drafts(value: Any) -> int:
+    """Checks how many tokens a draft has at most: False none, True the usual number."""
+    if isinstance(value, bool):
+        return drafting.MOST if value else 0
+    return integer("drafts", value, 0, others="True, False or ")
+
+
 def messages(values: Sequence[Any]) -> list[Mapping[str, Any]]:
     """Checks chat messages: mappings with a `role` and a `content`, both text; other keys are the template's."""
     for index, value in enumerate(values):
@@ -96,9 +110,9 @@ def text(name: str, value: Any) -> str:
     return value
 
 
-def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Checks a whole number, of Python or of numpy."""
-    wanted = f"a whole number >= {least}" if most is None else f"a whole number from {least} to {most}"
+def integer(name: str, value: Any, least: int, most: int | None = None, *, others: str = "") -> int:
+    """Checks a whole number, of Python or of numpy; `others` are what the option takes besides, for the message."""
+    wanted = others + (f"a whole number >= {least}" if most is None else f"a whole number from {least} to {most}")
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise RequestError(f"{name}: expected {wanted}, found {_name(value)} {_short(value)}")
     try:

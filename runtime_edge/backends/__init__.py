@@ -28,10 +28,12 @@ MODULES = {"onnxruntime": "runtime_edge.backends.onnxruntime"}  # what runs anyw
 class DecoderState(Protocol):
     """One sequence being decoded: a cache and the buffers bound with it. Used by one thread at a time.
 
-    `chunk` is how many tokens one call takes at most.
+    `chunk` is how many tokens one call takes at most. `most_drafts` is how many drafted tokens `all_logits` can check
+    behind one that was made, in the graph of `step` and for less than their steps would cost; 0 where it cannot.
     """
 
     chunk: int
+    most_drafts: int
 
     @property
     def cache(self) -> TokenCache:

@@ -41,6 +41,9 @@ class OrtDecoder:
         second = None if prefill is None else Background(lambda: self._open(prefill, threads, providers))
         self.session = self._open(graph, threads, providers)
         self.prefill_session = None if second is None else second.result()
+        # A draft stays below what the graph for prefill takes. On a GPU it was not measured, and TensorRT's provider
+        # would build for each new length.
+        self.most_drafts = PREFILL_LEAST - 2 if tuple(providers) == CPU else 0
 
     def _open(self, graph: Path, threads: int, providers: Sequence[str]) -> _Session:
         session = _Session(graph, threads, providers)
@@ -64,6 +67,7 @@ class OrtDecoderState:
     def __init__(self, owner: OrtDecoder) -> None:
         self._owner = owner
         self.chunk = PREFILL_CHUNK
+        self.most_drafts = owner.most_drafts
         self.cache = KVCache(owner.decoder)
         self._token = np.zeros((1, 1), np.int64)
         self._chunk = np.zeros((1, PREFILL_CHUNK), np.int64)

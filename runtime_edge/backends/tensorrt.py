@@ -78,6 +78,8 @@ class TrtDecoder:
 class TrtDecoderState:
     """One sequence: two contexts over the same cache, workspace and stream, one for single tokens, one for runs."""
 
+    most_drafts = 0  # a run takes the profile `prefill`: other kernels, and no CUDA graph replays them
+
     def __init__(self, owner: TrtDecoder) -> None:
         self._owner = owner
         self._cuda = owner.engine.cuda

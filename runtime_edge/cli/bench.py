@@ -24,7 +24,7 @@ _INCLUDES = (
     "start: from starting a process until the model is loaded in it, Python and all imports included",
     "load: of that, `load()`: every sha256, the tokenizer, the backend and its session; the files were read before",
     "prefill: prompt to first token, sampling and detokenizing included, nothing cached; greedy",
-    "decode: tokens after the first behind a prompt of that depth, one sequence, sampling and detokenizing included",
+    "decode: tokens after the first behind a prompt of that depth, one sequence, no drafts; otherwise as prefill",
     "encode: texts of about 20 tokens, tokenizing included",
     "memory: of a process that runs this runtime and nothing else; after loading, and its peak over all measurements",
 )

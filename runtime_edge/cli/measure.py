@@ -76,7 +76,7 @@ def _decode(model: Model, depth: int, spec: dict[str, Any]) -> list[float]:
     for _ in range(1 + spec["repetitions"]):
         tokens, seconds = 0, 0.0
         for _ in range(_MAX_TRIES):  # an answer that ends early is followed by another
-            stats = model.generate(next(prompts), max_new_tokens=wanted - tokens + 1).stats
+            stats = model.generate(next(prompts), max_new_tokens=wanted - tokens + 1, drafts=False).stats
             tokens += stats.new_tokens - 1
             seconds += stats.decode_s
             if tokens >= wanted:

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from runtime_edge import request as check
 from runtime_edge.backends import DecoderSession
 from runtime_edge.detokenize import Detokenizer, StopStrings
+from runtime_edge.drafts import Steps
 from runtime_edge.errors import ClosedError, PromptTooLongError, RequestError
 from runtime_edge.manifest import Decoder
 from runtime_edge.request import Event, Request
 from runtime_edge.sampling import Sampler
+from runtime_edge.tasks.turn import Turn
 from runtime_edge.text import TextCodec
 
 Floats = NDArray[np.float32]
@@ -27,7 +29,6 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 _LOGITS_BYTES = 32 * 2**20  # logits of all positions are made in runs of tokens that take no more than this
 _RESERVE = 1024  # tokens beyond the prompt that the cache is sized for at once; later it doubles
-_POLL_S = 0.05  # how soon a generation that waits for another sees that it was cancelled
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Stats:
     """What a generation took. Times are of the model's own work, not of what the caller did between tokens.
 
     `cached_tokens` of the prompt were in the cache from the call before. `prefill_s` is the time to the first token,
-    `decode_s` that of all others.
+    `decode_s` that of all others. `accepted` of the `drafted` tokens needed no run of their own.
     """
 
     prompt_tokens: int
@@ -43,6 +44,8 @@ class Stats:
     new_tokens: int
     prefill_s: float
     decode_s: float
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def prefill_tok_s(self) -> float:
@@ -87,7 +90,7 @@ class Decoding:
         self.session = session
         self.closed = threading.Event()
         self._state = session.new_state()
-        self._turn = _Turn()
+        self._turn = Turn()
 
     def close(self) -> None:
         """Ends this sequence and its forks; frees what the session holds outside of the host's memory."""
@@ -106,11 +109,12 @@ class Decoding:
             yield Chunk("", None, "cancelled", Stats(len(request.token_ids), 0, 0, 0.0, 0.0))
             return
         try:
-            yield from self._run(request)
+            with closing(Steps(self._state, self.decoder.vocab_size, request.token_ids, request.drafts)) as steps:
+                yield from self._run(request, steps)
         finally:
             self._turn.give()
 
-    def _run(self, request: Request) -> Generator[Chunk, None, None]:
+    def _run(self, request: Request, steps: Steps) -> Generator[Chunk, None, None]:
         began = perf_counter()
         state, prompt = self._state, request.token_ids
         limit = self.decoder.max_seq_len - len(prompt) + 1  # the last token is made, and never run
@@ -128,11 +132,11 @@ class Decoding:
         while reason is None:
             self._check_open()
             text = ""
-            if logits is None or _is_set(request.cancel):
+            if logits is None or check.is_set(request.cancel):
                 token, reason = None, "cancelled"
             else:
                 if token is not None:
-                    logits = state.step(token)
+                    logits = steps.after(token, limit - count - 1)
                 token = sampler(logits)
                 count += 1
                 if token in request.stop_token_ids:
@@ -149,7 +153,9 @@ class Decoding:
                 prefill_s += now - began
             else:
                 decode_s += now - began
-            stats = None if reason is None else Stats(len(prompt), cached, count, prefill_s, decode_s)
+            stats = None
+            if reason is not None:
+                stats = Stats(len(prompt), cached, count, prefill_s, decode_s, steps.drafted, steps.accepted)
             yield Chunk(text, token, reason, stats)
             began = perf_counter()
 
@@ -158,7 +164,7 @@ class Decoding:
         logits = None
         for start in range(cached, len(request.token_ids), self._state.chunk):
             self._check_open()
-            if _is_set(request.cancel):
+            if check.is_set(request.cancel):
                 return None
             logits = self._state.prefill(request.token_ids[start : start + self._state.chunk])
         return logits
@@ -233,35 +239,6 @@ def log_probabilities(logits: Floats, targets: NDArray[np.int64]) -> Floats:
     return result
 
 
-def _is_set(cancel: Event | None) -> bool:
-    return cancel is not None and cancel.is_set()
-
-
-class _Turn:
-    """A lock that can be given back by any thread, and that refuses the thread which holds it instead of hanging."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holder: int | None = None
-
-    def take(self, cancel: Event | None) -> bool:
-        """Waits for the turn; returns False where `cancel` was set first."""
-        if self._holder == threading.get_ident():
-            raise RequestError(
-                "generate: expected no stream of this model open in this thread, found one",
-                hint="finish or close() it first, or use a second model.context()",
-            )
-        while not self._lock.acquire(timeout=_POLL_S if cancel is not None else -1):
-            if _is_set(cancel):
-                return False
-        self._holder = threading.get_ident()
-        return True
-
-    def give(self) -> None:
-        self._holder = None
-        self._lock.release()
-
-
 class TextGeneration(ABC):
     """What a model and a context of it do with text."""
 
@@ -283,6 +260,7 @@ class TextGeneration(ABC):
         stop: str | Iterable[str] = (),
         stop_token_ids: Iterable[int] = (),
         cancel: Event | None = None,
+        drafts: bool | int = False,
     ) -> Generation:
         """Continues a prompt. One generation of a model runs at a time; other threads wait for their turn.
 
@@ -298,6 +276,10 @@ class TextGeneration(ABC):
             stop: Strings that end the text, and are not part of it.
             stop_token_ids: Tokens that end it, besides the model's own.
             cancel: Set from another thread, ends it after the token in work.
+            drafts: True copies what may come next from earlier text and checks it several tokens in one run, which is
+                faster where an answer repeats its context; a number is the most to copy at once. Tokens are drawn as
+                ever, but from logits that may differ by rounding: a quantized model may go on otherwise near a tie.
+                Without effect on a GPU.
 
         Raises:
             RequestError: An option is out of its range, or the model has another task.
@@ -317,6 +299,7 @@ class TextGeneration(ABC):
             stop=stop,
             stop_token_ids=stop_token_ids,
             cancel=cancel,
+            drafts=drafts,
         )
         with closing(chunks):  # an interrupted call must not keep the turn while its traceback lives
             made = list(chunks)
@@ -340,6 +323,7 @@ class TextGeneration(ABC):
         stop: str | Iterable[str] = (),
         stop_token_ids: Iterable[int] = (),
         cancel: Event | None = None,
+        drafts: bool | int = False,
     ) -> Generator[Chunk, None, None]:
         """`generate`, token by token. The request is checked at once; the turn is held from the first `next` on.
 
@@ -357,6 +341,7 @@ class TextGeneration(ABC):
             stop=check.stop_strings(stop),
             stop_token_ids=codec.eos_ids.union(check.token_ids("stop_token_ids", stop_token_ids, vocab_size)),
             cancel=cancel,
+            drafts=check.drafts(drafts),
         )
         return decoding.run(request)
 

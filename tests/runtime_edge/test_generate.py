@@ -245,6 +245,10 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"stop": [3]}, "stop: .* found 3"),
     ({"stop": 3}, "stop: expected strings, found int"),
     ({"stop_token_ids": [300]}, "stop_token_ids: expected token ids below 300 .*, found 300"),
+    ({"drafts": -1}, "drafts: expected True, False or a whole number >= 0, found -1"),
+    ({"drafts": 2.0}, "drafts: expected True, False or a whole number >= 0, found float 2.0"),
+    ({"drafts": "yes"}, "drafts: .* found str 'yes'"),
+    ({"drafts": None}, "drafts: .* found NoneType None"),
     ({"cancel": True}, "cancel: expected a threading.Event, found bool"),
 ]
 PROMPTS: list[tuple[Any, str]] = [

@@ -193,6 +193,7 @@ def test_logits_of_all_tokens_come_in_runs_that_the_engine_takes(tmp_path: Path)
     assert state.cache.token_ids == [1, 2, 3, 4, 5, 6]
     state.prefill([7, 8])
     assert bench.of("run")[-1][2]["logits"] != address  # a single row again
+    assert state.most_drafts == 0  # such a run is not replayed as a step is
 
 
 def test_the_contexts_share_one_workspace_and_tokens_beyond_the_length_are_refused(tmp_path: Path) -> None:

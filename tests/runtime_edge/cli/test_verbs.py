@@ -133,6 +133,16 @@ def test_run_streams_what_generate_gives(lepton_edge: Callable[..., Any], tiny_a
     assert re.fullmatch(r"\[prompt \d+ tokens, \d+ tok/s; answer 12 tokens, \d+ tok/s; length\]\n", done.err)
 
 
+def test_run_with_drafts_says_the_same(lepton_edge: Callable[..., Any], tiny_artifact: Path, model: Any) -> None:
+    plain = lepton_edge("run", tiny_artifact, "hello", "--max-new-tokens", "300")
+    assert lepton_edge("run", tiny_artifact, "hello", "--max-new-tokens", "300", "--no-drafts").out == plain.out
+    done = lepton_edge("run", tiny_artifact, "hello", "--max-new-tokens", "300", "--drafts")
+    assert done.out == plain.out
+    found = re.fullmatch(r"\[prompt .*; answer 300 tokens, \d+ tok/s; drafts (\d+) of (\d+); length\]\n", done.err)
+    assert found is not None
+    assert 0 < int(found[1]) <= int(found[2])
+
+
 def test_run_raw_leaves_the_template_out(lepton_edge: Callable[..., Any], tiny_artifact: Path, model: Any) -> None:
     done = lepton_edge("run", tiny_artifact, "hello", "--raw", "--max-new-tokens", "12")
     assert done.out == model.generate("hello", max_new_tokens=12).text + "\n"
