@@ -50,15 +50,17 @@ class BuildOptions:
         max_seq_len: Longest sequence; None for the target's default, at most the model's.
         max_loss: Largest loss of quality in percent, or None: of perplexity for causal models, of cosine similarity
             for embeddings, of agreement for classifiers.
-        seed: Of the text that a model writes for its calibration; nothing else in a build is random.
+        seed: Of the text that a model writes for its calibration, and of `rotate`; nothing else in a build is random.
         dump_ir: Directory for the graph after each pass, or None.
         layers: Exceptions for single layers; see `leptonc.recipe`.
         eval_text: Text to measure fidelity on, or None for the built-in one.
-        prune: What is cut out of the model: a share of its weights ("25%"), whole layers ("layers:4"), or a plan's
-            .json file; "2:4" for two weights of each four that are zero; None for nothing.
+        prune: What is cut out of the model: a share of its weights ("25%"), what saves some time ("latency:30%"), a
+            share of its width ("width:10%"), whole layers ("layers:4"), or a plan's .json file; "2:4" for two weights
+            of each four that are zero; None for nothing.
         prune_method: How units, or for 2:4 weights, are chosen; None for the default.
         prune_compensation: What makes up for them, of `leptonc.pruning.COMPENSATIONS`; None for the default.
         prune_allocation: uniform or global: how a share is spent by importance; None for the method's own.
+        rotate: Whether the residual stream gets a random basis, which spreads its outliers over all features.
         check: Whether fidelity is measured; for an engine, of the lowered graph on the CPU before it is built.
         force: Whether an artifact at `out` is replaced.
     """
@@ -90,6 +92,7 @@ class BuildOptions:
     prune_method: str | None = None
     prune_compensation: str | None = None
     prune_allocation: str | None = None
+    rotate: bool = False
     check: bool = True
     force: bool = False
 

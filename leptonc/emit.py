@@ -15,7 +15,8 @@ from leptonc.passes.prune.sparse import PATTERN
 from leptonc.preparation import Preparation, begin
 from leptonc.progress import Progress, Silent, Timed
 from leptonc.recipe import check_values
-from leptonc.sources.emitted import ABOUT_NAME, GRAPH_NAME, About, encode
+from leptonc.sources.emitted import GRAPH_NAME, About, encode
+from runtime_edge.manifest import EMITTED_NAME
 
 if TYPE_CHECKING:
     from leptonc.artifact.writer import ArtifactWriter
@@ -113,7 +114,7 @@ class _Emission:
                 writer.add_graph(GRAPH_NAME, model, advance, sources=True)
             write_model_files(begun.source, writer.path)
             writer.add("tokenizer.json", begun.source.tokenizer_json)
-            writer.add(ABOUT_NAME, encode(self._about(None)))
+            writer.add(EMITTED_NAME, encode(self._about(None)))
             if options.check:
                 with clock.stage("check"):
                     begun.report["fidelity"] = self._measured(writer)
@@ -122,7 +123,7 @@ class _Emission:
                     "cut less, or let what is left learn: --heal 10min",
                 )  # fmt: skip
             about = self._about(begun.report.get("fidelity"))
-            writer.add(ABOUT_NAME, encode(about))
+            writer.add(EMITTED_NAME, encode(about))
             begun.report["bytes"] = sizes_of(writer)
             writer.add("report.json", as_json(begun.report))
             path = writer.commit()

@@ -139,4 +139,18 @@ class Preparation:
             self.report["pruning"] = prune(self.request, options, self.jobs, self.calibration, manager)
             self.records += manager.records
             Manager(options.dump_ir).write(captured.model, "prune")
+        if options.rotate:
+            self._rotate()
         self.report["structure"] = structure(captured.model).summary()
+
+    def _rotate(self) -> None:
+        """Gives the residual stream a random basis: in it no feature is far larger than others."""
+        from leptonc.ir.residual import residual
+        from leptonc.passes.base import Manager
+        from leptonc.passes.rotate import FoldNorms, Rotate, RotateConfig, random_basis
+
+        manager, model, seed = Manager(), self.captured.model, self.options.seed
+        manager.run(model, [FoldNorms()])
+        size = residual(model).size
+        manager.run(model, [Rotate(RotateConfig(f"random, seed {seed}"), random_basis(size, seed))])
+        self.records += manager.records

@@ -57,6 +57,12 @@ def slice_width(
     """
     captured, scratch = calibration.captured, calibration.scratch
     model = captured.model
+    if not captured.task.cached:
+        raise InputError(
+            f"expected a decoder with --prune {asked}, found a model for {captured.task.name}, which returns its "
+            "residual stream",
+            hint="--prune 20% cuts heads and channels of any architecture",
+        )
     size = residual(model).size
     step = step_within(size, multiple)
     kept = int((1 - share) * size + 1e-9) // step * step

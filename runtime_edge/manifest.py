@@ -27,6 +27,7 @@ from runtime_edge.files import MANIFEST_NAME
 FORMAT = "lepton"
 FORMAT_VERSION = 4  # 2: engines; 3: graphs for prefill; 4: sparse weights; what earlier versions said reads as before
 REPORT_NAME = "report.json"
+EMITTED_NAME = "lepton.json"  # of a graph that `build --emit onnx` wrote: no artifact, and inspected like one
 PAGE_NAME = "report.html"
 
 TEXT_GENERATION = "text-generation"

@@ -18,14 +18,13 @@ import onnx_ir as ir
 from leptonc.errors import InputError
 from leptonc.ir.structure import layer_of
 from leptonc.passes.quantize.blocks import Quantized
-from leptonc.sources.emitted import ABOUT_NAME
 from runtime_edge.errors import ArtifactError
 from runtime_edge.files import MANIFEST_NAME
-from runtime_edge.manifest import File, Manifest, encode
+from runtime_edge.manifest import EMITTED_NAME, File, Manifest, encode
 
 STORAGE = "lepton.storage"  # initializers with the same mark are the same bytes, and are stored once
 INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
-_OURS = {MANIFEST_NAME: "an artifact", ABOUT_NAME: "an emitted graph"}  # what may be replaced, by the file that tells
+_OURS = {MANIFEST_NAME: "an artifact", EMITTED_NAME: "an emitted graph"}  # what may be replaced, by the file that tells
 _COPY_BYTES = 2**22
 ALIGNMENT = 64  # of a tensor in its blob: a cache line, and what vector loads want
 

@@ -148,6 +148,12 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "and --heal.  [default: one that the model writes itself; for an encoder, one that Lepton carries]",
 )
 @click.option(
+    "--rotate",
+    is_flag=True,
+    help="Give a decoder's residual stream a random basis, folded into the weights, before they are quantized: what is "
+    "stored has no outliers then. See docs/quantization.md.",
+)
+@click.option(
     "--chat",
     is_flag=True,
     help="Put each text of --calibration into the model's chat template, as what a user says. (Lines of a .jsonl that "
@@ -194,8 +200,8 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "--prune",
     metavar="SPEC",
     help="Cut heads, channels and blocks out of the model: `25%` of its layers' weights, what saves `latency:30%` of "
-    "its time on this machine, `layers:4`, or a plan.json; or `2:4`, two weights of each four zero, for sparse tensor "
-    "cores. See docs/pruning.md.",
+    "its time on this machine, `layers:4`, or a plan.json; `width:10%` of a decoder's residual stream; or `2:4`, two "
+    "weights of each four zero, for sparse tensor cores. See docs/pruning.md.",
 )
 @click.option(
     "--prune-method",
@@ -254,6 +260,7 @@ def build(
     method: str | None,
     calibration: Path | None,
     chat: bool,
+    rotate: bool,
     heal: str | None,
     resume: Path | None,
     embeddings: str | None,
@@ -308,6 +315,7 @@ def build(
             method=method,
             calibration=calibration,
             chat=chat,
+            rotate=rotate,
             heal=heal,
             resume=resume,
             embeddings=embeddings,

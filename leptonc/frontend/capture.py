@@ -32,6 +32,7 @@ from leptonc.frontend.probe import RotaryForm, half_table
 from leptonc.frontend.tasks import Traced, build_model, task_of
 from leptonc.ir import dialect
 from leptonc.ir.edit import cleanup
+from leptonc.ir.weights import SOURCE_KEY
 from leptonc.sources.base import Source
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
@@ -332,7 +333,7 @@ class _Converter:
             if offset:
                 # Gemma's norms scale by 1 + w: folded, so that a pass sees one kind of norm.
                 name, inner = f"{scale.name}.plus_one", scale.const_value
-                stored = str(inner.metadata_props[bindings.SOURCE_KEY])  # type: ignore[union-attr]
+                stored = str(inner.metadata_props[SOURCE_KEY])  # type: ignore[union-attr]
                 read = lambda: inner.numpy() + np.float32(offset)  # type: ignore[union-attr]  # noqa: E731
                 scale = b.initializer(bindings.lazy(name, inner.shape.numpy(), read, stored), name)  # type: ignore[union-attr]
         return b.op("RMSNormalization", [b.value(x), scale], {"axis": -1, "epsilon": eps}, like=node.meta["val"])

@@ -11,8 +11,8 @@ from leptonc.errors import InputError
 from leptonc.frontend import weights as bindings
 from leptonc.frontend.captured import Captured, windows_of
 from leptonc.frontend.tasks import config_of, task_of
-from leptonc.frontend.weights import SOURCE_KEY
 from leptonc.ir import dialect
+from leptonc.ir.weights import SOURCE_KEY
 from leptonc.sources.base import Emitted, Source
 from runtime_edge.manifest import ENCODER_INPUTS
 

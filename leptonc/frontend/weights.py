@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from leptonc.errors import CaptureError, InputError
+from leptonc.ir.weights import SOURCE_KEY
 from leptonc.sources.base import LazyTensor
 
-SOURCE_KEY = "lepton.source"  # of a weight's metadata: its name in the checkpoint; constants have none
 # Names that older checkpoints use for what is called otherwise now.
 RENAMED = ((".weight", ".gamma"), (".bias", ".beta"))
 

@@ -66,7 +66,8 @@ def residual(model: ir.Model) -> Residual:
     if reasons:
         raise InputError(
             f"expected a residual stream that norms and linear layers alone read and write, found that {reasons[0]}",
-            hint="--prune 20% cuts heads and channels of any architecture",
+            hint="--rotate and --prune width:PCT are for decoders whose norms come before what reads the stream; "
+            "--prune 20% cuts heads and channels of any architecture",
         )
     return Residual(spread, size, norms, [linear for _, linear in readers if linear is not None])
 

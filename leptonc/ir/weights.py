@@ -13,6 +13,7 @@ from leptonc.ir import edit
 from leptonc.ir.dialect import MODULE_KEY
 from leptonc.ir.structure import Linear
 
+SOURCE_KEY = "lepton.source"  # of a weight's metadata: its name in the checkpoint; constants have none
 Reader = Callable[[], NDArray[np.float32]]
 
 
@@ -53,7 +54,7 @@ def append_linear(
     graph: ir.Graph, after: ir.Node, path: str, weight: Reader, size: int, bias: Reader | None = None
 ) -> None:  # fmt: skip
     """Puts a linear layer [size, size] behind a node; what read the node's output reads the layer's then."""
-    metadata = {"lepton.source": f"{path}.weight"}
+    metadata = {SOURCE_KEY: f"{path}.weight"}
     y, name = after.outputs[0], f"{after.name}/linear"
     value = edit.initializer(graph, f"{path}.weight", lazy(f"{path}.weight", weight, [size, size], metadata))
     made = edit.append(after, "MatMul", [y, value], name=name)
@@ -65,5 +66,5 @@ def append_linear(
     turned.shape, turned.type = value.shape, value.type
     if bias is not None:
         name = f"{path}.bias"
-        value = edit.initializer(graph, name, lazy(name, bias, [size], {"lepton.source": name}))
+        value = edit.initializer(graph, name, lazy(name, bias, [size], {SOURCE_KEY: name}))
         edit.append(node, "Add", [made, value], name=f"{node.name}/Add")

@@ -19,7 +19,7 @@ from leptonc.ir.dialect import attribute, module_of
 from leptonc.ir.residual import Residual, residual
 from leptonc.ir.spread import place
 from leptonc.ir.structure import Linear, linear_of, weight_of
-from leptonc.ir.weights import Reader, add_bias, append_linear, change, tensor_of
+from leptonc.ir.weights import SOURCE_KEY, Reader, add_bias, append_linear, change, lazy, tensor_of
 from leptonc.passes.base import Config, Pass
 
 
@@ -74,6 +74,12 @@ class Rotate(Pass):
         return len(found.weights())
 
 
+def random_basis(size: int, seed: int) -> NDArray[np.float32]:
+    """Returns an orthogonal matrix, float32 [size, size], drawn evenly from all there are (Mezzadri, 2007)."""
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))
+    return np.asarray(q * np.sign(np.diag(r)), np.float32)
+
+
 def _turn(value: ir.Value, axes: list[int], matrix: NDArray[np.float32]) -> None:
     """Multiplies a weight by a matrix [width, width] along axes, when it is read."""
     old = tensor_of(value)
@@ -100,7 +106,9 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> None:
     else:
         take = (lambda: bias.numpy()) if bias is not None else None
         append_linear(graph, norm, f"{module_of(norm)}.gain", lambda: np.diag(gain.numpy()), width, take)
-    ones = edit.initializer(graph, f"ones_{width}", ir.tensor(np.ones(width, np.float32), name=f"ones_{width}"))
+    # Each norm has gains of its own still: smoothing and scaling fold into those.
+    name = f"{norm.name}.gain"
+    ones = edit.initializer(graph, name, lazy(name, lambda: np.ones(width, np.float32), [width], {SOURCE_KEY: name}))
     epsilon = float(attribute(norm, "epsilon", 1e-5))
     (plain,) = edit.insert(
         norm, "RMSNormalization", [norm.inputs[0], ones], {"axis": -1, "epsilon": epsilon}, name=f"{norm.name}/plain"

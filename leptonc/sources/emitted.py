@@ -25,9 +25,8 @@ from leptonc.sources.hf import model_files
 from leptonc.sources.jsonfile import read_bytes, read_json
 from leptonc.sources.mapped import MappedBytes
 from leptonc.sources.safetensors_file import SafetensorsTensor
-from runtime_edge.manifest import PassRecord, Positive
+from runtime_edge.manifest import EMITTED_NAME, PassRecord, Positive
 
-ABOUT_NAME = "lepton.json"
 GRAPH_NAME = "model.onnx"
 FORMAT, FORMAT_VERSION = "lepton-graph", 1
 _AGAIN = "it is damaged, or was changed: write it again with `leptonc build MODEL --emit onnx`"
@@ -62,13 +61,13 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 def encode(about: About) -> bytes:
-    """Returns the bytes of `ABOUT_NAME`: equal records give equal bytes."""
+    """Returns the bytes of `EMITTED_NAME`: equal records give equal bytes."""
     return msgspec.json.format(msgspec.json.encode(about, order="sorted"), indent=2) + b"\n"
 
 
 def is_emitted(directory: Path) -> bool:
     """Whether a directory says that it is an emitted graph."""
-    return (directory / ABOUT_NAME).is_file()
+    return (directory / EMITTED_NAME).is_file()
 
 
 def open_emitted(directory: Path) -> Source:
@@ -78,7 +77,7 @@ def open_emitted(directory: Path) -> Source:
         InputError: Something is missing, damaged, of another version, or not within the directory.
         MissingExtraError: onnx is not installed.
     """
-    about = _about(directory / ABOUT_NAME)
+    about = _about(directory / EMITTED_NAME)
     name = directory.resolve().name
     data = read_bytes(_inside(directory, GRAPH_NAME))
     fields = model_files(directory)

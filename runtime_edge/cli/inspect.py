@@ -11,7 +11,8 @@ import msgspec
 
 from runtime_edge.cli import options
 from runtime_edge.cli.console import megabytes, print_json, print_pairs
-from runtime_edge.manifest import CACHE_DTYPES
+from runtime_edge.files import MANIFEST_NAME
+from runtime_edge.manifest import CACHE_DTYPES, EMITTED_NAME, REPORT_NAME
 
 _MAX_REPORT_BYTES = 16 * 2**20
 _FEW = 8  # rows of a table that a person reads here
@@ -27,7 +28,7 @@ _BAR = 32  # characters
 )
 @options.as_json
 def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as_json: bool) -> None:
-    """Show what an artifact holds and how good it is.
+    """Show what an artifact, or a graph that was emitted, holds and how good it is.
 
     Reads the manifest and the measured quality report only; `verify` checks the rest.
     """
@@ -35,10 +36,12 @@ def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as
     from runtime_edge.toml import toml
     from runtime_edge.verify import read_manifest
 
-    manifest = read_manifest(artifact)
-    report = _report(artifact, manifest.report)
+    about = artifact / EMITTED_NAME
+    emitted = about.is_file() and not about.is_symlink() and not (artifact / MANIFEST_NAME).exists()
+    manifest: Any = _json(artifact, EMITTED_NAME) if emitted else read_manifest(artifact)
+    report = _report(artifact, REPORT_NAME if emitted else manifest.report)
     if html is not None:
-        _copy_page(artifact, manifest.files, html)
+        _copy_page(artifact, () if emitted else manifest.files, html)
     elif recipe:
         if not isinstance(report.get("recipe"), dict):
             raise ArtifactError(f"{artifact}: expected a report with a recipe, found none")
@@ -50,9 +53,10 @@ def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as
         else:
             print_pairs([*_layers(found["structure"]), *_cut(found["pruning"])])
     elif as_json:
-        print_json({"manifest": manifest, "report": report})
+        print_json({"about" if emitted else "manifest": manifest, "report": report})
     else:
-        print_pairs([*_rows(manifest), *(("", ""), *_flat(report)) * bool(report)])
+        rows = _graph_rows(manifest) if emitted else _rows(manifest)
+        print_pairs([*rows, *(("", ""), *_flat(report)) * bool(report)])
 
 
 def _layers(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -97,19 +101,37 @@ def _copy_page(artifact: Path, files: Sequence[Any], out: Path) -> None:
 
 def _report(artifact: Path, name: str | None) -> dict[str, Any]:
     """The quality report; empty where there is none."""
-    from runtime_edge.errors import ArtifactError
-    from runtime_edge.manifest import REPORT_NAME
-
     # The manifest was not verified: no other name is opened, so that it cannot lead outside of the artifact.
-    path = artifact / REPORT_NAME
-    if name != REPORT_NAME or path.is_symlink():
-        return {}
+    return {} if name != REPORT_NAME or (artifact / REPORT_NAME).is_symlink() else _json(artifact, REPORT_NAME)
+
+
+def _json(artifact: Path, name: str) -> dict[str, Any]:
+    """A file of the directory, which holds an object."""
+    from runtime_edge.errors import ArtifactError
+
     try:
-        with path.open("rb") as file:
-            report = msgspec.json.decode(file.read(_MAX_REPORT_BYTES), type=dict[str, Any])
+        with (artifact / name).open("rb") as file:
+            found = msgspec.json.decode(file.read(_MAX_REPORT_BYTES), type=dict[str, Any])
     except (OSError, msgspec.DecodeError, RecursionError) as error:
-        raise ArtifactError(f"{REPORT_NAME}: expected a report as JSON, found: {error}") from error
-    return report
+        raise ArtifactError(f"{name}: expected a JSON object, found: {error}") from error
+    return found
+
+
+def _graph_rows(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `build --emit onnx` says of its graph."""
+    yield "graph", "float32 ONNX, a SOURCE of leptonc build"
+    for name in ("task", "parameters", "max_seq_len"):
+        if name in about:
+            yield name.replace("_", " "), f"{about[name]:,}" if isinstance(about[name], int) else str(about[name])
+    for key, value in sorted(_object(about.get("origin")).items()):
+        yield f"source {key}", str(value)
+    passes = about.get("passes")
+    names = [str(_object(each).get("name")) for each in passes] if isinstance(passes, list) else []
+    yield "passes", ", ".join(names) or "none"
+
+
+def _object(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
 
 
 def _rows(manifest: Any) -> Iterator[tuple[str, str]]:

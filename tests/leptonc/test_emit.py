@@ -287,3 +287,21 @@ def test_a_sweep_of_an_emitted_graph(tmp_path: Path, leptonc: Callable[..., Any]
     points = json.loads(result.out)["points"]
     assert [each["name"] for each in points] == ["fp32", "int8"]
     assert abs(points[0]["loss_percent"]) < 1e-3
+
+
+def test_inspect_shows_an_emitted_graph(tmp_path: Path, leptonc: Callable[..., Any]) -> None:
+    out = tmp_path / "g"
+    emit(BuildOptions(LLAMA, out=out, prune=plan(tmp_path, FIRST), max_seq_len=64, check=False))
+    text = leptonc("inspect", out).out
+    assert "a SOURCE of leptonc build" in text
+    assert "prune" in text
+    found = json.loads(leptonc("inspect", out, "--json").out)
+    assert found["about"]["task"] == "causal-lm"
+    assert found["report"] == json.loads((out / "report.json").read_text())
+    assert "model.layers.0/mlp" in leptonc("inspect", out, "--structure").out
+    assert "prune = " in leptonc("inspect", out, "--recipe").out
+    (out / "lepton.json").write_text("[]")
+    done = leptonc("inspect", out)
+    assert (done.code, done.err.startswith("error: lepton.json: expected a JSON object")) == (1, True)
+    (out / "lepton.json").unlink()
+    assert "manifest.json" in leptonc("inspect", out).err

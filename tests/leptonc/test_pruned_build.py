@@ -156,7 +156,7 @@ def test_whole_layers_and_quantization(tmp_path: Path) -> None:
         ({"prune": "layers:3"}, "expected fewer layers to prune than the model has, found 3 of 3"),
         ({"prune": "99%", "prune_method": "wanda"}, "expected a share that leaves something of every block"),
         ({"prune": "99%"}, "expected a share of at most"),
-        ({"prune": "much"}, "expected of --prune a share, latency:PCT, layers:N, 2:4 or a plan's .json file, found"),
+        ({"prune": "much"}, "expected of --prune a share, latency:PCT, width:PCT, layers:N, 2:4 or a plan's .json"),
         ({"prune": "none.json"}, "expected a plan at none.json, found: No such file"),
         ({"prune": "20%", "prune_method": "guess"}, "expected a pruning method among"),
         ({"prune_method": "wanda"}, "expected --prune with --prune-method"),

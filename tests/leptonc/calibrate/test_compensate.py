@@ -15,7 +15,8 @@ from leptonc.calibrate.compensate import Regression, compensate, ridge_of
 from leptonc.calibrate.moments import SINK
 from leptonc.calibrate.observe import moments
 from leptonc.calibrate.reconstruct import RIDGE as RIDGE_ALONE
-from leptonc.calibrate.reconstruct import Seen, fitted
+from leptonc.calibrate.reconstruct import fitted
+from leptonc.calibrate.seen import Seen
 from leptonc.calibrate.solve import inputs_of
 from leptonc.frontend.capture import capture
 from leptonc.ir.groups import groups
@@ -44,7 +45,7 @@ def test_moments_of_all_consumers_are_those_of_their_inputs(tmp_path: Path) -> N
         found: dict[str, np.ndarray] = {}
         batches = [inputs_of(model, text) for text in TEXTS]
         use = lambda linear, each: found.update({linear.path: each})  # noqa: E731
-        moments(model, groups(model), batches, use, tmp_path, memory=0)
+        moments(model, groups(model).consumers, batches, use, tmp_path, memory=0)
     reference = models.reference("tiny-llama")
     seen: dict[str, list[torch.Tensor]] = {}
     hooks = [
@@ -195,8 +196,8 @@ def test_a_cut_block_makes_up_for_what_it_loses_alone(tmp_path: Path) -> None:
         cuts = cuts_of({"model.layers.0/attention": {"heads": "0,2"}, "model.layers.1/mlp": {"channels": "3-40,90"}})
         stay = by_block(found, cuts)
         clock = lambda *_: nullcontext(lambda _: None)  # noqa: E731
-        seen = Seen(model, found, TEXTS, tmp_path, memory=2**30, clock=clock)
-        weights, report = fitted(seen, stay, tmp_path)
+        seen = Seen(model, found.consumers, TEXTS, tmp_path, memory=2**30, clock=clock)
+        weights, report = fitted(seen, found, stay, tmp_path)
     reference = models.reference("tiny-llama")
     wanted = {"model.layers.0.self_attn.o_proj": "heads", "model.layers.1.mlp.down_proj": "channels"}
     assert {each["path"] for each in report} == set(wanted)

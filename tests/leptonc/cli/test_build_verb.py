@@ -55,7 +55,7 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
         "--embeddings": ("int8", "embeddings", "int8"),
         "--kv-cache": ("int8", "kv_cache", "int8"),
         "--prefill": ("int8", "prefill", "int8"),
-        "--prune": ("25%", "prune", "25%"),
+        "--prune": ("width:25%", "prune", "width:25%"),
         "--prune-method": ("flap", "prune_method", "flap"),
         "--prune-allocation": ("uniform", "prune_allocation", "uniform"),
         "--prune-compensation": ("bias", "prune_compensation", "bias"),
@@ -66,7 +66,8 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
         "--dump-ir": ("ir", "dump_ir", Path("ir")),
         "--eval-text": ("text", "eval_text", Path("text")),
     }
-    flags = {"--asymmetric": ("symmetric", False), "--force": ("force", True), "--chat": ("chat", True)}
+    flags = {"--asymmetric": ("symmetric", False), "--force": ("force", True), "--chat": ("chat", True),
+             "--rotate": ("rotate", True)}
     arguments = [part for option, (text, *_) in given.items() for part in (option, text)]
     assert leptonc("build", SOURCE, *arguments, *flags).code == 0
     expected = {field: value for _, field, value in given.values()} | dict(flags.values())

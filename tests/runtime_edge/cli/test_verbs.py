@@ -122,7 +122,7 @@ def test_a_report_that_is_not_json(lepton_edge: Callable[..., Any], copy: Path) 
     with_report(copy, "{")
     done = lepton_edge("inspect", copy)
     assert done.code == 1
-    assert "error: report.json: expected a report as JSON" in done.err
+    assert "error: report.json: expected a JSON object" in done.err
 
 
 def test_run_streams_what_generate_gives(lepton_edge: Callable[..., Any], tiny_artifact: Path, model: Any) -> None:
