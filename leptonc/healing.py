@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RANK = 16  # of what is added to each weight of a pruned model in float32
 # Largest learning rates: what was rounded is near its best, what lost its neighbours has a way to go.
-QUANTIZED_RATE, PRUNED_RATE = 7e-4, 3e-3
+QUANTIZED_RATE, PRUNED_RATE = 7e-4, 4e-4
 
 
 def check(heal: str | None, jobs: Sequence[Job], *, pruned: bool) -> None:

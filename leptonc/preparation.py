@@ -146,11 +146,14 @@ class Preparation:
     def _rotate(self) -> None:
         """Gives the residual stream a random basis: in it no feature is far larger than others."""
         from leptonc.ir.residual import residual
+        from leptonc.ir.weights import count_weights
         from leptonc.passes.base import Manager
         from leptonc.passes.rotate import FoldNorms, Rotate, RotateConfig, random_basis
 
         manager, model, seed = Manager(), self.captured.model, self.options.seed
+        before = count_weights(model)
         manager.run(model, [FoldNorms()])
         size = residual(model).size
         manager.run(model, [Rotate(RotateConfig(f"random, seed {seed}"), random_basis(size, seed))])
+        self.captured.parameters += count_weights(model) - before  # where gains could not be folded
         self.records += manager.records

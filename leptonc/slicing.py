@@ -16,6 +16,7 @@ from leptonc.errors import InputError
 from leptonc.ir.groups import layer_weights
 from leptonc.ir.residual import residual
 from leptonc.ir.structure import linears
+from leptonc.ir.weights import count_weights
 from leptonc.passes.base import Manager
 from leptonc.passes.prune.importance import step_within
 from leptonc.passes.prune.width import SliceWidth, SliceWidthConfig, principal_axes
@@ -72,7 +73,7 @@ def slice_width(
             hint="a smaller share",
         )
     windows = calibration.windows
-    before, macs, stored = layer_weights(model), _multiplications(model), _stored(model)
+    before, macs, stored = layer_weights(model), _multiplications(model), count_weights(model)
     manager.run(model, [FoldNorms()])
     firsts = [each[0] for each in by_value(residual(model).readers).values()]
     seen = Seen(
@@ -93,7 +94,7 @@ def slice_width(
     seen.drop()
     config = SliceWidthConfig(kept, size, compensation)
     manager.run(model, [SliceWidth(config, {name: partial(np.asarray, each) for name, each in weights.items()})])
-    captured.parameters -= stored - _stored(model)
+    captured.parameters -= stored - count_weights(model)
     after = layer_weights(model)
     about["weights"] = {"before": before, "after": after}
     about["removed_percent"] = round(100 * (1 - after / before), 2)
@@ -103,9 +104,3 @@ def slice_width(
 
 def _multiplications(model: ir.Model) -> int:
     return sum(rows * columns for rows, columns in (linear.shape for linear in linears(model)))
-
-
-def _stored(model: ir.Model) -> int:
-    """Numbers of all weights."""
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    return sum(each.size for each in tensors if isinstance(each, ir.LazyTensor))

@@ -24,6 +24,12 @@ def tensor_of(value: ir.Value) -> Any:
     return value.const_value
 
 
+def count_weights(model: ir.Model) -> int:
+    """Returns how many numbers a graph's weights are, constants not among them."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(each.size for each in tensors if isinstance(each, ir.LazyTensor))
+
+
 def change(value: ir.Value, read: Reader, shape: Sequence[int] | None = None) -> None:
     """Gives an initializer what `read` returns, each time that it is read; it is stored where it was."""
     old = tensor_of(value)
