@@ -48,6 +48,15 @@ def test_a_healed_build_has_its_size_and_says_what_it_learned(source: str, text:
     runtime_edge.verify(healed.path)
 
 
+def test_of_a_file_there_is_more_to_learn_from_than_statistics_need(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join(built_in_texts() * 20), encoding="utf-8")
+    result = built(tmp_path / "m", path, heal="40steps", max_seq_len=24, method="gptq")
+    about = result.report["variants"]["cpu"]
+    assert about["quantization"]["calibration"]["samples"] == 32
+    assert (about["recovery"]["learned_from"], about["recovery"]["held_out"]) == (40, 8)
+
+
 def test_an_interrupted_build_leaves_its_state_and_goes_on(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

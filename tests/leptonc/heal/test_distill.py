@@ -16,7 +16,7 @@ import torch
 
 from leptonc.calibrate.solve import inputs_of
 from leptonc.errors import InputError
-from leptonc.heal import distill
+from leptonc.heal import distill, objective
 from leptonc.heal.budget import Budget
 from leptonc.heal.distill import Healed, Settings, heal
 from leptonc.heal.graph import Graph
@@ -75,6 +75,24 @@ def test_a_decoder_is_nearer_to_the_original_afterwards(name: str, tmp_path: Pat
     assert after < 0.985 * before
     assert (healed.steps, healed.windows, healed.held_out) == (20, 28, 4)
     assert not list(tmp_path.iterdir())
+
+
+def test_of_many_windows_only_those_that_it_comes_to_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight windows are judged on at most; the original runs on a window once, when it is first needed."""
+    student, original = pair("tiny-llama")
+    seen: list[tuple[int, ...]] = []
+    plain = objective.Halves.hidden
+
+    def hidden(self: Any, window: Any, variables: Any) -> Any:
+        if self.model is original:
+            seen.append(tuple(window))
+        return plain(self, window, variables)
+
+    monkeypatch.setattr(objective.Halves, "hidden", hidden)
+    windows = [np.asarray(models.token_ids(24, seed), np.int64) for seed in range(100)]
+    healed = run(student, original, 3, tmp_path, windows=windows)
+    assert (healed.windows, healed.held_out) == (6, 8)
+    assert len(seen) == len(set(seen)) == 6 + 8
 
 
 def test_an_encoder_is_nearer_to_the_original_afterwards(tmp_path: Path) -> None:
