@@ -28,9 +28,10 @@ _BAR = 32  # characters
 )
 @options.as_json
 def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as_json: bool) -> None:
-    """Show what an artifact, or a graph that was emitted, holds and how good it is.
+    """Show what an artifact holds and how good it is.
 
-    Reads the manifest and the measured quality report only; `verify` checks the rest.
+    Reads the manifest and the measured quality report only; `verify` checks the rest. A graph that `build --emit onnx`
+    wrote is shown likewise.
     """
     from runtime_edge.errors import ArtifactError
     from runtime_edge.toml import toml

@@ -296,7 +296,7 @@ def test_inspect_shows_an_emitted_graph(tmp_path: Path, leptonc: Callable[..., A
     assert "a SOURCE of leptonc build" in text
     assert "prune" in text
     found = json.loads(leptonc("inspect", out, "--json").out)
-    assert found["about"]["task"] == "causal-lm"
+    assert found["about"]["task"] == "text-generation"
     assert found["report"] == json.loads((out / "report.json").read_text())
     assert "model.layers.0/mlp" in leptonc("inspect", out, "--structure").out
     assert "prune = " in leptonc("inspect", out, "--recipe").out

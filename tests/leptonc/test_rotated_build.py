@@ -40,7 +40,7 @@ def test_a_rotated_model_says_the_same(name: str, tmp_path: Path) -> None:
     [
         {"weights": "int8", "activations": "int8"},
         {"weights": "int4", "method": "awq"},
-        {"weights": "int4", "method": "gptq", "prune": "width:10%"},
+        {"weights": "int4", "method": "gptq"},
         {"weights": "int8", "target": "rtx", "activations": "int8"},
     ],
     ids=lambda given: " ".join(given.values()),

@@ -143,7 +143,7 @@ def test_a_dense_build_says_nothing_of_it(tmp_path: Path) -> None:
         ({"prune": "20%", "prune_method": "sparsegpt"}, "expected a pruning method among reconstruction"),
         ({"prune_compensation": "bias"}, "expected no --prune-compensation with --prune 2:4, found 'bias'"),
         ({"prune_allocation": "global"}, "expected no --prune-allocation with --prune 2:4, found 'global'"),
-        ({"prune": "2:3"}, "expected of --prune a share, latency:PCT, layers:N, 2:4 or a plan"),
+        ({"prune": "2:3"}, "expected of --prune a share, latency:PCT, width:PCT, layers:N, 2:4 or a plan"),
         ({"calibration": Path("text.txt")}, "expected something that reads a calibration text"),
     ],
 )  # fmt: skip

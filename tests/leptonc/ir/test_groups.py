@@ -100,7 +100,8 @@ def test_the_width_of_the_residual_stream() -> None:
     assert llama.counts == {"width": 64}
     assert llama.unknown == []
     assert {"lm_head.weight", "model.norm.weight", "model.layers.2.mlp.down_proj.weight"} <= names
-    assert any("LayerNorm is over it" in reason for reason in bert.unknown)
+    assert not llama.centred
+    assert len(bert.centred) == 2 * len(found_in("tiny-bert").layers) + 1  # the mean of each is over it
 
 
 def test_what_is_not_understood_is_said() -> None:
