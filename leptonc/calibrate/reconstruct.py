@@ -18,7 +18,16 @@ from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Stage, Weights, stages
 from leptonc.ir.groups import Block, Groups
 from leptonc.ir.structure import Linear, weight_of
-from leptonc.passes.prune.choose import WHOLE, Option, choose, columns_of, options, reconstructed, reference
+from leptonc.passes.prune.choose import (
+    WHOLE,
+    Option,
+    choose,
+    columns_of,
+    errors_of,
+    options,
+    reconstructed,
+    reference,
+)
 from leptonc.passes.prune.plan import Cut
 
 TRIAL = 384  # tokens that divergences are measured on: attention needs a long text
@@ -111,14 +120,11 @@ def fitted(seen: Seen, found: Groups, stay: Stay, folder: Path) -> tuple[Weights
     with seen.clock("prune compensate", len(linears)) as advance:
         for linear in linears:
             gone, weight, moment = removed[linear.path], weight_of(linear), seen[linear]
-            new, bare = reconstructed(weight, moment, gone, ridge=RIDGE), np.array(weight)
-            bare[:, gone] = 0
+            new = reconstructed(weight, moment, gone, ridge=RIDGE)
             np.save(file := folder / f"{linear.path}.npy", as_stored(new, linear))
             weights[str(linear.weight.name)] = np.load(file, mmap_mode="r")
-            whole = max(float(np.vdot(weight @ moment, weight)), float(np.finfo(np.float32).tiny))
-            before, after = (float(np.vdot((weight - w) @ moment, weight - w)) / whole for w in (bare, new))
             kept = linear.shape[1] - len(gone)
-            report.append({"path": linear.path, "kept": kept, "before": round(before, 6), "after": round(after, 6)})
+            report.append({"path": linear.path, "kept": kept, **errors_of(weight, new, moment, gone)})
             advance(1)
     return weights, report
 

@@ -17,7 +17,7 @@ from leptonc.ir.edit import producer
 from leptonc.ir.residual import Residual
 from leptonc.ir.structure import Linear, embeddings, weight_of
 from leptonc.ir.weights import tensor_of
-from leptonc.passes.prune.choose import reconstructed
+from leptonc.passes.prune.choose import errors_of, reconstructed
 from leptonc.passes.prune.width import projection
 
 RIDGE = 1e-3  # of the mean second moment: how much a fit keeps to the weights as they were
@@ -70,7 +70,7 @@ def fitted_width(
             for linear in linears:
                 weight = weight_of(linear)
                 new = reconstructed(weight, moment, gone, ridge=RIDGE)
-                report.append({"path": linear.path, "kept": kept, **_errors(weight, new, moment, gone)})
+                report.append({"path": linear.path, "kept": kept, **errors_of(weight, new, moment, gone)})
                 if linear.y in before_head:
                     turn = np.zeros((found.size, found.size), np.float32)
                     turn[:kept] = projection(weight_of(before_head[linear.y]), kept)
@@ -87,13 +87,3 @@ def _source(value: ir.Value) -> ir.Value:
     while (node := producer(value, "Reshape")) is not None and node.inputs[0] is not None:
         value = node.inputs[0]
     return value
-
-
-def _errors(
-    weight: NDArray[np.float32], new: NDArray[np.float32], moment: NDArray[np.float32], gone: NDArray[np.int64]
-) -> dict[str, float]:
-    bare = np.array(weight)
-    bare[:, gone] = 0
-    whole = max(float(np.vdot(weight @ moment, weight)), float(np.finfo(np.float32).tiny))
-    before, after = (float(np.vdot((weight - w) @ moment, weight - w)) / whole for w in (bare, new))
-    return {"before": round(before, 6), "after": round(after, 6)}

@@ -88,7 +88,8 @@ def _reasons(node: ir.Node, spread: Spread, size: int) -> list[str]:
     ]
     if node.op_type in ("Mul", "Div"):
         others = [each for each in inputs if each not in within]
-        if len(within) != 1 or any(_size(each) != 1 for each in others) or node.inputs[0] is not within[0]:
+        turned = node.op_type == "Div" and node.inputs[0] not in within
+        if len(within) != 1 or turned or any(_size(each) != 1 for each in others):
             found.append(f"{place(node)} scales its features apart from each other")
     elif node.op_type in ("Add", "Sub"):
         if len(within) != len(inputs):

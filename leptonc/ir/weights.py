@@ -60,6 +60,8 @@ def append_linear(
     graph: ir.Graph, after: ir.Node, path: str, weight: Reader, size: int, bias: Reader | None = None
 ) -> None:  # fmt: skip
     """Puts a linear layer [size, size] behind a node; what read the node's output reads the layer's then."""
+    if f"{path}.weight" in graph.initializers:
+        raise ValueError(f"{path} is there already")
     metadata = {SOURCE_KEY: f"{path}.weight"}
     y, name = after.outputs[0], f"{after.name}/linear"
     value = edit.initializer(graph, f"{path}.weight", lazy(f"{path}.weight", weight, [size, size], metadata))

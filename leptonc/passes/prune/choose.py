@@ -143,6 +143,17 @@ def reconstructed(
     return found
 
 
+def errors_of(
+    weight: Weight, fitted: Weight, moments: NDArray[np.float32], gone: NDArray[np.int64]
+) -> dict[str, float]:  # fmt: skip
+    """Returns the errors of a layer's outputs without some inputs, bare and fitted, as parts of the outputs."""
+    bare = np.array(weight)
+    bare[:, gone] = 0
+    whole = max(float(np.vdot(weight @ moments, weight)), float(np.finfo(np.float32).tiny))
+    before, after = (float(np.vdot((weight - w) @ moments, weight - w)) / whole for w in (bare, fitted))
+    return {"before": round(before, 6), "after": round(after, 6)}
+
+
 def choose(
     found: Groups, ways: Mapping[str, list[Option]], divergences: Mapping[str, float], share: float
 ) -> tuple[tuple[Cut, ...], float]:
