@@ -114,7 +114,7 @@ class Calibration:
             return self.texts[key][: self.count]
         return self._cut(self.file, self.count)
 
-    @property
+    @cached_property
     def lessons(self) -> list[NDArray[np.int64]]:
         """Token ids int64 [length] of each text that healing learns from: of a file, more than statistics need."""
         if self.file is None or not self.captured.task.cached:

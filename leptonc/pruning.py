@@ -23,7 +23,7 @@ from leptonc.calibrate.walk import stages
 from leptonc.errors import InputError
 from leptonc.frontend.captured import windows_of
 from leptonc.ir.groups import Groups, groups, layer_weights
-from leptonc.ir.structure import linears, weight_of
+from leptonc.ir.structure import multiplications, weight_of
 from leptonc.passes.base import Manager
 from leptonc.passes.prune.importance import METHODS, Feature, by_unit, cheapest, scores
 from leptonc.passes.prune.plan import BLOCK, Cut, by_block, cuts_of
@@ -199,7 +199,7 @@ class Pruning:
         about["blocks"] = _picture(found, stay)
         weights = self._fitted(captured, found, seen, stay, about)
         seen.drop()
-        before, macs = found.total, _multiplications(captured)
+        before, macs = found.total, multiplications(captured.model)
         biases = self._biases(found, stay, self._features(captured, found)) if self.compensation == "bias" else {}
         manager.run(captured.model, [Prune(PruneConfig(cuts, self.method, self.compensation), weights, biases)])
         after = layer_weights(captured.model)
@@ -207,7 +207,7 @@ class Pruning:
         captured.windows = windows_of(captured.model)
         about["weights"] = {"before": before, "after": after}
         about["removed_percent"] = round(100 * (1 - after / before), 2)
-        about["multiplications_a_token"] = {"before": macs, "after": _multiplications(captured)}
+        about["multiplications_a_token"] = {"before": macs, "after": multiplications(captured.model)}
         return about
 
     def _seen(self, captured: Captured, found: Groups) -> Seen:
@@ -342,11 +342,6 @@ def _standard(importance: NDArray[np.float64]) -> NDArray[np.float64]:
     """FLAP compares layers by how far a unit is from its layer's mean, in standard deviations."""
     found: NDArray[np.float64] = (importance - importance.mean()) / max(float(importance.std()), 1e-30)
     return found
-
-
-def _multiplications(captured: Captured) -> int:
-    """Multiplications of linear layers for one token, the head's among them."""
-    return sum(rows * columns for rows, columns in (linear.shape for linear in linears(captured.model)))
 
 
 def _picture(found: Groups, stay: Mapping[str, Any]) -> dict[str, str]:

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from leptonc.calibrate.seen import Seen
 from leptonc.calibrate.walk import Weights
@@ -15,7 +14,7 @@ from leptonc.calibration import Calibration
 from leptonc.errors import InputError
 from leptonc.ir.groups import layer_weights
 from leptonc.ir.residual import residual
-from leptonc.ir.structure import linears
+from leptonc.ir.structure import multiplications
 from leptonc.ir.weights import count_weights
 from leptonc.passes.base import Manager
 from leptonc.passes.prune.importance import step_within
@@ -73,7 +72,7 @@ def slice_width(
             hint="a smaller share",
         )
     windows = calibration.windows
-    before, macs, stored = layer_weights(model), _multiplications(model), count_weights(model)
+    before, macs, stored = layer_weights(model), multiplications(model), count_weights(model)
     manager.run(model, [FoldNorms()])
     firsts = [each[0] for each in by_value(residual(model).readers).values()]
     seen = Seen(
@@ -98,9 +97,5 @@ def slice_width(
     after = layer_weights(model)
     about["weights"] = {"before": before, "after": after}
     about["removed_percent"] = round(100 * (1 - after / before), 2)
-    about["multiplications_a_token"] = {"before": macs, "after": _multiplications(model)}
+    about["multiplications_a_token"] = {"before": macs, "after": multiplications(model)}
     return about
-
-
-def _multiplications(model: ir.Model) -> int:
-    return sum(rows * columns for rows, columns in (linear.shape for linear in linears(model)))

@@ -85,6 +85,11 @@ def linears(model: ir.Model) -> list[Linear]:
     return [found for node in model.graph if (found := linear_of(node)) is not None]
 
 
+def multiplications(model: ir.Model) -> int:
+    """Returns the multiplications of linear layers for one token, the head's among them."""
+    return sum(rows * columns for rows, columns in (linear.shape for linear in linears(model)))
+
+
 def embeddings(model: ir.Model) -> Iterator[ir.Node]:
     """Yields the look-ups of token ids: Gather of rows of a matrix of weights by a graph input."""
     for node in model.graph:

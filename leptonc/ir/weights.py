@@ -13,7 +13,8 @@ from leptonc.ir import edit
 from leptonc.ir.dialect import MODULE_KEY
 from leptonc.ir.structure import Linear
 
-SOURCE_KEY = "lepton.source"  # of a weight's metadata: its name in the checkpoint; constants have none
+# Of a weight's metadata: its name in the checkpoint, "" where it is no longer what is there; constants have none.
+SOURCE_KEY = "lepton.source"
 Reader = Callable[[], NDArray[np.float32]]
 
 
@@ -30,11 +31,10 @@ def count_weights(model: ir.Model) -> int:
     return sum(each.size for each in tensors if isinstance(each, ir.LazyTensor))
 
 
-def change(value: ir.Value, read: Reader, shape: Sequence[int] | None = None) -> None:
-    """Gives an initializer what `read` returns, each time that it is read; it is stored where it was."""
-    old = tensor_of(value)
-    value.const_value = lazy(str(value.name), read, list(value.shape or ()) if shape is None else shape,
-                             dict(old.metadata_props))  # fmt: skip
+def change(value: ir.Value, read: Reader) -> None:
+    """Gives an initializer what `read` returns, each time that it is read: another weight than the checkpoint's."""
+    metadata = {SOURCE_KEY: ""} if SOURCE_KEY in tensor_of(value).metadata_props else {}
+    value.const_value = lazy(str(value.name), read, list(value.shape or ()), metadata)
 
 
 def lazy(name: str, read: Reader, shape: Sequence[Any], metadata: dict[str, str]) -> ir.LazyTensor:
