@@ -90,7 +90,8 @@ def _tensor(source: Source, emitted: Emitted, name: str, stored: Any) -> Any:
     """A weight is read when it is asked for; a constant, which nodes share, is in memory."""
     handle = source.weights.get(name)
     if handle is not None and SOURCE_KEY in stored.metadata_props and handle.dtype == "F32":
-        return bindings.lazy(name, handle.shape, bindings.checked(name, handle), name)
+        stands_for = stored.metadata_props[SOURCE_KEY] or name  # of the graph: it is its own reference
+        return bindings.lazy(name, handle.shape, bindings.checked(name, handle), stands_for)
     try:
         return ir.tensor(handle.read() if handle is not None else stored.numpy().copy(), name=name)
     except _UNREADABLE as error:
