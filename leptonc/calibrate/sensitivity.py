@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.said import Said
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Stage, Store, Together, Weights, open_stage, stages, weights_of
-from leptonc.errors import InputError
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.ir.types import fill_types
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
@@ -30,31 +30,12 @@ class Sensitivity:
     Attributes:
         path: Module path.
         shape: (out, in) features.
-        error: Of the model's output, see `divergence`.
+        error: Of the model's output, see `said.divergence`.
     """
 
     path: str
     shape: tuple[int, int]
     error: float
-
-
-def divergence(before: NDArray[Any], after: NDArray[Any], *, logits: bool, first: int = 0) -> float:
-    """Returns the mean over rows [..., n] from `first` on of the Kullback-Leibler divergence of logits, in nats.
-
-    Of other outputs, the mean of |after - before|^2 / |before|^2.
-    """
-    if not logits:
-        off, whole = np.square(after - before).sum(-1), np.square(before).sum(-1)
-        return float((off / np.maximum(whole, np.finfo(np.float32).tiny)).mean())
-    x, y = (each.reshape(-1, each.shape[-1])[first:] for each in (before, after))
-    total = 0.0
-    for old, new in zip(x, y, strict=True):
-        # Single precision where the vocabulary is, double in its sums: off by 1e-8, in a tenth of the time.
-        p, q = np.exp(old - old.max()), np.exp(new - new.max())
-        whole, other = p.sum(dtype=np.float64), q.sum(dtype=np.float64)
-        shift = np.log(other / whole) + float(new.max()) - float(old.max())
-        total += float(np.vdot(p, old - new)) / whole + shift
-    return total / len(x)
 
 
 @dataclass(frozen=True)
@@ -135,24 +116,21 @@ def measure(
     """
     fill_types(model.graph)
     cut = stages(model)
-    output = str(model.graph.outputs[0].name)
-    errors: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".sensitivity.") as place:
-        store = Store(memory, Path(place))
+        store, said = Store(memory, Path(place)), Said(model, Path(place), first=first)
         plain: list[Values] = [dict(inputs_of(model, window)) for window in windows]
         changed: dict[str, list[Values]] = {}  # by path: of each window, the values that differ
         for at, stage in enumerate(cut):
-            last = at == len(cut) - 1
-            names = [output] if last else list(stage.outputs)
+            names = [said.name] if at == len(cut) - 1 else list(stage.outputs)
             here = trials(stage)
             weights = weights_of(model, stage) if here else {}  # read once for all of them
             run = Together(open_stage(model, stage, names, weights, Path(place)), stage, names)
             results = list(run(plain))
             mixed = [(path, mine, i) for path, variants in changed.items() for i, mine in enumerate(variants)]
-            for (path, mine, i), got in zip(mixed, run([{**plain[i], **mine} for _, mine, i in mixed]), strict=True):
+            for (_, mine, i), got in zip(mixed, run([{**plain[i], **mine} for _, mine, i in mixed]), strict=True):
                 for name in [name for name in mine if name in stage.inputs]:
                     store.release(mine.pop(name))
-                _keep(path, mine, got, results[i], store, errors, output if last else None, first)
+                _keep(mine, got, results[i], store)
             for trial in here:
                 session = open_stage(
                     model, stage, names, {**weights, **trial.weights()}, Path(place), trial.change, once=True
@@ -160,29 +138,23 @@ def measure(
                 changed[trial.path] = [{} for _ in plain]
                 found = zip(changed[trial.path], results, Together(session, stage, names)(plain), strict=True)
                 for mine, theirs, got in found:
-                    _keep(trial.path, mine, got, theirs, store, errors, output if last else None, first)
+                    _keep(mine, got, theirs, store)
                 del session, found
             for values, result in zip(plain, results, strict=True):
                 values.update({name: np.array(x) for name, x in result.items()})
             advance(1)
-    return {path: error / len(windows) for path, error in errors.items()}
+        errors = dict.fromkeys(changed, 0.0)
+        for i, each in enumerate(plain):
+            before = each[said.name]
+            after = {path: variants[i].get(said.name, before) for path, variants in changed.items()}
+            for path, error in said.divergences(before, after).items():
+                errors[path] += error / len(windows)
+    return errors
 
 
-def _keep(
-    path: str, mine: Values, got: Values, theirs: Values, store: Store, errors: dict[str, float], output: str | None,
-    first: int,
-) -> None:  # fmt: skip
-    """Keeps what differs from the model's own values or, of its `output`, how much."""
-    if output is None:
-        mine.update({name: store.put(x) for name, x in got.items() if not np.array_equal(x, theirs[name])})
-        return
-    if not np.isfinite(theirs[output]).all():
-        raise InputError(
-            f"expected finite values of {output} on the calibration text, found others",
-            hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
-        )
-    error = divergence(theirs[output], got[output], logits=output == "logits", first=first)
-    errors[path] = errors.get(path, 0.0) + error
+def _keep(mine: Values, got: Values, theirs: Values, store: Store) -> None:
+    """Keeps what differs from the model's own values."""
+    mine.update({name: store.put(x) for name, x in got.items() if not np.array_equal(x, theirs[name])})
 
 
 def raise_within(

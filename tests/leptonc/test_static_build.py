@@ -151,7 +151,7 @@ def test_an_input_that_cannot_be_divided_is_not() -> None:
 def test_what_rounding_does_is_what_the_quantized_graph_does(tmp_path: Path) -> None:
     """The divergence of one rounded input, against a build in which it alone is rounded."""
     from leptonc.calibrate.activations import static_of
-    from leptonc.calibrate.sensitivity import divergence
+    from leptonc.calibrate.said import divergence
     from leptonc.passes.base import Manager
     from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 
