@@ -88,21 +88,25 @@ class Graph:
         Returns:
             The outputs, in order.
         """
-        variables = variables or {}
-        held: dict[str, Any] = dict(given)
-        for step in self._steps:
-            found = step.run([self._read(name, held, variables) for name in step.reads])
-            held.update(zip(step.writes, found if isinstance(found, tuple) else (found,), strict=False))
-            for name in step.writes:
-                if f"{name}{GATE}" in variables:
-                    held[name] = held[name] * variables[f"{name}{GATE}"]
-            for name in step.done:
-                held.pop(name, None)
-        return tuple(self._read(name, held, variables) for name in self.outputs)
+        return self.each([given], variables)[0]
 
-    def _read(self, name: str, held: Mapping[str, Any], variables: Values) -> Any:
-        if name in held:
-            return held[name]
+    def each(self, given: Sequence[Values], variables: Values | None = None) -> list[tuple[Tensor, ...]]:
+        """Runs the graph on several inputs, a node at a time: what an initializer takes to read, it takes once."""
+        variables = variables or {}
+        runs: list[dict[str, Any]] = [dict(each) for each in given]
+        for step in self._steps:
+            read = {name: self._read(name, variables) for name in step.reads if name not in runs[0]}
+            for held in runs:
+                found = step.run([held[name] if name in held else read[name] for name in step.reads])
+                held.update(zip(step.writes, found if isinstance(found, tuple) else (found,), strict=False))
+                for name in step.writes:
+                    if f"{name}{GATE}" in variables:
+                        held[name] = held[name] * variables[f"{name}{GATE}"]
+                for name in step.done:
+                    held.pop(name, None)
+        return [tuple(held[n] if n in held else self._read(n, variables) for n in self.outputs) for held in runs]
+
+    def _read(self, name: str, variables: Values) -> Any:
         if not name:
             return None
         value = self._initializers.get(name.partition(_LOW_RANK)[0])

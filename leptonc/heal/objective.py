@@ -39,9 +39,12 @@ class Halves:
 
     def hidden(self, window: Window, variables: Mapping[str, Tensor]) -> Tensor:
         """Runs the first half on token ids int64 [length]."""
-        given = inputs_of(self.model, window)
-        (found,) = self.body({name: writable(x) for name, x in given.items()}, variables)
-        return found
+        return self.each([window], variables)[0]
+
+    def each(self, windows: Sequence[Window], variables: Mapping[str, Tensor]) -> list[Tensor]:
+        """Runs the first half on several windows, which reads its weights once."""
+        given = [{name: writable(x) for name, x in inputs_of(self.model, each).items()} for each in windows]
+        return [found for (found,) in self.body.each(given, variables)]
 
     def outputs(self, hidden: Tensor, variables: Mapping[str, Tensor]) -> Tensor:
         """Runs the second half on some of the first's rows."""
@@ -62,7 +65,7 @@ def relative_error(wanted: Tensor, found: Tensor) -> Tensor:
 
 
 class Teacher:
-    """What the original makes of each window, run when it is first asked for, and kept below the head.
+    """What the original makes of each window, run before it is first asked for, and kept below the head.
 
     Args:
         model: The original graph.
@@ -74,11 +77,16 @@ class Teacher:
         self._halves, self._windows, self._store = Halves(model, keep=False), windows, store
         self._kept: dict[int, NDArray[Any]] = {}
 
+    def prepare(self, places: Sequence[int]) -> None:
+        """Runs the original on the windows of these places, where it did not yet; all at once read its weights once."""
+        new = [at for at in dict.fromkeys(places) if at not in self._kept]
+        with torch.no_grad():
+            made = self._halves.each([self._windows[at] for at in new], {}) if new else []
+        self._kept.update((at, self._store.put(rows.numpy())) for at, rows in zip(new, made, strict=True))
+
     def hidden(self, at: int) -> Tensor:
         """Returns the first half's rows for a window."""
-        if at not in self._kept:
-            with torch.no_grad():
-                self._kept[at] = self._store.put(self._halves.hidden(self._windows[at], {}).numpy())
+        self.prepare([at])
         return torch.from_numpy(np.array(self._kept[at]))
 
     def outputs(self, hidden: Tensor) -> Tensor:
@@ -119,6 +127,10 @@ class Objective:
         shape = student.graph.outputs[0].shape
         width = shape[-1] if shape is not None else 0
         self._rows = max(1, BLOCK_BYTES // (4 * width)) if isinstance(width, int) and width else 1
+
+    def prepare(self, places: Sequence[int]) -> None:
+        """Asks the teacher about windows that are needed soon."""
+        self._teacher.prepare(places)
 
     def learn(self, at: int, variables: Mapping[str, Tensor], weight: float) -> float:
         """Returns the loss on one window, and adds `weight` times its gradients to those of the variables."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from leptonc.errors import InputError
+from leptonc.heal import graph as graph_module
 from leptonc.heal.graph import Graph, writable
 from leptonc.ir import edit
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
@@ -37,6 +38,23 @@ def given_to(model: ir.Model) -> dict[str, np.ndarray]:
 def on_torch(graph: Graph, given: dict[str, np.ndarray], variables: Any = None) -> list[np.ndarray]:
     with torch.no_grad():
         return [x.numpy() for x in graph({n: writable(x) for n, x in given.items()}, variables)]
+
+
+def test_several_inputs_read_each_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.captured("tiny-llama", max_seq_len=64).model
+    graph = Graph(model, keep=False)
+    texts = [{**given_to(model), "input_ids": np.array([models.token_ids(LENGTH, s) for s in pair])}
+             for pair in ((1, 2), (3, 4), (5, 6))]  # fmt: skip
+    alone = [on_torch(graph, text)[0] for text in texts]
+    read: list[str] = []
+    as_tensor = graph_module.as_tensor
+    monkeypatch.setattr(graph_module, "as_tensor", lambda value: read.append(value.name) or as_tensor(value))
+    with torch.no_grad():
+        together = graph.each([{n: writable(x) for n, x in text.items()} for text in texts])
+    for wanted, (found,) in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(found.numpy(), wanted)
+    uses = {n: sum(1 for node in model.graph for v in node.inputs if v is not None and v.name == n) for n in read}
+    assert all(read.count(name) <= uses[name] for name in read)
 
 
 @pytest.mark.parametrize(
