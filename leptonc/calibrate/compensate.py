@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.moments import SINK
-from leptonc.calibrate.solve import as_stored
-from leptonc.calibrate.walk import Batch, Stage, Store, Weights, feed, open_stage, stages
+from leptonc.calibrate.solve import as_stored, inputs_of
+from leptonc.calibrate.walk import Store, Weights, feed, open_stage, stages
 from leptonc.errors import InputError
 from leptonc.ir.edit import only_user
-from leptonc.ir.structure import Linear, weight_of
+from leptonc.ir.structure import Linear, linears, weight_of
 from leptonc.ir.types import fill_types
 from leptonc.passes.prune.obs import least_squares
 
 RIDGES = (1e-2, 1e-1, 1.0)  # parts of the mean second moment: how much the fit keeps to the weights that it begins with
 Values = dict[str, NDArray[Any]]
-See = Callable[[Linear, NDArray[np.float32], NDArray[np.float32]], None]  # a layer, what it reads, what it should give
-Solve = Callable[[Linear], NDArray[np.float32]]
 
 
 class Regression:
@@ -107,9 +105,9 @@ def ridge_of(halves: Sequence[Regression], weight: NDArray[np.float32], ridges: 
 
 
 def compensate(
-    model: ir.Model, batches: Sequence[Batch], consumers: Sequence[Linear],
-    removed: Mapping[str, NDArray[np.int64]], folder: Path, *, ridges: Sequence[float] = RIDGES, memory: int = 2**30,
-    advance: Callable[[int], Any] = lambda _: None,
+    model: ir.Model, windows: Sequence[NDArray[np.int64]], consumers: Sequence[Linear],
+    removed: Mapping[str, NDArray[np.int64]], folder: Path, *, student: ir.Model | None = None,
+    ridges: Sequence[float] = RIDGES, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
     """Fits the layers that sum over units, one after another, from the first that loses some.
 
@@ -119,10 +117,12 @@ def compensate(
 
     Args:
         model: The captured graph, nothing of it cut; values get their types, nothing else changes.
-        batches: Inputs of each run, by name.
-        consumers: The layers, in graph order.
+        windows: Token ids int64 [length] of each text.
+        consumers: The layers, in graph order; those of `student`, where that is given.
         removed: Inputs that a layer loses, by module path; those of a block that goes whole are all.
         folder: For temporary files.
+        student: A graph of which something was cut already; all its `consumers`, which are layers
+            of `model` too, are fitted then. None for `model` itself, which `removed` says the cuts of.
         ridges: Parts of the mean second moment that pull a weight to what it was; see `ridge_of`.
         memory: Bytes of activations kept in memory.
         advance: Called with 1 after each layer.
@@ -166,79 +166,76 @@ def compensate(
         report.append({"path": linear.path, "kept": len(keep), "ridge": ridge, "before": before, "after": after})
         return fitted
 
-    streams = _Streams(model, batches, consumers, folder, memory, frozenset(removed))
-    return streams.run(see, solve, advance), report
+    weights: Weights = {}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".compensate.") as place:
+        store, paths = Store(memory, Path(place)), [each.path for each in consumers]
+        theirs, mine = (_Side(each, windows, paths, Path(place), store) for each in (model, student or model))
+        differs = student is not None
+        for at, stage in enumerate(mine.stages):
+            differs = differs or stage.path in removed
+            linear = mine.linears.get(stage.path) if differs else None
+            aim = theirs.linears[stage.path] if linear is not None else None
+            for i, got in enumerate(theirs.run(at, {}, *([str(aim.y.name)] if aim is not None else []))):
+                if linear is not None and aim is not None:
+                    whole, cut, target = theirs.values[i], mine.values[i], got[str(aim.y.name)]
+                    stream, own = _stream_of(aim), _stream_of(linear)
+                    if stream in whole and own in cut:
+                        target = target + (whole[str(stream)] - cut[str(own)])
+                    see(linear, cut[str(linear.x.name)], target)
+            here: Weights = {}
+            if linear is not None:
+                solved = solve(linear)
+                here[str(linear.weight.name)] = as_stored(solved, linear)
+                weights |= here
+                if linear.bias is not None and not solved.any():  # a block that goes whole, bias and all
+                    here[str(linear.bias.name)] = np.zeros(linear.shape[0], np.float32)
+            for _ in mine.run(at, here):
+                pass
+            for side in (theirs, mine):
+                side.drop(at)
+            advance(1)
+    return weights, report
 
 
-class _Streams:
-    """Runs a graph cut at some linear layers: as it is and, from the first that changes on, with other weights."""
+class _Side:
+    """One graph that runs over all texts a stage at a time, cut at some linear layers.
+
+    Attributes:
+        linears: Those layers, by path.
+        stages: What runs before the first of them, and each with what follows up to the next.
+        values: Of each text, what later stages read.
+    """
 
     def __init__(
-        self, model: ir.Model, batches: Sequence[Batch], consumers: Sequence[Linear], folder: Path, memory: int,
-        changed: frozenset[str],
-    ) -> None:  # fmt: skip
+        self, model: ir.Model, windows: Sequence[NDArray[np.int64]], paths: Sequence[str], folder: Path, store: Store
+    ) -> None:
         fill_types(model.graph)
-        self._model, self._batches, self._folder, self._memory = model, batches, folder, memory
-        self._changed, self._consumers = changed, {each.path: each for each in consumers}
-        at = {each.node: each.path for each in consumers}
-        self._cut = stages(model, lambda node: at.get(node, ""))
-        self._users = {name: i for i, stage in enumerate(self._cut) for name in stage.inputs}
+        self._model, self._folder, self._store = model, folder, store
+        self.linears = {each.path: each for each in linears(model) if each.path in set(paths)}
+        at = {each.node: path for path, each in self.linears.items()}
+        self.stages = stages(model, lambda node: at.get(node, ""))
+        self._users = {name: i for i, stage in enumerate(self.stages) for name in stage.inputs}
+        self.values: list[Values] = [dict(inputs_of(model, window)) for window in windows]
+        self._given = frozenset(self.values[0])
 
-    def run(self, see: See, solve: Solve, advance: Callable[[int], Any]) -> Weights:
-        """Shows each layer's inputs and targets, and goes on with what it is solved to."""
-        weights: Weights = {}
-        differs = False
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".compensate.") as place:
-            store = Store(self._memory, Path(place))
-            plain: list[Values] = [dict(batch) for batch in self._batches]
-            mine: list[Values] = [{} for _ in self._batches]  # values of the cut model that differ
-            for at, stage in enumerate(self._cut):
-                linear = self._consumers.get(stage.path)
-                needed = [name for name in stage.outputs if self._users.get(name, -1) > at]
-                differs = differs or stage.path in self._changed
-                looks = linear if differs else None
-                fresh = self._plain(stage, looks, needed, plain, mine, see, store, Path(place))
-                here: Weights = {}
-                if looks is not None:
-                    solved = solve(looks)
-                    here[str(looks.weight.name)] = as_stored(solved, looks)
-                    weights |= here
-                    if looks.bias is not None and not solved.any():  # a block that goes whole, bias and all
-                        here[str(looks.bias.name)] = np.zeros(looks.shape[0], np.float32)
-                if differs and needed:
-                    session = open_stage(self._model, stage, needed, here, Path(place))
-                    for values, own in zip(plain, mine, strict=True):
-                        got = session.run(None, feed(stage, {**values, **own}))
-                        own.update({name: store.put(x) for name, x in zip(needed, got, strict=True)})
-                    del session
-                gone = [name for name, user in self._users.items() if user == at and name not in self._batches[0]]
-                for values, own, new in zip(plain, mine, fresh, strict=True):
-                    values.update(new)
-                    for held in (values, own):
-                        for name in [name for name in gone if name in held]:
-                            store.release(held.pop(name))
-                advance(1)
-        return weights
-
-    def _plain(
-        self, stage: Stage, linear: Linear | None, needed: list[str], plain: list[Values], mine: list[Values], see: See,
-        store: Store, place: Path,
-    ) -> list[Values]:  # fmt: skip
-        """Runs a stage as it is, and shows what its linear layer reads in the cut model and should give there."""
-        y, stream = (str(linear.y.name), _stream_of(linear)) if linear is not None else ("", None)
-        names = [*needed, *([y] if y and y not in needed else [])]
+    def run(self, at: int, weights: Weights, *also: str) -> Iterator[Values]:
+        """Runs a stage, some of its weights replaced; yields what is new of each text, and what is asked for also."""
+        stage = self.stages[at]
+        needed = [name for name in stage.outputs if self._users.get(name, -1) > at]
+        names = list(dict.fromkeys((*needed, *also)))
         if not names:
-            return [{} for _ in plain]
-        session = open_stage(self._model, stage, names, {}, place)
-        fresh: list[Values] = []
-        for values, own in zip(plain, mine, strict=True):
+            return
+        session = open_stage(self._model, stage, names, weights, self._folder)
+        for values in self.values:
             got = dict(zip(names, session.run(None, feed(stage, values)), strict=True))
-            if linear is not None:
-                target = got[y] + (values[stream] - own[stream]) if stream is not None and stream in own else got[y]
-                see(linear, {**values, **own}[str(linear.x.name)], target)
-            fresh.append({name: store.put(got[name]) for name in needed})
-        del session
-        return fresh
+            yield got
+            values.update({name: self._store.put(got[name]) for name in needed})
+
+    def drop(self, at: int) -> None:
+        """Forgets what no stage after this one reads."""
+        for name in [name for name, user in self._users.items() if user == at and name not in self._given]:
+            for values in self.values:
+                self._store.release(values.pop(name))
 
 
 def _stream_of(linear: Linear) -> str | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from leptonc.calibrate.compensate import compensate
 from leptonc.calibrate.seen import Clock, Seen
 from leptonc.calibrate.sensitivity import Trial, measure
-from leptonc.calibrate.solve import as_stored, inputs_of
+from leptonc.calibrate.solve import as_stored
 from leptonc.calibrate.walk import Stage, Weights, stages
 from leptonc.ir.groups import Block, Groups
 from leptonc.ir.structure import Linear, weight_of
@@ -135,9 +135,8 @@ def in_sequence(
 ) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
     """Fits one block after another to what the whole model has after it, see `compensate`; arguments as of `fitted`."""
     consumers = found.consumers
-    batches = [inputs_of(model, window) for window in windows]
     with clock("prune compensate", len(consumers) + 1) as advance:
-        return compensate(model, batches, consumers, _removed(found, stay), folder, memory=memory, advance=advance)
+        return compensate(model, windows, consumers, _removed(found, stay), folder, memory=memory, advance=advance)
 
 
 def _removed(found: Groups, stay: Stay) -> dict[str, NDArray[np.int64]]:
