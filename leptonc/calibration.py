@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
 TRIALS, TRIAL = 2, 128  # those that sensitivities are measured on
-LESSONS = 256  # texts of a file that there are to learn from: more than a short healing comes to
+LESSONS = 384  # texts of a file that there are to learn from: more than a short healing comes to
 LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from leptonc.backends import Job
 from leptonc.errors import InputError, require
 from leptonc.heal.budget import parse_budget
+from leptonc.ir.groups import groups
+from leptonc.ir.structure import linears
 from leptonc.memory import keep_freed_memory, return_freed_memory
 from leptonc.passes.heal import Heal, HealConfig
 
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
 RANK = 16  # of what is added to each weight of a pruned model in float32
 # Largest learning rates: what was rounded is near its best, what lost its neighbours has a way to go.
-QUANTIZED_RATE, PRUNED_RATE = 7e-4, 4e-4
+QUANTIZED_RATE, PRUNED_RATE = 7e-4, 3e-4
 
 
 def check(heal: str | None, jobs: Sequence[Job], *, pruned: bool) -> None:
@@ -63,6 +67,7 @@ class Healing:
         resume: Directory that keeps how far it has come, or None.
         seed: Of the order of the texts.
         calibration: Has the texts, and the model.
+        fits: Whether layers of the pruned model can be fitted to the original's: both have one residual stream.
 
     Raises:
         InputError: The model has an operator that has no gradients here.
@@ -72,6 +77,7 @@ class Healing:
     resume: Path | None
     seed: int
     calibration: Calibration
+    fits: bool = False
     original: ir.Model | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -106,19 +112,19 @@ class Healing:
         # Float weights lost something only where their neighbours were cut out.
         pruned = job.scheme == "fp32"
         trainable = low_rank(student, RANK) if pruned else recoverable(student)
+        about: dict[str, Any] = {"text": calibration.name}
         settings = Settings(rate=PRUNED_RATE if pruned else QUANTIZED_RATE, seed=self.seed)
         keep_freed_memory()
         try:
             healed = heal(
                 student, self.original, windows, trainable, parse_budget(self.budget), folder=calibration.scratch,
-                memory=calibration.memory, settings=settings, resume=state, stage=clock.stage,
-                say=clock.note,
+                memory=calibration.memory, settings=settings, resume=state, stage=clock.stage, say=clock.note,
+                fit=_Fit(student, self.original, calibration, about) if pruned and self.fits else None,
             )  # fmt: skip
         finally:
             return_freed_memory()
         put(student, healed.arrays)
-        about: dict[str, Any] = {
-            "text": calibration.name,
+        about |= {
             "steps": healed.steps,
             "seconds": healed.seconds,
             "learned_from": healed.windows,
@@ -129,6 +135,47 @@ class Healing:
         job.report["recovery"] = about
         job.report.setdefault("quantization", {})["recovery"] = {**about, "losses": healed.losses}
         return len(healed.arrays)
+
+
+@dataclass
+class _Fit:
+    """Layers that sum over what was cut, fitted to what the original's stream has after them; see `compensate`.
+
+    Attributes:
+        student: The pruned graph; `original` what it was made from.
+        calibration: Where files go, and what is kept of an interrupted run.
+        about: What the report says of healing.
+    """
+
+    student: ir.Model
+    original: ir.Model
+    calibration: Calibration
+    about: dict[str, Any]
+
+    def count(self, most: int) -> int:
+        """Returns on how many windows."""
+        self.about["fitted_on"] = found = int(self.calibration.kept.fact("heal-fitted-on", lambda: most))
+        return min(found, most)
+
+    def __call__(self, windows: Sequence[NDArray[np.int64]]) -> Mapping[str, NDArray[np.float32]]:
+        """Returns the weights, by initializer."""
+        from leptonc.calibrate.compensate import compensate
+
+        each, shapes = self.calibration, {linear.path: linear.shape for linear in linears(self.original)}
+        consumers = [
+            linear
+            for linear in groups(self.student).consumers
+            if linear.dequantize is None and shapes.get(linear.path, (0, 0))[0] == linear.shape[0]
+        ]
+
+        def make() -> Mapping[str, NDArray[np.float32]]:
+            with each.clock.stage("heal fit", len(consumers) + 1) as advance:
+                return compensate(
+                    self.original, windows, consumers, {}, each.scratch, student=self.student, memory=each.memory,
+                    advance=advance,
+                )[0]  # fmt: skip
+
+        return each.kept.arrays("heal-fit", make)
 
 
 def _facts(measured: Any) -> dict[str, float]:

@@ -133,7 +133,9 @@ class Preparation:
             self.clock, options.chat, WINDOWS if options.heal or self.request else count, texts,
             kept_of(options, captured),
         )  # fmt: skip
-        self.healing = Healing(options.heal, options.resume, options.seed, self.calibration)
+        asked = self.request
+        one_stream = asked is not None and not (asked.width or asked.sparse or options.rotate)
+        self.healing = Healing(options.heal, options.resume, options.seed, self.calibration, fits=one_stream)
         if self.request is not None:
             manager = Manager()
             self.report["pruning"] = prune(self.request, options, self.jobs, self.calibration, manager)

@@ -20,9 +20,11 @@ class Budget:
     seconds: float = 0.0
     steps: int = 0
 
-    def progress(self, seconds: float, steps: int) -> float:
-        """Returns which part of the budget is used up, from 0 on."""
-        return steps / self.steps if self.steps else seconds / self.seconds
+    def progress(self, seconds: float, steps: int, since: float = 0.0) -> float:
+        """Returns which part of the budget is used up, from 0 on; of seconds, of those after the first `since`."""
+        if self.steps:
+            return steps / self.steps
+        return (seconds - since) / (self.seconds - since) if self.seconds > since else 1.0
 
     def __str__(self) -> str:
         return f"{self.steps} steps" if self.steps else f"{self.seconds:g} s"

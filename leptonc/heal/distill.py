@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -20,11 +20,14 @@ from leptonc.errors import InputError
 from leptonc.heal.budget import Budget
 from leptonc.heal.objective import Measured, Objective, Teacher, Window
 from leptonc.heal.state import Look, State, fingerprint
-from leptonc.heal.trainable import Kind, Parameter
+from leptonc.heal.trainable import Kind, Parameter, put
 
 HELD_OUT = 8  # one of so many windows is kept for judging, and not learned from; so many at most
+AHEAD = 4  # steps whose windows the original runs on together
 SAVE_SECONDS = 60.0  # between two checkpoints
 PARTS = 1000  # that progress is shown in
+FIT = 0.25  # of a budget of seconds, at most, goes into a fit before the first step
+FIT_COST = 5.0  # times what the original's pass over a window takes: a window of the fit
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,16 @@ class Healed:
     windows: int
     held_out: int
     losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Fit(Protocol):
+    """Better values of some initializers in closed form, from which learning begins."""
+
+    def count(self, most: int) -> int:
+        """Returns on how many windows, where `most` are there: the same number for a run that goes on."""
+
+    def __call__(self, windows: Sequence[Window]) -> Mapping[str, NDArray[np.float32]]:
+        """Returns the values, by initializer."""
 
 
 class Learner:
@@ -146,14 +159,15 @@ def require_enough(windows: Sequence[Window]) -> None:
 def heal(
     student: ir.Model, teacher: ir.Model, windows: Sequence[Window], trainable: Mapping[str, Kind], budget: Budget, *,
     folder: Path, memory: int = 2**30, settings: Settings | None = None, resume: Path | None = None,
-    stage: Callable[[str, int], Any], say: Callable[[str], Any] = lambda _: None,
+    fit: Fit | None = None, stage: Callable[[str, int], Any], say: Callable[[str], Any] = lambda _: None,
 ) -> Healed:  # fmt: skip
     """Teaches a compressed graph to say what the original says.
 
     The loss is the Kullback-Leibler divergence of the logits, or of an encoder's outputs the squared error as a part of
-    their size. One of `HELD_OUT` windows is not learned from: the student is judged on those, with its weights as they
-    will be stored, and the best of all judged states is what is returned, the start among them. With a budget of steps
-    the result is the same each time, on one machine and number of threads.
+    their size. One of `HELD_OUT` windows is not learned from, all of them from one place of the text, because what was
+    learned of an article helps with the rest of it: the student is judged on those, with its weights as they will be
+    stored, and the best of all judged states is what is returned, the start among them. With a budget of steps the
+    result is the same each time, on one machine and number of threads.
 
     Args:
         student: The compressed graph, in the dialect. It is not changed: see `leptonc.heal.trainable.put`.
@@ -165,6 +179,9 @@ def heal(
         memory: Bytes of the teacher's outputs that are kept in memory; others wait on disk.
         settings: How it learns.
         resume: A file that an interrupted run leaves, and that the same run goes on from; None for neither.
+        fit: What learning begins with, of some of `trainable`. It sees windows that are not learned from afterwards, of
+            which it knows more than of others: half of all at most, as many as steps, or as go into `FIT` of the
+            seconds. None for the values that there are.
         stage: Opens a stage of progress with so many steps.
         say: Called with a line on how it goes, now and then.
 
@@ -180,20 +197,44 @@ def heal(
             hint="healing recovers what int4 weights or pruning lost: --weights int4",
         )
     require_enough(windows)
-    held = list(range(0, len(windows), max(HELD_OUT, math.ceil(len(windows) / HELD_OUT))))
+    count = max(1, min(HELD_OUT, len(windows) // HELD_OUT))
+    held = list(range(start := (len(windows) - count) // 2, start + count))
     learned_from = [at for at in range(len(windows)) if at not in set(held)]
     started = time.perf_counter()
-    objective = Objective(student, Teacher(teacher, windows, Store(memory, folder)), windows)
+    original = Teacher(teacher, windows, Store(memory, folder))
+    objective = Objective(student, original, windows)
+    first: list[Look] = []
+    fits: Mapping[str, NDArray[np.float32]] = {}
+    if fit is not None and len(learned_from) > 1:
+        original.prepare(held)
+        each = (time.perf_counter() - started) / len(held)
+        most = min(len(learned_from) // 2, budget.steps or int(FIT * budget.seconds / (FIT_COST * each)))
+        if most and (most := fit.count(most)):
+            seen = {learned_from[int(at)] for at in np.linspace(0, len(learned_from) - 1, most)}
+            learned_from = [at for at in learned_from if at not in seen]
+            first.append(Look(0, _finite(objective.measure(held, {}))))
+            fits = fit([windows[at] for at in sorted(seen)])
+            put(student := student.clone(), fits)
+            objective = Objective(student, original, windows)
     random = np.random.default_rng(settings.seed)
     learner = Learner([kind.of(student.graph.initializers[name], random) for name, kind in trainable.items()])
     if resume is not None:
-        mark = fingerprint(student, windows, trainable, settings, budget)
-        learner.state.bind(resume, mark)
-    if not learner.state.seconds:
-        learner.state.seconds = time.perf_counter() - started
+        learner.state.bind(resume, fingerprint(student, windows, trainable, settings, budget, fits))
+    if not learner.state.looks:
+        learner.state.looks += first
+        learner.state.seconds = learner.state.fitted = time.perf_counter() - started
     run = _Run(learner, objective, budget, settings, learned_from, held, say)
     with stage("heal", PARTS) as advance:
-        return run(advance)
+        return run(advance, fits)
+
+
+def _finite(measured: Measured) -> Measured:
+    if not math.isfinite(measured.loss):
+        raise InputError(
+            f"expected a finite loss before healing, found {measured.loss}",
+            hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+        )
+    return measured
 
 
 class _Run:
@@ -208,11 +249,12 @@ class _Run:
         self._shown = 0
         self._longest = [0.0, 0.0]  # seconds of a step, and of a look
 
-    def __call__(self, advance: Callable[[int], Any]) -> Healed:
+    def __call__(self, advance: Callable[[int], Any], fits: Mapping[str, NDArray[np.float32]]) -> Healed:
+        """Learns, and tells what came of it together with what was fitted before."""
         state = self.learner.state
         self._since = time.perf_counter() - state.seconds
         try:
-            if not state.looks:
+            if len(state.looks) < (2 if fits else 1):
                 self._look()
             self._learn(advance)
         except KeyboardInterrupt:
@@ -220,7 +262,7 @@ class _Run:
                 state.save()
             raise
         first, best = state.looks[0], min(state.looks, key=lambda look: look.measured.loss)
-        arrays = self.learner.stored(state.best) if best is not first else {}
+        arrays = {**fits, **self.learner.stored(state.best)} if best is not first else {}
         state.remove()
         return Healed(
             arrays, first.measured, best.measured, state.steps, round(state.seconds, 1),
@@ -234,6 +276,8 @@ class _Run:
         while (progress := self._progress()) < 1:
             begun = time.perf_counter()
             batch = self._batch(state.steps)
+            if not state.steps % AHEAD:
+                self.objective.prepare([at for step in range(AHEAD) for at in self._batch(state.steps + step)])
 
             def loss(variables: Mapping[str, Tensor], batch: list[int] = batch) -> float:
                 return sum(self.objective.learn(at, variables, 1 / len(batch)) for at in batch) / len(batch)
@@ -248,7 +292,7 @@ class _Run:
             self._longest[0] = max(self._longest[0], now - begun)
             state.seconds = now - self._since
             progress = self._progress()
-            if progress >= 1 or progress >= len(state.looks) / settings.looks:
+            if progress >= 1 or progress >= (1 + sum(look.step > 0 for look in state.looks)) / settings.looks:
                 self._look()
                 self.say(self._told())
             if now - saved > SAVE_SECONDS:
@@ -263,7 +307,7 @@ class _Run:
     def _progress(self) -> float:
         """The part of the budget that is used up; of time, what the last look will take is."""
         state, spare = self.learner.state, self._longest[0] / 2 + self._longest[1]
-        return self.budget.progress(state.seconds + spare, state.steps)
+        return self.budget.progress(state.seconds + spare, state.steps, state.fitted)
 
     def _batch(self, step: int) -> list[int]:
         """Windows of a step: all once, in an order of their own each time, then all again."""
@@ -281,12 +325,10 @@ class _Run:
             variables = self.learner.variables(state.learned)
             # Parts of a low-rank term are no initializers: they are what they are.
             variables.update({name: torch.from_numpy(x) for name, x in arrays.items() if name in variables})
+        self.objective.prepare(self.held)
         measured = self.objective.measure(self.held, variables)
-        if not math.isfinite(measured.loss) and not state.looks:
-            raise InputError(
-                f"expected a finite loss before healing, found {measured.loss}",
-                hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
-            )
+        if not state.looks:
+            _finite(measured)
         if not state.looks or measured.loss < min(look.measured.loss for look in state.looks):
             state.best = state.learned.clone()
         state.looks.append(Look(state.steps, measured))

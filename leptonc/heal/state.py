@@ -19,7 +19,7 @@ from leptonc.errors import InputError
 from leptonc.heal.objective import Measured
 from leptonc.passes.quantize.weights import quantized_of
 
-VERSION = 1
+VERSION = 2
 _TENSORS = ("learned", "mean", "square", "best")
 
 
@@ -38,6 +38,7 @@ class _Record(msgspec.Struct, forbid_unknown_fields=True):
     mark: str
     steps: int
     seconds: float
+    fitted: float
     looks: list[Look]
 
 
@@ -46,6 +47,7 @@ class State:
     """All that a run changes: what is learned, Adam's two means over it, the best so far, and the looks at it.
 
     Attributes:
+        fitted: Of `seconds`, those before the first step.
         whole: Whether no step is half done.
     """
 
@@ -55,6 +57,7 @@ class State:
     best: Tensor
     steps: int = 0
     seconds: float = 0.0
+    fitted: float = 0.0
     looks: list[Look] = field(default_factory=list)
     whole: bool = True
     _path: Path | None = None
@@ -95,7 +98,7 @@ class State:
         if any(each.shape != self.learned.shape or each.dtype != self.learned.dtype for each in tensors):
             raise InputError(f"expected {self.learned.numel()} numbers a tensor in {path}, found another number")
         self.learned, self.mean, self.square, self.best = tensors
-        self.steps, self.seconds, self.looks = record.steps, record.seconds, record.looks
+        self.steps, self.seconds, self.fitted, self.looks = record.steps, record.seconds, record.fitted, record.looks
 
     def save(self) -> None:
         """Writes the file, whole or not at all, if there is to be one."""
@@ -103,7 +106,7 @@ class State:
 
         if self._path is None:
             return
-        record = _Record(VERSION, self._mark, self.steps, self.seconds, self.looks)
+        record = _Record(VERSION, self._mark, self.steps, self.seconds, self.fitted, self.looks)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
@@ -130,5 +133,8 @@ def fingerprint(
     for window in windows:
         digest.update(np.ascontiguousarray(window).data)
     for each in settings:
-        digest.update(repr(sorted(each.items()) if isinstance(each, Mapping) else each).encode())
+        pairs = sorted(each.items()) if isinstance(each, Mapping) else [("", each)]
+        for name, value in pairs:
+            array = isinstance(value, np.ndarray)
+            digest.update(name.encode() + (np.ascontiguousarray(value).data if array else repr(value).encode()))
     return digest.hexdigest()
