@@ -124,6 +124,8 @@ class Healing:
         finally:
             return_freed_memory()
         put(student, healed.arrays)
+        if not healed.fitted:
+            about.pop("fitted_on", None)
         about |= {
             "steps": healed.steps,
             "seconds": healed.seconds,

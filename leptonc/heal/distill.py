@@ -66,6 +66,7 @@ class Healed:
         before: The student on the held-out windows at the start; after: with those values.
         steps: Steps taken, those before an interruption among them; `seconds` likewise.
         windows: Windows that were learned from, as far as it came; `held_out` those that were judged on.
+        fitted: Whether learning began with a fit; one that makes the student worse is not kept.
         losses: (step, loss on the held-out windows) of each look.
     """
 
@@ -76,6 +77,7 @@ class Healed:
     seconds: float
     windows: int
     held_out: int
+    fitted: bool = False
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
@@ -211,11 +213,17 @@ def heal(
         most = min(len(learned_from) // 2, budget.steps or int(FIT * budget.seconds / (FIT_COST * each)))
         if most and (most := fit.count(most)):
             seen = {learned_from[int(at)] for at in np.linspace(0, len(learned_from) - 1, most)}
-            learned_from = [at for at in learned_from if at not in seen]
             first.append(Look(0, _finite(objective.measure(held, {}))))
-            fits = fit([windows[at] for at in sorted(seen)])
-            put(student := student.clone(), fits)
-            objective = Objective(student, original, windows)
+            found = fit([windows[at] for at in sorted(seen)])
+            put(fitted := student.clone(), found)
+            again = Objective(fitted, original, windows)
+            look = Look(0, again.measure(held, {}))
+            if look.measured.loss < first[0].measured.loss:
+                first.append(look)
+                student, objective, fits = fitted, again, found
+                learned_from = [at for at in learned_from if at not in seen]
+            else:  # too little text, which it knows by heart
+                say(f"heal: the fit on {len(seen)} windows is not kept, loss {look.measured.loss:.4g}")
     random = np.random.default_rng(settings.seed)
     learner = Learner([kind.of(student.graph.initializers[name], random) for name, kind in trainable.items()])
     if resume is not None:
@@ -254,7 +262,7 @@ class _Run:
         state = self.learner.state
         self._since = time.perf_counter() - state.seconds
         try:
-            if len(state.looks) < (2 if fits else 1):
+            if not state.looks:
                 self._look()
             self._learn(advance)
         except KeyboardInterrupt:
@@ -267,7 +275,7 @@ class _Run:
         return Healed(
             arrays, first.measured, best.measured, state.steps, round(state.seconds, 1),
             min(len(self.learned_from), state.steps * self.settings.batch), len(self.held),
-            [(look.step, look.measured.loss) for look in state.looks],
+            bool(fits), [(look.step, look.measured.loss) for look in state.looks],
         )  # fmt: skip
 
     def _learn(self, advance: Callable[[int], Any]) -> None:
