@@ -156,8 +156,9 @@ class _Fit:
 
     def count(self, most: int) -> int:
         """Returns on how many windows."""
-        self.about["fitted_on"] = found = int(self.calibration.kept.fact("heal-fitted-on", lambda: most))
-        return min(found, most)
+        found = int(self.calibration.kept.fact("heal-fitted-on", lambda: most))
+        self.about["fitted_on"] = found
+        return found
 
     def __call__(self, windows: Sequence[NDArray[np.int64]]) -> Mapping[str, NDArray[np.float32]]:
         """Returns the weights, by initializer."""
