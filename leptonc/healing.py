@@ -112,21 +112,21 @@ class Healing:
         # Float weights lost something only where their neighbours were cut out.
         pruned = job.scheme == "fp32"
         trainable = low_rank(student, RANK) if pruned else recoverable(student)
-        about: dict[str, Any] = {"text": calibration.name}
+        fit = _Fit(student, self.original, calibration) if pruned and self.fits else None
         settings = Settings(rate=PRUNED_RATE if pruned else QUANTIZED_RATE, seed=self.seed)
         keep_freed_memory()
         try:
             healed = heal(
                 student, self.original, windows, trainable, parse_budget(self.budget), folder=calibration.scratch,
                 memory=calibration.memory, settings=settings, resume=state, stage=clock.stage, say=clock.note,
-                fit=_Fit(student, self.original, calibration, about) if pruned and self.fits else None,
+                fit=fit,
             )  # fmt: skip
         finally:
             return_freed_memory()
         put(student, healed.arrays)
-        if not healed.fitted:
-            about.pop("fitted_on", None)
-        about |= {
+        about: dict[str, Any] = {
+            "text": calibration.name,
+            **({"fitted_on": fit.windows} if fit is not None and healed.fitted else {}),
             "steps": healed.steps,
             "seconds": healed.seconds,
             "learned_from": healed.windows,
@@ -146,19 +146,18 @@ class _Fit:
     Attributes:
         student: The pruned graph; `original` what it was made from.
         calibration: Where files go, and what is kept of an interrupted run.
-        about: What the report says of healing.
+        windows: On how many it was.
     """
 
     student: ir.Model
     original: ir.Model
     calibration: Calibration
-    about: dict[str, Any]
+    windows: int = 0
 
     def count(self, most: int) -> int:
         """Returns on how many windows."""
-        found = int(self.calibration.kept.fact("heal-fitted-on", lambda: most))
-        self.about["fitted_on"] = found
-        return found
+        self.windows = int(self.calibration.kept.fact("heal-fitted-on", lambda: most))
+        return self.windows
 
     def __call__(self, windows: Sequence[NDArray[np.int64]]) -> Mapping[str, NDArray[np.float32]]:
         """Returns the weights, by initializer."""
