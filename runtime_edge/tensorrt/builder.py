@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 from runtime_edge.errors import EngineError
@@ -86,8 +87,14 @@ def build_plan(
     start = time.perf_counter()
     stop = Stop()
     build = _Build(trt, wanted, f"{wanted.title} {version}", graph, recipe, Origins(graph, modules))
-    with stopped_by_signals(stop):
-        plan, layers = build.run(progress, stop, timing_cache)
+    try:
+        with stopped_by_signals(stop):
+            plan, layers = build.run(progress, stop, timing_cache)
+    except BaseException as error:
+        # Frames that a traceback keeps, in a cycle with `stop`, keep TensorRT's objects. Were those left to the garbage
+        # collector, it could free them inside the log's callback, where TensorRT holds the lock that freeing waits for.
+        clear_frames(error.__traceback__)
+        raise
     return BuiltPlan(
         data=memoryview(plan),
         version=version,

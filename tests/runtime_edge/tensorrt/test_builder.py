@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime_edge.errors import ArtifactError, EngineError
-from runtime_edge.tensorrt import callbacks, flavours
+from runtime_edge.tensorrt import builder, callbacks, flavours
 from runtime_edge.tensorrt.builder import build_plan
 from runtime_edge.tensorrt.callbacks import PROGRESS_STEPS
 from runtime_edge.tensorrt.device import Device, gpu
@@ -95,8 +97,7 @@ def test_int4_blocks_of_the_table_build(tmp_path: Path, block: int) -> None:
 
 def test_the_operators_of_the_table_are_parsed_by_this_version() -> None:
     log = trt.Logger(trt.Logger.INTERNAL_ERROR)
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
+    network = trt.Builder(log).create_network(0)
     parser = trt.OnnxParser(network, log)
     flavour = flavours.flavour("tensorrt-rtx")
     for operator in flavour.first_operators:
@@ -272,6 +273,32 @@ def test_signals_end_the_build(graph: Path, number: signal.Signals, monkeypatch:
         assert phases.index("Optimizing graph") < len(phases) - 1  # as it does otherwise
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize(("scheme", "error"), [("fp16", KeyboardInterrupt), ("fp32", EngineError)])
+def test_a_build_that_ends_early_leaves_no_object_of_tensorrt(
+    tmp_path: Path, scheme: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Freed by the garbage collector, in the log of another build, they would wait for a lock that TensorRT holds."""
+    sinks: list[weakref.ref[Any]] = []  # the builder, the network and the parser hold the log
+
+    def spied(*arguments: Any) -> Any:
+        sinks.append(weakref.ref(sink := callbacks.logger(*arguments)))
+        return sink
+
+    def interrupt(phase: str, done: int, steps: int) -> None:
+        raise error
+
+    progress = interrupt if error is KeyboardInterrupt else None  # the other cannot be built
+    monkeypatch.setattr(builder, "logger", spied)
+    gc.disable()
+    try:
+        with pytest.raises(error) as caught:
+            build_plan(saved(tmp_path / "g.onnx", scheme=scheme), recipe("7.5"), progress=progress)
+        assert [sink() for sink in sinks] == [None]  # while the error is there, with its traceback
+        assert caught.traceback
+    finally:
+        gc.enable()
 
 
 def test_builds_in_another_thread(graph: Path) -> None:
