@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RANK = 16  # of what is added to each weight of a pruned model in float32
 # Largest learning rates: what was rounded is near its best, what lost its neighbours has a way to go.
-QUANTIZED_RATE, PRUNED_RATE = 7e-4, 3e-4
+QUANTIZED_RATE, PRUNED_RATE = 7e-4, 1.2e-4
 
 
 def check(heal: str | None, jobs: Sequence[Job], *, pruned: bool) -> None:

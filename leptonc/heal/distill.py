@@ -18,6 +18,7 @@ from torch import Tensor
 from leptonc.calibrate.walk import Store
 from leptonc.errors import InputError
 from leptonc.heal.budget import Budget
+from leptonc.heal.directions import TEXTS, principal
 from leptonc.heal.objective import Measured, Objective, Teacher, Window
 from leptonc.heal.state import Look, State, fingerprint
 from leptonc.heal.trainable import Kind, Parameter, put
@@ -96,9 +97,9 @@ class Learner:
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self.parameters = parameters
-        self._shapes = [each.shapes for each in parameters]
-        self._sizes = [math.prod(shape) for shapes in self._shapes for shape in shapes]
-        self.state = State.zeros(sum(self._sizes))
+        starts = [part for each in parameters for part in each.start]
+        self._sizes = [part.numel() for part in starts]
+        self.state = State.start(torch.cat([part.flatten() for part in starts]))
 
     def variables(self, learned: Tensor) -> dict[str, Tensor]:
         """Returns what graphs run with."""
@@ -112,8 +113,7 @@ class Learner:
     def _each(self, learned: Tensor) -> list[tuple[Parameter, tuple[Tensor, ...]]]:
         pieces = iter(torch.split(learned, self._sizes))
         return [
-            (each, tuple(next(pieces).view(shape) for shape in shapes))
-            for each, shapes in zip(self.parameters, self._shapes, strict=True)
+            (each, tuple(next(pieces).view(part.shape) for part in each.start)) for each in self.parameters
         ]
 
     def step(self, loss: Callable[[Mapping[str, Tensor]], float], rate: float, decay: tuple[float, float]) -> float:
@@ -225,7 +225,9 @@ def heal(
             else:  # too little text, which it knows by heart
                 say(f"heal: the fit on {len(seen)} windows is not kept, loss {look.measured.loss:.4g}")
     random = np.random.default_rng(settings.seed)
-    learner = Learner([kind.of(student.graph.initializers[name], random) for name, kind in trainable.items()])
+    few = np.unique(np.linspace(0, len(learned_from) - 1, TEXTS).astype(np.int64))
+    kinds = principal(student, [windows[learned_from[at]] for at in few], trainable)
+    learner = Learner([kind.of(student.graph.initializers[name], random) for name, kind in kinds.items()])
     if resume is not None:
         learner.state.bind(resume, fingerprint(student, windows, trainable, settings, budget, fits))
     if not learner.state.looks:

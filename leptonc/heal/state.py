@@ -19,7 +19,7 @@ from leptonc.errors import InputError
 from leptonc.heal.objective import Measured
 from leptonc.passes.quantize.weights import quantized_of
 
-VERSION = 2
+VERSION = 3
 _TENSORS = ("learned", "mean", "square", "best")
 
 
@@ -64,9 +64,9 @@ class State:
     _mark: str = ""
 
     @staticmethod
-    def zeros(count: int) -> State:
+    def start(learned: Tensor) -> State:
         """Returns the state before the first step."""
-        return State(torch.zeros(count), torch.zeros(count), torch.zeros(count), torch.zeros(count))
+        return State(learned, torch.zeros_like(learned), torch.zeros_like(learned), learned.clone())
 
     def bind(self, path: Path, mark: str) -> None:
         """Goes on from a file, where there is one, and writes to it from now on; `mark` names the run.

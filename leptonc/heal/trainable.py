@@ -1,13 +1,13 @@
 """What healing may change in a graph: initializers, and how each is parametrised.
 
-Every parametrisation starts from zeros, which stand for the weights as they are, and moves in units of the weight's own
+Every parametrisation starts from numbers that stand for the weights as they are, and moves in units of the weight's own
 size: one learning rate suits them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +28,7 @@ _HALF = Format(4, 32, True, half=True)
 _NORMS = ("RMSNormalization", "LayerNormalization")
 
 
-Shapes = tuple[tuple[int, ...], ...]
+Learned = tuple[Tensor, ...]
 
 
 class Parameter(Protocol):
@@ -36,16 +36,16 @@ class Parameter(Protocol):
 
     Attributes:
         name: The initializer's.
-        shapes: Of the numbers that are learned, zeros at first.
+        start: The numbers that are learned, as they are at first.
     """
 
     name: str
-    shapes: Shapes
+    start: Learned
 
-    def variables(self, learned: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+    def variables(self, learned: Learned) -> Mapping[str, Tensor]:
         """Returns what a `Graph` runs with, from the learned numbers."""
 
-    def stored(self, learned: tuple[Tensor, ...]) -> NDArray[np.float32]:
+    def stored(self, learned: Learned) -> NDArray[np.float32]:
         """Returns the initializer's new values, as they will be stored."""
 
 
@@ -67,13 +67,13 @@ class Free:
 class _Free:
     def __init__(self, value: ir.Value) -> None:
         self.name, self._base = str(value.name), as_tensor(value).to(torch.float32)
-        self.shapes: Shapes = (tuple(self._base.shape),)
+        self.start: Learned = (torch.zeros_like(self._base),)
         self._unit = _size(self._base)
 
-    def variables(self, learned: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+    def variables(self, learned: Learned) -> Mapping[str, Tensor]:
         return {self.name: self._base + self._unit * learned[0]}
 
-    def stored(self, learned: tuple[Tensor, ...]) -> NDArray[np.float32]:
+    def stored(self, learned: Learned) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self.variables(learned)[self.name].numpy()
         return found
 
@@ -91,45 +91,58 @@ class Scales:
 class _Scales:
     def __init__(self, value: ir.Value, half: bool) -> None:
         self.name, self._base, self._half = str(value.name), as_tensor(value), half
-        self.shapes: Shapes = (tuple(self._base.shape),)
+        self.start: Learned = (torch.zeros_like(self._base),)
 
-    def variables(self, learned: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+    def variables(self, learned: Learned) -> Mapping[str, Tensor]:
         return {self.name: self._base * (1 + learned[0].clamp(min=_LEAST))}
 
-    def stored(self, learned: tuple[Tensor, ...]) -> NDArray[np.float32]:
+    def stored(self, learned: Learned) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self.variables(learned)[self.name].numpy()
         return storable(found, _HALF) if self._half else found
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A matrix of low rank that is added to a weight, and folded into it at the end (Hu et al., LoRA, 2021).
+    """A matrix a b of low rank that is added to a weight, and folded into it at the end (Hu et al., LoRA, 2021).
 
     The weight is one that nothing but linear layers reads.
+
+    Attributes:
+        rank: Of the matrix.
+        turned: Whether the weight is stored [in, out], so that a reads the inputs; else b does.
+        start: What the part that reads the inputs begins with, float32 [rank, in], rows of norm 1; None for random
+            directions. The other begins with zeros.
     """
 
     rank: int
+    turned: bool = False
+    start: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
-    def of(self, value: ir.Value, random: np.random.Generator) -> Parameter:
+    def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"expected a rank of 1 or more, found {self.rank}")
-        return _LowRank(value, self.rank, random)
+
+    def of(self, value: ir.Value, random: np.random.Generator) -> Parameter:
+        return _LowRank(value, self, random)
 
 
 class _LowRank:
-    def __init__(self, value: ir.Value, rank: int, random: np.random.Generator) -> None:
-        self.name, self._value = str(value.name), value
+    def __init__(self, value: ir.Value, kind: LowRank, random: np.random.Generator) -> None:
+        self.name, self._value, self._turned = str(value.name), value, kind.turned
         rows, columns = (int(d) for d in value.shape or ())  # type: ignore[arg-type]
-        self.shapes: Shapes = ((rows, rank), (rank, columns))
-        self._unit = _size(as_tensor(value)) * columns**0.5
-        start = random.standard_normal((rank, columns)) / columns**0.5
-        self._start = torch.from_numpy(start.astype(np.float32))
+        outputs, inputs = (columns, rows) if kind.turned else (rows, columns)
+        self._unit = _size(as_tensor(value)) * inputs**0.5
+        start = random.standard_normal((kind.rank, inputs)) / inputs**0.5 if kind.start is None else kind.start
+        reads = torch.from_numpy(start.astype(np.float32))
+        writes = torch.zeros(kind.rank, outputs)
+        self.start: Learned = (reads.T, writes) if kind.turned else (writes.T, reads)
 
-    def variables(self, learned: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+    def variables(self, learned: Learned) -> Mapping[str, Tensor]:
         a, b = learned
-        return {f"{self.name}.low_rank.a": self._unit * a, f"{self.name}.low_rank.b": self._start + b}
+        a, b = (a, self._unit * b) if self._turned else (self._unit * a, b)
+        return {f"{self.name}.low_rank.a": a, f"{self.name}.low_rank.b": b}
 
-    def stored(self, learned: tuple[Tensor, ...]) -> NDArray[np.float32]:
+    def stored(self, learned: Learned) -> NDArray[np.float32]:
         a, b = self.variables(learned).values()
         found: NDArray[np.float32] = (as_tensor(self._value) + a @ b).numpy()
         return found
@@ -163,7 +176,7 @@ def low_rank(model: ir.Model, rank: int) -> dict[str, Kind]:
     """
     tables = {node.inputs[0] for node in embeddings(model)}
     found: dict[str, Kind] = {
-        str(each.weight.name): LowRank(rank)
+        str(each.weight.name): LowRank(rank, not each.transposed)
         for each in linears(model)
         if each.dequantize is None and each.weight not in tables
     }

@@ -308,8 +308,8 @@ def test_adam_is_torchs(tmp_path: Path) -> None:
     """The same steps as torch.optim.Adam, its bias corrections among them."""
     student, _ = pair("tiny-llama")
     kind = Free().of(student.graph.initializers["model.norm.weight"], np.random.default_rng(0))
-    learner, weigh = distill.Learner([kind]), torch.randn(kind.shapes[0])
-    reference = torch.zeros(kind.shapes[0], requires_grad=True)
+    learner, weigh = distill.Learner([kind]), torch.randn(kind.start[0].shape)
+    reference = torch.zeros(kind.start[0].shape, requires_grad=True)
     optimizer = torch.optim.Adam([reference], lr=1e-2, betas=(0.9, 0.98), eps=1e-12)
     for _ in range(5):
 
@@ -322,4 +322,4 @@ def test_adam_is_torchs(tmp_path: Path) -> None:
         optimizer.zero_grad()
         ((kind.variables((reference,))[kind.name] - 1).square() * weigh).sum().backward()
         optimizer.step()
-    torch.testing.assert_close(learner.state.learned.view(kind.shapes[0]), reference.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(learner.state.learned.view(kind.start[0].shape), reference.detach(), rtol=1e-5, atol=1e-6)
