@@ -65,11 +65,11 @@ def principal(
 
 def _whitened(rows: Tensor, rank: int) -> NDArray[np.float32] | None:
     """Returns directions [rank, width] of rows [n, width], or None where they do not vary in as many."""
-    if min(rows.shape) < rank:
+    if min(rows.shape) < rank or not bool(torch.isfinite(rows).all()):  # whoever measures the loss says why
         return None
     energy, left = torch.linalg.eigh(rows @ rows.T)  # ascending; fewer rows than features, or not many more
     energy, left = energy[-rank:].flip(0), left[:, -rank:].flip(1)
-    if not bool(torch.isfinite(energy).all()) or float(energy[-1]) <= _LEAST * float(energy[0]):
+    if float(energy[-1]) <= _LEAST * float(energy[0]):
         return None
     scaled = (left / energy).T @ rows  # unit directions, each over the root of its energy
     scaled /= scaled.square().sum(-1).mean().sqrt()
