@@ -44,6 +44,7 @@ class BuildOptions:
             model writes itself or, for an encoder, a built-in one.
         chat: Whether its texts go into the model's chat template, as what a user says; conversations always do.
         heal: How long the quantized model learns from the original (10min, 30s, 1h, 200steps), or None for not at all.
+        heal_rank: Of what healing adds to each weight of a pruned model in float32, or full; None for 16.
         resume: Directory that keeps what an interrupted build's long steps made, and that the same build goes on from.
         embeddings: int8 or int4, of the embedding and a head tied to it; None for that of the weights.
         memory_gb: Gigabytes of activations that calibration keeps in memory; others wait on disk.
@@ -79,6 +80,7 @@ class BuildOptions:
     calibration: Path | None = None
     chat: bool = False
     heal: str | None = None
+    heal_rank: str | None = None
     resume: Path | None = None
     embeddings: str | None = None
     memory_gb: float = 0.5
@@ -141,7 +143,7 @@ def build(
         options.prune, options.prune_method, options.prune_compensation, options.prune_allocation
     )
     jobs = _jobs(options, clock)
-    check_healing(options.heal, jobs, pruned=pruning is not None)
+    check_healing(options.heal, jobs, pruned=pruning is not None, rank=options.heal_rank)
     check_resume(options, jobs)
     for job in jobs:
         check_job(job)
@@ -242,8 +244,12 @@ class _Build:
         report, self.records = begun.report, begun.records
         with ArtifactWriter(self.out, replace=options.force) as writer:
             self._tokenizer_files(writer)
+            pruned = begun.request is not None and not begun.request.sparse  # which makes nothing smaller
+            whole = captured.model.clone() if pruned else None
             begun.shrink(writer, self.texts, max(map(looks, self.jobs)))
             self.calibration, self.healing = begun.calibration, begun.healing
+            if whole is not None:
+                self._speed(whole)
             self.shapes = shapes_of(captured.model)
             for job in self.jobs:
                 # The last one may change the captured graph itself.
@@ -265,6 +271,15 @@ class _Build:
             path = writer.commit()
             self.calibration.kept.finish()
         return BuildResult(path, manifest, report, dict(clock.seconds))
+
+    def _speed(self, whole: Any) -> None:
+        """Times what pruning left beside the whole model, where there is a variant for this machine."""
+        from leptonc.latency import speed
+
+        job = next((job for job in self.jobs if job.target.backend == "onnxruntime" and job.check), None)
+        if job is not None:
+            found = speed(whole, self.captured.model.clone(), job, self.calibration)
+            self.begun.report["pruning"]["speed"] = found
 
     def _variant(self, job: Job, model: Any, writer: Any) -> dict[str, int]:
         """Lowers, writes, measures and compiles one variant; returns how often each op occurs in it."""

@@ -63,7 +63,7 @@ def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
     request = check_pruning(options.prune, options.prune_method, options.prune_compensation, options.prune_allocation)
     target = target_of(str(options.target))
     job = Job("emitted", target, "fp32", None, None, None, "rtn", None, options.check, clock)
-    check_healing(options.heal, [job], pruned=request is not None)
+    check_healing(options.heal, [job], pruned=request is not None, rank=options.heal_rank)
     check_resume(options, [job])
     with begin(options, [job], clock, request) as begun:
         return _Emission(begun).run()
@@ -152,19 +152,8 @@ class _Emission:
 
     def _measured(self, writer: ArtifactWriter) -> dict[str, Any]:
         """Reads what is written as a build will, runs it, and compares it with the original."""
-        from leptonc.artifact.describe import encoder_of
-        from leptonc.evaluate.fidelity import probabilities
-        from leptonc.evaluate.graph import GraphReference
+        from leptonc.evaluate.graph import emitted_graph
         from leptonc.sources import open_source
 
-        sample = self.begun.sample
         with open_source(str(writer.path)) as written:
-            found = GraphReference(written, writer.path)
-            if self.begun.captured.task.cached:
-                return sample.compare_decoder(found.logits(sample.token_ids))
-            rows = found.rows([sample.tokenizer.encode(text).ids for text in sample.texts])
-        encoder = encoder_of(self.begun.captured)
-        multi_label = bool(encoder and encoder.multi_label)
-        if sample.captured.task.output == "logits":
-            rows = probabilities(rows, multi_label)
-        return sample.compare_encoder(sample.reference_rows(), rows, multi_label=multi_label)
+            return self.begun.sample.compare_graph(emitted_graph(written))

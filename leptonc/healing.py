@@ -24,22 +24,48 @@ if TYPE_CHECKING:
 
 
 RANK = 16  # of what is added to each weight of a pruned model in float32
+FULL = "full"  # in place of a rank: every weight learns
 # Largest learning rates: what was rounded is near its best, what lost its neighbours has a way to go.
-QUANTIZED_RATE, PRUNED_RATE = 7e-4, 1.2e-4
+QUANTIZED_RATE, PRUNED_RATE, FULL_RATE = 7e-4, 1.2e-4, 2e-4
 
 
-def check(heal: str | None, jobs: Sequence[Job], *, pruned: bool) -> None:
+def parse_rank(text: str | None) -> int | None:
+    """Reads the rank of what is added to weights; None for whole weights.
+
+    Raises:
+        InputError: It is neither a number from 1 to 1024 nor `full`.
+    """
+    if text == FULL:
+        return None
+    rank = RANK if text is None else int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 0
+    if not 1 <= rank <= 1024:
+        raise InputError(
+            f"expected of --heal-rank a number from 1 to 1024, or {FULL}, found {text!r}",
+            hint=f"{RANK} is what there is without it",
+        )
+    return rank
+
+
+def check(heal: str | None, jobs: Sequence[Job], *, pruned: bool, rank: str | None = None) -> None:
     """Refuses what cannot be done, before anything is opened.
 
     Args:
         heal: The budget, as it was asked for.
         jobs: What is built.
         pruned: Whether something is cut out of the model.
+        rank: Of what is added to weights, as it was asked for.
 
     Raises:
         InputError: The budget is none, a model has lost nothing, or a target's form of it cannot learn.
         MissingExtraError: torch is not installed.
     """
+    parse_rank(rank)
+    if rank is not None and (heal is None or not pruned or any(job.scheme != "fp32" for job in jobs)):
+        raise InputError(
+            "expected --heal and --prune of a model in float32 with --heal-rank, found other options: of quantized "
+            "weights the scales learn",
+            hint="--prune 20% --heal 30min --emit onnx gives a model that is quantized later",
+        )
     if heal is None:
         return
     parse_budget(heal)
@@ -68,6 +94,7 @@ class Healing:
         seed: Of the order of the texts.
         calibration: Has the texts, and the model.
         fits: Whether layers of the pruned model can be fitted to the original's: both have one residual stream.
+        rank: Of what is added to weights in float32, as it was asked for; None for the usual.
 
     Raises:
         InputError: The model has an operator that has no gradients here.
@@ -78,6 +105,7 @@ class Healing:
     seed: int
     calibration: Calibration
     fits: bool = False
+    rank: str | None = None
     original: ir.Model | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -102,7 +130,7 @@ class Healing:
 
     def _recover(self, job: Job, student: ir.Model) -> int:
         from leptonc.heal.distill import Settings, heal
-        from leptonc.heal.trainable import low_rank, put, recoverable
+        from leptonc.heal.trainable import low_rank, put, recoverable, whole
 
         assert self.budget is not None
         assert self.original is not None
@@ -111,9 +139,14 @@ class Healing:
         state = self.resume / f"heal-{job.name}.safetensors" if self.resume is not None else None
         # Float weights lost something only where their neighbours were cut out.
         pruned = job.scheme == "fp32"
-        trainable = low_rank(student, RANK) if pruned else recoverable(student)
+        rank = parse_rank(self.rank)
+        if pruned:
+            trainable = whole(student) if rank is None else low_rank(student, rank)
+            rate = FULL_RATE if rank is None else PRUNED_RATE
+        else:
+            trainable, rate = recoverable(student), QUANTIZED_RATE
         fit = _Fit(student, self.original, calibration) if pruned and self.fits else None
-        settings = Settings(rate=PRUNED_RATE if pruned else QUANTIZED_RATE, seed=self.seed)
+        settings = Settings(rate=rate, seed=self.seed)
         keep_freed_memory()
         try:
             healed = heal(
@@ -126,6 +159,7 @@ class Healing:
         put(student, healed.arrays)
         about: dict[str, Any] = {
             "text": calibration.name,
+            **({"rank": FULL if rank is None else rank} if pruned else {}),
             **({"fitted_on": fit.windows} if fit is not None and healed.fitted else {}),
             "steps": healed.steps,
             "seconds": healed.seconds,

@@ -1,4 +1,4 @@
-"""The share of weights that has to go for a latency, measured here with the graph that a build would give."""
+"""What pruning saves of the time, measured here with graphs as a build gives them; the share to prune for a latency."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.backends import Job, backend_of
-from leptonc.calibrate.latency import seconds
+from leptonc.calibrate.latency import PAST, SECONDS, TEXT, seconds
 from leptonc.errors import InputError
 from leptonc.ir.groups import groups
 from leptonc.passes.base import Manager
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HALF = 0.5  # the share that the second measurement is made with
 MOST = 0.9  # more would not leave a model
+REPORTED = 0.5  # seconds of measuring for a figure in the report: no decision rests on it
 SHARES = (HALF, 0.3, 0.15)  # of which the first that leaves a step of every block is taken
 
 
@@ -84,7 +85,31 @@ def share_for(goal: float, job: Job, calibration: Calibration, multiple: int) ->
     return share, about
 
 
-def _time(model: ir.Model, job: Job, calibration: Calibration) -> float:
+def speed(whole: ir.Model, smaller: ir.Model, job: Job, calibration: Calibration) -> dict[str, Any]:
+    """Times what is left beside the whole model, both lowered as the job does; changes both graphs.
+
+    Args:
+        whole: The captured graph before anything was cut out.
+        smaller: It afterwards.
+        job: A variant for ONNX Runtime.
+        calibration: The captured model, and where temporary files go.
+
+    Returns:
+        What was timed, milliseconds before and after, and how many times as fast it is.
+    """
+    with calibration.clock.stage("prune speed", 2) as advance:
+        before = _time(whole, job, calibration, REPORTED)
+        advance(1)
+        after = _time(smaller, job, calibration, REPORTED)
+        advance(1)
+    return {
+        "of": f"a token over a cache of {PAST}" if calibration.captured.task.cached else f"a text of {TEXT} tokens",
+        "weights": job.scheme, "before_ms": round(1e3 * before, 3), "after_ms": round(1e3 * after, 3),
+        "times_as_fast": round(before / after, 3),
+    }  # fmt: skip
+
+
+def _time(model: ir.Model, job: Job, calibration: Calibration, limit: float = SECONDS) -> float:
     """Lowers a graph as the job does, its weights rounded to nearest, and times it."""
     backend, method, solve = backend_of(job.target), job.method, job.solve
     job.method, job.solve = "rtn", None
@@ -95,4 +120,4 @@ def _time(model: ir.Model, job: Job, calibration: Calibration) -> float:
     backend.finish(model)
     with ArtifactWriter(calibration.scratch / "times", replace=False) as writer:
         writer.add_graph("model.onnx", model)
-        return seconds(writer.path / "model.onnx", int(calibration.captured.config.vocab_size))
+        return seconds(writer.path / "model.onnx", int(calibration.captured.config.vocab_size), limit)

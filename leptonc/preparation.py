@@ -135,7 +135,9 @@ class Preparation:
         )  # fmt: skip
         asked = self.request
         one_stream = asked is not None and not (asked.width or asked.sparse or options.rotate)
-        self.healing = Healing(options.heal, options.resume, options.seed, self.calibration, fits=one_stream)
+        self.healing = Healing(
+            options.heal, options.resume, options.seed, self.calibration, fits=one_stream, rank=options.heal_rank
+        )
         if self.request is not None:
             manager = Manager()
             self.report["pruning"] = prune(self.request, options, self.jobs, self.calibration, manager)

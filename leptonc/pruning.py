@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc import slicing, sparsity
@@ -42,6 +43,8 @@ RECONSTRUCTION = "reconstruction"
 # Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
 MULTIPLES = {"onnxruntime": 32, "tensorrt": 64, "tensorrt-rtx": 64}
 GRADIENTS = 8  # texts that gradients are taken on
+# Of a comparison, what tells how much is lost.
+QUALITY = ("text", "perplexity", "perplexity_reference", "kl_divergence", "top1_agreement", "cosine_mean")
 _LARGEST_PLAN = 2**24  # bytes
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 _LATENCY = re.compile(r"latency:(\d+(?:\.\d+)?)\s*%", re.ASCII)
@@ -155,6 +158,7 @@ class Pruning:
         calibration: The text, and where temporary files go.
         multiple: What the targets' kernels like the number of channels to be a multiple of.
         allocation: How a share is spent by importance; see `ALLOCATIONS`.
+        check: Whether quality is measured, with what makes up for the cuts and without.
     """
 
     request: Request
@@ -163,6 +167,7 @@ class Pruning:
     calibration: Calibration
     multiple: int
     allocation: str = "global"
+    check: bool = True
 
     @property
     def reads_text(self) -> bool:
@@ -201,7 +206,10 @@ class Pruning:
         seen.drop()
         before, macs = found.total, multiplications(captured.model)
         biases = self._biases(found, stay, self._features(captured, found)) if self.compensation == "bias" else {}
+        plain = captured.model.clone() if self.check and (weights or biases) else None
         manager.run(captured.model, [Prune(PruneConfig(cuts, self.method, self.compensation), weights, biases)])
+        if self.check:
+            about["quality"] = self._quality(captured.model, plain, cuts)
         after = layer_weights(captured.model)
         captured.parameters -= before - after
         captured.windows = windows_of(captured.model)
@@ -296,6 +304,19 @@ class Pruning:
         chosen = sorted(known, key=lambda path: known[path])[: self.request.layers]
         return tuple(Cut(block.name, BLOCK) for block in found.blocks if block.layer in chosen)
 
+    def _quality(self, model: ir.Model, plain: ir.Model | None, cuts: tuple[Cut, ...]) -> dict[str, Any]:
+        """Compares what is left with the original; `plain` is the whole graph, where something makes up for cuts."""
+        found: dict[str, Any] = {}
+        graphs = {"cut": model} if plain is None else {"cut": plain, "compensated": model}
+        if plain is not None:
+            Manager().run(plain, [Prune(PruneConfig(cuts))])
+        with self.calibration.clock.stage("prune check", len(graphs)) as advance:
+            for name, graph in graphs.items():
+                compared = self.calibration.sample.compare_graph(graph)
+                found[name] = {key: value for key, value in compared.items() if key in QUALITY}
+                advance(1)
+        return found
+
     @staticmethod
     def _biases(found: Groups, stay: Mapping[str, Any], known: Mapping[str, Feature]) -> dict[str, NDArray[np.float32]]:
         """What the removed units gave on average, for the bias of what summed over them."""
@@ -334,7 +355,7 @@ def prune(
         request = replace(request, share=share)
     # As they were published.
     allocation = options.prune_allocation or ("global" if method in ("flap", "taylor") else "uniform")
-    pruning = Pruning(request, method, compensation, calibration, multiple, allocation)
+    pruning = Pruning(request, method, compensation, calibration, multiple, allocation, options.check)
     return pruning.run(calibration.captured, manager) | measured
 
 

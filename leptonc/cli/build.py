@@ -166,6 +166,12 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "many steps (200steps): scales, gains and biases change, codes and the size do not.",
 )
 @click.option(
+    "--heal-rank",
+    metavar="RANK|full",
+    help="Of what --heal adds to each weight of a pruned model in float32; `full` lets every weight learn, which takes "
+    "more memory.  [default: 16]",
+)
+@click.option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -262,6 +268,7 @@ def build(
     chat: bool,
     rotate: bool,
     heal: str | None,
+    heal_rank: str | None,
     resume: Path | None,
     embeddings: str | None,
     memory_gb: float,
@@ -317,6 +324,7 @@ def build(
             chat=chat,
             rotate=rotate,
             heal=heal,
+            heal_rank=heal_rank,
             resume=resume,
             embeddings=embeddings,
             memory_gb=memory_gb,

@@ -1,4 +1,4 @@
-"""The reference of a model that exists as a graph alone: that graph in float32, one layer's weights in memory."""
+"""A captured graph in float32, one layer's weights in memory: the reference of a model that exists as a graph alone."""
 
 from __future__ import annotations
 
@@ -27,18 +27,23 @@ from leptonc.sources.base import Source
 _HEAD = "the head"
 
 
+def emitted_graph(source: Source) -> ir.Model:
+    """Reads an emitted graph anew: what passes do to another reading of it changes nothing here."""
+    longest = source.emitted.max_seq_len if source.emitted is not None else 1
+    return capture(source, max_seq_len=longest).model
+
+
 class GraphReference:
-    """An emitted graph as it was read; what passes do to another reading of it changes nothing here.
+    """A captured graph that runs in float32.
 
     Args:
-        source: The emitted graph.
+        model: The graph. Its values get their types, nothing else changes.
         folder: For temporary files; None for the system's.
         noise: What looks at its linear layers while it runs, or None.
     """
 
-    def __init__(self, source: Source, folder: Path | None = None, noise: OutputNoise | None = None) -> None:
-        longest = source.emitted.max_seq_len if source.emitted is not None else 1
-        self._model, self._folder, self._noise = capture(source, max_seq_len=longest).model, folder, noise
+    def __init__(self, model: ir.Model, folder: Path | None = None, noise: OutputNoise | None = None) -> None:
+        self._model, self._folder, self._noise = model, folder, noise
         fill_types(self._model.graph)
         self._output = str(self._model.graph.outputs[0].name)
         head = head_of(self._model.graph)

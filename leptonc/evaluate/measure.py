@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -77,9 +78,9 @@ class Sample:
         """What there is of the original: transformers' model or, where that was left behind, the emitted graph."""
         if self.source.emitted is None:
             return Reference(self.source, self.captured.task, watching)
-        from leptonc.evaluate.graph import GraphReference
+        from leptonc.evaluate.graph import GraphReference, emitted_graph
 
-        return GraphReference(self.source, self.scratch, watching)
+        return GraphReference(emitted_graph(self.source), self.scratch, watching)
 
     def _about(self) -> dict[str, Any]:
         emitted = {} if self.source.emitted is None else {"reference": f"the graph emitted as {self.source.name}"}
@@ -91,6 +92,21 @@ class Sample:
         found = reference.rows([self.tokenizer.encode(text).ids for text in self.texts])
         self.noise = watching.decibels()
         return found
+
+    def compare_graph(self, model: ir.Model) -> dict[str, Any]:
+        """Compares a captured graph of the same task, run in float32 a layer at a time, with the original."""
+        from leptonc.artifact.describe import encoder_of
+        from leptonc.evaluate.graph import GraphReference
+
+        found = GraphReference(model, self.scratch)
+        if self.captured.task.cached:
+            return self.compare_decoder(found.logits(self.token_ids))
+        encoder = encoder_of(self.captured)
+        multi_label = bool(encoder and encoder.multi_label)
+        rows = found.rows([self.tokenizer.encode(text).ids for text in self.texts])
+        if self.captured.task.output == "logits":
+            rows = fidelity.probabilities(rows, multi_label)
+        return self.compare_encoder(self.reference_rows(), rows, multi_label=multi_label)
 
     def compare_encoder(
         self, reference: NDArray[np.float32], found: NDArray[np.float32], *, multi_label: bool

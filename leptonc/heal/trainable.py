@@ -18,7 +18,7 @@ from torch import Tensor
 
 from leptonc.errors import InputError
 from leptonc.heal.graph import as_tensor
-from leptonc.ir.structure import embeddings, linears
+from leptonc.ir.structure import Linear, embeddings, linears
 from leptonc.passes.quantize.blocks import Format, storable
 from leptonc.passes.quantize.weights import quantized_of
 
@@ -174,13 +174,18 @@ def low_rank(model: ir.Model, rank: int) -> dict[str, Kind]:
 
     A head that is tied to the embedding stays as it is.
     """
-    tables = {node.inputs[0] for node in embeddings(model)}
-    found: dict[str, Kind] = {
-        str(each.weight.name): LowRank(rank, not each.transposed)
-        for each in linears(model)
-        if each.dequantize is None and each.weight not in tables
-    }
+    found: dict[str, Kind] = {str(each.weight.name): LowRank(rank, not each.transposed) for each in _floats(model)}
     return {**found, **recoverable(model)}
+
+
+def whole(model: ir.Model) -> dict[str, Kind]:
+    """Returns the description of a graph in float32 whose linear layers learn whole, but a tied head."""
+    return {**{str(each.weight.name): Free() for each in _floats(model)}, **recoverable(model)}
+
+
+def _floats(model: ir.Model) -> list[Linear]:
+    tables = {node.inputs[0] for node in embeddings(model)}
+    return [each for each in linears(model) if each.dequantize is None and each.weight not in tables]
 
 
 def _of_norms(model: ir.Model) -> Iterator[ir.Value]:

@@ -86,6 +86,10 @@ def test_an_interrupted_build_leaves_its_state_and_goes_on(
     [
         ({"heal": "0"}, "expected a time or a number of steps for healing, found '0'"),
         ({"heal": "soon"}, "found 'soon'"),
+        ({"heal": "1s", "weights": "fp32", "prune": "20%", "heal_rank": "0"}, "from 1 to 1024, or full, found '0'"),
+        ({"heal": "1s", "weights": "fp32", "prune": "20%", "heal_rank": "1.5"}, "or full, found '1.5'"),
+        ({"heal": "1s", "prune": "20%", "heal_rank": "4"}, "of a model in float32 with --heal-rank"),
+        ({"weights": "fp32", "prune": "20%", "heal_rank": "full"}, "expected --heal and --prune"),
         ({"heal": "1s", "weights": "fp32"}, "found fp32, which has lost nothing"),
         ({"heal": "1s", "weights": "int8", "activations": "int8"}, "with --heal, found activations int8"),
         ({"heal": "1s", "target": "rtx"}, "expected no --heal for target rtx"),
@@ -121,12 +125,14 @@ def test_the_command_line_shows_how_it_goes(leptonc: Any, text: Path, tmp_path: 
     assert "recovery" in outcome.out
 
 
-def test_a_pruned_model_in_float32_recovers(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [None, "3", "full"])
+def test_a_pruned_model_in_float32_recovers(rank: str | None, text: Path, tmp_path: Path) -> None:
     """From the original as it was before anything was cut out, through low-rank terms that are folded in."""
     options = {"weights": "fp32", "prune": "30%", "prune_method": "magnitude", "prune_compensation": "none"}
     plain = built(tmp_path / "a", text, **options)
-    healed = built(tmp_path / "b", text, **options, heal="20steps")
+    healed = built(tmp_path / "b", text, **options, heal="20steps", heal_rank=rank)
     about = healed.report["variants"]["cpu"]["recovery"]
+    assert about["rank"] == {None: 16, "3": 3, "full": "full"}[rank]
     assert about["after"]["kl_divergence"] < 0.98 * about["before"]["kl_divergence"]
     assert healed.report["bytes"] == plain.report["bytes"]
     runtime_edge.verify(healed.path)

@@ -16,6 +16,7 @@ from leptonc.build import BuildOptions, build
 from leptonc.errors import InputError
 from leptonc.frontend.capture import capture
 from leptonc.ir.groups import groups
+from leptonc.passes.prune.plan import Cut
 from leptonc.pruning import parse_prune
 from leptonc.sources import open_source
 from leptonc.sources.base import ComputedTensor
@@ -115,6 +116,36 @@ def test_report_of_a_reconstruction(tmp_path: Path) -> None:
     assert about["divergence_expected"] > 0
     assert all(each["after"] <= each["before"] for each in about["fitted"])
     assert result.report["variants"]["cpu"]["quantization"]["linears"]
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-bert-classifier"])
+def test_quality_before_and_after_what_makes_up_for_cuts(name: str, tmp_path: Path) -> None:
+    """What a build of the same cuts without compensation measures, and what this one measures at its end."""
+    options = BuildOptions(f"sample:{name}", out=tmp_path / "m", weights="fp32", prune="20%", prune_method="wanda")
+    result = build(options)
+    about = result.report["pruning"]
+    taken = [record for record in result.manifest.passes if record.name == "prune"]
+    cuts = tuple(Cut(*(each[field] for field in ("block", "space", "units"))) for each in taken[0].config["cuts"])
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(pruned.plan_of(cuts)))
+    plain = build(replace(options, prune=str(plan), prune_method=None, force=True)).report
+    assert plain["pruning"]["compensation"] == "none"
+    assert set(plain["pruning"]["quality"]) == {"cut"}
+    for found, wanted in (
+        (about["quality"]["compensated"], result.report["fidelity"]),
+        (about["quality"]["cut"], plain["fidelity"]),
+        (plain["pruning"]["quality"]["cut"], plain["fidelity"]),
+    ):
+        assert found["text"] == "built-in"
+        assert {"perplexity", "kl_divergence"} <= set(found) or {"cosine_mean", "top1_agreement"} <= set(found)
+        for key, value in found.items():
+            assert key == "text" or value == pytest.approx(wanted[key], rel=1e-3)
+    speed = about["speed"]
+    assert speed["of"] == ("a token over a cache of 256" if name == "tiny-llama" else "a text of 128 tokens")
+    assert speed["weights"] == "fp32"
+    assert speed["times_as_fast"] == pytest.approx(speed["before_ms"] / speed["after_ms"], rel=0.02)
+    page = (tmp_path / "m" / "report.html").read_text()
+    assert "times as fast" in page
 
 
 def test_compensations_are_never_worse_on_the_calibration_text(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
         "--method": ("gptq", "method", "gptq"),
         "--calibration": ("texts.txt", "calibration", Path("texts.txt")),
         "--heal": ("30s", "heal", "30s"),
+        "--heal-rank": ("full", "heal_rank", "full"),
         "--resume": ("kept", "resume", Path("kept")),
         "--embeddings": ("int8", "embeddings", "int8"),
         "--kv-cache": ("int8", "kv_cache", "int8"),

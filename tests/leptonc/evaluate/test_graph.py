@@ -11,7 +11,7 @@ import pytest
 from leptonc.build import BuildOptions
 from leptonc.emit import emit
 from leptonc.evaluate import graph as module
-from leptonc.evaluate.graph import GraphReference
+from leptonc.evaluate.graph import GraphReference, emitted_graph
 from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Reference
 from leptonc.frontend.tasks import task_of
@@ -39,7 +39,7 @@ def test_logits_and_noise(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         }
         layers = {path: Rounded((shape[0], shape[1]), FORM, codes) for path, shape in shapes.items()}
         seen = OutputNoise(layers)
-        found = list(GraphReference(source, tmp_path, seen).logits(ids))
+        found = list(GraphReference(emitted_graph(source), tmp_path, seen).logits(ids))
         assert [start for start, _ in found] == list(range(0, 40, 7))
         wanted = models.reference_logits(models.reference(name), ids)
         assert np.abs(np.concatenate([block for _, block in found]) - wanted).max() <= 1e-4
@@ -60,7 +60,7 @@ def test_rows(name: str, tmp_path: Path) -> None:
     emit(BuildOptions(f"sample:{name}", out=tmp_path / "graph", check=False))
     texts = [models.token_ids(n, seed=i) for i, n in enumerate((19, 3, 1))]
     with open_source(str(tmp_path / "graph")) as source, open_source(f"sample:{name}") as original:
-        found = GraphReference(source, tmp_path).rows(texts)
+        found = GraphReference(emitted_graph(source), tmp_path).rows(texts)
         wanted = Reference(original, task_of(original.config, original.modules)).rows(texts)
     assert np.abs(found - wanted).max() <= 1e-5
 
