@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.backends import Job, backend_of
-from leptonc.calibrate.latency import PAST, SECONDS, TEXT, seconds
+from leptonc.calibrate.latency import SECONDS, seconds, tokens
 from leptonc.errors import InputError
 from leptonc.ir.groups import groups
 from leptonc.passes.base import Manager
@@ -102,8 +102,10 @@ def speed(whole: ir.Model, smaller: ir.Model, job: Job, calibration: Calibration
         advance(1)
         after = _time(smaller, job, calibration, REPORTED)
         advance(1)
+    captured, cached = calibration.captured, calibration.captured.task.cached
+    count = tokens(captured.max_seq_len, cached=cached)
     return {
-        "of": f"a token over a cache of {PAST}" if calibration.captured.task.cached else f"a text of {TEXT} tokens",
+        "of": f"a token over a cache of {count}" if cached else f"a text of {count} tokens",
         "weights": job.scheme, "before_ms": round(1e3 * before, 3), "after_ms": round(1e3 * after, 3),
         "times_as_fast": round(before / after, 3),
     }  # fmt: skip
@@ -120,4 +122,5 @@ def _time(model: ir.Model, job: Job, calibration: Calibration, limit: float = SE
     backend.finish(model)
     with ArtifactWriter(calibration.scratch / "times", replace=False) as writer:
         writer.add_graph("model.onnx", model)
-        return seconds(writer.path / "model.onnx", int(calibration.captured.config.vocab_size), limit)
+        captured = calibration.captured
+        return seconds(writer.path / "model.onnx", int(captured.config.vocab_size), captured.max_seq_len, limit)

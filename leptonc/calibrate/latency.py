@@ -15,12 +15,18 @@ TEXT = 128  # tokens of an encoder's text
 SECONDS, FEWEST = 1.5, 10  # of measuring, and runs in it at least
 
 
-def seconds(graph: Path, vocabulary: int, limit: float = SECONDS) -> float:
+def tokens(longest: int, *, cached: bool) -> int:
+    """Returns how many tokens a decoder's cache has, or an encoder's text, whose model takes `longest` at most."""
+    return max(1, min(PAST, longest - 1) if cached else min(TEXT, longest))
+
+
+def seconds(graph: Path, vocabulary: int, longest: int, limit: float = SECONDS) -> float:
     """Returns the median time of a decoder's next token over a cache of 256, or of an encoder's text of 128 tokens.
 
     Args:
         graph: A graph lowered for ONNX Runtime.
         vocabulary: Token ids are below it.
+        longest: Tokens that the model takes at most; where they are fewer, so are those of the cache or the text.
         limit: Seconds of measuring, of `FEWEST` runs at least.
     """
     import onnxruntime as ort
@@ -28,7 +34,7 @@ def seconds(graph: Path, vocabulary: int, limit: float = SECONDS) -> float:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    given = _inputs(session, vocabulary)
+    given = _inputs(session, vocabulary, longest)
     binding = session.io_binding()
     for name, array in given.items():
         binding.bind_cpu_input(name, array)
@@ -47,15 +53,17 @@ def seconds(graph: Path, vocabulary: int, limit: float = SECONDS) -> float:
     return statistics.median(found)
 
 
-def _inputs(session: Any, vocabulary: int) -> dict[str, NDArray[Any]]:
+def _inputs(session: Any, vocabulary: int, longest: int) -> dict[str, NDArray[Any]]:
     names = {each.name: each.shape for each in session.get_inputs()}
-    length = 1 if "past_length" in names else TEXT
+    cached = "past_length" in names
+    past = tokens(longest, cached=cached)
+    length = 1 if cached else past
     ids = np.random.default_rng(0).integers(0, vocabulary, (1, length))
     known: dict[str, NDArray[Any]] = {
-        "input_ids": ids, "past_length": np.array([PAST]), "logits_to_keep": np.array([1]),
+        "input_ids": ids, "past_length": np.array([past]), "logits_to_keep": np.array([1]),
         "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids),
     }  # fmt: skip
     return {
-        name: known[name] if name in known else np.zeros((1, shape[1], 2 * PAST, shape[3]), np.float32)
+        name: known[name] if name in known else np.zeros((1, shape[1], min(2 * PAST, longest), shape[3]), np.float32)
         for name, shape in names.items()
     }

@@ -25,9 +25,9 @@ _LEAST = 1e-6  # of the largest direction's energy: what is below does not vary
 def principal(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], trainable: Mapping[str, Kind]
 ) -> dict[str, Kind]:
-    """Lets each low-rank term a b begin with the principal directions of its layer's inputs in b.
+    """Lets the part of each low-rank term that reads a layer's inputs begin with their principal directions.
 
-    A random b mostly reads directions in which the inputs hardly vary, and a step of the same size changes less of what
+    Random ones are mostly directions in which the inputs hardly vary, and a step of the same size changes less of what
     the layer says (Paischer et al., One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation,
     2024). Each direction is scaled so that all of them vary alike. Massive activations are left out: they have one.
 
