@@ -56,11 +56,11 @@ def seconds(graph: Path, vocabulary: int, longest: int, limit: float = SECONDS) 
 def _inputs(session: Any, vocabulary: int, longest: int) -> dict[str, NDArray[Any]]:
     names = {each.name: each.shape for each in session.get_inputs()}
     cached = "past_length" in names
-    past = tokens(longest, cached=cached)
-    length = 1 if cached else past
+    count = tokens(longest, cached=cached)
+    length = 1 if cached else count
     ids = np.random.default_rng(0).integers(0, vocabulary, (1, length))
     known: dict[str, NDArray[Any]] = {
-        "input_ids": ids, "past_length": np.array([past]), "logits_to_keep": np.array([1]),
+        "input_ids": ids, "past_length": np.array([count]), "logits_to_keep": np.array([1]),
         "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids),
     }  # fmt: skip
     return {

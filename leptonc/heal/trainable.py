@@ -67,7 +67,7 @@ class Free:
 class _Free:
     def __init__(self, value: ir.Value) -> None:
         self.name, self._base = str(value.name), as_tensor(value).to(torch.float32)
-        self.start: Learned = (torch.zeros_like(self._base),)
+        self.start: Learned = (_zeros(self._base.shape),)
         self._unit = _size(self._base)
 
     def variables(self, learned: Learned) -> Mapping[str, Tensor]:
@@ -91,7 +91,7 @@ class Scales:
 class _Scales:
     def __init__(self, value: ir.Value, half: bool) -> None:
         self.name, self._base, self._half = str(value.name), as_tensor(value), half
-        self.start: Learned = (torch.zeros_like(self._base),)
+        self.start: Learned = (_zeros(self._base.shape),)
 
     def variables(self, learned: Learned) -> Mapping[str, Tensor]:
         return {self.name: self._base * (1 + learned[0].clamp(min=_LEAST))}
@@ -146,6 +146,11 @@ class _LowRank:
         a, b = self.variables(learned).values()
         found: NDArray[np.float32] = (as_tensor(self._value) + a @ b).numpy()
         return found
+
+
+def _zeros(shape: torch.Size) -> Tensor:
+    """Zeros that take no memory, however many: a start is kept as long as the parameter."""
+    return torch.zeros(()).expand(shape)
 
 
 def _size(base: Tensor) -> float:
