@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -15,11 +16,22 @@ from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter, stored_bytes
 from leptonc.backends import MODULES, Job, backend_of
-from leptonc.calibrate.activations import ROUNDED, SOLVED, choices, describe, divergences, kept_higher, static_of
+from leptonc.calibrate.activations import (
+    ROUNDED,
+    SOLVED,
+    Choice,
+    choices,
+    describe,
+    divergences,
+    kept_higher,
+    static_of,
+    with_layers,
+    without_layers,
+)
 from leptonc.calibrate.caches import cache_scales
 from leptonc.calibrate.generate import generate, rounds
 from leptonc.calibrate.kept import Kept
-from leptonc.calibrate.scaling import scalings
+from leptonc.calibrate.scaling import Scaling, scalings
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.calibrate.solve import Solver
 from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
@@ -41,6 +53,7 @@ TRIALS, TRIAL = 2, 128  # those that sensitivities are measured on
 LESSONS = 384  # texts of a file that there are to learn from: more than a short healing comes to
 LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
+T = TypeVar("T")
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
 _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -175,18 +188,19 @@ class Calibration:
         }
         job.report["quantization"] = about
         if job.kv_cache is not None:
-            with self.clock.stage("cache ranges", len(stages(model))) as advance:
-                job.cache_scales = cache_scales(
-                    model, self._texts(LOOKS), self.scratch, memory=self.memory, advance=advance
-                )
+            caches = [name for each in model.graph.inputs if (name := str(each.name)).startswith("past_key_values.")]
+            job.cache_scales = self._walked(
+                f"cache-{job.name}", "cache ranges", model, dict[str, NDArray[np.float32]],
+                partial(cache_scales, model, self._texts(LOOKS)), lambda found: {name: found[name] for name in caches},
+            )  # fmt: skip
         if job.prefill is not None:
             job.report["prefill"] = prefill = {"calibration": about["calibration"]}
-            job.prefill_static = self._activations(job, model, prefill, solved=False)
+            job.prefill_static = self._activations(job, model, prefill, "prefill", solved=False)
             job.prefill_layers = job.layers  # without those that the budget raises
         if job.budget is not None:
             self._spend(job, model, job.budget, about)
         if job.activations == "int8":
-            job.static = self._activations(job, model, about, solved=job.method == "gptq")
+            job.static = self._activations(job, model, about, "activations", solved=job.method == "gptq")
         if job.method == "awq":
             job.scaling = self._scaling(job, model, about)
         if job.method != "rtn":
@@ -203,13 +217,25 @@ class Calibration:
         """So many texts of a decoder, and all of an encoder, which are sentences."""
         return self.part(count) if self.captured.task.cached else self.windows
 
+    def _walked(
+        self, name: str, stage: str, model: ir.Model, kind: type[T], walk: Callable[..., T],
+        read: Callable[[T], T] = lambda found: found,
+    ) -> T:  # fmt: skip
+        """What a walk over a text finds, as a stage of progress, or did before an interruption: see `Kept.record`."""
+
+        def make() -> T:
+            with self.clock.stage(stage, len(stages(model))) as advance:
+                return walk(self.scratch, memory=self.memory, advance=advance)
+
+        return self.kept.record(name, kind, make, read)
+
     def _scaling(self, job: Job, model: ir.Model, about: dict[str, Any]) -> SmoothLinears:
         """Chooses which channels of weights get finer codes; `about` is told."""
         form_of = backend_of(job.target).config_of(job).form_of
-        with self.clock.stage("scaling", len(stages(model))) as advance:
-            found = scalings(
-                model, self._texts(LOOKS), form_of, self.scratch, memory=self.memory, advance=advance
-            )
+        found = self._walked(
+            f"scaling-{job.name}", "scaling", model, list[Scaling],
+            partial(scalings, model, self._texts(LOOKS), form_of),
+        )  # fmt: skip
         about["scaling"] = [
             {"path": each.path, "strength": each.strength, "error": round(each.error, 6),
              "unscaled": round(each.unscaled, 6)}
@@ -218,25 +244,32 @@ class Calibration:
         strengths = tuple((each.path, each.strength) for each in found)
         return SmoothLinears(SmoothLinearsConfig(strengths), {each.path: each.scales for each in found})
 
-    def _activations(self, job: Job, model: ir.Model, about: dict[str, Any], *, solved: bool) -> StaticActivations:
+    def _activations(
+        self, job: Job, model: ir.Model, about: dict[str, Any], name: str, *, solved: bool
+    ) -> StaticActivations:  # fmt: skip
         """Chooses how the inputs of linear layers become integers, and which stay as they are; `about` is told.
 
-        `solved` says that GPTQ will choose the codes of the weights.
+        `name` tells the graph's steps from another's; `solved` says that GPTQ will choose the codes of the weights.
         """
         symmetric = MODULES[job.target.backend] == MODULES["tensorrt"]
-        with self.clock.stage("activations", len(stages(model))) as advance:
-            found = choices(
-                model, self._texts(LOOKS), job.calibrator, self.scratch, symmetric=symmetric,
-                weights=SOLVED if solved else ROUNDED, memory=self.memory, advance=advance,
-            )  # fmt: skip
+
+        def look(folder: Path, **more: Any) -> list[Choice]:
+            weights = SOLVED if solved else ROUNDED
+            return without_layers(
+                choices(model, self._texts(LOOKS), job.calibrator, folder, symmetric=symmetric, weights=weights, **more)
+            )
+
+        found = self._walked(
+            f"{name}-{job.name}", "activations", model, list[Choice], look, lambda bare: with_layers(bare, model)
+        )
         # One from the start of a text, others from its middle: whatever comes first draws the massive activations.
         parts = self.part(TRIALS)
         trials = [part[-TRIAL // 2 :] if at else part[: TRIAL // 2] for at, part in enumerate(parts)]
-        with self.clock.stage("sensitivity", len(stages(model))) as advance:
-            errors = divergences(
-                model, trials, found, self.scratch, paired=None if solved else not symmetric, memory=self.memory,
-                advance=advance,
-            )  # fmt: skip
+        errors = self._walked(
+            f"{name}-divergences-{job.name}", "sensitivity", model, dict[str, float],
+            partial(divergences, model, trials, found, paired=None if solved else not symmetric),
+            lambda errors: {each.path: errors[each.path] for each in found},
+        )  # fmt: skip
         fixed = {path for each in job.layers for path in each.paths}
         kept = kept_higher(found, errors) | {
             each.path for each in found if any(linear.path in fixed for linear in each.linears)
@@ -272,8 +305,10 @@ class Calibration:
         if all(extra(each.shape) > budget - size for each in linears(model) if each.path not in fixed):
             return
         trials = [window[:TRIAL] for window in self.part(TRIALS)]
-        with self.clock.stage("sensitivity", len(stages(model))) as advance:
-            found = sensitivities(model, trials, config.form, self.scratch, memory=self.memory, advance=advance)
+        found = self._walked(
+            f"sensitivity-{job.name}", "sensitivity", model, list[Sensitivity],
+            partial(sensitivities, model, trials, config.form),
+        )  # fmt: skip
         found = [each for each in (*_outside_layers(model), *found) if each.path not in fixed]
         raised, about["budget"]["spent"] = raise_within(found, lambda each: extra(each.shape), budget - size)
         sizes = {each.path: config.raised(each.shape[1]).size for each in found if each.path in raised}

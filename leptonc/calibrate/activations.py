@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from leptonc.calibrate.calibrators import Grid, calibrators, grids_of
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.statistics import Statistics
-from leptonc.calibrate.walk import Stage, Weights, walk
+from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir import edit
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.quantize.activations import QuantizeActivationsConfig, round_value
@@ -246,6 +246,23 @@ def choices(
 
     walk(model, [inputs_of(model, each) for each in windows], see, solve, folder, memory=memory, advance=advance)
     return found
+
+
+def without_layers(found: Sequence[Choice]) -> list[Choice]:
+    """Returns choices that know nothing of a graph, so that a file can hold them."""
+    return [replace(each, linears=()) for each in found]
+
+
+def with_layers(found: Sequence[Choice], model: ir.Model) -> list[Choice]:
+    """Returns choices with the layers, in a captured graph, that read their values: what `without_layers` took.
+
+    Raises:
+        ValueError: They are not of the values that the graph's layers read, in order.
+    """
+    groups = [each for stage in stages(model) for each in stage.linears.items()]
+    if [each.value for each in found] != [name for name, _ in groups]:
+        raise ValueError(f"choices of {len(found)} values, in the place of the {len(groups)} that layers read")
+    return [replace(each, linears=tuple(group)) for each, (_, group) in zip(found, groups, strict=True)]
 
 
 def divergences(

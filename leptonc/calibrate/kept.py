@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Arrays = dict[str, NDArray[Any]]
+T = TypeVar("T")
 VERSION = 1
 STEPS = "steps"
 SMALL = 2**16  # numbers of a weight that is read to tell models apart: gains, biases, of which no two models share all
@@ -55,6 +56,28 @@ class Kept:
         value = make()
         self._write(path, json.dumps({"mark": self._mark, "value": value}).encode())
         return value
+
+    def record(self, name: str, kind: type[T], make: Callable[[], T], read: Callable[[T], T] = lambda made: made) -> T:
+        """Returns, read, what `make` returned when the step was done, or does it now; every number is as it was.
+
+        Args:
+            name: Of the step.
+            kind: The type of what is made: of dataclasses, arrays (`NDArray[np.float32]`) and what JSON has.
+            make: Does the step.
+            read: Completes what was made; a KeyError or ValueError says that it is not what the step makes.
+
+        Raises:
+            InputError: The file is of another build, or damaged.
+        """
+        if self.folder is None:
+            return read(make())
+        import msgspec
+
+        found = self.fact(name, lambda: msgspec.to_builtins(make(), enc_hook=lambda array: array.tolist()))
+        try:
+            return read(msgspec.convert(found, kind, dec_hook=_array))
+        except (msgspec.ValidationError, KeyError, ValueError) as error:
+            raise self._damaged(self._file(f"{name}.json"), error) from error
 
     def arrays(self, name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
         """Returns the arrays that `make` returned when the step was done, or does it now.
@@ -119,9 +142,16 @@ class Kept:
     @staticmethod
     def _damaged(path: Path, error: Exception) -> InputError:
         return InputError(
-            f"expected what an interrupted build left in {path}, found what cannot be read: {error}",
+            f"expected what an interrupted build left in {path}, found what cannot be read: "
+            f"{f'no {error}' if isinstance(error, KeyError) else error}",
             hint="delete the file: its step is done again",
         )
+
+
+def _array(kind: Any, numbers: Any) -> NDArray[Any]:
+    """Numbers, in lists, as an array of `kind`: NDArray[dtype]."""
+    (dtype,) = get_args(get_args(kind)[1])
+    return np.array(numbers, dtype)
 
 
 def mark_of(model: ir.Model, *settings: Any) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from leptonc import calibration
 from leptonc.build import BuildOptions, build
 from leptonc.calibrate import reconstruct, seen, solve
 from leptonc.calibration import Calibration
 from leptonc.errors import InputError
+from leptonc.healing import Healing
 from leptonc.passes.prune.remove import Prune
 
 LLAMA = "sample:tiny-llama"
@@ -25,6 +28,25 @@ STEPS = {  # what is interrupted, and at which call
     "cut": (Prune, "run", 1),
     "codes": (solve, "gptq", 12),
 }
+MEASURED: list[tuple[dict[str, Any], dict[str, Callable[[Any], Any]]]] = [  # a build; its steps, and what damages each
+    (
+        {"weights": "auto:150kB", "method": "rtn", "kv_cache": "int8", "prefill": "int8"},
+        {
+            "cache-cpu": lambda found: found.popitem(),
+            "prefill-cpu": lambda found: found.pop(),
+            "prefill-divergences-cpu": lambda found: found.popitem(),
+            "sensitivity-cpu": lambda found: found[0].pop("error"),
+        },
+    ),
+    (
+        {"weights": "int8", "activations": "int8", "method": "rtn"},
+        {
+            "activations-cpu": lambda found: found[0]["grid"].update(zero="none"),
+            "activations-divergences-cpu": lambda found: found.update(dict.fromkeys(found)),
+        },
+    ),
+    ({"weights": "int4", "method": "awq"}, {"scaling-cpu": lambda found: found[0].update(scales=["wide"])}),
+]
 
 
 def blobs(path: Path) -> dict[str, bytes]:
@@ -100,6 +122,40 @@ def test_another_build_and_damaged_files_are_refused(tmp_path: Path, monkeypatch
                 build(BuildOptions(LLAMA, out=out, resume=kept, **GIVEN))
         (kept / "steps" / name).write_bytes(found[name])
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("options", "damages"), MEASURED)
+def test_what_was_measured_is_not_measured_again(
+    options: dict[str, Any], damages: dict[str, Callable[[Any], Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, steps = tmp_path / "text.txt", tmp_path / "kept" / "steps"
+    text.write_text("The valves close when the pressure falls, and a lamp tells which of them did so. " * 12)
+    given: dict[str, Any] = {"calibration": text, "check": False, "max_seq_len": 48, **options}
+    whole = build(BuildOptions(LLAMA, out=tmp_path / "whole", **given))
+    resumed = BuildOptions(LLAMA, out=tmp_path / "m", resume=tmp_path / "kept", **given)
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Healing, "prepare", stopped)  # what comes after all measuring
+        with pytest.raises(KeyboardInterrupt):
+            build(resumed)
+    assert {path.stem for path in steps.glob("*.json")} == set(damages)
+    for name in ("cache_scales", "choices", "divergences", "sensitivities", "scalings"):
+        monkeypatch.setattr(calibration, name, stopped)
+    for name, damage in damages.items():
+        path = steps / f"{name}.json"
+        before = path.read_text()
+        damaged = json.loads(before)
+        damage(damaged["value"])
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=f"left in .*{name}.json, found what cannot be read: ") as caught:
+            build(resumed)
+        assert caught.value.hint == "delete the file: its step is done again"
+        path.write_text(before)
+    assert build(resumed).manifest == whole.manifest  # the digest of every file, the report's among them
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_directory_that_nothing_would_be_kept_in(tmp_path: Path) -> None:
