@@ -35,7 +35,8 @@ class BuildOptions:
         calibrator: What chooses the ranges of these integers: minmax, percentile, entropy, mse, or search for
             that whose outputs are off least, layer by layer.
         kv_cache: int8 for keys and values of 8 bits in a decoder's cache; None for float32.
-        prefill: int8 for a second graph with 8-bit weights and activations that prompts go through; None for none.
+        prefill: int8 for a second graph with 8-bit weights and activations that prompts go through, shared for one that
+            has the weights of the first, which the runtime makes its own of; None for none.
         block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points; None for yes, but no with auto.
         method: How codes are chosen: rtn (round to nearest), gptq or awq; None for rtn, but gptq with auto and, for
@@ -284,19 +285,23 @@ class _Build:
     def _variant(self, job: Job, model: Any, writer: Any) -> dict[str, int]:
         """Lowers, writes, measures and compiles one variant; returns how often each op occurs in it."""
         from leptonc.artifact.report import advice, linear_rows, rounded_of
+        from leptonc.backends.onnxruntime import SHARED, lowerings
         from leptonc.ir.dialect import count_ops
         from leptonc.passes.base import Manager
 
         backend, clock, several = backend_of(job.target), self.clock, len(self.jobs) > 1
         prefix = f"{job.name}: " if several else ""
-        prefill = model.clone() if job.prefill is not None else None
         dump = self.options.dump_ir
         manager = Manager(dump / job.name if dump and several else dump, start=0 if several else 1)
         self.calibration.prepare(job, model)
         self.healing.prepare(job)
         passes = backend.passes(job, writer.scratch)
+        # A graph for prefill begins with the captured weights, or with those that it shares.
+        first = len(passes) - len(lowerings()) if job.prefill == SHARED else 0
         with clock.stage(f"{prefix}passes", len(passes)) as advance:
-            manager.run(model, passes, advance)
+            manager.run(model, passes[:first], advance)
+            prefill = model.clone() if job.prefill is not None else None
+            manager.run(model, passes[first:], advance)
         backend.finish(model)
         clock.seconds.update({f"pass {prefix}{name}": seconds for name, seconds in manager.seconds.items()})
         self.records += [record for record in manager.records if record not in self.records]
@@ -319,7 +324,7 @@ class _Build:
         if prefill is not None:
             from leptonc.prefill import add_prefill
 
-            variant, records = add_prefill(job, prefill, variant, writer, clock, prefix)
+            variant, records = add_prefill(job, prefill, model, variant, writer, clock, prefix)
             self.records += [record for record in records if record not in self.records]
             if job.check:
                 job.sample.rounded = {}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter, stored_bytes
 from leptonc.backends import MODULES, Job, backend_of
+from leptonc.backends.onnxruntime import SHARED
 from leptonc.calibrate.activations import (
     ROUNDED,
     SOLVED,
@@ -195,8 +196,10 @@ class Calibration:
             )  # fmt: skip
         if job.prefill is not None:
             job.report["prefill"] = prefill = {"calibration": about["calibration"]}
-            job.prefill_static = self._activations(job, model, prefill, "prefill", solved=False)
+            job.prefill_static = static = self._activations(job, model, prefill, "prefill", solved=False)
             job.prefill_layers = job.layers  # without those that the budget raises
+            if job.prefill == SHARED:  # weights that both graphs have are smoothed for both
+                job.scaling = SmoothLinears(static.smoothing, static.scales)
         if job.budget is not None:
             self._spend(job, model, job.budget, about)
         if job.activations == "int8":

@@ -85,7 +85,7 @@ def with_recipe(options: BuildOptions, recipe: str | None, given: Collection[str
 
 
 # What fields may say, and the least that numbers may be; a backend has more to say of some of them.
-_CHOICES = {"method": METHODS, "embeddings": ("int8", "int4"), "kv_cache": ("int8",)}
+_CHOICES = {"method": METHODS, "embeddings": ("int8", "int4"), "kv_cache": ("int8",), "prefill": ("int8", "shared")}
 _LEAST = {"memory_gb": 0, "max_seq_len": 1, "seed": 0}
 
 

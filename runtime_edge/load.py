@@ -66,8 +66,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
     graph = root / variant.graph
     session: DecoderSession | EncoderSession
     if manifest.decoder is not None:
-        prefill = None if variant.prefill is None else root / variant.prefill
-        session = module.open_decoder(graph, manifest.decoder, count, prefill=prefill)
+        session = module.open_decoder(graph, manifest.decoder, count, **variant.beside(root))
     else:
         assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
         session = module.open_encoder(graph, manifest.encoder, count)

@@ -7,7 +7,9 @@ An artifact is a directory:
     report.html             the same for people, one file
     tokenizer.json          the tokenizer, in the `tokenizers` library's format
     chat_template.jinja     the chat template, where the model has one
-    <variant>.onnx          one graph a variant, its weights outside; <variant>.prefill.onnx beside it, where it has one
+    <variant>.onnx          one graph a variant, its weights outside
+    <variant>.prefill.onnx  a second one for prefill, where it has one
+    <variant>.prefill.json  how that one's weights are made as it is opened, where they are not stored
     blobs/<sha256>          weights, named by their content
 
 Every file but the manifest itself is listed in `files` with its size and sha256.
@@ -16,6 +18,7 @@ Every file but the manifest itself is listed in `files` with its size and sha256
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -25,7 +28,8 @@ from runtime_edge.errors import ArtifactError, FormatVersionError
 from runtime_edge.files import MANIFEST_NAME
 
 FORMAT = "lepton"
-FORMAT_VERSION = 4  # 2: engines; 3: graphs for prefill; 4: sparse weights; what earlier versions said reads as before
+# 2: engines; 3: graphs for prefill; 4: sparse weights; 5: derived weights. What earlier versions said reads as before.
+FORMAT_VERSION = 5
 REPORT_NAME = "report.json"
 EMITTED_NAME = "lepton.json"  # of a graph that `build --emit onnx` wrote: no artifact, and inspected like one
 PAGE_NAME = "report.html"
@@ -35,6 +39,7 @@ TEXT_EMBEDDING = "text-embedding"
 TEXT_CLASSIFICATION = "text-classification"
 TASKS = (TEXT_GENERATION, TEXT_EMBEDDING, TEXT_CLASSIFICATION)
 ENGINE_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of an engine's cache, and the bytes of each
+DERIVED = "derived"  # what a graph names in the place of a blob, for a weight that is made as it is opened
 CACHE_DTYPES = {**ENGINE_DTYPES, "int8": 1}  # of a graph's
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -48,11 +53,11 @@ Size = Annotated[int, Meta(ge=0, le=2**46)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all records: immutable, unknown fields refused."""
 
 
-class File(_Record, frozen=True, kw_only=True):
+class File(Record, frozen=True, kw_only=True):
     """One file of the artifact: `path` relative to it with forward slashes, `size` in bytes."""
 
     path: str
@@ -60,7 +65,7 @@ class File(_Record, frozen=True, kw_only=True):
     sha256: Sha256
 
 
-class Tokenizer(_Record, frozen=True, kw_only=True):
+class Tokenizer(Record, frozen=True, kw_only=True):
     """How text becomes token ids.
 
     `special_tokens` maps names that chat templates use (`bos_token`, `eos_token`, …) to their text.
@@ -74,7 +79,7 @@ class Tokenizer(_Record, frozen=True, kw_only=True):
     chat_template: str | None = None
 
 
-class CacheLayer(_Record, frozen=True, kw_only=True):
+class CacheLayer(Record, frozen=True, kw_only=True):
     """Key/value cache of one layer: buffers [batch, kv_heads, length, head_dim], keys' and values' width."""
 
     kv_heads: Positive
@@ -83,7 +88,7 @@ class CacheLayer(_Record, frozen=True, kw_only=True):
     window: Positive | None = None
 
 
-class Decoder(_Record, frozen=True, kw_only=True):
+class Decoder(Record, frozen=True, kw_only=True):
     """A causal language model. `cache[i]` describes `past_key_values.{i}.key` and `.value`."""
 
     vocab_size: Positive
@@ -92,7 +97,7 @@ class Decoder(_Record, frozen=True, kw_only=True):
     cache_dtype: str = "float32"
 
 
-class Encoder(_Record, frozen=True, kw_only=True):
+class Encoder(Record, frozen=True, kw_only=True):
     """An encoder with one output row a text.
 
     `inputs` are the graph's inputs among input_ids, attention_mask and token_type_ids, each int64 [batch, length].
@@ -107,7 +112,7 @@ class Encoder(_Record, frozen=True, kw_only=True):
     multi_label: bool = False
 
 
-class InputShapes(_Record, frozen=True, kw_only=True):
+class InputShapes(Record, frozen=True, kw_only=True):
     """The least, most usual and greatest shape of a graph's input in an optimization profile."""
 
     name: str
@@ -116,14 +121,14 @@ class InputShapes(_Record, frozen=True, kw_only=True):
     max: tuple[Positive, ...]
 
 
-class Profile(_Record, frozen=True, kw_only=True):
+class Profile(Record, frozen=True, kw_only=True):
     """An optimization profile of an engine; `inputs` are those that have dynamic dimensions."""
 
     name: str
     inputs: tuple[InputShapes, ...]
 
 
-class Recipe(_Record, frozen=True, kw_only=True):
+class Recipe(Record, frozen=True, kw_only=True):
     """How a plan is built from the variant's graph: with equal recipe, graph and TensorRT, an equal engine.
 
     `flavour` is tensorrt or tensorrt-rtx, `versions` the range of its versions that can build the graph
@@ -143,7 +148,7 @@ class Recipe(_Record, frozen=True, kw_only=True):
     sparse_weights: bool = False
 
 
-class Plan(_Record, frozen=True, kw_only=True):
+class Plan(Record, frozen=True, kw_only=True):
     """A serialized engine: the file, the exact version of TensorRT that built it, and the capabilities it runs on."""
 
     file: str
@@ -151,7 +156,7 @@ class Plan(_Record, frozen=True, kw_only=True):
     compute_capabilities: tuple[str, ...]
 
 
-class Engine(_Record, frozen=True, kw_only=True):
+class Engine(Record, frozen=True, kw_only=True):
     """A variant that TensorRT runs.
 
     `cache_dtype` is the element type of the decoder's cache; `cache_in_place` says that one buffer is bound as past and
@@ -164,11 +169,12 @@ class Engine(_Record, frozen=True, kw_only=True):
     plans: tuple[Plan, ...] = ()
 
 
-class Variant(_Record, frozen=True, kw_only=True):
+class Variant(Record, frozen=True, kw_only=True):
     """The model compiled for one target: `graph` is run by `backend` and reads `blobs`.
 
     A backend of TensorRT has `engine`; its plans are run in the graph's place. `prefill` is a decoder's second graph,
-    with the same inputs, outputs and cache, in a form that is faster for many tokens at once.
+    with the same inputs, outputs and cache, in a form that is faster for many tokens at once; `derived` says which of
+    its weights are made from stored ones, and how: see `runtime_edge.derived`.
     """
 
     name: str
@@ -180,14 +186,26 @@ class Variant(_Record, frozen=True, kw_only=True):
     blobs: tuple[str, ...] = ()
     engine: Engine | None = None
     prefill: str | None = None
+    derived: str | None = None
 
     @property
     def graphs(self) -> tuple[str, ...]:
         """All graphs."""
         return (self.graph,) if self.prefill is None else (self.graph, self.prefill)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All files that are this variant's."""
+        plans = () if self.engine is None else tuple(plan.file for plan in self.engine.plans)
+        return (*self.graphs, *(() if self.derived is None else (self.derived,)), *self.blobs, *plans)
 
-class PassRecord(_Record, frozen=True, kw_only=True):
+    def beside(self, root: Path) -> dict[str, Path | None]:
+        """What `Backend.open_decoder` takes beside the graph, for an artifact at `root`."""
+        found = {"prefill": self.prefill, "derived": self.derived}
+        return {name: None if path is None else root / path for name, path in found.items()}
+
+
+class PassRecord(Record, frozen=True, kw_only=True):
     """A pass that was run: its name, the version of its config, and the config itself."""
 
     name: str
@@ -195,7 +213,7 @@ class PassRecord(_Record, frozen=True, kw_only=True):
     config: dict[str, Any] = {}
 
 
-class Manifest(_Record, frozen=True, kw_only=True):
+class Manifest(Record, frozen=True, kw_only=True):
     """What `manifest.json` holds. `task` is text-generation, text-embedding or text-classification."""
 
     format: str
@@ -269,14 +287,22 @@ def _check(manifest: Manifest) -> None:
     for variant in manifest.variants:
         references += [(f"variant {variant.name!r}: graph", graph) for graph in variant.graphs]
         references += [(f"variant {variant.name!r}: blobs", blob) for blob in variant.blobs]
+        if variant.derived is not None:
+            references.append((f"variant {variant.name!r}: derived", variant.derived))
         if variant.engine is not None:
             references += [(f"variant {variant.name!r}: plans", plan.file) for plan in variant.engine.plans]
         _require(
             variant.prefill is None or (manifest.decoder is not None and variant.backend == "onnxruntime"),
             f"variant {variant.name!r}: prefill: expected one for a decoder that onnxruntime runs, and for no other",
         )
+        _require(
+            variant.derived is None or variant.prefill is not None,
+            f"variant {variant.name!r}: derived: expected it beside a graph for prefill, found none",
+        )
         _check_engine(variant)
     listed = set(paths)
+    made = any(variant.derived is not None for variant in manifest.variants)
+    _require(not made or DERIVED not in listed, f"files: expected none called {DERIVED!r} beside derived weights")
     for where, path in references:
         _require(path in listed, f"{where}: expected a file listed in `files`, found {path!r}")
     _require(bool(manifest.variants), "variants: expected at least one, found none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -20,13 +21,16 @@ from leptonc.ir.structure import layer_of
 from leptonc.passes.quantize.blocks import Quantized
 from runtime_edge.errors import ArtifactError
 from runtime_edge.files import MANIFEST_NAME
-from runtime_edge.manifest import EMITTED_NAME, File, Manifest, encode
+from runtime_edge.manifest import DERIVED, EMITTED_NAME, File, Manifest, encode
 
 STORAGE = "lepton.storage"  # initializers with the same mark are the same bytes, and are stored once
 INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
 _OURS = {MANIFEST_NAME: "an artifact", EMITTED_NAME: "an emitted graph"}  # what may be replaced, by the file that tells
 _COPY_BYTES = 2**22
 ALIGNMENT = 64  # of a tensor in its blob: a cache line, and what vector loads want
+
+
+Place = tuple[str, int, int]  # a blob, and the offset and length of a tensor's bytes in it
 
 
 class ArtifactWriter:
@@ -51,6 +55,7 @@ class ArtifactWriter:
         except OSError as error:
             raise _unwritable(out.parent, error) from error
         self.files: dict[str, File] = {}
+        self._stored: dict[str, Place] = {}  # by the sha256 of a tensor's bytes, of the graphs written so far
         self._committed = False
 
     def __enter__(self) -> ArtifactWriter:
@@ -100,7 +105,7 @@ class ArtifactWriter:
     def add_graph(
         self, name: str, model: ir.Model, advance: Callable[[int], Any] = lambda _: None, *, sources: bool = False
     ) -> tuple[str, ...]:  # fmt: skip
-        """Writes a graph and its weights: one blob a layer, named by its content; equal blobs are one file.
+        """Writes a graph and its weights: one blob a layer, named by its content; what graphs share is stored once.
 
         Each tensor is materialised once, written, and released. `model` then refers to the files.
 
@@ -116,39 +121,57 @@ class ArtifactWriter:
         groups: dict[str, list[ir.Value]] = {}
         for key, value in _outside(model):
             groups.setdefault(layer_of(key), []).append(value)
-        blobs = {self._blob(values, advance, sources) for _, values in sorted(groups.items())}
+        blobs: set[str] = set()
+        written: dict[str, Place] = {}
+        for _, values in sorted(groups.items()):
+            blobs |= self._blob(values, advance, sources, written)
+        self._stored |= written
         self.add(name, _serialized(model))
         return tuple(sorted(blobs))
 
-    def _blob(self, values: list[ir.Value], advance: Callable[[int], Any], sources: bool) -> str:
+    def _blob(
+        self, values: list[ir.Value], advance: Callable[[int], Any], sources: bool, written: dict[str, Place]
+    ) -> set[str]:  # fmt: skip
+        """Writes what a layer has and no graph before it had; returns the blobs that the layer lies in."""
         folder = self.path / "blobs"
         folder.mkdir(exist_ok=True)
-        partial, digest, places = folder / "partial", hashlib.sha256(), {}
+        partial, digest = folder / "partial", hashlib.sha256()
+        places: dict[str, Place] = {}  # path "" is the new blob's
+        contents: dict[str, str] = {}
         with partial.open("wb") as file:
             for value in values:
                 tensor = value.const_value
                 if tensor is None:
                     raise ValueError(f"initializer {value.name} has no data")
                 mark = str(value.meta.get(STORAGE, value.name))
-                if mark not in places:
-                    pad = bytes(-file.tell() % ALIGNMENT)
-                    data = _data(tensor)
-                    for chunk in (pad, data):
+                if mark in places:
+                    continue
+                data = _data(tensor)
+                contents[mark] = hashlib.sha256(data).hexdigest()
+                place = self._stored.get(contents[mark])
+                if place is None:
+                    for chunk in (bytes(-file.tell() % ALIGNMENT), data):
                         digest.update(chunk)
                         file.write(chunk)
-                    places[mark] = (file.tell() - len(data), len(data))
+                    place = ("", file.tell() - len(data), len(data))
                     advance(len(data))
-                    del data
+                places[mark] = place
+                del data
             size = file.tell()
         Quantized.forget()
         path = f"blobs/{digest.hexdigest()}"
-        partial.replace(self.path / path)
-        self.files[path] = File(path=path, size=size, sha256=digest.hexdigest())
+        if size:
+            partial.replace(self.path / path)
+            self.files[path] = File(path=path, size=size, sha256=digest.hexdigest())
+        else:
+            partial.unlink()
+        for mark, (blob, offset, length) in places.items():
+            places[mark] = written[contents[mark]] = (blob or path, offset, length)
         for value in values:
             stored: Any = value.const_value
-            offset, length = places[str(value.meta.get(STORAGE, value.name))]
+            blob, offset, length = places[str(value.meta.get(STORAGE, value.name))]
             value.const_value = ir.ExternalTensor(
-                path,
+                blob,
                 offset,
                 length,
                 stored.dtype,
@@ -157,7 +180,7 @@ class ArtifactWriter:
                 metadata_props=dict(stored.metadata_props) if sources else None,
                 base_dir=self.path,
             )
-        return path
+        return {blob for blob, _, _ in places.values()}
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Writes the manifest; the artifact can be loaded from `path` from then on."""
@@ -185,12 +208,24 @@ class ArtifactWriter:
         return self.out
 
 
+def derived(name: str, shape: tuple[int, ...], dtype: ir.DataType) -> ir.ExternalTensor:
+    """Returns a tensor that is stored nowhere: the runtime makes it, see `runtime_edge.derived`."""
+    size = math.prod(shape) * dtype.itemsize
+    return ir.ExternalTensor(DERIVED, 0, int(size), dtype, shape=ir.Shape(shape), name=name, base_dir=Path())
+
+
+def is_derived(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is one of `derived`."""
+    return isinstance(tensor, ir.ExternalTensor) and str(tensor.location) == DERIVED
+
+
 def _outside(model: ir.Model) -> list[tuple[str, ir.Value]]:
     """Initializers that are stored in blobs, by name."""
     return [
         (name, value)
         for name, value in sorted(model.graph.initializers.items())
         if (tensor := value.const_value) is not None
+        and not is_derived(tensor)
         and (tensor.nbytes > INLINE_BYTES or isinstance(tensor, ir.LazyTensor))
     ]
 

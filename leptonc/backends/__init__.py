@@ -66,7 +66,8 @@ class Job:
         activations: Number format that activations are quantized to: none or int8.
         calibrator: What chooses their ranges.
         kv_cache: Number format of the cache's keys and values: int8; None for float.
-        prefill: Number format that weights and activations of a second graph, for prefill, have: int8; or None.
+        prefill: Of a second graph, for prefill, with 8-bit weights and activations: int8 for weights of its own, shared
+            for those of the other graph, of which the runtime makes its own; or None.
         sparse: Whether weights are 2:4 sparse.
         cache_scales: Steps of the channels of each cache, by the graph's input, once they are known.
         static: How activations are quantized, once the model is captured and calibrated.
@@ -132,6 +133,11 @@ class Job:
     def prefill_graph(self) -> str:
         """Name of the file of the graph for prefill."""
         return f"{self.name}.prefill.onnx"
+
+    @property
+    def derived(self) -> str:
+        """Name of the file that says how the runtime makes weights of the graph for prefill."""
+        return f"{self.name}.prefill.json"
 
 
 class Backend(Protocol):

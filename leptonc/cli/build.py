@@ -114,8 +114,9 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--prefill",
-    type=click.Choice(("int8",)),
-    help="Add a second graph with 8-bit weights and activations that prompts go through: faster, and as large again.",
+    type=click.Choice(("int8", "shared")),
+    help="Add a second graph with 8-bit weights and activations that prompts go through, faster: int8 stores its "
+    "weights too, as large again; shared makes them from the others as the artifact is opened.",
 )
 @click.option(
     "--kv-cache",

@@ -79,11 +79,11 @@ class Backend(Protocol):
         """Imports what it runs on (raises `MissingDependencyError`): `load` has it done while it verifies."""
 
     def open_decoder(
-        self, graph: Path, decoder: Decoder, threads: int, *, prefill: Path | None = None
+        self, graph: Path, decoder: Decoder, threads: int, *, prefill: Path | None = None, derived: Path | None = None
     ) -> DecoderSession:
         """Opens a `text-generation` graph, and the one that it has for prefill or None.
 
-        Raises `MissingDependencyError`, `ArtifactError`.
+        `derived` says how weights of the latter are made. Raises `MissingDependencyError`, `ArtifactError`.
         """
 
     def open_encoder(self, graph: Path, encoder: Encoder, threads: int) -> EncoderSession:

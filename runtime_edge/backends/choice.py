@@ -154,14 +154,13 @@ class _Ladder:
     def _graphs(self, backend: str, variants: Sequence[Variant]) -> Opened | None:
         for variant in variants:
 
-            def opening(graph: Path = self._root / variant.graph, prefill: str | None = variant.prefill) -> Session:
+            def opening(variant: Variant = variant) -> Session:
                 providers = onnxruntime.gpu_providers() if backend == "onnxruntime-cuda" else onnxruntime.CPU
-                manifest = self._manifest
+                manifest, graph = self._manifest, self._root / variant.graph
                 if manifest.decoder is not None:
                     return onnxruntime.open_decoder(
-                        graph, manifest.decoder, self._threads, providers,
-                        prefill=None if prefill is None else self._root / prefill,
-                    )  # fmt: skip
+                        graph, manifest.decoder, self._threads, providers, **variant.beside(self._root)
+                    )
                 assert manifest.encoder is not None  # verified, as above
                 return onnxruntime.open_encoder(graph, manifest.encoder, self._threads, providers)
 

@@ -33,20 +33,23 @@ class OrtDecoder:
     """A decoder graph in a session, and the graph that it may have for prefill in another; the cache serves both."""
 
     def __init__(
-        self, graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, prefill: Path | None = None
-    ) -> None:
+        self, graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, prefill: Path | None = None,
+        derived: Path | None = None,
+    ) -> None:  # fmt: skip
         self.decoder = decoder
         self.cache_inputs, self.cache_outputs = _cache_names(len(decoder.cache))
         # Weights are prepared by one thread a session.
-        second = None if prefill is None else Background(lambda: self._open(prefill, threads, providers))
+        second = None if prefill is None else Background(lambda: self._open(prefill, threads, providers, derived))
         self.session = self._open(graph, threads, providers)
         self.prefill_session = None if second is None else second.result()
         # A draft stays below what the graph for prefill takes. On a GPU it was not measured, and TensorRT's provider
         # would build for each new length.
         self.most_drafts = PREFILL_LEAST - 2 if tuple(providers) == CPU else 0
 
-    def _open(self, graph: Path, threads: int, providers: Sequence[str]) -> _Session:
-        session = _Session(graph, threads, providers)
+    def _open(
+        self, graph: Path, threads: int, providers: Sequence[str], derived: Path | None = None
+    ) -> _Session:
+        session = _Session(graph, threads, providers, derived)
         session.expect(
             inputs=("input_ids", "past_length", "logits_to_keep", *self.cache_inputs),
             outputs=("logits", *self.cache_outputs),
@@ -178,10 +181,11 @@ def gpu_providers() -> list[str]:
 
 
 def open_decoder(
-    graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, *, prefill: Path | None = None
-) -> OrtDecoder:
+    graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, *, prefill: Path | None = None,
+    derived: Path | None = None,
+) -> OrtDecoder:  # fmt: skip
     """See `Backend.open_decoder`."""
-    return OrtDecoder(graph, decoder, threads, providers, prefill)
+    return OrtDecoder(graph, decoder, threads, providers, prefill, derived)
 
 
 def open_encoder(graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU) -> OrtEncoder:
@@ -192,7 +196,7 @@ def open_encoder(graph: Path, encoder: Encoder, threads: int, providers: Sequenc
 class _Session:
     """An `onnxruntime.InferenceSession` whose errors are ours."""
 
-    def __init__(self, graph: Path, threads: int, providers: Sequence[str]) -> None:
+    def __init__(self, graph: Path, threads: int, providers: Sequence[str], derived: Path | None = None) -> None:
         self._ort = _onnxruntime()
         self._errors = _error_classes()
         self._name = graph.name
@@ -207,6 +211,8 @@ class _Session:
         options.enable_cpu_mem_arena = True
         options.enable_mem_pattern = False
         try:
+            if derived is not None:
+                self._derive(options, derived, threads)
             self._session = self._ort.InferenceSession(str(graph), options, providers=list(providers))
         except self._errors as error:
             raise self._fault(f"a graph that ONNX Runtime {self._ort.__version__} opens", error) from error
@@ -217,6 +223,20 @@ class _Session:
                 f"{graph.name}: expected ONNX Runtime's {providers[0]}, found that it does not load",
                 hint="are CUDA and cuDNN of the versions that this onnxruntime-gpu wants installed?",
             )
+
+    def _derive(self, options: Any, derived: Path, threads: int) -> None:
+        """Gives a session the weights that its graph has not."""
+        from runtime_edge.derived import make
+
+        made: dict[str, Any] = {}
+
+        def use(name: str, weight: NDArray[np.int8]) -> None:
+            made[name] = self._ort.OrtValue.ortvalue_from_numpy(weight)
+
+        make(derived, threads, use)
+        options.add_external_initializers(list(made), list(made.values()))
+        # Most kernels copy a weight, in an order of their own; one that does not reads it here as it runs.
+        self._made = made
 
     def expect(self, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Raises `ArtifactError` unless the graph's inputs and outputs are these."""

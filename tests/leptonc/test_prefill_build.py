@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import runtime_edge
+from leptonc.artifact.pack import pack
 from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.errors import BoundError, InputError
+from runtime_edge.derived import TOP, integers, read
 
 TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 12
 
@@ -49,8 +52,66 @@ def test_prompts_go_through_8_bits_and_tokens_through_4(source: str, text: Path,
         assert len(both.generate(long, max_new_tokens=80, stop_token_ids=[]).token_ids) == 80
 
 
-def test_the_same_bytes_from_the_same_request(text: Path, tmp_path: Path) -> None:
-    first, second = (built("tiny-llama", text, tmp_path / name, check=False).manifest for name in "ab")
+def graph_bytes(result: BuildResult) -> int:
+    """Bytes of graphs and weights."""
+    return sum(f.size for f in result.manifest.files if f.path.startswith("blobs/") or ".onnx" in f.path)
+
+
+OPTIONS: list[tuple[str, dict[str, object]]] = [
+    ("tiny-llama", {"method": "gptq", "symmetric": False}),
+    ("tiny-llama", {"weights": "auto:240kB"}),
+    ("tiny-llama", {"heal": "3steps", "calibration": None}),
+    ("tiny-llama", {"rotate": True, "kv_cache": "int8"}),
+    ("tiny-gemma3", {"weights": "int8"}),
+    ("tiny-gpt2", {"block_size": 64}),
+    ("tiny-qwen3", {"prune": "20%"}),
+]
+
+
+@pytest.mark.parametrize(("source", "options"), OPTIONS)
+def test_weights_that_both_graphs_share(
+    source: str, options: dict[str, object], text: Path, tmp_path: Path
+) -> None:
+    """One stored set of weights: prompts go through integers that are made of those that decode."""
+    result = built(source, text, tmp_path / "a", **{**options, "prefill": "shared"})
+    (variant,) = result.manifest.variants
+    assert (variant.prefill, variant.derived) == ("cpu.prefill.onnx", "cpu.prefill.json")
+    about = result.report["variants"]["cpu"]
+    assert about["prefill"]["activations"]["int8_share"] >= 0.9
+    decode, prompts = (each["fidelity"]["kl_divergence"] for each in (about, about["prefill"]))
+    assert prompts <= 1.15 * decode + 0.01  # what 8 bits add is little
+    derived = read(result.path / "cpu.prefill.json", "", {f.path: f.size for f in result.manifest.files})
+    assert len(derived.weights) >= len(result.report["structure"]["heads"])
+    twice = built(source, text, tmp_path / "b", check=False, **options)
+    made = sum(each.rows * each.columns for each in derived.weights)
+    assert graph_bytes(twice) - graph_bytes(result) >= 0.9 * made
+    long = list(range(3, 43))
+    with runtime_edge.load(result.path) as model:
+        assert np.isfinite(model.score(long)).all()
+        assert len(model.generate(long, max_new_tokens=80, stop_token_ids=[]).token_ids) == 80
+    packed = pack(result.path, ["cpu"], tmp_path / "c")
+    assert packed.variants == (variant,)
+    with runtime_edge.load(tmp_path / "c") as model, runtime_edge.load(result.path) as whole:
+        np.testing.assert_array_equal(model.score(long), whole.score(long))
+
+
+def test_integers_of_the_graph_for_prefill_are_those_of_the_other(text: Path, tmp_path: Path) -> None:
+    """The prefill graph computes what the graph that decodes would with its inputs rounded: the steps are fine."""
+    result = built("tiny-llama", text, tmp_path / "a", prefill="shared", check=False)
+    derived = read(result.path / "cpu.prefill.json", "", {f.path: f.size for f in result.manifest.files})
+    graph = onnx.load(result.path / "cpu.prefill.onnx", load_external_data=False)
+    made = {each.name: each for each in graph.graph.initializer if "derived" in str(each.external_data)}
+    assert sorted(made) == sorted(each.name for each in derived.weights)
+    for each in derived.weights:
+        assert list(made[each.name].dims) == [each.columns, each.rows]
+        assert np.abs(integers(result.path, each).astype(int)).max() == TOP
+
+
+@pytest.mark.parametrize("prefill", ["int8", "shared"])
+def test_the_same_bytes_from_the_same_request(prefill: str, text: Path, tmp_path: Path) -> None:
+    first, second = (
+        built("tiny-llama", text, tmp_path / name, check=False, prefill=prefill).manifest for name in "ab"
+    )
     assert first == second
 
 
@@ -65,6 +126,8 @@ def test_the_bound_holds_for_prompts_too(text: Path, tmp_path: Path) -> None:
     [
         ("tiny-llama", {"weights": "fp32"}, "expected int4 or int8 weights without activations int8"),
         ("tiny-llama", {"weights": "int8", "activations": "int8"}, "found weights int8 and activations int8"),
+        ("tiny-llama", {"prefill": "int4"}, "expected prefill among int8, shared, found 'int4'"),
+        ("tiny-llama", {"prefill": "shared", "method": "awq"}, "expected"),
         ("tiny-llama", {"target": "rtx"}, "expected no graph for prefill for target rtx"),
         ("tiny-bert", {}, "expected a model that generates text for --prefill"),
     ],

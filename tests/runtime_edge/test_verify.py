@@ -202,8 +202,8 @@ def test_refuses(artifact: Path, name: str) -> None:
 
 
 def test_later_version_says_to_upgrade(artifact: Path) -> None:
-    edit(artifact, lambda data: data.update(format_version=5, a_field_of_version_5=1))
-    with pytest.raises(FormatVersionError, match="expected format_version at most 4, found 5") as caught:
+    edit(artifact, lambda data: data.update(format_version=6, a_field_of_version_6=1))
+    with pytest.raises(FormatVersionError, match="expected format_version at most 5, found 6") as caught:
         runtime_edge.verify(artifact)
     assert "upgrade" in str(caught.value.hint)
 

@@ -29,6 +29,7 @@ from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
+from leptonc.passes.quantize.activations import QuantizeActivations
 from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
 from leptonc.recipe import Forms, LayerRule, resolve
 from runtime_edge.manifest import Manifest, Variant
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from leptonc.artifact.writer import ArtifactWriter
 
 WEIGHTS = ("fp32", "int8", "int4")
+SHARED = "shared"  # a graph for prefill whose weights are made from those of the other, as it is opened
 BLOCK_SIZE = 32
 
 
@@ -115,11 +117,14 @@ def passes(job: Job, scratch: Path) -> list[Pass]:
 def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
     """Returns the passes to a graph for prefill: 8-bit activations, and 8-bit weights where these are not to be had.
 
-    The embedding has the format that the job gives it: both graphs read the same bytes of it.
+    The embedding has the format that the job gives it: both graphs read the same bytes of it. Where they share all
+    weights, `model` has those of the graph that decodes, smoothed and quantized.
     """
     static, config = job.prefill_static, config_of(job)
     if static is None:
         raise ValueError("a graph for prefill needs ranges of its activations")
+    if job.prefill == SHARED:
+        return [QuantizeActivations(static.rounding), *lowerings(job.cache_scales)]
     known = {*static.layers, *(path for each in job.prefill_layers for path in each.paths)}
     rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
     sizes = {each.path: config.raised(each.shape[1]).size for each in rest} if config.bits == 4 else {}

@@ -9,13 +9,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.artifact.writer import derived
 from leptonc.backends.onnxruntime.attention import MS
 from leptonc.ir import edit
 from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Pass
-from leptonc.passes.quantize.blocks import Quantized
+from leptonc.passes.quantize.blocks import Quantized, dequantize
 from leptonc.passes.quantize.channels import MIDDLE
 from leptonc.passes.quantize.weights import quantized_of
+from runtime_edge.derived import TOP
+
+DERIVED_KEY = "lepton.derived"  # of an initializer that the runtime makes: the quantized weight that it comes from
 
 
 class LinearToInteger(Pass):
@@ -25,6 +29,8 @@ class LinearToInteger(Pass):
     2. Weights are stored [in, out], as the kernel takes them, and nowhere else.
     3. Activations are unsigned and weights signed, which x86 processors and Arm's have their fastest instructions for;
        see `leptonc.passes.quantize.channels` for those that would saturate.
+    4. Weights that are quantized in blocks, for a graph that decodes with them, are not stored again: the runtime makes
+       integers of them as it opens the graph, see `runtime_edge.derived`.
     """
 
     name = "ort-integer-linear"
@@ -38,11 +44,17 @@ class LinearToInteger(Pass):
         rounded = edit.producer(linear.x, "DequantizeLinear")
         quantize = edit.producer(rounded.inputs[0], "QuantizeLinear") if rounded is not None else None
         weight = quantized_of(linear.weight)
-        if quantize is None or weight is None or not weight.form.paired:
+        if quantize is None or weight is None:
             return 0
         _, scale, zero = quantize.inputs
-        columns = _initializer(graph, weight, "columns", weight.shape[::-1], ir.DataType.INT8, _columns)
-        scales = _initializer(graph, weight, "scales", weight.shape[:1], ir.DataType.FLOAT, _scales)
+        if weight.form.paired:
+            columns = _initializer(graph, weight, "columns", weight.shape[::-1], ir.DataType.INT8, _columns)
+            scales = _initializer(graph, weight, "scales", weight.shape[:1], ir.DataType.FLOAT, _scales)
+        else:
+            name = f"{weight.key}.derived"
+            columns = edit.initializer(graph, name, derived(name, weight.shape[::-1], ir.DataType.INT8))
+            columns.meta[DERIVED_KEY] = weight
+            scales = _initializer(graph, weight, "steps", weight.shape[:1], ir.DataType.FLOAT, _steps)
         inputs = [quantize.outputs[0], columns, scale, scales, zero, None, linear.bias]
         while inputs[-1] is None:
             inputs.pop()
@@ -58,6 +70,13 @@ def _columns(weight: Quantized) -> NDArray[np.int8]:
 
 def _scales(weight: Quantized) -> NDArray[np.float32]:
     return np.ascontiguousarray(weight.parts().scales.reshape(-1))
+
+
+def _steps(weight: Quantized) -> NDArray[np.float32]:
+    """The step of each output channel that makes its largest weight `TOP`; 1 of one that is zero."""
+    largest = np.abs(dequantize(weight.parts(), weight.form)).max(1)
+    found: NDArray[np.float32] = np.where(largest > 0, largest / np.float32(TOP), np.float32(1)).astype(np.float32)
+    return found
 
 
 def _initializer(

@@ -12,6 +12,8 @@ from leptonc.errors import InputError
 from leptonc.ir import edit
 from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Config, Pass
+from leptonc.passes.quantize.blocks import dequantize
+from leptonc.passes.quantize.weights import quantized_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +61,11 @@ class QuantizeActivations(Pass):
             if linear.path not in wanted:
                 continue
             scale, zero = wanted[linear.path]
-            key = (str(linear.x.name), scale, zero)
-            if key not in made:
-                made[key] = round_value(linear.node, linear.x, scale, zero, symmetric=self.config.symmetric)
+            key, x = (str(linear.x.name), scale, zero), linear.x
             if linear.path in outliers:
-                go_past(linear, np.asarray(outliers[linear.path], np.int64))
+                x = go_past(linear, np.asarray(outliers[linear.path], np.int64))
+            if key not in made:
+                made[key] = round_value(linear.node, x, scale, zero, symmetric=self.config.symmetric)
             linear.node.replace_input_with(0, made[key])
             done.add(linear.path)
         if missing := sorted(wanted.keys() - done):
@@ -91,15 +93,23 @@ def round_value(before: ir.Node, x: ir.Value, scale: float, zero: int, *, symmet
     return rounded
 
 
-def go_past(linear: Linear, features: NDArray[np.int64]) -> None:
-    """Adds the product of some features of a linear layer's input to its output, and takes them out of its weight."""
+def go_past(linear: Linear, features: NDArray[np.int64]) -> ir.Value:
+    """Adds the product of some features of a linear layer's input to its output; the layer itself has zeros for them.
+
+    The zeros are in its weight, or in its input where the weight is quantized already, and other graphs' too.
+
+    Returns:
+        The input that the layer has without them.
+    """
     graph, tensor = linear.node.graph, linear.weight.const_value
     if graph is None or tensor is None:
         raise ValueError(f"{linear.path} is in no graph")
     name, by_rows, rows = f"{linear.weight.name}.outliers", linear.transposed, linear.shape[0]
-    stored = ir.Shape(linear.shape if by_rows else linear.shape[::-1])
+    stored, quantized = ir.Shape(linear.shape if by_rows else linear.shape[::-1]), quantized_of(linear.weight)
 
     def whole() -> NDArray[np.float32]:
+        if quantized is not None:
+            return dequantize(quantized.parts(), quantized.form)
         return np.asarray(tensor.numpy(), np.float32)
 
     def few() -> ir.TensorProtocol:
@@ -112,13 +122,19 @@ def go_past(linear: Linear, features: NDArray[np.int64]) -> None:
         found[(slice(None), features) if by_rows else features] = 0
         return ir.tensor(found, name=linear.weight.name)
 
-    shape = ir.Shape((1, len(features), rows))
+    shape, x = ir.Shape((1, len(features), rows)), linear.x
     weight = edit.initializer(
         graph, name, ir.LazyTensor(few, dtype=ir.DataType.FLOAT, shape=shape, name=name, cache=False)
     )
-    linear.weight.const_value = ir.LazyTensor(
-        rest, dtype=ir.DataType.FLOAT, shape=stored, name=linear.weight.name, cache=False
-    )
+    if quantized is None:
+        linear.weight.const_value = ir.LazyTensor(
+            rest, dtype=ir.DataType.FLOAT, shape=stored, name=linear.weight.name, cache=False
+        )
+    else:
+        others = np.isin(np.arange(linear.shape[1]), features, invert=True).astype(np.float32)
+        mask = edit.initializer(graph, f"{name}.others", ir.tensor(others, name=f"{name}.others"))
+        (x,) = edit.insert(linear.node, "Mul", [linear.x, mask], name=f"{name}/Mul")
+        x.shape, x.type = linear.x.shape, ir.TensorType(ir.DataType.FLOAT)
     picked, last = edit.ints(graph, features.tolist()), linear.y.producer()
     if last is None:
         raise ValueError(f"{linear.path} has no output")
@@ -129,3 +145,4 @@ def go_past(linear: Linear, features: NDArray[np.int64]) -> None:
     some.shape, past.shape = ir.Shape([*lead, len(features)]), linear.y.shape
     some.type = past.type = ir.TensorType(ir.DataType.FLOAT)
     total.shape, total.type = linear.y.shape, linear.y.type
+    return x

@@ -1,0 +1,165 @@
+"""Weights of a graph for prefill that an artifact does not store: they are made from those of the graph that decodes.
+
+A weight W [out, in] is stored in blocks of 4 or 8 bits. Prompts multiply it as 8-bit integers with one step an output
+channel: round(W / step), 64 in magnitude at most. Two products with unsigned activations fit in 16 bits then, which is
+where x86 processors without VNNI instructions add them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime_edge.errors import ArtifactError
+from runtime_edge.files import Background
+from runtime_edge.manifest import Positive, Record, Size
+
+TOP = 64  # 2 * 255 * 64 = 32,640, and 16 bits hold 32,767
+MAX_BYTES = 16 * 2**20
+_ROWS = 64  # channels that are made at once: their numbers stay in the processor's cache
+
+
+class Part(Record, frozen=True, kw_only=True):
+    """Where the bytes of a tensor lie."""
+
+    blob: str
+    offset: Size
+
+
+class Weight(Record, frozen=True, kw_only=True):
+    """One weight [rows, columns] = [out, in]: `name` is the initializer, int8 [columns, rows], that it becomes.
+
+    `codes` uint8 [rows, blocks, block_size * bits / 8], low bits first; `scales` float16 [rows, blocks]; `zeros` uint8
+    [rows, ceil(blocks * bits / 8)], None where the middle code is zero; `steps` float32 [rows].
+    """
+
+    name: str
+    rows: Positive
+    columns: Positive
+    bits: int
+    block_size: Positive
+    codes: Part
+    scales: Part
+    steps: Part
+    zeros: Part | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row."""
+        return -(-self.columns // self.block_size)
+
+    def parts(self) -> list[tuple[Part, int]]:
+        """Every part with its bytes."""
+        found = [
+            (self.codes, self.rows * self.blocks * self.block_size * self.bits // 8),
+            (self.scales, self.rows * self.blocks * 2),
+            (self.steps, self.rows * 4),
+        ]
+        return found if self.zeros is None else [*found, (self.zeros, self.rows * -(-self.blocks * self.bits // 8))]
+
+
+class Derived(Record, frozen=True, kw_only=True):
+    """What the file of a variant's `derived` holds."""
+
+    weights: tuple[Weight, ...]
+
+
+def read(path: Path, name: str, sizes: Mapping[str, int]) -> Derived:
+    """Reads how weights are made, and checks it; touches no other file.
+
+    Args:
+        path: The file.
+        name: What messages call it.
+        sizes: Bytes of each blob that the weights may be made of.
+
+    Raises:
+        ArtifactError: It is not JSON, breaks the schema, or names what is not there.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise ArtifactError(f"{name}: expected at most {MAX_BYTES} bytes, found {path.stat().st_size}")
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Derived)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ArtifactError(f"{name}: expected a list of weights as JSON, found: {error}") from error
+    for weight in found.weights:
+        if weight.bits not in (4, 8) or weight.block_size * weight.bits % 8:
+            raise ArtifactError(
+                f"{name}: {weight.name}: expected blocks of 4 or 8 bits and whole bytes, found {weight.block_size} "
+                f"of {weight.bits} bits"
+            )
+        for part, size in weight.parts():
+            if part.blob not in sizes:
+                raise ArtifactError(f"{name}: {weight.name}: expected a blob of its variant, found {part.blob!r}")
+            if part.offset + size > sizes[part.blob]:
+                raise ArtifactError(
+                    f"{name}: {weight.name}: expected parts within the {sizes[part.blob]} bytes of {part.blob}, found "
+                    f"{size} bytes at offset {part.offset}"
+                )
+    return found
+
+
+def make(path: Path, threads: int, use: Callable[[str, NDArray[np.int8]], None]) -> None:
+    """Makes every weight.
+
+    Args:
+        path: What says how, in an artifact that was verified.
+        threads: Threads that work on it.
+        use: Gets each name with its weight int8 [columns, rows], in any order and from any of the threads.
+    """
+    found = msgspec.json.decode(path.read_bytes(), type=Derived)
+    pending = sorted(found.weights, key=lambda weight: weight.rows * weight.columns)
+
+    def work() -> None:
+        while True:
+            try:
+                weight = pending.pop()
+            except IndexError:
+                return
+            use(weight.name, integers(path.parent, weight))
+
+    for thread in [Background(work) for _ in range(threads)]:
+        thread.result()
+
+
+def integers(root: Path, weight: Weight) -> NDArray[np.int8]:
+    """Returns round(W / step) of one weight, int8 [columns, rows]."""
+    rows, blocks, bits = weight.rows, weight.blocks, weight.bits
+
+    def stored(part: Part, dtype: type, *shape: int) -> NDArray[Any]:
+        count = int(np.prod(shape))
+        return np.fromfile(root / part.blob, dtype, count, offset=part.offset).reshape(shape)
+
+    codes = stored(weight.codes, np.uint8, rows, blocks, weight.block_size * bits // 8)
+    ratios = stored(weight.scales, np.float16, rows, blocks).astype(np.float32)
+    ratios /= stored(weight.steps, np.float32, rows, 1)
+    if weight.zeros is None:
+        offsets = ratios * np.float32(2 ** (bits - 1))
+    else:
+        zeros = stored(weight.zeros, np.uint8, rows, -(-blocks * bits // 8))
+        offsets = ratios * _unpacked(zeros, bits, np.empty((rows, zeros.shape[1] * 8 // bits), np.uint8))[:, :blocks]
+    found = np.empty((weight.columns, rows), np.int8)
+    unpacked = np.empty((_ROWS, blocks, weight.block_size), np.uint8)
+    exact = np.empty(unpacked.shape, np.float32)
+    for at in range(0, rows, _ROWS):
+        here = slice(at, min(at + _ROWS, rows))
+        count = here.stop - at
+        w = exact[:count]
+        np.multiply(_unpacked(codes[here], bits, unpacked[:count]), ratios[here, :, None], out=w)
+        w -= offsets[here, :, None]
+        np.rint(w, out=w)
+        found[:, here] = w.reshape(count, -1)[:, : weight.columns].T
+    return found
+
+
+def _unpacked(packed: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns codes of 4 or 8 bits along the last axis, in `out` where they were packed."""
+    if bits == 8:
+        return packed.astype(np.uint8, copy=False)
+    np.bitwise_and(packed, 15, out=out[..., 0::2])
+    np.right_shift(packed, 4, out=out[..., 1::2])
+    return out

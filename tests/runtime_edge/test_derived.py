@@ -1,0 +1,119 @@
+"""Weights that are made as an artifact is opened: the integers, and descriptions that are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import runtime_edge
+from runtime_edge.derived import TOP, Derived, Part, Weight, integers, make, read
+from runtime_edge.errors import ArtifactError
+from tests.runtime_edge import tiny
+from tests.runtime_edge.test_verify import edit
+
+SIZES = [(5, 7, 16), (200, 96, 32), (64, 100, 32), (130, 576, 64), (1, 33, 16)]
+
+
+def stored(
+    root: Path, rows: int, columns: int, size: int, bits: int, zeros: bool
+) -> tuple[Weight, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A weight in a blob, with random codes; returns its description, what it is in float64, and the steps."""
+    rng = np.random.default_rng(rows)
+    blocks = -(-columns // size)
+    codes = rng.integers(0, 2**bits, (rows, blocks * size))
+    points = rng.integers(0, 2**bits, (rows, blocks)) if zeros else np.full((rows, blocks), 2 ** (bits - 1))
+    scales = rng.uniform(0.5, 2, (rows, blocks)).astype(np.float16) / np.float16(100)
+    exact = (codes - np.repeat(points, size, 1)) * np.repeat(scales.astype(np.float64), size, 1)
+    exact = exact[:, :columns]
+    steps = (np.abs(exact).max(1) / TOP).astype(np.float32)
+
+    def packed(values: np.ndarray[Any, Any]) -> bytes:
+        if bits == 8:
+            return values.astype(np.uint8).tobytes()
+        values = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
+        return (values[:, 0::2] | values[:, 1::2] << 4).astype(np.uint8).tobytes()
+
+    parts, data = {}, b"...."
+    for name, part in {
+        "codes": packed(codes), "scales": scales.tobytes(), "steps": steps.tobytes(), "zeros": packed(points)
+    }.items():  # fmt: skip
+        parts[name] = Part(blob="blob", offset=len(data))
+        data += part
+    (root / "blob").write_bytes(data)
+    if not zeros:
+        parts.pop("zeros")
+    return Weight(name="w", rows=rows, columns=columns, bits=bits, block_size=size, **parts), exact, steps
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "columns", "size"), SIZES)
+def test_the_nearest_integers(rows: int, columns: int, size: int, bits: int, zeros: bool, tmp_path: Path) -> None:
+    """Against float64; a number that lies within float32's rounding of a half may be on either side."""
+    weight, exact, steps = stored(tmp_path, rows, columns, size, bits, zeros)
+    found = integers(tmp_path, weight)
+    assert (found.dtype, found.shape) == (np.int8, (columns, rows))
+    want = exact / steps[:, None].astype(np.float64)
+    assert np.abs(found.T - want).max() <= 0.5 + 1e-4
+    assert np.abs(found.astype(int)).max() == TOP  # and two of them times 255 fit in 16 bits
+    assert 2 * 255 * TOP <= 32767
+
+
+def test_all_of_them_whatever_the_threads(tmp_path: Path) -> None:
+    weight, _, _ = stored(tmp_path, 64, 100, 32, 4, True)
+    names = [f"w{i}" for i in range(9)]
+    weights = tuple(msgspec.structs.replace(weight, name=name, columns=100 - i) for i, name in enumerate(names))
+    (tmp_path / "how.json").write_bytes(msgspec.json.encode(Derived(weights=weights)))
+    for threads in (1, 3):
+        found: dict[str, np.ndarray[Any, Any]] = {}
+        make(tmp_path / "how.json", threads, found.__setitem__)
+        assert sorted(found) == names
+        for each in weights:
+            np.testing.assert_array_equal(found[each.name], integers(tmp_path, each))
+
+
+def test_what_says_how_must_be_right(tmp_path: Path) -> None:
+    weight, _, _ = stored(tmp_path, 64, 100, 32, 4, True)
+    path, size = tmp_path / "how.json", (tmp_path / "blob").stat().st_size
+    good = json.loads(msgspec.json.encode(Derived(weights=(weight,))))
+
+    def refused(change: dict[str, Any], message: str) -> None:
+        path.write_text(json.dumps({"weights": [{**good["weights"][0], **change}]}))
+        with pytest.raises(ArtifactError, match=message):
+            read(path, "how.json", {"blob": size})
+
+    refused({"bits": 3}, "how.json: w: expected blocks of 4 or 8 bits and whole bytes, found 32 of 3 bits")
+    refused({"block_size": 33}, "found 33 of 4 bits")
+    refused({"rows": 0}, "expected a list of weights as JSON")
+    refused({"rows": "many"}, "expected a list of weights as JSON")
+    refused({"and": 1}, "expected a list of weights as JSON")
+    refused({"rows": 65}, f"expected parts within the {size} bytes of blob")
+    refused({"codes": {"blob": "blob", "offset": size}}, "expected parts within")
+    refused({"zeros": {"blob": "../blob", "offset": 0}}, "expected a blob of its variant, found '../blob'")
+    path.write_text("[")
+    with pytest.raises(ArtifactError, match="expected a list of weights as JSON"):
+        read(path, "how.json", {"blob": size})
+    path.write_text(json.dumps(good))
+    assert read(path, "how.json", {"blob": size}).weights == (weight,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"derived": "how.json"}, "derived: expected a file listed in `files`, found 'how.json'"),
+        ({"derived": "tokenizer.json", "prefill": None}, "derived: expected it beside a graph for prefill, found none"),
+        ({"derived": "tokenizer.json"}, "tokenizer.json: expected a list of weights as JSON"),
+    ],
+)
+def test_manifests_that_are_refused(
+    weights: tiny.Weights, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    artifact = tiny.write_decoder(tmp_path / "both", weights=weights, prefill=tiny.Weights.seeded(5))
+    edit(artifact, lambda data: data["variants"][0].update(change))
+    with pytest.raises(ArtifactError, match=message):
+        runtime_edge.load(artifact)
