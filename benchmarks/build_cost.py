@@ -3,6 +3,9 @@
 
     python benchmarks/build_cost.py sample:smollm2-135m --weights int4 [--rounds 3] [--peer 'PEER COMMAND']
     python benchmarks/build_cost.py --depths 4,24      two made-up models of one width and different depth
+    python benchmarks/build_cost.py --depths 4,24 -- --weights int4 --method gptq --calibration FILE --memory-gb 0.25
+
+What stands after `--` is what `leptonc build` gets in place of `--weights`.
 
 Memory is that of the whole process tree (its largest sum of resident sets, sampled every 20 ms), as a user's machine
 feels it. Prints JSON.
@@ -70,16 +73,16 @@ def made_up(folder: Path, depth: int) -> Path:
     return path
 
 
-def by_depth(depths: list[int]) -> list[dict[str, Any]]:
+def by_depth(depths: list[int], more: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for depth in depths:
             source = made_up(folder, depth)
             weights = sum(f.stat().st_size for f in source.glob("*.safetensors")) / 2**20
-            for scheme in ("fp32", "int4"):
-                cost = measure(build(str(source), folder / "out.lepton", "--weights", scheme, "--no-check"))
-                rows.append({"layers": depth, "fp32_mb": round(weights), "weights": scheme, **cost})
+            for options in [more] if more else [["--weights", "fp32"], ["--weights", "int4"]]:
+                cost = measure(build(str(source), folder / "out.lepton", "--no-check", *options))
+                rows.append({"layers": depth, "fp32_mb": round(weights), "options": shlex.join(options), **cost})
     return rows
 
 
@@ -90,12 +93,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", help="command that builds the same")
     parser.add_argument("--depths", help="numbers of layers, with commas between")
-    args = parser.parse_args()
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    args, more = parser.parse_args(given[:end]), given[end + 1 :]
     if args.depths:
-        print(json.dumps(by_depth([int(d) for d in args.depths.split(",")]), indent=2))
+        print(json.dumps(by_depth([int(d) for d in args.depths.split(",")], more), indent=2))
         return
     with tempfile.TemporaryDirectory() as name:
-        commands = {"ours": build(args.source, Path(name) / "out.lepton", "--weights", args.weights)}
+        options = more or ["--weights", args.weights]
+        commands = {"ours": build(args.source, Path(name) / "out.lepton", *options)}
         if args.peer:
             commands["peer"] = shlex.split(args.peer)
         runs: dict[str, list[dict[str, float]]] = {key: [] for key in commands}
