@@ -195,7 +195,7 @@ class Calibration:
                 partial(cache_scales, model, self._texts(LOOKS)), lambda found: {name: found[name] for name in caches},
             )  # fmt: skip
         if job.prefill is not None:
-            job.report["prefill"] = prefill = {"calibration": about["calibration"]}
+            job.report["prefill"] = prefill = {"weights": job.prefill, "calibration": about["calibration"]}
             job.prefill_static = static = self._activations(job, model, prefill, "prefill", solved=False)
             job.prefill_layers = job.layers  # without those that the budget raises
             if job.prefill == SHARED:  # weights that both graphs have are smoothed for both

@@ -43,6 +43,14 @@ def collect_seldom() -> None:
     atexit.register(gc.freeze)
 
 
+def drop_cycles() -> None:
+    """Frees what is unreachable now: graphs that were run and their weights refer to each other in circles.
+
+    With `collect_seldom` those of a walk over all layers would wait until they take gigabytes.
+    """
+    gc.collect()
+
+
 def give_back() -> None:
     """Gives what is free in the heap back to the system now, holes between arrays too."""
     _call("malloc_trim", 0)

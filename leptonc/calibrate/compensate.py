@@ -18,6 +18,7 @@ from leptonc.errors import InputError
 from leptonc.ir.edit import only_user
 from leptonc.ir.structure import Linear, linears, weight_of
 from leptonc.ir.types import fill_types
+from leptonc.memory import drop_cycles
 from leptonc.passes.prune.obs import least_squares
 
 RIDGES = (1e-2, 1e-1, 1.0)  # parts of the mean second moment: how much the fit keeps to the weights that it begins with
@@ -193,6 +194,7 @@ def compensate(
                 pass
             for side in (theirs, mine):
                 side.drop(at)
+            drop_cycles()
             advance(1)
     return weights, report
 

@@ -18,6 +18,7 @@ from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Stage, Store, Together, Weights, open_stage, stages, weights_of
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.ir.types import fill_types
+from leptonc.memory import drop_cycles
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 
 Values = dict[str, NDArray[Any]]
@@ -142,6 +143,7 @@ def measure(
                 del session, found
             for values, result in zip(plain, results, strict=True):
                 values.update({name: np.array(x) for name, x in result.items()})
+            drop_cycles()
             advance(1)
         errors = dict.fromkeys(changed, 0.0)
         for i, each in enumerate(plain):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import Linear, layer_of, linear_of
 from leptonc.ir.types import fill_types
+from leptonc.memory import drop_cycles
 
 TOGETHER = 512  # tokens of short texts that run at once
 LOGITS = 2**24  # numbers of a run's output, at most
@@ -150,6 +151,7 @@ def walk(
             for name in [name for name, user in users.items() if user == at and name not in batches[0]]:
                 for each in values:
                     store.release(each.pop(name))
+            drop_cycles()
             advance(1)
 
 
