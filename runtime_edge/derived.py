@@ -1,8 +1,7 @@
 """Weights of a graph for prefill that an artifact does not store: they are made from those of the graph that decodes.
 
 A weight W [out, in] is stored in blocks of 4 or 8 bits. Prompts multiply it as 8-bit integers with one step an output
-channel: round(W / step), 64 in magnitude at most. Two products with unsigned activations fit in 16 bits then, which is
-where x86 processors without VNNI instructions add them up.
+channel: round(W / step), two neighbouring inputs' paired as `pair` says.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from runtime_edge.errors import ArtifactError
 from runtime_edge.files import Background
 from runtime_edge.manifest import Positive, Record, Size
 
-TOP = 64  # 2 * 255 * 64 = 32,640, and 16 bits hold 32,767
+TOP = 127
+PAIR = 128  # 255 * 128 = 32,640 and -32,640 both fit in 16 bits
 MAX_BYTES = 16 * 2**20
 _ROWS = 64  # channels that are made at once: their numbers stay in the processor's cache
 
@@ -127,7 +127,7 @@ def make(path: Path, threads: int, use: Callable[[str, NDArray[np.int8]], None])
 
 
 def integers(root: Path, weight: Weight) -> NDArray[np.int8]:
-    """Returns round(W / step) of one weight, int8 [columns, rows]."""
+    """Returns round(W / step) of one weight, paired, int8 [columns, rows]."""
     rows, blocks, bits = weight.rows, weight.blocks, weight.bits
 
     def stored(part: Part, dtype: type, *shape: int) -> NDArray[Any]:
@@ -152,8 +152,28 @@ def integers(root: Path, weight: Weight) -> NDArray[np.int8]:
         np.multiply(_unpacked(codes[here], bits, unpacked[:count]), ratios[here, :, None], out=w)
         w -= offsets[here, :, None]
         np.rint(w, out=w)
-        found[:, here] = w.reshape(count, -1)[:, : weight.columns].T
+        np.clip(w, -TOP, TOP, out=w)
+        signed = w.reshape(count, -1)[:, : weight.columns]
+        pair(signed)
+        found[:, here] = signed.T
     return found
+
+
+def pair(codes: NDArray[np.float32]) -> None:
+    """Makes signed codes [out, in] paired, in place: two that add up to too much give way by halves.
+
+    The last of an odd number of inputs has zero as its neighbour.
+    """
+    even = codes.shape[1] // 2 * 2
+    left, right = codes[:, 0:even:2], codes[:, 1:even:2]
+    sums = left + right
+    where = np.nonzero(np.abs(sums, out=sums) > PAIR)  # few, and of one sign: others reach 126 together
+    over, one = sums[where] - PAIR, left[where]
+    # Both end within 127 and of the sign they had: at most half of the sum goes from the smaller, the rest follows.
+    sign = np.sign(one)
+    first = np.minimum(np.ceil(over / 2), np.abs(one))
+    left[where] -= sign * first
+    right[where] -= sign * (over - first)
 
 
 def _unpacked(packed: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:

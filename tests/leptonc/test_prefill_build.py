@@ -12,7 +12,7 @@ import runtime_edge
 from leptonc.artifact.pack import pack
 from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.errors import BoundError, InputError
-from runtime_edge.derived import TOP, integers, read
+from runtime_edge.derived import PAIR, integers, read
 
 TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 12
 
@@ -96,7 +96,7 @@ def test_weights_that_both_graphs_share(
 
 
 def test_integers_of_the_graph_for_prefill_are_those_of_the_other(text: Path, tmp_path: Path) -> None:
-    """The prefill graph computes what the graph that decodes would with its inputs rounded: the steps are fine."""
+    """All that the graph lacks is described, in its shape, and no two neighbours are too much for 16 bits."""
     result = built("tiny-llama", text, tmp_path / "a", prefill="shared", check=False)
     derived = read(result.path / "cpu.prefill.json", "", {f.path: f.size for f in result.manifest.files})
     graph = onnx.load(result.path / "cpu.prefill.onnx", load_external_data=False)
@@ -104,7 +104,9 @@ def test_integers_of_the_graph_for_prefill_are_those_of_the_other(text: Path, tm
     assert sorted(made) == sorted(each.name for each in derived.weights)
     for each in derived.weights:
         assert list(made[each.name].dims) == [each.columns, each.rows]
-        assert np.abs(integers(result.path, each).astype(int)).max() == TOP
+        made_of = integers(result.path, each).astype(int)
+        assert np.abs(made_of[0::2] + made_of[1::2]).max() <= PAIR
+        assert np.abs(made_of).max() > PAIR // 2  # eight bits are used
 
 
 @pytest.mark.parametrize("prefill", ["int8", "shared"])

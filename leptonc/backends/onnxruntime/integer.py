@@ -14,10 +14,9 @@ from leptonc.backends.onnxruntime.attention import MS
 from leptonc.ir import edit
 from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Pass
-from leptonc.passes.quantize.blocks import Quantized, dequantize
-from leptonc.passes.quantize.channels import MIDDLE
+from leptonc.passes.quantize.blocks import Format, Quantized, dequantize
+from leptonc.passes.quantize.channels import MIDDLE, channel_codes
 from leptonc.passes.quantize.weights import quantized_of
-from runtime_edge.derived import TOP
 
 DERIVED_KEY = "lepton.derived"  # of an initializer that the runtime makes: the quantized weight that it comes from
 
@@ -73,10 +72,9 @@ def _scales(weight: Quantized) -> NDArray[np.float32]:
 
 
 def _steps(weight: Quantized) -> NDArray[np.float32]:
-    """The step of each output channel that makes its largest weight `TOP`; 1 of one that is zero."""
-    largest = np.abs(dequantize(weight.parts(), weight.form)).max(1)
-    found: NDArray[np.float32] = np.where(largest > 0, largest / np.float32(TOP), np.float32(1)).astype(np.float32)
-    return found
+    """The step of each output channel that integers of the weight cost least with."""
+    form = Format(8, weight.shape[1], True, positive=True, paired=True)
+    return np.ascontiguousarray(channel_codes(dequantize(weight.parts(), weight.form), form).scales.reshape(-1))
 
 
 def _initializer(

@@ -14,30 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leptonc.passes.quantize.blocks import CHUNK, Codes, Format
+from runtime_edge.derived import PAIR, TOP, pair
 
 MIDDLE = 128  # codes are kept unsigned, as other formats' are: signed ones plus this
-TOP = 127
-PAIR = 128  # 255 * 128 = 32,640 and -32,640 both fit in 16 bits
 # Steps that are tried, as parts of the one that makes the largest weight of a channel 127. Larger ones than that lose
 # digits everywhere, but fewer pairs have to give way; at twice that step none has to.
 FACTORS = tuple(float(f) for f in np.linspace(0.7, 2.0, 14))
-
-
-def pair(codes: NDArray[np.float32]) -> None:
-    """Makes signed codes [out, in] paired, in place: two that add up to too much give way by halves.
-
-    The last of an odd number of inputs has zero as its neighbour.
-    """
-    even = codes.shape[1] // 2 * 2
-    left, right = codes[:, 0:even:2], codes[:, 1:even:2]
-    sums = left + right
-    where = np.nonzero(np.abs(sums, out=sums) > PAIR)  # few, and of one sign: others reach 126 together
-    over, one = sums[where] - PAIR, left[where]
-    # Both end within 127 and of the sign they had: at most half of the sum goes from the smaller, the rest follows.
-    sign = np.sign(one)
-    first = np.minimum(np.ceil(over / 2), np.abs(one))
-    left[where] -= sign * first
-    right[where] -= sign * (over - first)
 
 
 class Neighbours:
