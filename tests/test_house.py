@@ -23,8 +23,20 @@ MAY_IMPORT = {
     "sample_models": {"sample_models", "runtime_edge.errors"},
     "leptonc.errors": {"runtime_edge.errors"},
     "leptonc.ir": {"leptonc.ir", "leptonc.errors"},
-    "leptonc.passes": {"leptonc.passes", "leptonc.ir", "leptonc.errors", "runtime_edge.manifest"},
-    "leptonc.calibrate": {"leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors"},
+    "leptonc.passes": {
+        "leptonc.passes",
+        "leptonc.ir",
+        "leptonc.errors",
+        "runtime_edge.manifest",
+        "runtime_edge.derived",
+    },
+    "leptonc.calibrate": {
+        "leptonc.calibrate",
+        "leptonc.passes",
+        "leptonc.ir",
+        "leptonc.errors",
+        "leptonc.memory",
+    },
     "leptonc.heal": {"leptonc.heal", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors"},
     "leptonc.sources": {"leptonc.sources", "leptonc.errors", "runtime_edge", "sample_models"},
     "leptonc.frontend": {
