@@ -126,6 +126,7 @@ def make(path: Path, threads: int, use: Callable[[str, NDArray[np.int8]], None])
         thread.result()
 
 
+@np.errstate(all="ignore")  # of numbers that make no sense come integers that make none
 def integers(root: Path, weight: Weight) -> NDArray[np.int8]:
     """Returns round(W / step) of one weight, paired, int8 [columns, rows]."""
     rows, blocks, bits = weight.rows, weight.blocks, weight.bits
