@@ -44,7 +44,7 @@ def add_prefill(
         manager.run(model, backend.prefill_passes(job, model))
     backend.finish(model)
     with clock.stage(f"{prefix}prefill weights"):
-        blobs = writer.add_graph(job.prefill_graph, model)
+        blobs = writer.add_graph(job.prefill_graph, model, beside=True)
     found = msgspec.structs.replace(variant, prefill=job.prefill_graph, blobs=tuple(sorted({*variant.blobs, *blobs})))
     values = model.graph.initializers.values()
     made = {str(value.name): value.meta[DERIVED_KEY] for value in values if DERIVED_KEY in value.meta}

@@ -55,7 +55,7 @@ class ArtifactWriter:
         except OSError as error:
             raise _unwritable(out.parent, error) from error
         self.files: dict[str, File] = {}
-        self._stored: dict[str, Place] = {}  # by the sha256 of a tensor's bytes, of the graphs written so far
+        self._stored: dict[str, Place] = {}  # by the sha256 of a tensor's bytes, of the last graph and what is beside it
         self._committed = False
 
     def __enter__(self) -> ArtifactWriter:
@@ -103,9 +103,10 @@ class ArtifactWriter:
         self.files[file.path] = file
 
     def add_graph(
-        self, name: str, model: ir.Model, advance: Callable[[int], Any] = lambda _: None, *, sources: bool = False
+        self, name: str, model: ir.Model, advance: Callable[[int], Any] = lambda _: None, *, sources: bool = False,
+        beside: bool = False,
     ) -> tuple[str, ...]:  # fmt: skip
-        """Writes a graph and its weights: one blob a layer, named by its content; what graphs share is stored once.
+        """Writes a graph and its weights: one blob a layer, named by its content; equal blobs are one file.
 
         Each tensor is materialised once, written, and released. `model` then refers to the files.
 
@@ -114,6 +115,7 @@ class ArtifactWriter:
             model: The lowered graph.
             advance: Called with the bytes of each tensor written.
             sources: Whether tensors keep their metadata, which says what each was in the checkpoint.
+            beside: Whether it goes with the graph that was written before, so that what both have is stored once.
 
         Returns:
             Paths of its blobs.
@@ -123,6 +125,8 @@ class ArtifactWriter:
             groups.setdefault(layer_of(key), []).append(value)
         blobs: set[str] = set()
         written: dict[str, Place] = {}
+        if not beside:
+            self._stored = {}
         for _, values in sorted(groups.items()):
             blobs |= self._blob(values, advance, sources, written)
         self._stored |= written
@@ -132,7 +136,7 @@ class ArtifactWriter:
     def _blob(
         self, values: list[ir.Value], advance: Callable[[int], Any], sources: bool, written: dict[str, Place]
     ) -> set[str]:  # fmt: skip
-        """Writes what a layer has and no graph before it had; returns the blobs that the layer lies in."""
+        """Writes what a layer has and is not stored; returns the blobs that the layer lies in."""
         folder = self.path / "blobs"
         folder.mkdir(exist_ok=True)
         partial, digest = folder / "partial", hashlib.sha256()
