@@ -55,7 +55,7 @@ class ArtifactWriter:
         except OSError as error:
             raise _unwritable(out.parent, error) from error
         self.files: dict[str, File] = {}
-        self._stored: dict[str, Place] = {}  # by the sha256 of a tensor's bytes, of the last graph and what is beside it
+        self._stored: dict[str, Place] = {}  # by the sha256 of a tensor's bytes: of the last graph and those beside
         self._committed = False
 
     def __enter__(self) -> ArtifactWriter:

@@ -207,7 +207,7 @@ def test_onnxruntime_with_a_gpu_comes_before_the_cpu(
     asked: list[Any] = []
     real = onnxruntime.open_decoder
 
-    def opening(graph: Path, decoder: Any, threads: int, providers: Any, *, prefill: Path | None, derived: Path | None) -> Any:
+    def opening(graph: Path, decoder: Any, threads: int, providers: Any, **beside: None) -> Any:
         asked.append(list(providers))
         return real(graph, decoder, threads)
 
