@@ -194,10 +194,11 @@ class Variant(Record, frozen=True, kw_only=True):
         return (self.graph,) if self.prefill is None else (self.graph, self.prefill)
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """All files that are this variant's."""
-        plans = () if self.engine is None else tuple(plan.file for plan in self.engine.plans)
-        return (*self.graphs, *(() if self.derived is None else (self.derived,)), *self.blobs, *plans)
+    def parts(self) -> list[tuple[str, str]]:
+        """All files that are this variant's: the field that names each, and its path."""
+        found = [*(("graph", graph) for graph in self.graphs), *(("blobs", blob) for blob in self.blobs)]
+        found += [] if self.derived is None else [("derived", self.derived)]
+        return found + ([] if self.engine is None else [("plans", plan.file) for plan in self.engine.plans])
 
     def beside(self, root: Path) -> dict[str, Path | None]:
         """What `Backend.open_decoder` takes beside the graph, for an artifact at `root`."""
@@ -285,12 +286,7 @@ def _check(manifest: Manifest) -> None:
     if manifest.report is not None:
         references.append(("report", manifest.report))
     for variant in manifest.variants:
-        references += [(f"variant {variant.name!r}: graph", graph) for graph in variant.graphs]
-        references += [(f"variant {variant.name!r}: blobs", blob) for blob in variant.blobs]
-        if variant.derived is not None:
-            references.append((f"variant {variant.name!r}: derived", variant.derived))
-        if variant.engine is not None:
-            references += [(f"variant {variant.name!r}: plans", plan.file) for plan in variant.engine.plans]
+        references += [(f"variant {variant.name!r}: {field}", path) for field, path in variant.parts]
         _require(
             variant.prefill is None or (manifest.decoder is not None and variant.backend == "onnxruntime"),
             f"variant {variant.name!r}: prefill: expected one for a decoder that onnxruntime runs, and for no other",

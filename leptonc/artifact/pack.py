@@ -35,7 +35,7 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
     variants = _chosen(manifest, only)
     wanted = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report, PAGE_NAME}
     for variant in variants:
-        wanted |= {*variant.parts}
+        wanted |= {path for _, path in variant.parts}
     files = tuple(file for file in manifest.files if file.path in wanted)
     if out.exists() and out.samefile(artifact):
         raise InputError(f"expected another place than the artifact's own, found {out}", hint="choose another with -o")
