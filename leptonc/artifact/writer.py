@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,7 +55,7 @@ class ArtifactWriter:
         except OSError as error:
             raise _unwritable(out.parent, error) from error
         self.files: dict[str, File] = {}
-        self._stored: dict[str, Place] = {}  # by the sha256 of a tensor's bytes: of the last graph and those beside
+        self._stored: dict[str, Place] = {}  # by a tensor's mark: of the last graph and those beside it
         self._committed = False
 
     def __enter__(self) -> ArtifactWriter:
@@ -123,25 +123,22 @@ class ArtifactWriter:
         groups: dict[str, list[ir.Value]] = {}
         for key, value in _outside(model):
             groups.setdefault(layer_of(key), []).append(value)
-        blobs: set[str] = set()
-        written: dict[str, Place] = {}
-        if not beside:
-            self._stored = {}
+        known = self._stored if beside else {}
+        places: dict[str, Place] = {}
         for _, values in sorted(groups.items()):
-            blobs |= self._blob(values, advance, sources, written)
-        self._stored |= written
+            places |= self._blob(values, advance, sources, known)
+        self._stored = known | places
         self.add(name, _serialized(model))
-        return tuple(sorted(blobs))
+        return tuple(sorted({blob for blob, _, _ in places.values()}))
 
     def _blob(
-        self, values: list[ir.Value], advance: Callable[[int], Any], sources: bool, written: dict[str, Place]
-    ) -> set[str]:  # fmt: skip
-        """Writes what a layer has and is not stored; returns the blobs that the layer lies in."""
+        self, values: list[ir.Value], advance: Callable[[int], Any], sources: bool, known: Mapping[str, Place]
+    ) -> dict[str, Place]:  # fmt: skip
+        """Writes what a layer has that is not known, to one blob; returns the places of its tensors by mark."""
         folder = self.path / "blobs"
         folder.mkdir(exist_ok=True)
         partial, digest = folder / "partial", hashlib.sha256()
         places: dict[str, Place] = {}  # path "" is the new blob's
-        contents: dict[str, str] = {}
         with partial.open("wb") as file:
             for value in values:
                 tensor = value.const_value
@@ -150,10 +147,8 @@ class ArtifactWriter:
                 mark = str(value.meta.get(STORAGE, value.name))
                 if mark in places:
                     continue
-                data = _data(tensor)
-                contents[mark] = hashlib.sha256(data).hexdigest()
-                place = self._stored.get(contents[mark])
-                if place is None:
+                data, place = _data(tensor), known.get(mark)
+                if place is None or not self._holds(place, data):
                     for chunk in (bytes(-file.tell() % ALIGNMENT), data):
                         digest.update(chunk)
                         file.write(chunk)
@@ -169,8 +164,7 @@ class ArtifactWriter:
             self.files[path] = File(path=path, size=size, sha256=digest.hexdigest())
         else:
             partial.unlink()
-        for mark, (blob, offset, length) in places.items():
-            places[mark] = written[contents[mark]] = (blob or path, offset, length)
+        places = {mark: (blob or path, offset, length) for mark, (blob, offset, length) in places.items()}
         for value in values:
             stored: Any = value.const_value
             blob, offset, length = places[str(value.meta.get(STORAGE, value.name))]
@@ -184,7 +178,14 @@ class ArtifactWriter:
                 metadata_props=dict(stored.metadata_props) if sources else None,
                 base_dir=self.path,
             )
-        return {blob for blob, _, _ in places.values()}
+        return places
+
+    def _holds(self, place: Place, data: Any) -> bool:
+        """Whether these bytes lie at a place."""
+        blob, offset, length = place
+        with (self.path / blob).open("rb") as file:
+            file.seek(offset)
+            return len(data) == length and file.read(length) == data
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Writes the manifest; the artifact can be loaded from `path` from then on."""

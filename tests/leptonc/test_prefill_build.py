@@ -129,7 +129,7 @@ def test_the_bound_holds_for_prompts_too(text: Path, tmp_path: Path) -> None:
         ("tiny-llama", {"weights": "fp32"}, "expected int4 or int8 weights without activations int8"),
         ("tiny-llama", {"weights": "int8", "activations": "int8"}, "found weights int8 and activations int8"),
         ("tiny-llama", {"prefill": "int4"}, "expected prefill among int8, shared, found 'int4'"),
-        ("tiny-llama", {"prefill": "shared", "method": "awq"}, "expected"),
+        ("tiny-llama", {"prefill": "shared", "method": "awq"}, "expected method rtn or gptq with 8-bit activations"),
         ("tiny-llama", {"target": "rtx"}, "expected no graph for prefill for target rtx"),
         ("tiny-bert", {}, "expected a model that generates text for --prefill"),
     ],
