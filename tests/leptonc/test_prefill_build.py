@@ -43,13 +43,23 @@ def test_prompts_go_through_8_bits_and_tokens_through_4(source: str, text: Path,
         len(variant.blobs) == 2 * layers + 1
     )  # what lies outside of the layers is stored once
     only = build(BuildOptions(f"sample:{source}", out=tmp_path / "b", weights="int4", eval_text=text))
-    assert only.report["fidelity"] == about["fidelity"]
+    # The same weights; attention of a few tokens is summed in another order, which roundings to 8 bits enlarge.
+    for name in ("perplexity", "kl_divergence"):
+        assert about["fidelity"][name] == pytest.approx(only.report["fidelity"][name], rel=2e-3)
+    inputs = [[len(n.input) for n in nodes_of(result.path / graph)] for graph in (variant.graph, variant.prefill)]
+    sinks = [sum(count == 12 for count in each) for each in inputs]
+    assert sinks == [layers, 0]
     long, short = list(range(3, 43)), list(range(3, 12))
     with runtime_edge.load(result.path) as both, runtime_edge.load(only.path) as four:
-        np.testing.assert_array_equal(both.score(short), four.score(short))
+        np.testing.assert_allclose(both.score(short), four.score(short), atol=0.02)
         assert not np.array_equal(both.score(long), four.score(long))
         np.testing.assert_allclose(both.score(long), four.score(long), atol=5)  # of the same model, roughly
         assert len(both.generate(long, max_new_tokens=80, stop_token_ids=[]).token_ids) == 80
+
+
+def nodes_of(graph: Path) -> list[onnx.NodeProto]:
+    """Nodes of attention."""
+    return [n for n in onnx.load(graph, load_external_data=False).graph.node if n.op_type == "GroupQueryAttention"]
 
 
 def graph_bytes(result: BuildResult) -> int:

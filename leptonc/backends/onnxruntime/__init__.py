@@ -17,6 +17,7 @@ from leptonc.backends.onnxruntime.attention import (
     AttentionToMultiHead,
     CachedAttentionToGroupQuery,
     PackQueryKeyValue,
+    WholeScores,
 )
 from leptonc.backends.onnxruntime.fusions import SkipNorms, SwishToQuickGelu
 from leptonc.backends.onnxruntime.integer import LinearToInteger
@@ -111,7 +112,10 @@ def _quantize(job: Job) -> list[Pass]:
 
 def passes(job: Job, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
-    return [*_quantize(job), *([job.recovery] if job.recovery is not None else []), *lowerings(job.cache_scales)]
+    recovery = [job.recovery] if job.recovery is not None else []
+    # Beside a graph for prefill this one runs on few tokens at a time.
+    whole = [WholeScores()] if job.prefill is not None else []
+    return [*_quantize(job), *recovery, *lowerings(job.cache_scales), *whole]
 
 
 def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,8 @@ class CachedAttentionToGroupQuery(Pass):
     2. Keys and values have the same width, as the kernel wants; else the call stays, and runs as its body.
     3. The cache is written in place when the runtime binds one buffer as past and present.
     4. With scales, keys and values are 8-bit integers there: rounded as they are written, and read as such.
+    5. Scores are not scaled: the tables of the rotary embedding are, each side by the root, and cached keys with them.
+       For one query the kernel then multiplies by keys as they lie; with a scale it would pack them anew each time.
 
     Args:
         scales: Steps float32 [heads, width] of each cache, by the name of the graph's input; None for a float cache.
@@ -131,21 +133,20 @@ class CachedAttentionToGroupQuery(Pass):
         if past_value.shape[3] != dim or dim % HEAD_MULTIPLE:  # type: ignore[union-attr, index]
             return self._left(node)
         rotary = self._shared_rotary(query, key)
-        window = int(attribute(node, "window", 0))
+        window, scale = int(attribute(node, "window", 0)), float(attribute(node, "scale"))
+        tables, root = _tables(graph, rotary, dim, scale)
         attributes: dict[str, Any] = {
-            "num_heads": query.heads, "kv_num_heads": key.heads, "scale": float(attribute(node, "scale")),
+            "num_heads": query.heads, "kv_num_heads": key.heads, "scale": scale if root == 1 else 1.0,
             "local_window_size": window if window else -1, "softcap": float(attribute(node, "softcap", 0.0)),
         }  # fmt: skip
-        tables: list[ir.Value | None] = [None, None]
         if rotary is not None:
             attributes |= {"do_rotary": 1, "rotary_interleaved": int(attribute(rotary, "interleaved", 0))}
-            tables = list(rotary.inputs[1:3])
         lengths = self._sequence_lengths(graph, node.inputs[5])  # type: ignore[arg-type]
         parts = [_prepared(graph, node, h, dim, rotary is not None) for h in (query, key, value)]
         inputs = [*parts, past_key, past_value, *lengths, *tables]
         if self._scales is not None:
-            steps = [self._integers(graph, past) for past in (past_key, past_value)]  # type: ignore[arg-type]
-            inputs += [None, None, None, *steps]  # position ids, a bias and sinks come before
+            inputs += [None, None, None]  # position ids, a bias and sinks come before
+            inputs += [self._integers(graph, past_key, root), self._integers(graph, past_value)]  # type: ignore[arg-type]
             attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         while inputs[-1] is None:
             inputs.pop()
@@ -158,11 +159,11 @@ class CachedAttentionToGroupQuery(Pass):
                 new.type = ir.TensorType(ir.DataType.INT8)
         return 1
 
-    def _integers(self, graph: ir.Graph, past: ir.Value) -> ir.Value:
-        """Makes a cache one of integers; returns its steps [1, heads, 1, width]."""
+    def _integers(self, graph: ir.Graph, past: ir.Value, times: float = 1.0) -> ir.Value:
+        """Makes a cache one of integers, its numbers `times` as large; returns its steps [1, heads, 1, width]."""
         assert self._scales is not None
         past.type = ir.TensorType(ir.DataType.INT8)
-        steps = self._scales[str(past.name)][None, :, None]
+        steps = self._scales[str(past.name)][None, :, None] * np.float32(times)
         return edit.initializer(graph, f"{past.name}.scale", ir.tensor(steps, name=f"{past.name}.scale"))
 
     def _left(self, node: ir.Node) -> int:
@@ -186,6 +187,31 @@ class CachedAttentionToGroupQuery(Pass):
         return query.rotary if same and alike and fits else None
 
 
+def _tables(
+    graph: ir.Graph, rotary: ir.Node | None, dim: int, scale: float
+) -> tuple[Sequence[ir.Value | None], float]:
+    """Returns cosines and sines [positions, width / 2] for the attention, and what they multiply queries and keys by.
+
+    That is the root of `scale` where every feature of a head is rotated and the tables are constants, else 1.
+    """
+    if rotary is None:
+        return (None, None), 1.0
+    tables = [table for table in rotary.inputs[1:3] if table is not None]
+    if scale <= 0 or any(edit.constant(t) is None or 2 * int(t.shape[1]) != dim for t in tables):  # type: ignore[index, arg-type]
+        return tables, 1.0
+    return [_times(graph, table, scale**0.5) for table in tables], scale**0.5
+
+
+def _times(graph: ir.Graph, table: ir.Value, factor: float) -> ir.Value:
+    """Returns a constant multiplied; the same for the same."""
+    name = f"{table.name}.times_" + f"{factor:.9g}".replace(".", "_")  # a number after a dot would be a layer's
+    if name in graph.initializers:
+        return graph.initializers[name]
+    array = edit.constant(table)
+    assert array is not None
+    return edit.initializer(graph, name, ir.tensor(array * array.dtype.type(factor), name=name))
+
+
 def _prepared(graph: ir.Graph, before: ir.Node, heads: Heads, dim: int, rotated_inside: bool) -> ir.Value:
     """Returns the 3-D value, with each head normalized, and rotated where the attention will not do that."""
     value = heads.value
@@ -207,6 +233,32 @@ def _prepared(graph: ir.Graph, before: ir.Node, heads: Heads, dim: int, rotated_
         )
     value.type, value.shape = heads.value.type, heads.value.shape
     return value
+
+
+class WholeScores(Pass):
+    """Lets GroupQueryAttention compute all scores of a run at once, for a graph that runs on few tokens at a time.
+
+    Its other way, in tiles, needs less memory for a prompt; for one token it packs the keys anew at each head. It is
+    left where an attention sink is given (a number that each row's softmax counts too): one of minus infinity changes
+    nothing else. An int8 cache is read as fast in tiles.
+    """
+
+    name = "ort-whole-scores"
+    in_dialect = False
+    SINK = 11  # the kernel's input
+
+    def run(self, model: ir.Model) -> int:
+        graph, count = model.graph, 0
+        for node in [n for n in graph if n.op_type == "GroupQueryAttention"]:
+            if len(node.inputs) > self.SINK:
+                continue
+            heads = int(attribute(node, "num_heads"))
+            name = f"no_sink_{heads}"
+            sink = edit.initializer(graph, name, ir.tensor(np.full(heads, -np.inf, np.float32), name=name))
+            node.resize_inputs(self.SINK + 1)
+            node.replace_input_with(self.SINK, sink)
+            count += 1
+        return count
 
 
 class PackQueryKeyValue(Pass):

@@ -13,6 +13,7 @@ import pytest
 import runtime_edge
 from leptonc.backends import onnxruntime as backend
 from leptonc.backends.onnxruntime import linear
+from leptonc.backends.onnxruntime.attention import WholeScores
 from leptonc.ir.dialect import count_ops
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
@@ -92,6 +93,36 @@ def test_heads_of_24_are_rotated_before_the_kernel(artifact: Build) -> None:
     assert ops["com.microsoft.GroupQueryAttention"] == 3
     assert ops["RotaryEmbedding"] == 6
     assert "lepton.CachedAttention" not in ops
+
+
+@pytest.mark.parametrize("name", models.DECODERS)
+def test_scores_are_scaled_in_the_tables(name: str, artifact: Build) -> None:
+    """Where all of a head is rotated inside the kernel; else the kernel scales."""
+    found = graph_of(artifact(f"sample:{name}", weights="fp32"))
+    nodes = [n for n in found.graph if n.op_type == "GroupQueryAttention"]
+    scales = {n.attributes["scale"].value for n in nodes}
+    rotary = tiny_model(name).config.get("rope_parameters") or tiny_model(name).config
+    partial = rotary.get("partial_rotary_factor", 1.0) < 1
+    if partial or name in ("tiny-gpt2", "tiny-mistral"):  # no rotation, and one that the kernel cannot do
+        assert scales != {1.0}
+        assert not any("times" in str(v) for v in found.graph.initializers)
+    else:
+        assert scales == {1.0}
+        assert all(n.inputs[at] is not None and "times" in str(n.inputs[at].name) for n in nodes for at in (7, 8))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", models.DECODERS)
+def test_whole_scores(name: str, tmp_path: Path) -> None:
+    """The kernel's other way computes the same, windows among them."""
+    found, ids = models.captured(name).model, models.token_ids(61)
+    Manager().run(found, [*backend.lowerings(), WholeScores()])
+    backend.finish(found)
+    nodes = [n for n in found.graph if n.op_type == "GroupQueryAttention"]
+    assert nodes
+    assert all(len(n.inputs) == 12 for n in nodes)
+    want = models.reference_logits(models.reference(name), ids)
+    assert np.abs(models.Graph(found, tmp_path).logits(ids, (31, 1, 29), 70) - want).max() <= TOLERANCE
+    assert not WholeScores()(found).modified
 
 
 # Quantized weights
