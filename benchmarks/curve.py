@@ -64,7 +64,7 @@ def ours(path: Path, threads: int) -> dict[str, Any]:
     """A point of ours: what it is called, its bytes of graph and weights, and the commands that measure it."""
     manifest = json.loads((path / "manifest.json").read_text())
     (variant, *_) = manifest["variants"]
-    parts = {variant["graph"], *variant["blobs"]}
+    parts = {variant["graph"], variant.get("prefill"), variant.get("derived"), *variant["blobs"]}
     python, options = sys.executable, f"--threads {threads}"
     return {
         "name": path.stem, "ours": True, "folder": ROOT.parent,

@@ -285,10 +285,9 @@ class _Build:
     def _variant(self, job: Job, model: Any, writer: Any) -> dict[str, int]:
         """Lowers, writes, measures and compiles one variant; returns how often each op occurs in it."""
         from leptonc.artifact.report import advice, linear_rows, rounded_of
-        from leptonc.backends.onnxruntime import SHARED
+        from leptonc.backends.onnxruntime import SHARED, lowering_of
         from leptonc.ir.dialect import count_ops
         from leptonc.passes.base import Manager
-        from leptonc.passes.last_logits import LastLogits
 
         backend, clock, several = backend_of(job.target), self.clock, len(self.jobs) > 1
         prefix = f"{job.name}: " if several else ""
@@ -298,8 +297,7 @@ class _Build:
         self.healing.prepare(job)
         passes = backend.passes(job, writer.scratch)
         # A graph for prefill begins with the captured weights, or with those that it shares.
-        lowering = next((at for at, each in enumerate(passes) if isinstance(each, LastLogits)), 0)
-        first = lowering if job.prefill == SHARED else 0
+        first = lowering_of(passes) if job.prefill == SHARED else 0
         with clock.stage(f"{prefix}passes", len(passes)) as advance:
             manager.run(model, passes[:first], advance)
             prefill = model.clone() if job.prefill is not None else None

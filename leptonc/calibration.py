@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter, stored_bytes
 from leptonc.backends import MODULES, Job, backend_of
-from leptonc.backends.onnxruntime import SHARED
+from leptonc.backends.onnxruntime import SHARED, config_of, finish, lowering_of, prefill_passes
+from leptonc.backends.onnxruntime.integer import DERIVED_KEY
 from leptonc.calibrate.activations import (
     ROUNDED,
     SOLVED,
@@ -54,6 +55,7 @@ TRIALS, TRIAL = 2, 128  # those that sensitivities are measured on
 LESSONS = 384  # texts of a file that there are to learn from: more than a short healing comes to
 LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
+DESCRIBED = 640  # bytes that say how the runtime makes a weight of a graph for prefill
 T = TypeVar("T")
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
 _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
@@ -282,8 +284,6 @@ class Calibration:
 
     def _spend(self, job: Job, model: ir.Model, budget: int, about: dict[str, Any]) -> None:
         """Chooses, under the budget, what is kept in 8 bits; the embedding first, whose errors every token pays for."""
-        from leptonc.backends.onnxruntime import config_of
-
         job.symmetric = False if job.symmetric is None else job.symmetric
         chosen = job.embeddings
         job.embeddings = chosen or "int8"
@@ -301,7 +301,8 @@ class Calibration:
 
         def extra(shape: tuple[int, int]) -> int:
             low, high = config.form(shape[1]), config.raised(shape[1])
-            return high.stored_bytes(shape) - low.stored_bytes(shape) + NODES
+            more = NODES if job.prefill != SHARED else 2 * NODES + DESCRIBED
+            return high.stored_bytes(shape) - low.stored_bytes(shape) + more
 
         about["budget"] = {"bytes": budget, "least": size, "spent": 0, "embeddings": job.embeddings}
         fixed = {path for each in job.layers for path in each.paths}
@@ -329,13 +330,26 @@ class Calibration:
         ]
 
     def _size(self, job: Job, model: ir.Model) -> int:
-        """Bytes of the graph and the weights that the job would give: nothing is computed for it."""
+        """Bytes of the graph and the weights that the job would give: nothing is computed for it.
+
+        A graph for prefill that shares them counts too; one with weights of its own is asked for on top.
+        """
         trial = model.clone()
         method, job.method = job.method, "rtn"
-        Manager().run(trial, backend_of(job.target).passes(job, self.scratch))
+        passes = backend_of(job.target).passes(job, self.scratch)
         job.method = method
-        backend_of(job.target).finish(trial)
-        return stored_bytes(trial)
+        first = lowering_of(passes)
+        Manager().run(trial, passes[:first])
+        prompts = trial.clone() if job.prefill == SHARED else None
+        Manager().run(trial, passes[first:])
+        finish(trial)
+        size = stored_bytes(trial)
+        if prompts is not None:
+            Manager().run(prompts, prefill_passes(job, prompts))
+            finish(prompts)
+            made = [value for value in prompts.graph.initializers.values() if DERIVED_KEY in value.meta]
+            size += stored_bytes(prompts, beside=trial) + DESCRIBED * len(made)
+        return size
 
 
 def _outside_layers(model: ir.Model) -> list[Sensitivity]:

@@ -34,7 +34,7 @@ class Silent:
 
 @dataclass
 class Timed:
-    """Times stages while the user sees them."""
+    """Times stages while the user sees them; those of one name together."""
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Timed:
         started = time.perf_counter()
         with self.progress.stage(name, total) as advance:
             yield advance
-        self.seconds[name] = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def note(self, text: str) -> None:
         self.progress.note(text)

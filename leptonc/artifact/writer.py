@@ -144,7 +144,7 @@ class ArtifactWriter:
                 tensor = value.const_value
                 if tensor is None:
                     raise ValueError(f"initializer {value.name} has no data")
-                mark = str(value.meta.get(STORAGE, value.name))
+                mark = _mark(str(value.name), value)
                 if mark in places:
                     continue
                 data, place = _data(tensor), known.get(mark)
@@ -167,7 +167,7 @@ class ArtifactWriter:
         places = {mark: (blob or path, offset, length) for mark, (blob, offset, length) in places.items()}
         for value in values:
             stored: Any = value.const_value
-            blob, offset, length = places[str(value.meta.get(STORAGE, value.name))]
+            blob, offset, length = places[_mark(str(value.name), value)]
             value.const_value = ir.ExternalTensor(
                 blob,
                 offset,
@@ -235,21 +235,27 @@ def _outside(model: ir.Model) -> list[tuple[str, ir.Value]]:
     ]
 
 
+def _mark(name: str, value: ir.Value) -> str:
+    """What a tensor is known by: its storage's mark, or its name."""
+    return str(value.meta.get(STORAGE, name))
+
+
 def _serialized(model: ir.Model) -> bytes:
     data: bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
     return data
 
 
-def stored_bytes(model: ir.Model) -> int:
+def stored_bytes(model: ir.Model, beside: ir.Model | None = None) -> int:
     """Returns the bytes of blobs and graph that `ArtifactWriter.add_graph` would write; computes no weight.
 
-    `model` refers to files that are not there afterwards.
+    `model` refers to files that are not there afterwards. What has the name of a tensor of `beside` is taken for it.
     """
+    known = set() if beside is None else {_mark(name, value) for name, value in _outside(beside)}
     sizes: dict[str, int] = {}
     for name, value in _outside(model):
         tensor: Any = value.const_value
-        mark = str(value.meta.get(STORAGE, name))
-        sizes[mark] = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        mark = _mark(name, value)
+        sizes[mark] = 0 if mark in known else -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
         value.const_value = ir.ExternalTensor(
             f"blobs/{'0' * 64}", 2**31, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name, base_dir=Path()
         )

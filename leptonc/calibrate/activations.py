@@ -19,7 +19,7 @@ from leptonc.calibrate.statistics import Statistics
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir import edit
 from leptonc.ir.structure import Linear, weight_of
-from leptonc.passes.quantize.activations import QuantizeActivationsConfig, round_value
+from leptonc.passes.quantize.activations import Input, QuantizeActivationsConfig, round_value
 from leptonc.passes.quantize.blocks import Format, dequantize
 from leptonc.passes.quantize.channels import channel_codes
 from leptonc.passes.quantize.smooth import Place, SmoothLinearsConfig, places
@@ -50,7 +50,7 @@ class Choice:
         grid: Its integers, after that.
         outliers: Features that stay float, in order.
         ends: Least and greatest value on the text, after that, of the others.
-        importance: Mean square of each feature, after that, float64 [width].
+        mean, importance: Of each feature and its square, after that, float64 [width]; zero for those that stay float.
         error: Of the layers' outputs, both sides rounded, as a part of each layer's outputs, the mean of the layers;
             unsmoothed: without smoothing.
     """
@@ -62,6 +62,7 @@ class Choice:
     grid: Grid
     outliers: tuple[int, ...]
     ends: tuple[float, float]
+    mean: NDArray[np.float64]
     importance: NDArray[np.float64]
     error: float
     unsmoothed: float
@@ -179,9 +180,10 @@ def choose(
     importance = seen.importance() / np.square(by.astype(np.float64))
     importance[list(best.outliers)] = 0
     by[list(best.outliers)] = np.inf
+    mean = seen.mean() / by
     return Choice(
         str(linears[0].x.name), linears, best.strength, best.scales, best.grid, best.outliers, seen.ends(by),
-        importance, best.error, found[0].error,
+        mean, importance, best.error, found[0].error,
     )  # fmt: skip
 
 
@@ -368,7 +370,7 @@ def static_of(found: Sequence[Choice], kept: set[str], *, symmetric: bool) -> St
         ),
         smoothing=SmoothLinearsConfig(tuple((each.path, each.strength) for each in smooth)),
         scales={each.path: each.scales for each in smooth if each.scales is not None},
-        importance={path: each.importance for path, each in layers},
+        inputs={path: Input(each.mean, each.importance) for path, each in layers},
     )
 
 

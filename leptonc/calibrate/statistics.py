@@ -75,7 +75,7 @@ class Statistics:
     Attributes:
         tokens: Ordinary tokens seen; sinks: those with massive activations.
         low, high: Least and greatest value of each feature over all tokens, float32 [width].
-        square: Sum of squares of each feature over ordinary tokens, float64 [width]; sink_square: over sinks.
+        sum, square: Of each feature and its squares over ordinary tokens, float64 [width]; sink_square: over sinks.
         histogram: Of the ordinary tokens' values.
     """
 
@@ -83,7 +83,7 @@ class Statistics:
         self.path, self.width = path, width
         self.tokens = self.sinks = 0
         self.low, self.high = np.full(width, np.inf, np.float32), np.full(width, -np.inf, np.float32)
-        self.square, self.sink_square = np.zeros(width), np.zeros(width)
+        self.sum, self.square, self.sink_square = np.zeros(width), np.zeros(width), np.zeros(width)
         self.histogram = Histogram()
         self._random = np.random.default_rng(seed)
         self._rows: list[NDArray[np.float32]] = []
@@ -100,6 +100,7 @@ class Statistics:
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
         sink = is_sink(energy)
         massive, rows = rows[sink], rows[~sink]
+        self.sum += rows.sum(0, dtype=np.float64)
         self.square += np.einsum("ij,ij->j", rows, rows)
         self.sink_square += np.einsum("ij,ij->j", massive, massive)
         self.histogram.add(rows)
@@ -129,6 +130,10 @@ class Statistics:
         """
         ordinary, sinks = float(self.square.sum()), float(self.sink_square.sum())
         return 1.0 if sinks <= ordinary or ordinary == 0 else ordinary / sinks
+
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of each feature over ordinary tokens, float64 [width]."""
+        return self.sum / max(1, self.tokens)
 
     def importance(self) -> NDArray[np.float64]:
         """Mean square of each feature, float64 [width]."""

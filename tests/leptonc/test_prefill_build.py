@@ -67,9 +67,10 @@ def graph_bytes(result: BuildResult) -> int:
     return sum(f.size for f in result.manifest.files if f.path.startswith("blobs/") or ".onnx" in f.path)
 
 
+BUDGET = 300_000  # bytes of graphs and weights
 OPTIONS: list[tuple[str, dict[str, object]]] = [
     ("tiny-llama", {"method": "gptq", "symmetric": False}),
-    ("tiny-llama", {"weights": "auto:240kB"}),
+    ("tiny-llama", {"weights": f"auto:{BUDGET // 1000}kB"}),
     ("tiny-llama", {"heal": "3steps", "calibration": None}),
     ("tiny-llama", {"rotate": True, "kv_cache": "int8"}),
     ("tiny-gemma3", {"weights": "int8"}),
@@ -92,6 +93,10 @@ def test_weights_that_both_graphs_share(
     assert prompts <= 1.15 * decode + 0.01  # what 8 bits add is little
     derived = read(result.path / "cpu.prefill.json", "", {f.path: f.size for f in result.manifest.files})
     assert len(derived.weights) >= len(result.report["structure"]["heads"])
+    if str(options.get("weights")).startswith("auto:"):
+        whole = graph_bytes(result) + (result.path / variant.derived).stat().st_size
+        assert 0.9 * BUDGET <= whole <= BUDGET
+        assert result.report["variants"]["cpu"]["quantization"]["budget"]["spent"] > 0
     twice = built(source, text, tmp_path / "b", check=False, **options)
     made = sum(each.rows * each.columns for each in derived.weights)
     assert graph_bytes(twice) - graph_bytes(result) >= 0.9 * made
@@ -112,6 +117,9 @@ def test_integers_of_the_graph_for_prefill_are_those_of_the_other(text: Path, tm
     graph = onnx.load(result.path / "cpu.prefill.onnx", load_external_data=False)
     made = {each.name: each for each in graph.graph.initializer if "derived" in str(each.external_data)}
     assert sorted(made) == sorted(each.name for each in derived.weights)
+    products = [n for n in graph.graph.node if n.op_type == "MatMulIntegerToFloat" and n.input[1] in made]
+    assert len(products) == len(made)
+    assert all(n.input[6].endswith(".int8.bias") for n in products)
     for each in derived.weights:
         assert list(made[each.name].dims) == [each.columns, each.rows]
         made_of = integers(result.path, each).astype(int)

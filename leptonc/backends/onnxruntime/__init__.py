@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,6 @@ from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
-from leptonc.passes.quantize.activations import QuantizeActivations
 from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
 from leptonc.recipe import Forms, LayerRule, resolve
 from runtime_edge.manifest import Manifest, Variant
@@ -128,7 +127,7 @@ def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
     if static is None:
         raise ValueError("a graph for prefill needs ranges of its activations")
     if job.prefill == SHARED:
-        return [QuantizeActivations(static.rounding), *lowerings(job.cache_scales)]
+        return [static.integers(), *lowerings(job.cache_scales)]
     known = {*static.layers, *(path for each in job.prefill_layers for path in each.paths)}
     rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
     sizes = {each.path: config.raised(each.shape[1]).size for each in rest} if config.bits == 4 else {}
@@ -157,6 +156,11 @@ def lowerings(cache_scales: Mapping[str, NDArray[Any]] | None = None) -> tuple[P
         SwishToQuickGelu(),
         Cleanup(),
     )
+
+
+def lowering_of(passes: Sequence[Pass]) -> int:
+    """Returns at which of a build's passes the lowering begins: graphs that share weights part there."""
+    return next((at for at, each in enumerate(passes) if isinstance(each, LastLogits)), 0)
 
 
 def finish(model: ir.Model) -> None:

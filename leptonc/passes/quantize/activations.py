@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,8 @@ from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.quantize.blocks import dequantize
 from leptonc.passes.quantize.weights import quantized_of
+
+INPUT_KEY = "lepton.input"  # of a rounded value: what it is on the calibration text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,19 @@ class QuantizeActivationsConfig(Config):
                 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What a linear layer reads on the calibration text: float64 [width].
+
+    Attributes:
+        mean: Of each feature over ordinary tokens; zero for those that go past the integers.
+        importance: Mean square of each, likewise.
+    """
+
+    mean: NDArray[np.float64]
+    importance: NDArray[np.float64]
+
+
 class QuantizeActivations(Pass):
     """Puts QuantizeLinear and DequantizeLinear before linear layers, one pair for all that read a value alike.
 
@@ -47,10 +63,18 @@ class QuantizeActivations(Pass):
     the layer itself has zeros for them, so that they may saturate (the decomposition of Dettmers et al., LLM.int8(),
     2022, with features known before the model runs). The graph stays in the dialect: it computes with the rounded
     activations.
+
+    Args:
+        config: Which layers.
+        inputs: What they read, by path, for passes that come later: it lies in the meta of the rounded values.
     """
 
     name = "quantize-activations"
     config: QuantizeActivationsConfig
+
+    def __init__(self, config: QuantizeActivationsConfig, inputs: Mapping[str, Input] | None = None) -> None:
+        super().__init__(config)
+        self._inputs = inputs or {}
 
     def run(self, model: ir.Model) -> int:
         wanted = {path: (scale, zero) for path, scale, zero in self.config.layers}
@@ -66,6 +90,8 @@ class QuantizeActivations(Pass):
                 x = go_past(linear, np.asarray(outliers[linear.path], np.int64))
             if key not in made:
                 made[key] = round_value(linear.node, x, scale, zero, symmetric=self.config.symmetric)
+                if linear.path in self._inputs:
+                    made[key].meta[INPUT_KEY] = self._inputs[linear.path]
             linear.node.replace_input_with(0, made[key])
             done.add(linear.path)
         if missing := sorted(wanted.keys() - done):

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from leptonc.passes.base import Pass
-from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
+from leptonc.passes.quantize.activations import Input, QuantizeActivations, QuantizeActivationsConfig
 from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
 
 
@@ -21,19 +21,28 @@ class StaticActivations:
         rounding: The layers, with the scale and the zero point of what they read.
         smoothing: The strengths of what is smoothed.
         scales: float32 [width] that inputs are divided by, by the path of the first layer that reads them.
-        importance: Mean square of each input of each layer of `rounding`, by path.
+        inputs: What each layer of `rounding` reads, by path.
     """
 
     rounding: QuantizeActivationsConfig
     smoothing: SmoothLinearsConfig
     scales: Mapping[str, NDArray[Any]]
-    importance: Mapping[str, NDArray[Any]]
+    inputs: Mapping[str, Input]
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Module paths of the layers whose inputs are integers."""
         return tuple(path for path, _, _ in self.rounding.layers)
 
+    @property
+    def importance(self) -> dict[str, NDArray[Any]]:
+        """Mean square of each input of each layer, by path."""
+        return {path: each.importance for path, each in self.inputs.items()}
+
     def passes(self) -> list[Pass]:
         """The passes that come before those that quantize weights."""
-        return [SmoothLinears(self.smoothing, self.scales), QuantizeActivations(self.rounding)]
+        return [SmoothLinears(self.smoothing, self.scales), self.integers()]
+
+    def integers(self) -> Pass:
+        """The pass that quantizes what the layers read."""
+        return QuantizeActivations(self.rounding, self.inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import onnxruntime
 import pytest
 
 from leptonc.backends.onnxruntime import finish, lowerings
+from leptonc.backends.onnxruntime.integer import DERIVED_KEY
 from leptonc.calibrate.activations import choices, static_of
 from leptonc.ir.dialect import count_ops
 from leptonc.passes.base import Manager
-from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
-from leptonc.passes.quantize.blocks import Quantized
+from leptonc.passes.quantize.activations import Input, QuantizeActivations, QuantizeActivationsConfig
+from leptonc.passes.quantize.blocks import Format, Quantized, dequantize
+from leptonc.passes.quantize.channels import codes_of
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from tests.leptonc import models
 
@@ -60,8 +63,11 @@ def test_an_encoder_runs_as_the_dialect_says(tmp_path: Path) -> None:
     assert np.abs(got - want).max() <= 0.02
 
 
-def linear(weight: np.ndarray, scale: float, zero: int) -> ir.Model:
-    """A graph of one linear layer y = x W^T + b with 8-bit activations and paired weights."""
+def linear(
+    weight: np.ndarray, scale: float, zero: int, form: QuantizeWeightsConfig | None = None,
+    inputs: Mapping[str, Input] | None = None,
+) -> ir.Model:  # fmt: skip
+    """A graph of one linear layer y = x W^T + b with 8-bit activations, and weights paired if nothing else is said."""
     rows, columns = weight.shape
     x = ir.Value(name="x", shape=ir.Shape(["n", columns]), type=ir.TensorType(ir.DataType.FLOAT))
     w = ir.Value(name="w", const_value=ir.tensor(weight), shape=ir.Shape(weight.shape), type=x.type)
@@ -75,9 +81,35 @@ def linear(weight: np.ndarray, scale: float, zero: int) -> ir.Model:
     graph = ir.Graph([x], [add.outputs[0]], nodes=[turn, product, add], initializers=[w, b], opset_imports={"": 24})
     model = ir.Model(graph, ir_version=11)
     config = QuantizeActivationsConfig(layers=(("layer", scale, zero),))
-    weights = QuantizeWeights(QuantizeWeightsConfig(bits=8, channels=("layer",)))
-    Manager().run(model, [QuantizeActivations(config), weights])
+    weights = QuantizeWeights(form or QuantizeWeightsConfig(bits=8, channels=("layer",)))
+    Manager().run(model, [weights, QuantizeActivations(config, inputs)])
     return model
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_rounding_again_moves_goes_into_the_bias(bits: int) -> None:
+    """Integers that the runtime makes of a weight in blocks: outputs keep their mean on inputs of the text's mean."""
+    random = np.random.default_rng(bits)
+    weight = (random.standard_normal((24, 96)) * np.exp(random.standard_normal((24, 1)))).astype(np.float32)
+    x = (random.standard_normal((400, 96)) + 3 * random.standard_normal(96)).astype(np.float32)
+    read = Input(x.mean(0, dtype=np.float64), np.square(x, dtype=np.float64).mean(0))
+    model = linear(weight, 0.5, 0, QuantizeWeightsConfig(bits, 32, half_scales=True), {"layer": read})
+    Manager().run(model, lowerings())
+    (node,) = [n for n in model.graph if n.op_type == "MatMulIntegerToFloat"]
+    quantized = node.inputs[1].meta[DERIVED_KEY]  # type: ignore[union-attr]
+    exact = dequantize(quantized.parts(), quantized.form).astype(np.float64)
+    steps, bias = (np.asarray(node.inputs[at].const_value.numpy(), np.float64) for at in (3, 6))  # type: ignore[union-attr]
+    form = Format(8, 96, True, positive=True, paired=True)
+    integers = codes_of(exact.astype(np.float32), steps.astype(np.float32), form).astype(np.float64)
+    off = exact - integers * steps[:, None]
+    assert np.abs(bias - np.arange(24) - off @ read.mean).max() <= 1e-5 * np.abs(bias).max()
+    moved = x.astype(np.float64) @ (integers * steps[:, None]).T + bias - (x @ exact.T + np.arange(24))
+    plain = moved - (bias - np.arange(24))
+    assert np.abs(moved.mean(0)).max() <= 1e-3 * np.abs(plain.mean(0)).max()
+    assert np.square(moved).mean() < 0.7 * np.square(plain).mean()
+    # The steps are those that cost least on these inputs.
+    even = codes_of(exact.astype(np.float32), steps.astype(np.float32) * np.float32(1.1), form) * (1.1 * steps[:, None])
+    assert (np.square(off) @ read.importance).sum() <= (np.square(exact - even) @ read.importance).sum()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33])

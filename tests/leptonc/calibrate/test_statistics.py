@@ -47,6 +47,7 @@ def test_parts_make_the_whole() -> None:
     assert np.array_equal(seen.high, rows.max(0))
     assert np.array_equal(seen.largest, np.abs(rows).max(0))
     assert np.allclose(seen.square, np.square(ordinary.astype(np.float64)).sum(0), rtol=1e-5)
+    assert np.allclose(seen.mean(), ordinary.mean(0, dtype=np.float64), rtol=1e-6, atol=1e-9)
     assert seen.histogram.high == ordinary.max()  # the sinks are apart
     assert seen.ends(None) == (-1000, 1500)
     # Sinks count as much as all others together, and no more.
