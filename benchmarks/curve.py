@@ -15,6 +15,8 @@
 Each command ends with one line of JSON: `perplexity`, `decode_tok_s` and `prefill_tok_s`. Names of files are relative
 to peers.toml, where commands run. Quality is measured once; speed in rounds, all points in turn in each, and its median
 counts. Each point is a process that does nothing else. curve.json, curve.md, size.svg and speed.svg go to `--out`.
+With `--known DIR`, what an earlier run wrote there, peers of the same name and bytes keep the perplexity that they had:
+on the very same windows, else it is an error.
 """
 
 from __future__ import annotations
@@ -91,9 +93,23 @@ def peers(listing: Path) -> list[dict[str, Any]]:
     return found
 
 
-def measured(points: list[dict[str, Any]], windows: Path, rounds: int) -> list[dict[str, Any]]:
+def judged(known: Path, windows: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Returns the perplexity of peers by name and bytes, as an earlier run on the same windows found it."""
+    if (known / "windows.json").read_text() != windows.read_text():
+        raise SystemExit(f"expected the windows of {windows} in {known}, found others")
+    found = json.loads((known / "curve.json").read_text())
+    return {(p["name"], p["bytes"]): {"perplexity": p["perplexity"], "tokens": p["tokens"]}
+            for p in found if not p["ours"]}  # fmt: skip
+
+
+def measured(
+    points: list[dict[str, Any]], windows: Path, rounds: int, known: dict[tuple[str, int], dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Measures every point: quality once, speed in rounds."""
     for point in points:
+        if not point["ours"] and (seen := known.get((point["name"], point["bytes"]))):
+            point.update(seen)
+            continue
         command = [word.replace("{windows}", str(windows)) for word in shlex.split(point["quality"])]
         point.update({k: v for k, v in last_line(command, point["folder"]).items() if k in ("perplexity", "tokens")})
     speeds: dict[str, list[dict[str, Any]]] = {point["name"]: [] for point in points}
@@ -150,6 +166,7 @@ def main() -> None:
     parser.add_argument("--max-windows", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--known", type=Path)
     parser.add_argument("--out", type=Path, default=Path("curve"))
     args = parser.parse_args()
     points = [*(ours(path, args.threads) for path in artifacts(args.ours)), *peers(args.peers)]
@@ -163,7 +180,7 @@ def main() -> None:
     command = [sys.executable, f"{ROOT}/peer_quality.py", "windows", str(first), "--text", str(args.text.resolve())]
     cut = last_line([*command, "--window", str(args.window), *limit], ROOT.parent)
     windows.write_text(json.dumps(cut))
-    found = measured(points, windows, args.rounds)
+    found = measured(points, windows, args.rounds, judged(args.known, windows) if args.known else {})
     plain = next((p["perplexity"] for p in found if p["ours"] and p["name"] == "fp32"), None)
     table = markdown(found, plain)
     (args.out / "curve.json").write_text(json.dumps(found, indent=2) + "\n")

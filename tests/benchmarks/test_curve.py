@@ -48,6 +48,20 @@ def test_who_beats_whom() -> None:
     assert drawn.count("<circle") == 2
 
 
+def test_what_an_earlier_run_judged(tmp_path: Path) -> None:
+    curve, windows = load("curve"), tmp_path / "windows.json"
+    windows.write_text("[[1, 2]]")
+    known = tmp_path / "known"
+    known.mkdir()
+    (known / "windows.json").write_text("[[1, 2]]")
+    before = [point("a", 10, 5.0, 9.0, False) | {"tokens": 7}, point("b", 10, 5.0, 9.0, True) | {"tokens": 7}]
+    (known / "curve.json").write_text(json.dumps(before))
+    assert curve.judged(known, windows) == {("a", 10): {"perplexity": 5.0, "tokens": 7}}
+    windows.write_text("[[1, 3]]")
+    with pytest.raises(SystemExit, match="found others"):
+        curve.judged(known, windows)
+
+
 def test_log_probabilities_of_logits() -> None:
     import numpy as np
 
