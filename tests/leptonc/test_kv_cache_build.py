@@ -52,14 +52,17 @@ class Rounded(transformers.DynamicCache):
 
 
 def scales_of(path: Path) -> dict[str, Any]:
-    """Steps [heads, width] of each cache, as the graph has them."""
+    """Steps [heads, width] of each cache: those of the graph, by what its rotary tables multiply keys by."""
     with runtime_edge.load(path) as model:
         graph = ir.load(path / model.variant.graph).graph
-    return {
-        name.removesuffix(".scale"): value.const_value.numpy()[0, :, 0]  # type: ignore[union-attr]
-        for name, value in graph.initializers.items()
-        if name.startswith("past_key_values.")
-    }
+    found = {}
+    for node in [n for n in graph if n.op_type == "GroupQueryAttention"]:
+        cosines = node.inputs[7]
+        root = 1.0 if cosines is None else cosines.const_value.numpy()[0, 0]  # type: ignore[union-attr]
+        for past, scale, by in ((3, 12, root), (4, 13, 1.0)):
+            steps = node.inputs[scale].const_value.numpy()[0, :, 0]  # type: ignore[union-attr]
+            found[str(node.inputs[past].name)] = steps / np.float32(by)  # type: ignore[union-attr]
+    return found
 
 
 @pytest.mark.parametrize("source", ["tiny-llama", "tiny-gpt2", "tiny-gemma3", "tiny-qwen3"])

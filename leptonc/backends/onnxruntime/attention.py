@@ -97,6 +97,7 @@ class CachedAttentionToGroupQuery(Pass):
     """
 
     name = "ort-group-query-attention"
+    version = 2
     in_dialect = False
 
     def __init__(self, scales: Mapping[str, NDArray[Any]] | None = None) -> None:

@@ -35,6 +35,7 @@ class LinearToInteger(Pass):
     """
 
     name = "ort-integer-linear"
+    version = 2
     in_dialect = False
 
     def run(self, model: ir.Model) -> int:
