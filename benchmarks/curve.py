@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent))  # the plots are the compiler's
 
 from leptonc.artifact.plots import STYLE, Axis, Dot, dots  # noqa: E402
+from runtime_edge.manifest import decode  # noqa: E402
 
 SPEEDS = ("decode_tok_s", "prefill_tok_s")
 FIELDS = {"name", "files", "quality", "speed"}
@@ -64,13 +65,12 @@ def artifacts(places: list[str]) -> list[Path]:
 
 def ours(path: Path, threads: int) -> dict[str, Any]:
     """A point of ours: what it is called, its bytes of graph and weights, and the commands that measure it."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    (variant, *_) = manifest["variants"]
-    parts = {variant["graph"], variant.get("prefill"), variant.get("derived"), *variant["blobs"]}
+    manifest = decode((path / "manifest.json").read_bytes())
+    parts = {part for _, part in manifest.variants[0].parts}
     python, options = sys.executable, f"--threads {threads}"
     return {
         "name": path.stem, "ours": True, "folder": ROOT.parent,
-        "bytes": sum(file["size"] for file in manifest["files"] if file["path"] in parts),
+        "bytes": sum(file.size for file in manifest.files if file.path in parts),
         "quality": f"{python} {ROOT}/peer_quality.py lepton {shlex.quote(str(path))} --windows {{windows}} {options}",
         "speed": f"{python} {ROOT}/speed.py {shlex.quote(str(path))} {options}",
     }  # fmt: skip

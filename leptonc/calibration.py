@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from leptonc.artifact.writer import ArtifactWriter, stored_bytes
 from leptonc.backends import MODULES, Job, backend_of
 from leptonc.backends.onnxruntime import SHARED, config_of, finish, lowering_of, prefill_passes
-from leptonc.backends.onnxruntime.integer import DERIVED_KEY
+from leptonc.backends.onnxruntime.integer import derived_of
 from leptonc.calibrate.activations import (
     ROUNDED,
     SOLVED,
@@ -347,8 +347,7 @@ class Calibration:
         if prompts is not None:
             Manager().run(prompts, prefill_passes(job, prompts))
             finish(prompts)
-            made = [value for value in prompts.graph.initializers.values() if DERIVED_KEY in value.meta]
-            size += stored_bytes(prompts, beside=trial) + DESCRIBED * len(made)
+            size += stored_bytes(prompts, beside=trial) + DESCRIBED * len(derived_of(prompts))
         return size
 
 

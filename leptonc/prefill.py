@@ -15,7 +15,7 @@ import onnx_ir as ir
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.backends import Clock, Job
 from leptonc.backends import onnxruntime as backend
-from leptonc.backends.onnxruntime.integer import DERIVED_KEY
+from leptonc.backends.onnxruntime.integer import derived_of
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.blocks import Quantized
 from runtime_edge.derived import Derived, Part, Weight
@@ -46,9 +46,7 @@ def add_prefill(
     with clock.stage(f"{prefix}prefill weights"):
         blobs = writer.add_graph(job.prefill_graph, model, beside=True)
     found = msgspec.structs.replace(variant, prefill=job.prefill_graph, blobs=tuple(sorted({*variant.blobs, *blobs})))
-    values = model.graph.initializers.values()
-    made = {str(value.name): value.meta[DERIVED_KEY] for value in values if DERIVED_KEY in value.meta}
-    if made:
+    if made := derived_of(model):
         weights = tuple(_derived(name, weight, decode, model) for name, weight in sorted(made.items()))
         writer.add(job.derived, msgspec.json.encode(Derived(weights=weights)))
         found = msgspec.structs.replace(found, derived=job.derived)

@@ -26,7 +26,8 @@ from leptonc.frontend.captured import windows_of
 from leptonc.ir.groups import Groups, groups, layer_weights
 from leptonc.ir.structure import multiplications, weight_of
 from leptonc.passes.base import Manager
-from leptonc.passes.prune.importance import METHODS, Feature, by_unit, cheapest, scores
+from leptonc.passes.feature import Feature
+from leptonc.passes.prune.importance import METHODS, by_unit, cheapest, scores
 from leptonc.passes.prune.plan import BLOCK, Cut, by_block, cuts_of
 from leptonc.passes.prune.remove import Prune, PruneConfig
 from leptonc.passes.prune.sparse import PATTERN

@@ -19,7 +19,8 @@ from leptonc.calibrate.statistics import Statistics
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir import edit
 from leptonc.ir.structure import Linear, weight_of
-from leptonc.passes.quantize.activations import Input, QuantizeActivationsConfig, round_value
+from leptonc.passes.feature import Feature
+from leptonc.passes.quantize.activations import QuantizeActivationsConfig, round_value
 from leptonc.passes.quantize.blocks import Format, dequantize
 from leptonc.passes.quantize.channels import channel_codes
 from leptonc.passes.quantize.smooth import Place, SmoothLinearsConfig, places
@@ -370,7 +371,7 @@ def static_of(found: Sequence[Choice], kept: set[str], *, symmetric: bool) -> St
         ),
         smoothing=SmoothLinearsConfig(tuple((each.path, each.strength) for each in smooth)),
         scales={each.path: each.scales for each in smooth if each.scales is not None},
-        inputs={path: Input(each.mean, each.importance) for path, each in layers},
+        inputs={path: Feature(each.mean, each.importance) for path, each in layers},
     )
 
 

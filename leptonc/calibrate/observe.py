@@ -17,7 +17,7 @@ from leptonc.errors import InputError
 from leptonc.ir.groups import Groups
 from leptonc.ir.structure import Linear
 from leptonc.ir.types import fill_types
-from leptonc.passes.prune.importance import Feature
+from leptonc.passes.feature import Feature
 
 Values = dict[str, NDArray[Any]]
 

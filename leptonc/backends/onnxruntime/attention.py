@@ -193,12 +193,13 @@ def _tables(
 ) -> tuple[Sequence[ir.Value | None], float]:
     """Returns cosines and sines [positions, width / 2] for the attention, and what they multiply queries and keys by.
 
-    That is the root of `scale` where every feature of a head is rotated and the tables are constants, else 1.
+    That is the root of `scale` where every feature of a head is rotated and the tables are constants, else 1: then the
+    tables are as they were.
     """
     if rotary is None:
         return (None, None), 1.0
     tables = [table for table in rotary.inputs[1:3] if table is not None]
-    if scale <= 0 or any(edit.constant(t) is None or 2 * int(t.shape[1]) != dim for t in tables):  # type: ignore[index, arg-type]
+    if scale <= 0 or scale == 1 or any(edit.constant(t) is None or 2 * int(t.shape[1]) != dim for t in tables):  # type: ignore[index, arg-type]
         return tables, 1.0
     return [_times(graph, table, scale**0.5) for table in tables], scale**0.5
 

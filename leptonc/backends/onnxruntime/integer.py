@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from leptonc.backends.onnxruntime.attention import MS
 from leptonc.ir import edit
 from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Pass
-from leptonc.passes.quantize.activations import INPUT_KEY, Input
+from leptonc.passes.feature import Feature
+from leptonc.passes.quantize.activations import FEATURE_KEY
 from leptonc.passes.quantize.blocks import Format, Quantized, dequantize
 from leptonc.passes.quantize.channels import MIDDLE, channel_codes, codes_of
 from leptonc.passes.quantize.weights import quantized_of
@@ -49,17 +52,18 @@ class LinearToInteger(Pass):
         if quantize is None or weight is None:
             return 0
         (_, scale, zero), bias = quantize.inputs, linear.bias
+        rows, turned = weight.shape[:1], weight.shape[::-1]
         if weight.form.paired:
-            columns = _initializer(graph, weight, "columns", weight.shape[::-1], ir.DataType.INT8, _columns)
-            scales = _initializer(graph, weight, "scales", weight.shape[:1], ir.DataType.FLOAT, _scales)
+            columns = _initializer(graph, weight, "columns", turned, ir.DataType.INT8, partial(_columns, weight))
+            scales = _initializer(graph, weight, "scales", rows, ir.DataType.FLOAT, partial(_scales, weight))
         else:
             name = f"{weight.key}.derived"
-            columns = edit.initializer(graph, name, derived(name, weight.shape[::-1], ir.DataType.INT8))
+            columns = edit.initializer(graph, name, derived(name, turned, ir.DataType.INT8))
             columns.meta[DERIVED_KEY] = weight
-            integers = _Derived(weight, linear.x.meta.get(INPUT_KEY), linear.bias)
-            scales = _initializer(graph, weight, "steps", weight.shape[:1], ir.DataType.FLOAT, integers.steps)
+            integers = _Derived(weight, linear.x.meta.get(FEATURE_KEY), linear.bias)
+            scales = _initializer(graph, weight, "steps", rows, ir.DataType.FLOAT, lambda: integers.steps)
             if integers.corrects:
-                bias = _initializer(graph, weight, "bias", weight.shape[:1], ir.DataType.FLOAT, integers.bias)
+                bias = _initializer(graph, weight, "bias", rows, ir.DataType.FLOAT, integers.corrected)
         inputs = [quantize.outputs[0], columns, scale, scales, zero, None, bias]
         while inputs[-1] is None:
             inputs.pop()
@@ -77,48 +81,60 @@ def _scales(weight: Quantized) -> NDArray[np.float32]:
     return np.ascontiguousarray(weight.parts().scales.reshape(-1))
 
 
+def derived_of(model: ir.Model) -> dict[str, Quantized]:
+    """Returns the weights that the runtime makes for a graph, each by the name of its initializer there."""
+    values = model.graph.initializers.values()
+    return {str(value.name): value.meta[DERIVED_KEY] for value in values if DERIVED_KEY in value.meta}
+
+
+@dataclass
 class _Derived:
     """Integers that the runtime makes of a weight.
 
-    Args:
+    Attributes:
         weight: The weight [out, in], in blocks.
         read: What the layer reads, or None.
         bias: Its bias, or None.
     """
 
-    def __init__(self, weight: Quantized, read: Input | None, bias: ir.Value | None) -> None:
-        self._form = Format(8, weight.shape[1], True, positive=True, paired=True)
-        self._read, self._bias, self._steps = read, bias, np.zeros(0, np.float32)
+    weight: Quantized
+    read: Feature | None
+    bias: ir.Value | None
 
     @property
     def corrects(self) -> bool:
         """Whether there is a bias that takes back what rounding changes in the mean."""
-        return self._read is not None and (self._bias is None or self._bias.const_value is not None)
+        return self.read is not None and (self.bias is None or self.bias.const_value is not None)
 
-    def steps(self, weight: Quantized) -> NDArray[np.float32]:
+    @property
+    def _form(self) -> Format:
+        return Format(8, self.weight.shape[1], True, positive=True, paired=True)
+
+    def _exact(self) -> NDArray[np.float32]:
+        return dequantize(self.weight.parts(), self.weight.form)
+
+    @cached_property
+    def steps(self) -> NDArray[np.float32]:
         """The step of each output channel that integers of the weight cost least with, float32 [out]."""
-        if not self._steps.size:
-            importance = self._read.importance if self._read is not None else None
-            found = channel_codes(dequantize(weight.parts(), weight.form), self._form, importance)
-            self._steps = np.ascontiguousarray(found.scales.reshape(-1))
-        return self._steps
+        found = channel_codes(self._exact(), self._form, None if self.read is None else self.read.square)
+        return np.ascontiguousarray(found.scales.reshape(-1))
 
-    def bias(self, weight: Quantized) -> NDArray[np.float32]:
+    def corrected(self) -> NDArray[np.float32]:
         """The layer's bias and (W - W') E[x], float32 [out]; W' are the integers times their steps."""
-        assert self._read is not None
-        exact, steps = dequantize(weight.parts(), weight.form), self.steps(weight)
-        off = exact - codes_of(exact, steps, self._form) * steps[:, None]
-        found = off @ self._read.mean
-        if self._bias is not None and self._bias.const_value is not None:
-            found += self._bias.const_value.numpy()
+        assert self.read is not None
+        exact = self._exact()
+        off = exact - codes_of(exact, self.steps, self._form) * self.steps[:, None]
+        found = off @ self.read.mean
+        if self.bias is not None and self.bias.const_value is not None:
+            found += self.bias.const_value.numpy()
         return found.astype(np.float32)
 
 
 def _initializer(
     graph: ir.Graph, weight: Quantized, suffix: str, shape: tuple[int, ...], dtype: ir.DataType,
-    read: Callable[[Quantized], NDArray[Any]],
+    read: Callable[[], NDArray[Any]],
 ) -> ir.Value:  # fmt: skip
     """Registers a part of a weight that is computed when it is written."""
     name = f"{weight.key}.int8.{suffix}"
-    lazy = ir.LazyTensor(lambda: ir.tensor(read(weight)), dtype=dtype, shape=ir.Shape(shape), name=name, cache=False)
+    lazy = ir.LazyTensor(lambda: ir.tensor(read()), dtype=dtype, shape=ir.Shape(shape), name=name, cache=False)
     return edit.initializer(graph, name, lazy)

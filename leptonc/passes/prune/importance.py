@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,23 +13,11 @@ from leptonc.errors import InputError
 from leptonc.ir.groups import Block, Groups
 from leptonc.ir.spread import indices_of
 from leptonc.ir.structure import weight_of
+from leptonc.passes.feature import Feature
 from leptonc.passes.prune.plan import Cut, spell
 
 METHODS = ("magnitude", "wanda", "flap", "taylor")
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Feature:
-    """What a text makes of the inputs of a consuming linear layer.
-
-    Attributes:
-        mean: float64 [in].
-        square: Mean of squares, float64 [in].
-    """
-
-    mean: Floats
-    square: Floats
 
 
 def scores(block: Block, method: str, features: Mapping[str, Feature]) -> Floats:

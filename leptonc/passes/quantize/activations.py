@@ -13,10 +13,11 @@ from leptonc.errors import InputError
 from leptonc.ir import edit
 from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Config, Pass
+from leptonc.passes.feature import Feature
 from leptonc.passes.quantize.blocks import dequantize
 from leptonc.passes.quantize.weights import quantized_of
 
-INPUT_KEY = "lepton.input"  # of a rounded value: what it is on the calibration text
+FEATURE_KEY = "lepton.feature"  # of a rounded value: what it is on the calibration text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +44,6 @@ class QuantizeActivationsConfig(Config):
                 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """What a linear layer reads on the calibration text: float64 [width].
-
-    Attributes:
-        mean: Of each feature over ordinary tokens; zero for those that go past the integers.
-        importance: Mean square of each, likewise.
-    """
-
-    mean: NDArray[np.float64]
-    importance: NDArray[np.float64]
-
-
 class QuantizeActivations(Pass):
     """Puts QuantizeLinear and DequantizeLinear before linear layers, one pair for all that read a value alike.
 
@@ -66,13 +54,14 @@ class QuantizeActivations(Pass):
 
     Args:
         config: Which layers.
-        inputs: What they read, by path, for passes that come later: it lies in the meta of the rounded values.
+        inputs: What they read, by path, without what goes past the integers; for passes that come later it lies in the
+            meta of the rounded values.
     """
 
     name = "quantize-activations"
     config: QuantizeActivationsConfig
 
-    def __init__(self, config: QuantizeActivationsConfig, inputs: Mapping[str, Input] | None = None) -> None:
+    def __init__(self, config: QuantizeActivationsConfig, inputs: Mapping[str, Feature] | None = None) -> None:
         super().__init__(config)
         self._inputs = inputs or {}
 
@@ -91,7 +80,7 @@ class QuantizeActivations(Pass):
             if key not in made:
                 made[key] = round_value(linear.node, x, scale, zero, symmetric=self.config.symmetric)
                 if linear.path in self._inputs:
-                    made[key].meta[INPUT_KEY] = self._inputs[linear.path]
+                    made[key].meta[FEATURE_KEY] = self._inputs[linear.path]
             linear.node.replace_input_with(0, made[key])
             done.add(linear.path)
         if missing := sorted(wanted.keys() - done):

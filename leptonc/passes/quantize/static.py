@@ -9,7 +9,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from leptonc.passes.base import Pass
-from leptonc.passes.quantize.activations import Input, QuantizeActivations, QuantizeActivationsConfig
+from leptonc.passes.feature import Feature
+from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
 from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
 
 
@@ -27,7 +28,7 @@ class StaticActivations:
     rounding: QuantizeActivationsConfig
     smoothing: SmoothLinearsConfig
     scales: Mapping[str, NDArray[Any]]
-    inputs: Mapping[str, Input]
+    inputs: Mapping[str, Feature]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ class StaticActivations:
     @property
     def importance(self) -> dict[str, NDArray[Any]]:
         """Mean square of each input of each layer, by path."""
-        return {path: each.importance for path, each in self.inputs.items()}
+        return {path: each.square for path, each in self.inputs.items()}
 
     def passes(self) -> list[Pass]:
         """The passes that come before those that quantize weights."""

@@ -15,7 +15,8 @@ from leptonc.backends.onnxruntime.integer import DERIVED_KEY
 from leptonc.calibrate.activations import choices, static_of
 from leptonc.ir.dialect import count_ops
 from leptonc.passes.base import Manager
-from leptonc.passes.quantize.activations import Input, QuantizeActivations, QuantizeActivationsConfig
+from leptonc.passes.feature import Feature
+from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
 from leptonc.passes.quantize.blocks import Format, Quantized, dequantize
 from leptonc.passes.quantize.channels import codes_of
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
@@ -65,7 +66,7 @@ def test_an_encoder_runs_as_the_dialect_says(tmp_path: Path) -> None:
 
 def linear(
     weight: np.ndarray, scale: float, zero: int, form: QuantizeWeightsConfig | None = None,
-    inputs: Mapping[str, Input] | None = None,
+    inputs: Mapping[str, Feature] | None = None,
 ) -> ir.Model:  # fmt: skip
     """A graph of one linear layer y = x W^T + b with 8-bit activations, and weights paired if nothing else is said."""
     rows, columns = weight.shape
@@ -92,7 +93,7 @@ def test_what_rounding_again_moves_goes_into_the_bias(bits: int) -> None:
     random = np.random.default_rng(bits)
     weight = (random.standard_normal((24, 96)) * np.exp(random.standard_normal((24, 1)))).astype(np.float32)
     x = (random.standard_normal((400, 96)) + 3 * random.standard_normal(96)).astype(np.float32)
-    read = Input(x.mean(0, dtype=np.float64), np.square(x, dtype=np.float64).mean(0))
+    read = Feature(x.mean(0, dtype=np.float64), np.square(x, dtype=np.float64).mean(0))
     model = linear(weight, 0.5, 0, QuantizeWeightsConfig(bits, 32, half_scales=True), {"layer": read})
     Manager().run(model, lowerings())
     (node,) = [n for n in model.graph if n.op_type == "MatMulIntegerToFloat"]
@@ -109,7 +110,7 @@ def test_what_rounding_again_moves_goes_into_the_bias(bits: int) -> None:
     assert np.square(moved).mean() < 0.7 * np.square(plain).mean()
     # The steps are those that cost least on these inputs.
     even = codes_of(exact.astype(np.float32), steps.astype(np.float32) * np.float32(1.1), form) * (1.1 * steps[:, None])
-    assert (np.square(off) @ read.importance).sum() <= (np.square(exact - even) @ read.importance).sum()
+    assert (np.square(off) @ read.square).sum() <= (np.square(exact - even) @ read.square).sum()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33])
