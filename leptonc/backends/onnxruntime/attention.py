@@ -134,7 +134,8 @@ class CachedAttentionToGroupQuery(Pass):
         if past_value.shape[3] != dim or dim % HEAD_MULTIPLE:  # type: ignore[union-attr, index]
             return self._left(node)
         rotary = self._shared_rotary(query, key)
-        window, scale = int(attribute(node, "window", 0)), float(attribute(node, "scale"))
+        # In single precision, as a file has it: a graph that was written and read gives the same tables.
+        window, scale = int(attribute(node, "window", 0)), float(np.float32(attribute(node, "scale")))
         tables, root = _tables(graph, rotary, dim, scale)
         attributes: dict[str, Any] = {
             "num_heads": query.heads, "kv_num_heads": key.heads, "scale": scale if root == 1 else 1.0,
