@@ -192,7 +192,7 @@ def target_of(spec: str) -> targets.Target:
 
 def _jobs(options: BuildOptions, clock: Timed) -> list[Job]:
     """One job a target; variants of one profile are told apart by their overrides."""
-    from leptonc.calibration import parse_budget
+    from leptonc.budget import parse_budget
 
     specs = (options.target,) if isinstance(options.target, str) else options.target
     found = [target_of(spec) for spec in specs]

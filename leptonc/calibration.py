@@ -1,9 +1,7 @@
-"""What a build asks of calibration: the text, the solver of method gptq, and the precision map of a budget."""
+"""What a build asks of calibration: the text, what is chosen by it, and the solver of method gptq."""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -14,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.artifact.writer import ArtifactWriter, stored_bytes
+from leptonc.artifact.writer import ArtifactWriter
 from leptonc.backends import MODULES, Job, backend_of
-from leptonc.backends.onnxruntime import SHARED, config_of, finish, lowering_of, prefill_passes
-from leptonc.backends.onnxruntime.integer import derived_of
+from leptonc.backends.onnxruntime import SHARED
+from leptonc.budget import TRIAL, TRIALS, spend
 from leptonc.calibrate.activations import (
     ROUNDED,
     SOLVED,
@@ -34,15 +32,12 @@ from leptonc.calibrate.caches import cache_scales
 from leptonc.calibrate.generate import generate, rounds
 from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.scaling import Scaling, scalings
-from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.calibrate.solve import Solver
 from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
 from leptonc.calibrate.walk import stages
-from leptonc.errors import BoundError, InputError
-from leptonc.ir.structure import embeddings, layer_of, linears
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
-from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
+from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 
 if TYPE_CHECKING:
     from leptonc.backends import Clock
@@ -51,30 +46,9 @@ if TYPE_CHECKING:
     from leptonc.passes.quantize.static import StaticActivations
 
 WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
-TRIALS, TRIAL = 2, 128  # those that sensitivities are measured on
 LESSONS = 384  # texts of a file that there are to learn from: more than a short healing comes to
 LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
-NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
-DESCRIBED = 640  # bytes that say how the runtime makes a weight of a graph for prefill
 T = TypeVar("T")
-_AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
-_UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
-
-
-def parse_budget(weights: str | None) -> int | None:
-    """Returns the bytes of `auto:95MB`, None for another number format.
-
-    Raises:
-        InputError: It begins like a budget and is none.
-    """
-    if weights is None or not weights.startswith("auto"):
-        return None
-    found = _AUTO.fullmatch(weights)
-    if found is None or float(found[1]) <= 0:
-        raise InputError(
-            f"expected weights auto:SIZE, found {weights}", hint="a size is a number and kB, MB or GB: auto:95MB"
-        )
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def looks(job: Job) -> int:
@@ -192,7 +166,7 @@ class Calibration:
         job.report["quantization"] = about
         if job.kv_cache is not None:
             caches = [name for each in model.graph.inputs if (name := str(each.name)).startswith("past_key_values.")]
-            job.cache_scales = self._walked(
+            job.cache_scales = self.walked(
                 f"cache-{job.name}", "cache ranges", model, dict[str, NDArray[np.float32]],
                 partial(cache_scales, model, self._texts(LOOKS)), lambda found: {name: found[name] for name in caches},
             )  # fmt: skip
@@ -203,7 +177,7 @@ class Calibration:
             if job.prefill == SHARED:  # weights that both graphs have are smoothed for both
                 job.scaling = SmoothLinears(static.smoothing, static.scales)
         if job.budget is not None:
-            self._spend(job, model, job.budget, about)
+            spend(self, job, model, job.budget, about)
         if job.activations == "int8":
             job.static = self._activations(job, model, about, "activations", solved=job.method == "gptq")
         if job.method == "awq":
@@ -222,7 +196,7 @@ class Calibration:
         """So many texts of a decoder, and all of an encoder, which are sentences."""
         return self.part(count) if self.captured.task.cached else self.windows
 
-    def _walked(
+    def walked(
         self, name: str, stage: str, model: ir.Model, kind: type[T], walk: Callable[..., T],
         read: Callable[[T], T] = lambda found: found,
     ) -> T:  # fmt: skip
@@ -237,7 +211,7 @@ class Calibration:
     def _scaling(self, job: Job, model: ir.Model, about: dict[str, Any]) -> SmoothLinears:
         """Chooses which channels of weights get finer codes; `about` is told."""
         form_of = backend_of(job.target).config_of(job).form_of
-        found = self._walked(
+        found = self.walked(
             f"scaling-{job.name}", "scaling", model, list[Scaling],
             partial(scalings, model, self._texts(LOOKS), form_of),
         )  # fmt: skip
@@ -264,13 +238,13 @@ class Calibration:
                 choices(model, self._texts(LOOKS), job.calibrator, folder, symmetric=symmetric, weights=weights, **more)
             )
 
-        found = self._walked(
+        found = self.walked(
             f"{name}-{job.name}", "activations", model, list[Choice], look, lambda bare: with_layers(bare, model)
         )
         # One from the start of a text, others from its middle: whatever comes first draws the massive activations.
         parts = self.part(TRIALS)
         trials = [part[-TRIAL // 2 :] if at else part[: TRIAL // 2] for at, part in enumerate(parts)]
-        errors = self._walked(
+        errors = self.walked(
             f"{name}-divergences-{job.name}", "sensitivity", model, dict[str, float],
             partial(divergences, model, trials, found, paired=None if solved else not symmetric),
             lambda errors: {each.path: errors[each.path] for each in found},
@@ -281,81 +255,3 @@ class Calibration:
         }
         about["activations"] = describe(found, errors, kept, job.calibrator)
         return static_of(found, kept, symmetric=symmetric)
-
-    def _spend(self, job: Job, model: ir.Model, budget: int, about: dict[str, Any]) -> None:
-        """Chooses, under the budget, what is kept in 8 bits; the embedding first, whose errors every token pays for."""
-        job.symmetric = False if job.symmetric is None else job.symmetric
-        chosen = job.embeddings
-        job.embeddings = chosen or "int8"
-        size = self._size(job, model)
-        if size > budget and chosen is None:
-            job.embeddings = "int4"
-            size = self._size(job, model)
-        if size > budget:
-            raise BoundError(
-                f"expected weights and graph of at most {budget:,} bytes, found {size:,} with all weights in 4 bits; "
-                "nothing was written",
-                hint="--symmetric, --block-size 64 and --embeddings int4 take less",
-            )
-        config = config_of(job)
-
-        def extra(shape: tuple[int, int]) -> int:
-            low, high = config.form(shape[1]), config.raised(shape[1])
-            more = NODES if job.prefill != SHARED else 2 * NODES + DESCRIBED
-            return high.stored_bytes(shape) - low.stored_bytes(shape) + more
-
-        about["budget"] = {"bytes": budget, "least": size, "spent": 0, "embeddings": job.embeddings}
-        fixed = {path for each in job.layers for path in each.paths}
-        if all(extra(each.shape) > budget - size for each in linears(model) if each.path not in fixed):
-            return
-        trials = [window[:TRIAL] for window in self.part(TRIALS)]
-        found = self._walked(
-            f"sensitivity-{job.name}", "sensitivity", model, list[Sensitivity],
-            partial(sensitivities, model, trials, config.form),
-        )  # fmt: skip
-        found = [each for each in (*_outside_layers(model), *found) if each.path not in fixed]
-        raised, about["budget"]["spent"] = raise_within(found, lambda each: extra(each.shape), budget - size)
-        sizes = {each.path: config.raised(each.shape[1]).size for each in found if each.path in raised}
-        job.layers += tuple(
-            LayerFormat(8, size, True, tuple(path for path in raised if sizes[path] == size))
-            for size in sorted(set(sizes.values()))
-        )
-        about["sensitivity"] = [
-            {
-                "path": each.path,
-                "bits": 8 if each.path in raised else 4,
-                **({"error": float(f"{each.error:.4g}")} if math.isfinite(each.error) else {}),
-            }
-            for each in found
-        ]
-
-    def _size(self, job: Job, model: ir.Model) -> int:
-        """Bytes of the graph and the weights that the job would give: nothing is computed for it.
-
-        A graph for prefill that shares them counts too; one with weights of its own is asked for on top.
-        """
-        trial = model.clone()
-        method, job.method = job.method, "rtn"
-        passes = backend_of(job.target).passes(job, self.scratch)
-        job.method = method
-        first = lowering_of(passes)
-        Manager().run(trial, passes[:first])
-        prompts = trial.clone() if job.prefill == SHARED else None
-        Manager().run(trial, passes[first:])
-        finish(trial)
-        size = stored_bytes(trial)
-        if prompts is not None:
-            Manager().run(prompts, prefill_passes(job, prompts))
-            finish(prompts)
-            size += stored_bytes(prompts, beside=trial) + DESCRIBED * len(derived_of(prompts))
-        return size
-
-
-def _outside_layers(model: ir.Model) -> list[Sensitivity]:
-    """Linear layers before and after the layers, a head that is not the embedding among them: they come first."""
-    tables = {node.inputs[0] for node in embeddings(model)}
-    return [
-        Sensitivity(each.path, each.shape, math.inf)
-        for each in linears(model)
-        if not layer_of(each.path) and each.weight not in tables
-    ]

@@ -40,7 +40,8 @@ def test_gptq_runs_and_says_what_it_looked_at(source: str, text: Path, tmp_path:
     ("changes", "message"),
     [
         ({"weights": "auto:many"}, "expected weights auto:SIZE, found auto:many"),
-        ({"weights": "auto:1MB", "target": "rtx"}, "found a budget of bytes"),
+        ({"weights": "auto:1MB", "target": "rtx-20"}, "found rtx-20 without int8 and int4"),
+        ({"weights": "auto:1MB", "target": "rtx", "embeddings": "int8"}, "expected no format for embeddings"),
         ({"calibration": True}, "found none beside .*text.txt"),
         ({"method": "gptq", "calibration": True, "weights": "fp32"}, "found fp32"),
         ({"embeddings": "int8", "weights": "fp32"}, "found fp32"),
@@ -124,17 +125,30 @@ def test_an_encoder_has_a_text_of_ours(tmp_path: Path) -> None:
     assert about["samples"] == 64
 
 
-@pytest.mark.parametrize("source", ["sample:tiny-llama", "sample:tiny-gemma3", "sample:tiny-bert-classifier"])
-def test_a_budget_is_kept_and_spent_on_what_matters(source: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("sample:tiny-llama", "cpu"),
+        ("sample:tiny-gemma3", "cpu"),
+        ("sample:tiny-bert-classifier", "cpu"),
+        ("sample:tiny-llama", "rtx"),
+        ("sample:tiny-bert-classifier", "jetson-orin"),
+    ],
+)
+def test_a_budget_is_kept_and_spent_on_what_matters(source: str, target: str, tmp_path: Path) -> None:
     def size(result: BuildResult) -> int:
         return int(result.report["bytes"]["weights"] + result.report["bytes"]["graph"])
 
-    plain = {"weights": "int4", "symmetric": False, "embeddings": "int8"}
-    least = size(build(BuildOptions(source, out=tmp_path / "least", **plain)))  # type: ignore[arg-type]
-    budget = least + 16_000
-    result = build(BuildOptions(source, out=tmp_path / "a", weights=f"auto:{budget / 1000:.3f}kB"))
+    plain = {"target": target, "weights": "int4"}
+    plain |= {"symmetric": False, "embeddings": "int8"} if target == "cpu" else {}
+    lowest = build(BuildOptions(source, out=tmp_path / "least", **plain))  # type: ignore[arg-type]
+    budget = size(lowest) + 16_000
+    wanted = f"auto:{budget / 1000:.3f}kB"
+    result = build(BuildOptions(source, target=target, out=tmp_path / "a", weights=wanted))
     assert budget - 8_000 < size(result) <= budget
-    about = result.report["variants"]["cpu"]["quantization"]
+    about = result.report["variants"][target]["quantization"]
+    measure = "kl_divergence" if "kl_divergence" in result.report["fidelity"] else "mean_abs_diff"
+    assert result.report["fidelity"][measure] < lowest.report["fidelity"][measure]
     bits = {each["path"]: each["bits"] for each in about["sensitivity"]}
     raised = sorted(path for path, found in bits.items() if found == 8)
     (record,) = (each for each in result.manifest.passes if each.name == "quantize-weights")

@@ -30,7 +30,7 @@ from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
-from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
+from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from leptonc.recipe import Forms, LayerRule, resolve
 from runtime_edge.manifest import Manifest, Variant
 
@@ -78,9 +78,13 @@ def preflight(job: Job) -> None:
             f"expected a model that generates text for --kv-cache, found one for {job.captured.task.name}",
             hint="an encoder has no cache",
         )
-    symmetric = job.budget is None if job.symmetric is None else job.symmetric
-    usual = LayerRule(weights=job.scheme, block_size=job.block_size, symmetric=symmetric)
+    usual = LayerRule(weights=job.scheme, block_size=job.block_size, symmetric=_symmetric(job))
     job.layers = resolve(job.rules, job.captured.model, Forms("ONNX Runtime", WEIGHTS, usual, lambda _: BLOCK_SIZE))
+
+
+def _symmetric(job: Job) -> bool:
+    """Whether weights have no zero points: unless they are asked for, or 4 bits have to serve under a budget."""
+    return job.budget is None if job.symmetric is None else job.symmetric
 
 
 def config_of(job: Job) -> QuantizeWeightsConfig:
@@ -94,7 +98,7 @@ def config_of(job: Job) -> QuantizeWeightsConfig:
     if block_size == 0:
         raise InputError("expected a block size of 16 or more for ONNX Runtime, found 0")
     return QuantizeWeightsConfig(
-        bits=int(job.scheme.removeprefix("int")), block_size=block_size, symmetric=job.symmetric is not False,
+        bits=int(job.scheme.removeprefix("int")), block_size=block_size, symmetric=_symmetric(job),
         method=job.method, embedding_bits=int((job.embeddings or "int0").removeprefix("int")), layers=job.layers,
         half_scales=True, channels=job.static.layers if job.static is not None else (),
     )  # fmt: skip
@@ -130,11 +134,7 @@ def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
         return [static.integers(), *lowerings(job.cache_scales)]
     known = {*static.layers, *(path for each in job.prefill_layers for path in each.paths)}
     rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
-    sizes = {each.path: config.raised(each.shape[1]).size for each in rest} if config.bits == 4 else {}
-    raised = tuple(
-        LayerFormat(8, size, True, tuple(path for path in sizes if sizes[path] == size))
-        for size in sorted(set(sizes.values()))
-    )
+    raised = config.raised_layers({each.path: each.shape[1] for each in rest}) if config.bits == 4 else ()
     config = dataclasses.replace(
         config, method="rtn", channels=static.layers, layers=(*job.prefill_layers, *raised)
     )

@@ -45,10 +45,12 @@ _CHECK_BYTES = 128 * 2**20  # of logits that a run of the check gives: the CPU i
 
 def check_request(job: Job) -> None:
     """See `Backend.check_request`."""
-    if job.budget is not None:
+    lacking = [each for each in ("int8", "int4") if each not in job.target.precisions]
+    if job.budget is not None and lacking:
         raise InputError(
-            f"expected a number format of weights for target {job.target.name}, found a budget of bytes",
-            hint="--weights auto:SIZE is for ONNX Runtime's targets",
+            f"expected a target that has weights of 8 and of 4 bits for a budget of bytes, found {job.target.spec} "
+            f"without {' and '.join(lacking)}",
+            hint=f"--weights {job.target.weights} is the target's default",
         )
     if job.embeddings:
         raise InputError(
@@ -112,7 +114,7 @@ def config_of(job: Job) -> QuantizeWeightsConfig:
     """See `Backend.config_of`."""
     return QuantizeWeightsConfig(
         bits=memory.BITS[job.scheme], block_size=recipes.block_size(job), signed=True, floating=job.scheme == "fp8",
-        embeddings=False, method=job.method, layers=job.layers,
+        embeddings=False, method=job.method, layers=job.layers, half_scales=job.scheme != "fp8",
         channels=job.static.layers if job.static is not None else (),
     )  # fmt: skip
 
@@ -195,7 +197,7 @@ def variant(job: Job, blobs: tuple[str, ...]) -> Variant:
         cache_in_place=_in_place(job),
     )  # fmt: skip
     return Variant(
-        name=job.name, target=job.target.spec, backend=job.target.backend, graph=job.graph, weights=job.scheme,
+        name=job.name, target=job.target.spec, backend=job.target.backend, graph=job.graph, weights=job.label,
         activations=job.activations, blobs=blobs, engine=engine,
     )  # fmt: skip
 

@@ -41,6 +41,8 @@ class Need:
 def need(job: Job, *, block_size: int, chunk: int, logits: int, cache_copies: int = 1) -> Need:
     """Estimates what a variant needs; weights and cache are exact but for padding, the workspace is a bound.
 
+    A budget counts as spent.
+
     Args:
         job: The variant, its model captured.
         block_size: Weights that share a scale of int4; 0 for whole channels.
@@ -53,7 +55,7 @@ def need(job: Job, *, block_size: int, chunk: int, logits: int, cache_copies: in
     tables = {node.inputs[0] for node in embeddings(model)}
     quantized = {linear.weight for linear in linears(model) if linear.weight not in tables} if bits < 16 else set()
     heads = {linear.weight for linear in linears(model)}
-    weights = read = widest = 0
+    weights = read = again = widest = 0
     for value in model.graph.initializers.values():
         shape = [int(d) for d in value.shape or ()]  # type: ignore[arg-type]
         size = 1
@@ -66,10 +68,12 @@ def need(job: Job, *, block_size: int, chunk: int, logits: int, cache_copies: in
         weights += count
         # A table that is the head too is read as the head, and stored twice: as rows and as a matrix.
         if value in tables and value in heads:
-            weights += count
+            again += count
         if value not in tables or value in heads:
             read += count
         widest = max(widest, *shape) if len(shape) == 2 and value not in tables else widest
+    raised = max(0, (job.budget or 0) - weights)
+    weights, read = weights + raised + again, read + raised
     decoder = job.captured.task.cached
     token = 0
     for value in model.graph.inputs:

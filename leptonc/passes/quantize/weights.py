@@ -109,8 +109,24 @@ class QuantizeWeightsConfig(Config):
         return self._format(bits, self.block_size or columns, self.symmetric)
 
     def raised(self, columns: int) -> Format:
-        """The format of a weight that has 8 bits among others of 4: symmetric, in blocks of `RAISED_SIZE` if it can."""
-        return self._format(8, self.block_size if columns % RAISED_SIZE else max(RAISED_SIZE, self.block_size), True)
+        """The format of a weight that has 8 bits among others of 4: symmetric, in blocks of `RAISED_SIZE` if it can.
+
+        Signed codes have whole channels.
+        """
+        return self._format(8, self._raised_size(columns) or columns, True)
+
+    def raised_layers(self, columns: Mapping[str, int]) -> tuple[LayerFormat, ...]:
+        """That format for some linear layers, by path the count of their inputs."""
+        sizes = {path: self._raised_size(count) for path, count in columns.items()}
+        return tuple(
+            LayerFormat(8, size, True, tuple(path for path in sizes if sizes[path] == size))
+            for size in sorted(set(sizes.values()))
+        )
+
+    def _raised_size(self, columns: int) -> int:
+        if self.signed:
+            return 0
+        return self.block_size if columns % RAISED_SIZE else max(RAISED_SIZE, self.block_size)
 
     def form_of(self, linear: Linear) -> Format | None:
         """The format of a linear layer that is no embedding's; None where its weights stay as they are."""

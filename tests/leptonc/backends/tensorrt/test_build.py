@@ -228,6 +228,10 @@ def test_the_preflight_of_a_build(tmp_path: Path) -> None:
     assert found["cache_mb"] == round(3 * 2 * 2 * 16 * 2 * LENGTH * 2 / 1e6, 1)  # two copies: JetPack 6.2
     assert found["decode_tokens_per_s_at_most"] > 1000
     assert found["longest_that_fits"] > LENGTH
+    assert found["weights_mb"] < 1
+    options = {"weights": "auto:1MB", "method": "rtn", "check": False}
+    spent = build(BuildOptions("sample:tiny-llama", "jetson-orin-nano-8gb", tmp_path / "b", **options))  # type: ignore[arg-type]
+    assert report_of(spent, "jetson-orin-nano-8gb")["preflight"]["weights_mb"] >= 1  # a budget counts as spent
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int4"])
