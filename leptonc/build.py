@@ -28,16 +28,16 @@ class BuildOptions:
         source: Directory, hub id, .gguf file or sample:NAME.
         target: Target name with overrides, or several: one artifact then holds a variant for each.
         out: Artifact to write; None for NAME.lepton in the working directory.
-        weights: fp32, fp16, int8 or int4, of what the targets can have, or auto:SIZE (auto:95MB), for 4 bits and, where
-            it helps most, 8 within so many bytes of graph and weights; None for each target's default, int8 with
-            int8 activations, or fp16 with 2:4.
+        weights: fp32, fp16, int8, int4 or int2, of what the targets can have, or auto:SIZE (auto:95MB), for 4 bits
+            and, where it helps most, 8 within so many bytes of graph and weights; None for each target's default, int8
+            with int8 activations, or fp16 with 2:4.
         activations: none, or int8: linear layers read 8-bit integers with scales known before the model runs.
         calibrator: What chooses the ranges of these integers: minmax, percentile, entropy, mse, or search for
             that whose outputs are off least, layer by layer.
         kv_cache: int8 for keys and values of 8 bits in a decoder's cache; None for float32.
         prefill: int8 for a second graph with 8-bit weights and activations that prompts go through, shared for one that
             has the weights of the first, which the runtime makes its own of; None for none.
-        block_size: Weights that share a scale, for int8 and int4; None for the backend's own choice.
+        block_size: Weights that share a scale, for integers; None for the backend's own choice.
         symmetric: Whether weights are quantized without zero points; None for yes, but no with auto.
         method: How codes are chosen: rtn (round to nearest), gptq or awq; None for rtn, but gptq with auto and, for
             ONNX Runtime, with int8 activations.

@@ -79,7 +79,7 @@ def check(heal: str | None, jobs: Sequence[Job], *, pruned: bool, rank: str | No
         if (job.scheme == "fp32" and not pruned) or job.activations != "none":
             found = "activations int8" if job.activations != "none" else "fp32, which has lost nothing"
             raise InputError(
-                f"expected --prune, or weights int8, int4 or auto:SIZE, activations none, with --heal, found {found}",
+                f"expected --prune, or weights of integers, activations none, with --heal, found {found}",
                 hint="--weights int4 --heal 10min",
             )
 

@@ -42,7 +42,7 @@ SHIPPED = Path(__file__).parent / "recipes"
 LARGEST = 2**20  # bytes of a recipe
 # Options that are one build's own affair, and no part of a recipe.
 NO_RECIPE = ("source", "target", "out", "layers", "dump_ir", "eval_text", "check", "force", "resume")
-BITS = {"fp32": KEPT, "fp16": KEPT, "fp8": 8, "int8": 8, "int4": 4}
+BITS = {"fp32": KEPT, "fp16": KEPT, "fp8": 8, "int8": 8, "int4": 4, "int2": 2}
 SHOWN = 8  # layers that a message lists
 
 
@@ -52,7 +52,7 @@ class LayerRule:
 
     Attributes:
         match: Patterns of module paths, `*` for anything, dots too; one that matches none is an error.
-        weights: fp32 or fp16 (the weights stay as they are), int8 or int4; None for what the others have.
+        weights: fp32 or fp16 (the weights stay as they are), int8, int4 or int2; None for what the others have.
         block_size: Weights that share a scale, likewise.
         symmetric: Whether weights are quantized without zero points, likewise.
     """
@@ -327,7 +327,7 @@ def _check_forms(rules: Sequence[LayerRule], forms: Forms) -> None:
         weights = rule.weights or str(forms.usual.weights)
         if BITS[weights] == KEPT and (rule.block_size is not None or rule.symmetric is not None):
             raise InputError(
-                f"expected blocks and zero points for weights int8 or int4 alone, found {weights} for "
+                f"expected blocks and zero points for weights of integers alone, found {weights} for "
                 f"{', '.join(rule.match)}"
             )
         if rule.block_size is not None and rule.block_size not in forms.sizes(weights):

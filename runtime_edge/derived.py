@@ -1,7 +1,7 @@
 """Weights of a graph for prefill that an artifact does not store: they are made from those of the graph that decodes.
 
-A weight W [out, in] is stored in blocks of 4 or 8 bits. Prompts multiply it as 8-bit integers with one step an output
-channel: round(W / step), two neighbouring inputs' paired as `pair` says.
+A weight W [out, in] is stored in blocks of 2, 4 or 8 bits. Prompts multiply it as 8-bit integers with one step an
+output channel: round(W / step), two neighbouring inputs' paired as `pair` says.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def read(path: Path, name: str, sizes: Mapping[str, int]) -> Derived:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{name}: expected a list of weights as JSON, found: {error}") from error
     for weight in found.weights:
-        if weight.bits not in (4, 8) or weight.block_size * weight.bits % 8:
+        if weight.bits not in (2, 4, 8) or weight.block_size * weight.bits % 8:
             raise ArtifactError(
-                f"{name}: {weight.name}: expected blocks of 4 or 8 bits and whole bytes, found {weight.block_size} "
+                f"{name}: {weight.name}: expected blocks of 2, 4 or 8 bits and whole bytes, found {weight.block_size} "
                 f"of {weight.bits} bits"
             )
         for part, size in weight.parts():
@@ -178,9 +178,11 @@ def pair(codes: NDArray[np.float32]) -> None:
 
 
 def _unpacked(packed: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns codes of 4 or 8 bits along the last axis, in `out` where they were packed."""
+    """Returns codes of 2, 4 or 8 bits along the last axis, in `out` where they were packed."""
     if bits == 8:
         return packed.astype(np.uint8, copy=False)
-    np.bitwise_and(packed, 15, out=out[..., 0::2])
-    np.right_shift(packed, 4, out=out[..., 1::2])
+    count = 8 // bits
+    for at in range(count):
+        np.right_shift(packed, at * bits, out=out[..., at::count])
+    np.bitwise_and(out, 2**bits - 1, out=out)
     return out

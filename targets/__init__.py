@@ -151,7 +151,7 @@ def _list(text: str) -> object:
 
 
 _BOUND = r"(==|<=|>=|<|>)\d+(\.\d+)*"
-_PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "fp4", "int8", "int4")
+_PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "fp4", "int8", "int4", "int2")
 
 
 @dataclass(frozen=True)

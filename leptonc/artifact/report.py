@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leptonc.passes.base import Pass
 
 WIDTH = {"fp32": 4, "fp16": 2, "fp8": 1}  # bytes of a weight that has no integer codes
+_HIGHER = {"int2": "int4", "int4": "int8"}  # the next format; of others, what is not quantized
 NAMED = 8  # layers that a message names
 
 Row = dict[str, Any]
@@ -101,20 +102,23 @@ def advice(table: Sequence[Row], kept: str, budget: int | None) -> str | None:
     found = worst(table)[:NAMED]
     if not found:
         return None
-    higher = "int8" if found[0]["weights"] == "int4" else kept
+    higher = _HIGHER.get(found[0]["weights"], kept)
     rule: dict[str, Any] = {"match": [row["path"] for row in found], "weights": higher}
     cost = -sum(row["bytes"] for row in found)
-    blocks = higher == "int8" and kept == "fp32"  # TensorRT's int8 has a scale a channel
+    blocks = higher in _HIGHER.values() and kept == "fp32"  # TensorRT's int8 has a scale a channel
     if blocks:
         rule["block_size"] = 64 if all(row["shape"][1] % 64 == 0 for row in found) else 32
     for rows, columns in (row["shape"] for row in found):
-        form = Format(8, rule.get("block_size", columns), True, half=blocks)
-        cost += form.stored_bytes((rows, columns)) if higher == "int8" else rows * columns * WIDTH[kept]
+        if higher in WIDTH:
+            cost += rows * columns * WIDTH[higher]
+        else:
+            form = Format(int(higher[3:]), rule.get("block_size", columns), True, half=blocks)
+            cost += form.stored_bytes((rows, columns))
     listed = ", ".join(_worth(row) for row in found)
     if budget is not None:
         what = f"--weights auto:{math.ceil((budget + cost) / 1e5) / 10:g}MB has room for them, or a recipe"
     else:
-        what = "--weights int8 raises all; a recipe these" if higher == "int8" else "a recipe raises these"
+        what = "a recipe raises these" if higher == kept else f"--weights {higher} raises all; a recipe these"
     return (
         f"these layers lose most: {listed}. In {higher} they take {cost:,} bytes more.\n{what}:\n"
         f"{toml({'layers': [rule]}).strip()}"

@@ -11,7 +11,7 @@ import click
 from leptonc.errors import require
 from runtime_edge.cli import options
 
-_SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4")
+_SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4", "int2")
 _METHODS = ("rtn", "gptq", "awq")
 _ACTIVATIONS = ("none", "int8")
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse", "search")
@@ -127,7 +127,7 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--block-size",
     type=click.Choice(("16", "32", "64", "128", "256")),
-    help="Weights that share one scale, for int4 and int8.  [default: the backend's: 32 for ONNX Runtime]",
+    help="Weights that share one scale, for integers.  [default: the backend's: 32 for ONNX Runtime]",
 )
 @click.option(
     "--symmetric/--asymmetric",
@@ -137,7 +137,7 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--method",
     type=click.Choice(_METHODS),
-    help="How codes are chosen for int8 and int4: round to nearest; GPTQ, which keeps what the layers make of a "
+    help="How codes are chosen for integers: round to nearest; GPTQ, which keeps what the layers make of a "
     "text; or AWQ, which gives finer codes to channels that a text sends most through.  [default: rtn; with auto or "
     "--activations int8: gptq]",
 )

@@ -31,7 +31,7 @@ class Blocks:
         codes, _, zeros = weight.parts()
         size, (rows, columns) = weight.form.size, weight.shape
         blocks = -(-columns // size)
-        small = weight.form.symmetric or weight.form.bits == 4
+        small = weight.form.symmetric or weight.form.bits < 8
         levels = np.zeros((rows, blocks * size), np.int8 if small else np.int16)
         levels[:, :columns] = codes.astype(np.int16) - (
             weight.form.middle if zeros is None else np.repeat(zeros, size, 1)[:, :columns].astype(np.int16)

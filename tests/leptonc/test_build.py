@@ -192,7 +192,7 @@ def test_a_bound_on_loss(tmp_path: Path) -> None:
 
 def test_schemes_and_targets_that_are_not_there(tmp_path: Path) -> None:
     error = refused(tmp_path, InputError, weights="fp16")
-    assert "expected weights among fp32, int8, int4 for target cpu, found fp16" in error.message
+    assert "expected weights among fp32, int8, int4, int2 for target cpu, found fp16" in error.message
     assert error.hint
     assert "expected activations none or int8" in refused(tmp_path, InputError, activations="fp8").message
     assert "expected a block size" in refused(tmp_path, InputError, weights="int4", block_size=48).message

@@ -234,7 +234,7 @@ def _peak(source: Any, folder: Path) -> int:
         ({"calibrator": "mse"}, "found calibrator"),
         ({"target": ("cpu", "jetson-orin")}, "expected one target with --emit onnx, found cpu, jetson-orin"),
         ({"target": "nowhere"}, "unknown target 'nowhere'"),
-        ({"heal": "10steps"}, "expected --prune, or weights int8"),
+        ({"heal": "10steps"}, "expected --prune, or weights of integers"),
         ({"resume": Path("x")}, "expected --prune, --heal or a calibration with --resume"),
         ({"prune": "2:4"}, "expected a share, latency:PCT, layers:N or a plan with --emit onnx"),
         ({"calibration": Path("x")}, "expected something that reads a calibration text"),

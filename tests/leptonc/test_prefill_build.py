@@ -71,6 +71,7 @@ BUDGET = 300_000  # bytes of graphs and weights
 OPTIONS: list[tuple[str, dict[str, object]]] = [
     ("tiny-llama", {"method": "gptq", "symmetric": False}),
     ("tiny-llama", {"weights": f"auto:{BUDGET // 1000}kB"}),
+    ("tiny-llama", {"weights": "int2", "symmetric": False}),
     ("tiny-llama", {"heal": "3steps", "calibration": None}),
     ("tiny-llama", {"rotate": True, "kv_cache": "int8"}),
     ("tiny-gemma3", {"weights": "int8"}),
@@ -144,7 +145,7 @@ def test_the_bound_holds_for_prompts_too(text: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("tiny-llama", {"weights": "fp32"}, "expected int4 or int8 weights without activations int8"),
+        ("tiny-llama", {"weights": "fp32"}, "expected weights of integers without activations int8"),
         ("tiny-llama", {"weights": "int8", "activations": "int8"}, "found weights int8 and activations int8"),
         ("tiny-llama", {"prefill": "int4"}, "expected prefill among int8, shared, found 'int4'"),
         ("tiny-llama", {"prefill": "shared", "method": "awq"}, "expected method rtn or gptq with 8-bit activations"),

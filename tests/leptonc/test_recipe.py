@@ -122,9 +122,9 @@ def test_every_pattern_matches_something(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        ({"weights": "fp8"}, {}, "expected weights among fp32, int8, int4 for layers on ONNX Runtime, found fp8"),
+        ({"weights": "fp8"}, {}, "expected weights among fp32, int8, int4, int2 for layers on ONNX Runtime, found fp8"),
         ({"block_size": 48}, {}, "expected a block size among 16, 32, 64, 128, 256 for int4"),
-        ({"weights": "fp32", "block_size": 32}, {}, "int8 or int4 alone, found fp32"),
+        ({"weights": "fp32", "block_size": 32}, {}, "of integers alone, found fp32"),
         ({"weights": "int8"}, {"weights": "fp32"}, "layers of a recipe, found fp32"),
         ({"weights": "int8"}, {"weights": "fp16", "target": "rtx"}, "with layers of a recipe, found fp16"),
         ({"symmetric": False}, {"target": "rtx"}, "expected symmetric weights for TensorRT-RTX"),

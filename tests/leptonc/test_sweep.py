@@ -148,7 +148,7 @@ def test_the_command_line(leptonc: Callable[..., Any], tmp_path: Path) -> None:
 def test_command_lines_that_cannot_be_met(leptonc: Callable[..., Any], tmp_path: Path) -> None:
     done = leptonc("sweep", "sample:tiny-sentence", "--schemes", "int8,fp8", "--page", tmp_path / "p.html")
     assert done.code == 1
-    assert "fp8: expected weights among fp32, int8, int4 for target cpu, found fp8" in done.err
+    assert "fp8: expected weights among fp32, int8, int4, int2 for target cpu, found fp8" in done.err
     assert "int8" in done.out
     assert "cosine" in done.out
     assert b"Failed" in (tmp_path / "p.html").read_bytes()

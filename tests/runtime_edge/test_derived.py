@@ -33,10 +33,9 @@ def stored(
     steps = (np.abs(exact).max(1) / 100).astype(np.float32)
 
     def packed(values: np.ndarray[Any, Any]) -> bytes:
-        if bits == 8:
-            return values.astype(np.uint8).tobytes()
-        values = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
-        return (values[:, 0::2] | values[:, 1::2] << 4).astype(np.uint8).tobytes()
+        count = 8 // bits
+        values = np.pad(values, ((0, 0), (0, -values.shape[1] % count)))
+        return sum(values[:, at::count] << at * bits for at in range(count)).astype(np.uint8).tobytes()
 
     parts, data = {}, b"...."
     for name, part in {
@@ -51,7 +50,7 @@ def stored(
 
 
 @pytest.mark.parametrize("zeros", [False, True])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("rows", "columns", "size"), SIZES)
 def test_the_nearest_integers(rows: int, columns: int, size: int, bits: int, zeros: bool, tmp_path: Path) -> None:
     """Against float64; a number that lies within float32's rounding of a half may be on either side.
@@ -98,7 +97,7 @@ def test_what_says_how_must_be_right(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=message):
             read(path, "how.json", {"blob": size})
 
-    refused({"bits": 3}, "how.json: w: expected blocks of 4 or 8 bits and whole bytes, found 32 of 3 bits")
+    refused({"bits": 3}, "how.json: w: expected blocks of 2, 4 or 8 bits and whole bytes, found 32 of 3 bits")
     refused({"block_size": 33}, "found 33 of 4 bits")
     refused({"rows": 0}, "expected a list of weights as JSON")
     refused({"rows": "many"}, "expected a list of weights as JSON")

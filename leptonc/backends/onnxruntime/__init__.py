@@ -37,7 +37,7 @@ from runtime_edge.manifest import Manifest, Variant
 if TYPE_CHECKING:
     from leptonc.artifact.writer import ArtifactWriter
 
-WEIGHTS = ("fp32", "int8", "int4")
+WEIGHTS = ("fp32", "int8", "int4", "int2")
 SHARED = "shared"  # a graph for prefill whose weights are made from those of the other, as it is opened
 BLOCK_SIZE = 32
 
@@ -58,7 +58,7 @@ def check_request(job: Job) -> None:
     check_method(job)
     if job.prefill is not None and (job.scheme == "fp32" or job.activations != "none"):
         raise InputError(
-            f"expected int4 or int8 weights without activations int8 beside a graph for prefill, found weights "
+            f"expected weights of integers without activations int8 beside a graph for prefill, found weights "
             f"{job.scheme} and activations {job.activations}",
             hint="--weights int4 --prefill int8",
         )
@@ -91,7 +91,7 @@ def config_of(job: Job) -> QuantizeWeightsConfig:
     """See `Backend.config_of`."""
     if job.scheme == "fp32":
         raise InputError(
-            "expected weights int8 or int4 with --method gptq, --embeddings and layers of a recipe, found fp32",
+            "expected weights of integers with --method gptq, --embeddings and layers of a recipe, found fp32",
             hint="--weights int4",
         )
     block_size = BLOCK_SIZE if job.block_size is None else job.block_size
@@ -134,7 +134,7 @@ def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
         return [static.integers(), *lowerings(job.cache_scales)]
     known = {*static.layers, *(path for each in job.prefill_layers for path in each.paths)}
     rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
-    raised = config.raised_layers({each.path: each.shape[1] for each in rest}) if config.bits == 4 else ()
+    raised = config.raised_layers({each.path: each.shape[1] for each in rest}) if config.bits < 8 else ()
     config = dataclasses.replace(
         config, method="rtn", channels=static.layers, layers=(*job.prefill_layers, *raised)
     )

@@ -21,12 +21,16 @@ INT8_ACCURACY = 4  # MatMulNBits: activations are rounded to int8 in blocks, the
 
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Packs codes along the last axis into bytes, low bits first; a last half byte is filled with zero."""
-    if bits == 8:
+    """Packs codes along the last axis into bytes, low bits first; what is left of a last byte is filled with zero."""
+    count = 8 // bits
+    if count == 1:
         return codes
-    if codes.shape[-1] % 2:
-        codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
-    packed: NDArray[np.uint8] = np.bitwise_or(codes[..., 0::2], codes[..., 1::2] << 4, dtype=np.uint8)
+    short = -codes.shape[-1] % count
+    if short:
+        codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, short)])
+    packed = codes[..., 0::count]
+    for at in range(1, count):
+        packed = np.bitwise_or(packed, codes[..., at::count] << (at * bits), dtype=np.uint8)
     return packed
 
 

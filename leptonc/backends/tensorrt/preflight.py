@@ -11,7 +11,7 @@ from leptonc.errors import InputError
 from leptonc.ir.structure import embeddings, linears
 
 RESERVED_GB = 1.5  # for the system and the CUDA context, where the memory is shared with them: a choice of Lepton
-BITS = {"fp32": 32, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4}
+BITS = {"fp32": 32, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4, "int2": 2}
 _GB = 10**9
 
 

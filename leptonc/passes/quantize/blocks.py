@@ -21,7 +21,7 @@ CHUNK = 2**21
 
 @dataclass(frozen=True)
 class Format:
-    """A block format: `bits` 4 or 8, blocks of `size` along the input, zero in the middle where symmetric.
+    """A block format: `bits` 2, 4 or 8, blocks of `size` along the input, zero in the middle where symmetric.
 
     `positive` asks a symmetric format for scales above zero, as TensorRT wants them; `half` for scales that float16
     can hold, so that they are stored in half the bytes; `paired` for codes that products with unsigned bytes of two

@@ -35,7 +35,7 @@ class LayerFormat:
     """The format of some linear layers, where it is not that of all others.
 
     Attributes:
-        bits: 4 or 8; 32 for weights that stay as they are.
+        bits: 2, 4 or 8; 32 for weights that stay as they are.
         block_size: As in `QuantizeWeightsConfig`.
         symmetric: Likewise.
         paths: Module paths of the layers.
@@ -52,7 +52,7 @@ class QuantizeWeightsConfig(Config):
     """How weights are stored.
 
     Attributes:
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
         block_size: Weights along the input that share a scale: a power of two, 16 to 256; 0 for a whole output channel.
         symmetric: Whether the zero point is the middle code, and not stored.
         signed: Whether codes are signed integers with scales above zero, as TensorRT takes them; they are
@@ -62,7 +62,7 @@ class QuantizeWeightsConfig(Config):
         embeddings: Whether embedding tables, and the head tied to one, are quantized.
         method: How codes are chosen; "rtn" is round to nearest. "gptq" looks at the inputs of the layers, which must
             be given: see `leptonc.passes.quantize.gptq`; so does "awq", whose scales `SmoothLinears` folded before.
-        embedding_bits: Bits of embedding tables, and of the head tied to one; 0 for `bits`.
+        embedding_bits: Bits of embedding tables, and of the head tied to one; 0 for `bits`, or 4 where those are fewer.
         layers: Formats of linear layers that differ.
         channels: Module paths of linear layers whose weights are signed integers of 8 bits with one scale an output
             channel, for products with 8-bit activations; see `leptonc.passes.quantize.channels`.
@@ -84,8 +84,11 @@ class QuantizeWeightsConfig(Config):
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8) or self.embedding_bits not in (0, 4, 8):
-            raise InputError(f"expected weights of 4 or 8 bits, found {self.bits} and {self.embedding_bits}")
+        if self.bits not in (2, 4, 8) or self.embedding_bits not in (0, 4, 8):
+            raise InputError(
+                f"expected weights of 2, 4 or 8 bits and embeddings of 4 or 8, found {self.bits} and "
+                f"{self.embedding_bits}"
+            )
         for size in (self.block_size, *(each.block_size for each in self.layers)):
             if size not in BLOCK_SIZES:
                 raise InputError(f"expected a block size of 16, 32, 64, 128 or 256, found {size}")
@@ -103,9 +106,9 @@ class QuantizeWeightsConfig(Config):
         own = self._own.get(path)
         if own is not None and not table:
             return self._format(own.bits, own.block_size or columns, own.symmetric)
-        if table and self.embedding_bits > self.bits:
+        bits = (self.embedding_bits or max(4, self.bits)) if table else self.bits
+        if bits == 8 > self.bits:
             return self.raised(columns)
-        bits = self.embedding_bits if table and self.embedding_bits else self.bits
         return self._format(bits, self.block_size or columns, self.symmetric)
 
     def raised(self, columns: int) -> Format:
@@ -258,7 +261,7 @@ class QuantizeWeights(Pass):
 def dequantized(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir.Value:
     """Registers a quantized weight's lazy parts and inserts its DequantizeLinear; returns the value [out, in]."""
     form, (rows, columns) = weight.form, weight.shape
-    kind = ir.DataType.UINT4 if form.bits == 4 else ir.DataType.UINT8
+    kind = ir.DataType.UINT8 if form.bits == 8 else ir.DataType.UINT4  # codes of 2 bits, too, until they are packed
     blocks = -(-columns // form.size)
     codes = _part(graph, f"{name}.codes", kind, (rows, columns), lambda: weight.parts().codes)
     scales = _part(graph, f"{name}.scales", ir.DataType.FLOAT, (rows, blocks), lambda: weight.parts().scales)

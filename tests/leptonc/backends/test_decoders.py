@@ -143,7 +143,7 @@ def quantized(name: str, bits: int, symmetric: bool, folder: Path, monkeypatch: 
     return want, models.Graph(found, folder).logits(ids, (31, 1, 29), 70)
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, True), (8, False)])
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, True), (2, False), (4, True), (4, False), (8, True), (8, False)])
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-qwen2"])
 def test_codes_mean_the_same_to_the_kernels(
     name: str, bits: int, symmetric: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,7 +153,7 @@ def test_codes_mean_the_same_to_the_kernels(
     assert np.abs(got - want).max() <= 1e-3
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("name", models.DECODERS)
 def test_activations_are_rounded_to_int8(name: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels' own loss: 5 % of the logits' standard deviation at most (measured: 3 %)."""

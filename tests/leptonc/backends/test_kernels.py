@@ -24,13 +24,14 @@ def test_nibbles_go_low_first() -> None:
     codes = np.array([[1, 2, 3, 15], [0, 8, 9, 0]], np.uint8)
     assert pack(codes, 4).tolist() == [[0x21, 0xF3], [0x80, 0x09]]
     assert pack(codes, 8) is codes
+    assert pack(np.array([[1, 2, 3, 0, 3]], np.uint8), 2).tolist() == [[0b00111001, 0b11]]
 
 
 def test_an_odd_count_is_filled_with_zero() -> None:
     assert pack(np.array([[1, 2, 3]], np.uint8), 4).tolist() == [[0x21, 0x03]]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_layout_of_a_weight_whose_last_block_is_short(bits: int, symmetric: bool) -> None:
     form = Format(bits, 16, symmetric)
@@ -43,14 +44,14 @@ def test_the_layout_of_a_weight_whose_last_block_is_short(bits: int, symmetric: 
     stored = data_of(nbits.codes)
     assert stored.shape == (3, 3, 16 * bits // 8)
     flat = stored.reshape(3, -1)
-    unpacked = flat if bits == 8 else np.stack([flat & 15, flat >> 4], -1).reshape(3, -1)
+    unpacked = np.stack([flat >> at & form.top for at in range(0, 8, bits)], -1).reshape(3, -1)
     assert np.array_equal(unpacked[:, :40], codes)
     assert (unpacked[:, 40:] == form.middle).all()
     assert np.array_equal(data_of(nbits.rows()), flat)
     assert (nbits.zeros is None) == symmetric
     if nbits.zeros is not None and zeros is not None:
         packed = data_of(nbits.zeros)
-        assert packed.shape == (3, 3 if bits == 8 else 2)
+        assert packed.shape == (3, {2: 1, 4: 2, 8: 3}[bits])
         if bits == 4:
             assert packed[:, 0].tolist() == (zeros[:, 0] | zeros[:, 1] << 4).tolist()
             assert packed[:, 1].tolist() == zeros[:, 2].tolist()

@@ -55,7 +55,7 @@ def test_both_command_lines_share_their_verbs(lepton_edge: Callable[..., Any]) -
         (["zzz"], "error: no such verb: zzz (the verbs are build, sweep, targets, run"),
         (["build"], "error: Missing argument 'SOURCE'.\nhint: try `leptonc build --help`\n"),
         (["build", "x", "--wieghts", "int4"], "Did you mean '--weights'?\nhint: try `leptonc build --help`\n"),
-        (["build", "x", "--weights", "int5"], "expected one of fp32, fp16, fp8, int8, int4 or auto:SIZE, found 'int5'"),
+        (["build", "x", "--weights", "int5"], "fp16, fp8, int8, int4, int2 or auto:SIZE, found 'int5'"),
         (
             ["build", "x", "--max-loss", "1", "--no-check"],
             "--max-loss needs the measurement that --no-check leaves out",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from leptonc.passes.quantize import blocks
 from leptonc.passes.quantize.blocks import Codes, Format, Quantized, dequantize, round_to_nearest
 
-FORMATS = [Format(bits, size, symmetric) for bits in (4, 8) for size in (16, 32) for symmetric in (True, False)]
+FORMATS = [Format(bits, size, symmetric) for bits in (2, 4, 8) for size in (16, 32) for symmetric in (True, False)]
 
 
 def matrix(rows: int = 7, columns: int = 96, seed: int = 0) -> NDArray[np.float32]:
@@ -73,7 +73,7 @@ def test_the_round_trip_errs_by_half_a_step_at_most(form: Format) -> None:
     assert error.max() > 0  # something was rounded
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_a_symmetric_block_puts_its_extreme_on_the_extreme_code(bits: int, sign: int) -> None:
     form = Format(bits, 16, True)
@@ -85,7 +85,7 @@ def test_a_symmetric_block_puts_its_extreme_on_the_extreme_code(bits: int, sign:
     assert dequantize(found, form)[0, 5] == pytest.approx(sign * 1.7, rel=1e-6)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 def test_an_asymmetric_block_spans_its_range_and_zero(bits: int) -> None:
     form = Format(bits, 16, False)
     top = form.top

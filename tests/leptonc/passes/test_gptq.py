@@ -9,7 +9,10 @@ from leptonc.passes.columns import DAMPING
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 from leptonc.passes.quantize.gptq import clip_search, gptq, output_error, spread
 
-FORMS = [Format(4, 16, False), Format(4, 32, True), Format(8, 32, False), Format(4, 32, True, positive=True)]
+FORMS = [
+    Format(2, 16, False), Format(4, 16, False), Format(4, 32, True), Format(8, 32, False),
+    Format(4, 32, True, positive=True),
+]  # fmt: skip
 
 
 def layer(columns: int = 80) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ def logits(model: ir.Model, folder: Path) -> models.Floats:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bits": 3}, "expected weights of 4 or 8 bits, found 3"),
+        ({"bits": 3}, "expected weights of 2, 4 or 8 bits and embeddings of 4 or 8, found 3"),
         ({"block_size": 48}, "expected a block size of 16, 32, 64, 128 or 256, found 48"),
         ({"floating": True}, "expected 8 signed bits and whole channels for float8"),
         ({"signed": True, "symmetric": False}, "expected symmetric weights for signed codes"),
