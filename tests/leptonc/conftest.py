@@ -1,8 +1,14 @@
-"""Where the extra `compiler` is not installed, the tests of what needs it are left out."""
+"""Where the extra `compiler` is not installed, tests of what needs it are left out; a tiny model is captured once."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
+
+import pytest
 
 NEEDS = ("torch", "transformers", "onnx_ir", "onnxruntime")
 collect_ignore = (
@@ -21,3 +27,29 @@ collect_ignore = (
     if any(find_spec(name) is None for name in NEEDS)
     else []
 )
+
+
+_CAPTURED: dict[Any, Any] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _captured_once() -> Iterator[None]:
+    """Builds of one tiny model share what capture makes of it, which is most of their time."""
+    if collect_ignore:
+        yield
+        return
+    from leptonc.frontend import capture as frontend
+
+    whole = frontend.capture
+
+    def capture(source: Any, *, max_seq_len: int) -> Any:
+        if source.emitted is not None or not source.origin.get("id", "").startswith("tiny-"):
+            return whole(source, max_seq_len=max_seq_len)
+        key = (json.dumps([source.origin, source.config], sort_keys=True), max_seq_len)
+        if key not in _CAPTURED:
+            _CAPTURED[key] = whole(source, max_seq_len=max_seq_len)
+        return dataclasses.replace(_CAPTURED[key], model=_CAPTURED[key].model.clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frontend, "capture", capture)
+        yield
