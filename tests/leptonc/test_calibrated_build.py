@@ -135,7 +135,7 @@ def test_an_encoder_has_a_text_of_ours(tmp_path: Path) -> None:
         ("sample:tiny-bert-classifier", "jetson-orin"),
     ],
 )
-def test_a_budget_is_kept_and_spent_on_what_matters(source: str, target: str, tmp_path: Path) -> None:
+def test_a_budget_is_kept_and_spent_on_what_matters(source: str, target: str, text: Path, tmp_path: Path) -> None:
     def size(result: BuildResult) -> int:
         return int(result.report["bytes"]["weights"] + result.report["bytes"]["graph"])
 
@@ -144,7 +144,7 @@ def test_a_budget_is_kept_and_spent_on_what_matters(source: str, target: str, tm
     lowest = build(BuildOptions(source, out=tmp_path / "least", **plain))  # type: ignore[arg-type]
     budget = size(lowest) + 16_000
     wanted = f"auto:{budget / 1000:.3f}kB"
-    result = build(BuildOptions(source, target=target, out=tmp_path / "a", weights=wanted))
+    result = build(BuildOptions(source, target=target, out=tmp_path / "a", weights=wanted, calibration=text))
     assert budget - 8_000 < size(result) <= budget
     about = result.report["variants"][target]["quantization"]
     measure = "kl_divergence" if "kl_divergence" in result.report["fidelity"] else "mean_abs_diff"
