@@ -18,6 +18,7 @@ from leptonc.backends.onnxruntime.attention import (
     CachedAttentionToGroupQuery,
     PackQueryKeyValue,
     WholeScores,
+    WholeScoresConfig,
 )
 from leptonc.backends.onnxruntime.fusions import SkipNorms, SwishToQuickGelu
 from leptonc.backends.onnxruntime.integer import LinearToInteger
@@ -32,6 +33,7 @@ from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from leptonc.recipe import Forms, LayerRule, resolve
+from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, PREFILL_LEAST
 from runtime_edge.manifest import Manifest, Variant
 
 if TYPE_CHECKING:
@@ -117,8 +119,12 @@ def passes(job: Job, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
     recovery = [job.recovery] if job.recovery is not None else []
     # Beside a graph for prefill this one runs on few tokens at a time.
-    whole = [WholeScores()] if job.prefill is not None else []
-    return [*_quantize(job), *recovery, *lowerings(job.cache_scales), *whole]
+    whole = _whole(job, PREFILL_CHUNK if job.prefill is None else PREFILL_LEAST)
+    return [*_quantize(job), *recovery, *lowerings(job.cache_scales), whole]
+
+
+def _whole(job: Job, tokens: int) -> WholeScores:
+    return WholeScores(WholeScoresConfig(tokens, job.captured.max_seq_len))
 
 
 def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
@@ -131,14 +137,15 @@ def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
     if static is None:
         raise ValueError("a graph for prefill needs ranges of its activations")
     if job.prefill == SHARED:
-        return [static.integers(), *lowerings(job.cache_scales)]
+        return [static.integers(), *lowerings(job.cache_scales), _whole(job, PREFILL_CHUNK)]
     known = {*static.layers, *(path for each in job.prefill_layers for path in each.paths)}
     rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
     raised = config.raised_layers({each.path: each.shape[1] for each in rest}) if config.bits < 8 else ()
     config = dataclasses.replace(
         config, method="rtn", channels=static.layers, layers=(*job.prefill_layers, *raised)
     )
-    return [*static.passes(), QuantizeWeights(config, importance=static.importance), *lowerings(job.cache_scales)]
+    quantize = QuantizeWeights(config, importance=static.importance)
+    return [*static.passes(), quantize, *lowerings(job.cache_scales), _whole(job, PREFILL_CHUNK)]
 
 
 def lowerings(cache_scales: Mapping[str, NDArray[Any]] | None = None) -> tuple[Pass, ...]:

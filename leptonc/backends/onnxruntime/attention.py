@@ -238,24 +238,35 @@ def _prepared(graph: ir.Graph, before: ir.Node, heads: Heads, dim: int, rotated_
     return value
 
 
-class WholeScores(Pass):
-    """Lets GroupQueryAttention compute all scores of a run at once, for a graph that runs on few tokens at a time.
+@dataclass(frozen=True)
+class WholeScoresConfig(Config):
+    """A run has `tokens` at most, over a cache of `length` with them."""
 
-    Its other way, in tiles, needs less memory for a prompt; for one token it packs the keys anew at each head. It is
-    left where an attention sink is given (a number that each row's softmax counts too): one of minus infinity changes
-    nothing else. An int8 cache is read as fast in tiles.
+    tokens: int
+    length: int
+
+
+class WholeScores(Pass):
+    """Lets GroupQueryAttention compute all scores of a run at once, where they take `BYTES` at most.
+
+    Its other way, in tiles, needs less memory; it packs the keys anew at each head, which is most of one token's time
+    there, and half of a prompt's. It is left where an attention sink is given (a number that each row's softmax counts
+    too): one of minus infinity changes nothing else. An int8 cache is read as fast in tiles.
     """
 
     name = "ort-whole-scores"
+    version = 2  # a bound on memory
     in_dialect = False
+    config: WholeScoresConfig
     SINK = 11  # the kernel's input
+    BYTES = 2**27
 
     def run(self, model: ir.Model) -> int:
         graph, count = model.graph, 0
         for node in [n for n in graph if n.op_type == "GroupQueryAttention"]:
-            if len(node.inputs) > self.SINK:
-                continue
             heads = int(attribute(node, "num_heads"))
+            if len(node.inputs) > self.SINK or 4 * heads * self.config.tokens * self.config.length > self.BYTES:
+                continue
             name = f"no_sink_{heads}"
             sink = edit.initializer(graph, name, ir.tensor(np.full(heads, -np.inf, np.float32), name=name))
             node.resize_inputs(self.SINK + 1)

@@ -13,7 +13,7 @@ import pytest
 import runtime_edge
 from leptonc.backends import onnxruntime as backend
 from leptonc.backends.onnxruntime import linear
-from leptonc.backends.onnxruntime.attention import WholeScores
+from leptonc.backends.onnxruntime.attention import WholeScores, WholeScoresConfig
 from leptonc.ir.dialect import count_ops
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
@@ -115,14 +115,23 @@ def test_scores_are_scaled_in_the_tables(name: str, artifact: Build) -> None:
 def test_whole_scores(name: str, tmp_path: Path) -> None:
     """The kernel's other way computes the same, windows among them."""
     found, ids = models.captured(name).model, models.token_ids(61)
-    Manager().run(found, [*backend.lowerings(), WholeScores()])
+    Manager().run(found, [*backend.lowerings(), WholeScores(WholeScoresConfig(31, 70))])
     backend.finish(found)
     nodes = [n for n in found.graph if n.op_type == "GroupQueryAttention"]
     assert nodes
     assert all(len(n.inputs) == 12 for n in nodes)
     want = models.reference_logits(models.reference(name), ids)
     assert np.abs(models.Graph(found, tmp_path).logits(ids, (31, 1, 29), 70) - want).max() <= TOLERANCE
-    assert not WholeScores()(found).modified
+    assert not WholeScores(WholeScoresConfig(31, 70))(found).modified
+
+
+def test_scores_that_would_take_much_memory_stay_in_tiles() -> None:
+    found = models.captured("tiny-llama").model
+    Manager().run(found, backend.lowerings())
+    (heads,) = {n.attributes["num_heads"].as_int() for n in found.graph if n.op_type == "GroupQueryAttention"}
+    most = WholeScores.BYTES // (4 * 512 * heads)
+    assert not WholeScores(WholeScoresConfig(512, most + 1))(found).modified
+    assert WholeScores(WholeScoresConfig(512, most))(found).modified
 
 
 # Quantized weights
