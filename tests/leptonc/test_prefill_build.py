@@ -43,12 +43,11 @@ def test_prompts_go_through_8_bits_and_tokens_through_4(source: str, text: Path,
         len(variant.blobs) == 2 * layers + 1
     )  # what lies outside of the layers is stored once
     only = build(BuildOptions(f"sample:{source}", out=tmp_path / "b", weights="int4", eval_text=text))
-    # The same weights; attention of a few tokens is summed in another order, which roundings to 8 bits enlarge.
+    # The same weights; one graph runs all tokens through kernels for few of them, which may sum in another order.
     for name in ("perplexity", "kl_divergence"):
         assert about["fidelity"][name] == pytest.approx(only.report["fidelity"][name], rel=2e-3)
     inputs = [[len(n.input) for n in nodes_of(result.path / graph)] for graph in (variant.graph, variant.prefill)]
-    sinks = [sum(count == 12 for count in each) for each in inputs]
-    assert sinks == [layers, 0]
+    assert inputs == [[12] * layers] * 2  # a sink of minus infinity: all scores at once
     long, short = list(range(3, 43)), list(range(3, 12))
     with runtime_edge.load(result.path) as both, runtime_edge.load(only.path) as four:
         np.testing.assert_allclose(both.score(short), four.score(short), atol=0.02)
