@@ -70,7 +70,8 @@ def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, abou
         )
     config = backend.config_of(job)
     nodes = NODES if job.target.backend == "onnxruntime" else 0  # TensorRT's graphs join no layers
-    nodes = nodes if job.prefill != SHARED else 2 * nodes + DESCRIBED
+    if job.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
+        nodes = 2 * nodes + DESCRIBED
 
     def extra(each: Sensitivity) -> int:
         low, high = config.form(each.shape[1]), config.raised(each.shape[1])

@@ -119,12 +119,13 @@ def passes(job: Job, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
     recovery = [job.recovery] if job.recovery is not None else []
     # Beside a graph for prefill this one runs on few tokens at a time.
-    whole = _whole(job, PREFILL_CHUNK if job.prefill is None else PREFILL_LEAST)
-    return [*_quantize(job), *recovery, *lowerings(job.cache_scales), whole]
+    tokens = PREFILL_CHUNK if job.prefill is None else PREFILL_LEAST
+    return [*_quantize(job), *recovery, *_lowered(job, tokens)]
 
 
-def _whole(job: Job, tokens: int) -> WholeScores:
-    return WholeScores(WholeScoresConfig(tokens, job.captured.max_seq_len))
+def _lowered(job: Job, tokens: int) -> list[Pass]:
+    """The lowerings of a job's graph that runs on so many tokens at most."""
+    return [*lowerings(job.cache_scales), WholeScores(WholeScoresConfig(tokens, job.captured.max_seq_len))]
 
 
 def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
@@ -137,7 +138,7 @@ def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
     if static is None:
         raise ValueError("a graph for prefill needs ranges of its activations")
     if job.prefill == SHARED:
-        return [static.integers(), *lowerings(job.cache_scales), _whole(job, PREFILL_CHUNK)]
+        return [static.integers(), *_lowered(job, PREFILL_CHUNK)]
     known = {*static.layers, *(path for each in job.prefill_layers for path in each.paths)}
     rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
     raised = config.raised_layers({each.path: each.shape[1] for each in rest}) if config.bits < 8 else ()
@@ -145,7 +146,7 @@ def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
         config, method="rtn", channels=static.layers, layers=(*job.prefill_layers, *raised)
     )
     quantize = QuantizeWeights(config, importance=static.importance)
-    return [*static.passes(), quantize, *lowerings(job.cache_scales), _whole(job, PREFILL_CHUNK)]
+    return [*static.passes(), quantize, *_lowered(job, PREFILL_CHUNK)]
 
 
 def lowerings(cache_scales: Mapping[str, NDArray[Any]] | None = None) -> tuple[Pass, ...]:
