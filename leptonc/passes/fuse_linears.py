@@ -11,7 +11,7 @@ from leptonc.ir import edit
 from leptonc.ir.dialect import MODULE_KEY
 from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Pass
-from leptonc.passes.quantize.blocks import Format, Quantized
+from leptonc.passes.quantize.blocks import Quantized
 from leptonc.passes.quantize.weights import dequantized, quantized_of
 
 
@@ -68,22 +68,41 @@ def join(graph: ir.Graph, group: Sequence[Linear]) -> ir.Value:
     return y
 
 
-class FuseLinears(Pass):
-    """Joins every group of linear layers that read the same input: queries with keys and values, gate with up.
+# What lies between a linear layer and the attention that reads it.
+BETWEEN = {"Reshape", "Transpose", "RMSNormalization", "LayerNormalization", "RotaryEmbedding"}
 
-    One wide matrix product reads its input once and wakes the threads once. What read the old layers reads a Split.
+
+def attention_of(value: ir.Value) -> ir.Node | None:
+    """Returns the attention that alone reads a value, as heads, maybe normalized, maybe rotated; or None."""
+    at: ir.Value = value
+    while (user := edit.only_user(at)) is not None:
+        if user.op_type in ("Attention", "CachedAttention"):
+            return user
+        if user.op_type not in BETWEEN:
+            return None
+        at = user.outputs[0]
+    return None
+
+
+class FuseLinears(Pass):
+    """Joins the linear layers that an attention's queries, keys and values come from, where they read the same input.
+
+    One wide matrix product reads its input once and wakes the threads once. What read the old layers reads a Split,
+    which a lowering leaves out where its attention takes all three in one value. Wide layers (gate and up) stay apart:
+    their Split costs more than one product for two saves.
     """
 
     name = "fuse-linears"
+    version = 2  # queries, keys and values alone
 
     def run(self, model: ir.Model) -> int:
-        groups: dict[tuple[int, Format | None], list[Linear]] = {}
+        groups: dict[int, list[Linear]] = {}
         for linear in linears(model):
-            weight = quantized_of(linear.weight)
-            groups.setdefault((id(linear.x), weight.form if weight else None), []).append(linear)
+            if (attention := attention_of(linear.y)) is not None:
+                groups.setdefault(id(attention), []).append(linear)
         count = 0
         for group in groups.values():
-            if not joinable(group):
+            if len(group) != 3 or not joinable(group):
                 continue
             joined = join(model.graph, group)
             sizes = edit.ints(model.graph, [g.shape[0] for g in group])

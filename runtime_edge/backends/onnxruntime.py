@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 CPU = ("CPUExecutionProvider",)
 _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")  # in this order: TensorRT's builds for each new shape
-PREFILL_CHUNK = 512  # tokens a run: attention's scores take chunk x length a head, and this bounds them
+# Tokens a run: attention's scores take chunk x length a head, of which a run computes also those of later tokens, and
+# what 256 tokens make in a layer stays in a core's cache.
+PREFILL_CHUNK = 256
 PREFILL_LEAST = 16  # tokens that the graph for prefill is worth: below, both take about the same time
 
 

@@ -161,12 +161,14 @@ class Decoding:
 
     def _prefill(self, request: Request, cached: int) -> Floats | None:
         """Runs the prompt from position `cached`; returns the last logits, or None where it was cancelled."""
-        logits = None
-        for start in range(cached, len(request.token_ids), self._state.chunk):
+        logits, count = None, len(request.token_ids) - cached
+        runs = -(-count // self._state.chunk)  # of like length: a short one would cost as much as a long one
+        for run in range(runs):
             self._check_open()
             if check.is_set(request.cancel):
                 return None
-            logits = self._state.prefill(request.token_ids[start : start + self._state.chunk])
+            start, stop = (cached + count * at // runs for at in (run, run + 1))
+            logits = self._state.prefill(request.token_ids[start:stop])
         return logits
 
     def score(self, token_ids: list[int]) -> Floats:

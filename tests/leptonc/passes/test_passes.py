@@ -116,15 +116,15 @@ def test_quantizing_twice_changes_nothing_more() -> None:
 def test_linears_of_one_input_are_joined(tmp_path: Path) -> None:
     model = models.captured("tiny-llama").model
     before, want = count_ops(model), logits(model, tmp_path)
-    assert FuseLinears().run(model) == 6  # queries with keys and values, gate with up: in three layers
+    assert FuseLinears().run(model) == 3  # queries with keys and values, in three layers
     edit.cleanup(model)
     verify(model)
     after = count_ops(model)
-    assert (before["MatMul"], after["MatMul"]) == (22, 13)
-    assert (before.get("Split", 0), after["Split"]) == (0, 6)
+    assert (before["MatMul"], after["MatMul"]) == (22, 16)
+    assert (before.get("Split", 0), after["Split"]) == (0, 3)
     joined = {q.path: q.shape for q in linears(model)}
     assert joined["model.layers.0.self_attn.q_proj+k_proj+v_proj"] == (128, 64)
-    assert joined["model.layers.2.mlp.gate_proj+up_proj"] == (320, 64)
+    assert joined["model.layers.2.mlp.gate_proj"] == joined["model.layers.2.mlp.up_proj"] == (160, 64)
     assert np.abs(logits(model, tmp_path) - want).max() <= 1e-5
     assert FuseLinears().run(model) == 0
 
@@ -147,7 +147,7 @@ def test_quantized_linears_are_joined(symmetric: bool, tmp_path: Path) -> None:
     Manager().run(model, [QuantizeWeights(QuantizeWeightsConfig(symmetric=symmetric))])
     want = logits(model, tmp_path)
     Manager().run(model, [FuseLinears()])
-    assert count_ops(model)["DequantizeLinear"] == 13
+    assert count_ops(model)["DequantizeLinear"] == 16
     assert np.abs(logits(model, tmp_path) - want).max() <= 1e-5
 
 
