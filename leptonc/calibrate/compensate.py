@@ -18,7 +18,7 @@ from leptonc.errors import InputError
 from leptonc.ir.edit import only_user
 from leptonc.ir.structure import Linear, linears, weight_of
 from leptonc.ir.types import fill_types
-from leptonc.memory import drop_cycles
+from leptonc.memory import dropping_cycles
 from leptonc.passes.prune.obs import least_squares
 
 RIDGES = (1e-2, 1e-1, 1.0)  # parts of the mean second moment: how much the fit keeps to the weights that it begins with
@@ -168,7 +168,7 @@ def compensate(
         return fitted
 
     weights: Weights = {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".compensate.") as place:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".compensate.") as place, dropping_cycles() as drop_cycles:
         store, paths = Store(memory, Path(place)), [each.path for each in consumers]
         theirs, mine = (_Side(each, windows, paths, Path(place), store) for each in (model, student or model))
         differs = student is not None

@@ -18,7 +18,7 @@ from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Stage, Store, Together, Weights, open_stage, stages, weights_of
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.ir.types import fill_types
-from leptonc.memory import drop_cycles
+from leptonc.memory import dropping_cycles
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 
 Values = dict[str, NDArray[Any]]
@@ -117,7 +117,7 @@ def measure(
     """
     fill_types(model.graph)
     cut = stages(model)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".sensitivity.") as place:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".sensitivity.") as place, dropping_cycles() as drop_cycles:
         store, said = Store(memory, Path(place)), Said(model, Path(place), first=first)
         plain: list[Values] = [dict(inputs_of(model, window)) for window in windows]
         changed: dict[str, list[Values]] = {}  # by path: of each window, the values that differ

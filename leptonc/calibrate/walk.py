@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import Linear, layer_of, linear_of
 from leptonc.ir.types import fill_types
-from leptonc.memory import drop_cycles
+from leptonc.memory import dropping_cycles
 
 TOGETHER = 512  # tokens of short texts that run at once
 LOGITS = 2**24  # numbers of a run's output, at most
@@ -126,7 +126,7 @@ def walk(
     cut = stages(model)
     last = max((i for i, stage in enumerate(cut) if stage.linears), default=-1)
     users: dict[str, int] = {name: i for i, stage in enumerate(cut[: last + 1]) for name in stage.inputs}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate.") as place:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate.") as place, dropping_cycles() as drop_cycles:
         store = Store(memory, Path(place))
         values: list[dict[str, NDArray[Any]]] = [dict(batch) for batch in batches]
         for at, stage in enumerate(cut[: last + 1]):
