@@ -25,6 +25,7 @@ from leptonc.calibrate.activations import (
     divergences,
     kept_higher,
     static_of,
+    widened,
     with_layers,
     without_layers,
 )
@@ -250,8 +251,11 @@ class Calibration:
             lambda errors: {each.path: errors[each.path] for each in found},
         )  # fmt: skip
         fixed = {path for each in job.layers for path in each.paths}
-        kept = kept_higher(found, errors) | {
-            each.path for each in found if any(linear.path in fixed for linear in each.linears)
-        }
-        about["activations"] = describe(found, errors, kept, job.calibrator)
-        return static_of(found, kept, symmetric=symmetric)
+        kept = {each.path for each in found if any(linear.path in fixed for linear in each.linears)}
+        wide: set[str] = set()
+        if symmetric:  # TensorRT has integers of 8 bits alone
+            kept |= kept_higher(found, errors)
+        else:
+            wide = widened(found, errors) - kept
+        about["activations"] = describe(found, errors, kept, job.calibrator, wide)
+        return static_of(found, kept, symmetric=symmetric, wide=wide)

@@ -56,7 +56,7 @@ def linear_rows(
         sensitivity.
     """
     inputs = quantization.get("activations", {}).get("inputs", ())
-    solved = {path: each["error"] for each in inputs if each["int8"] for path in each["layers"]}
+    solved = {path: each["error"] for each in inputs if each["bits"] == 8 for path in each["layers"]}
     solved |= {each["path"]: each["error"] for each in quantization.get("linears", ())}
     hurt = {each["path"]: each["error"] for each in quantization.get("sensitivity", ()) if "error" in each}
     rows = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from leptonc.calibrate.walk import Stage, Weights, stages, walk
 from leptonc.ir import edit
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.feature import Feature
-from leptonc.passes.quantize.activations import QuantizeActivationsConfig, round_value
+from leptonc.passes.quantize.activations import WIDE_ZERO, QuantizeActivationsConfig, round_value
 from leptonc.passes.quantize.blocks import Format, dequantize
 from leptonc.passes.quantize.channels import channel_codes
 from leptonc.passes.quantize.smooth import Place, SmoothLinearsConfig, places
@@ -37,6 +37,9 @@ SHARE = 0.9  # of the layers' multiply-adds that are 8-bit at least
 ROUNDED, SOLVED = 1.7, 0.3
 # Nats by which all rounded inputs together may move what the model says, before more layers are kept higher.
 TOLERANCE = 0.003
+# Where higher is 16 bits, still more layers may be, so that these nats are not passed.
+LARGE_MOVE, WIDE_SHARE = 0.02, 0.75
+ROOM = 2  # 16 bits reach so many times as far as the inputs on the text do
 
 
 @dataclass(frozen=True)
@@ -321,7 +324,8 @@ def _rounding(choice: Choice) -> Callable[[ir.Graph], None]:
         if choice.scales is not None:
             inverse = edit.initializer(graph, f"{x.name}.smooth", ir.tensor(1 / choice.scales, name=f"{x.name}.smooth"))
             (x,) = edit.insert(first, "Mul", [x, inverse], name=f"{x.name}/smooth")
-        rounded = round_value(first, x, choice.grid.scale, choice.grid.zero, symmetric=choice.grid.symmetric)
+        kind = ir.DataType.INT8 if choice.grid.symmetric else ir.DataType.UINT8
+        rounded = round_value(first, x, choice.grid.scale, choice.grid.zero, kind)
         if choice.outliers:
             which = np.isin(np.arange(choice.linears[0].shape[1]), choice.outliers)
             few = edit.initializer(graph, f"{x.name}.outliers", ir.tensor(which, name=f"{x.name}.outliers"))
@@ -359,15 +363,26 @@ def kept_higher(
     return kept
 
 
-def static_of(found: Sequence[Choice], kept: set[str], *, symmetric: bool) -> StaticActivations:
-    """Returns what the passes need to carry the choices out, but for those that are kept as they are."""
+def widened(found: Sequence[Choice], errors: Mapping[str, float]) -> set[str]:
+    """Chooses which inputs get 16 bits, where a backend has them: paths of the choices."""
+    return kept_higher(found, errors) | kept_higher(found, errors, WIDE_SHARE, LARGE_MOVE)
+
+
+def static_of(
+    found: Sequence[Choice], kept: set[str], *, symmetric: bool, wide: Collection[str] = ()
+) -> StaticActivations:
+    """Returns what the passes need to carry the choices out, but for those that are kept as they are.
+
+    Paths in `wide` get integers of 16 bits, the others of 8.
+    """
     wanted = [each for each in found if each.path not in kept]
     layers = [(linear.path, each) for each in wanted for linear in each.linears]
     smooth = [each for each in wanted if each.scales is not None]
     return StaticActivations(
         rounding=QuantizeActivationsConfig(
-            symmetric, tuple((path, each.grid.scale, each.grid.zero) for path, each in layers),
+            symmetric, tuple((path, *_grid(each, each.path in wide)) for path, each in layers),
             tuple((path, each.outliers) for path, each in layers if each.outliers),
+            tuple(path for path, each in layers if each.path in wide),
         ),
         smoothing=SmoothLinearsConfig(tuple((each.path, each.strength) for each in smooth)),
         scales={each.path: each.scales for each in smooth if each.scales is not None},
@@ -375,17 +390,29 @@ def static_of(found: Sequence[Choice], kept: set[str], *, symmetric: bool) -> St
     )
 
 
-def describe(found: Sequence[Choice], errors: Mapping[str, float], kept: set[str], calibrator: str) -> dict[str, Any]:
-    """Returns what a report says of the choices."""
-    work = sum(each.work for each in found)
-    share = sum(each.work for each in found if each.path not in kept) / max(1, work)
+def _grid(choice: Choice, wide: bool) -> tuple[float, int]:
+    """Scale and zero point of a choice's integers."""
+    if not wide:
+        return choice.grid.scale, choice.grid.zero
+    reach = ROOM * max(map(abs, choice.ends))
+    return (float(np.float32(reach / (WIDE_ZERO - 1))) if reach else 1.0), WIDE_ZERO
+
+
+def describe(
+    found: Sequence[Choice], errors: Mapping[str, float], kept: set[str], calibrator: str, wide: Collection[str] = ()
+) -> dict[str, Any]:
+    """Returns what a report says of the choices; see `static_of`."""
+    work = max(1, sum(each.work for each in found))
+    bits = {each.path: 32 if each.path in kept else 16 if each.path in wide else 8 for each in found}
+    shares = {few: sum(each.work for each in found if bits[each.path] == few) / work for few in (8, 16)}
     return {
         "calibrator": calibrator,
-        "int8_share": round(share, 4),
+        "int8_share": round(shares[8], 4),
+        "int16_share": round(shares[16], 4),
         "int8_share_of": "multiply-adds a token of the linear layers inside the layers; embedding and head are apart",
         "inputs": [
             {
-                "layers": [linear.path for linear in each.linears], "int8": each.path not in kept,
+                "layers": [linear.path for linear in each.linears], "bits": bits[each.path],
                 "range": [float(f"{end:.6g}") for end in each.ends], "scale": each.grid.scale, "zero": each.grid.zero,
                 "outliers": list(each.outliers), "smoothing": each.strength, "error": float(f"{each.error:.4g}"),
                 "error_unsmoothed": float(f"{each.unsmoothed:.4g}"), "divergence": float(f"{errors[each.path]:.4g}"),

@@ -19,6 +19,7 @@ from leptonc.calibrate.activations import (
     choose,
     divergences,
     kept_higher,
+    widened,
 )
 from leptonc.calibrate.calibrators import Grid
 from leptonc.calibrate.statistics import Statistics
@@ -60,9 +61,11 @@ def test_a_decoder_says_of_each_input_what_became_of_it(calibrator: str, text: P
         assert each["divergence"] >= 0
         assert each["smoothing"] in (0, *(STRENGTHS if len(each["layers"]) > 1 else CAPS))
     (record,) = (each for each in result.manifest.passes if each.name == "quantize-activations")
-    assert {path for path, _, _ in record.config["layers"]} == {
-        path for each in inputs if each["int8"] for path in each["layers"]
-    }
+    for key, bits in (("layers", {8, 16}), ("wide", {16})):
+        paths = {each[0] if key == "layers" else each for each in record.config[key]}
+        assert paths == {path for each in inputs if each["bits"] in bits for path in each["layers"]}, key
+    assert {each["bits"] for each in inputs} == {8, 16}
+    assert about["int8_share"] + about["int16_share"] == pytest.approx(1)
     assert result.report["fidelity"]["kl_divergence"] < 0.02
     runtime_edge.verify(result.path)
 
@@ -184,6 +187,8 @@ def test_what_hurts_most_for_its_work_is_kept() -> None:
     assert kept_higher(found, errors, share=0.9, tolerance=0) == set()
     assert kept_higher(found, errors, share=0.0, tolerance=0.012) == set(worst[:2])
     assert kept_higher(found, errors, share=0.0, tolerance=0.03) == set()
+    assert widened(found, errors) == set(worst[:1])
+    assert widened(found, {path: error / 2 for path, error in errors.items()}) == set()  # all together do little
 
 
 @pytest.mark.parametrize(

@@ -35,23 +35,24 @@ class LinearToInteger(Pass):
     4. Weights that are quantized in blocks, for a graph that decodes with them, are not stored again: the runtime makes
        integers of them as it opens the graph, see `runtime_edge.derived`. What that rounding changes in the mean of the
        outputs goes into the bias (Nagel et al., Data-Free Quantization, 2019).
+    5. Activations of 16 bits are two of 8, of high bits and of low ones: two products with the same weights, and a sum.
     """
 
     name = "ort-integer-linear"
-    version = 2
+    version = 3  # 16 bits
     in_dialect = False
 
     def run(self, model: ir.Model) -> int:
+        self._halves: dict[ir.Node, list[list[ir.Value]]] = {}
         return sum(self._lower(model.graph, linear) for linear in linears(model))
 
-    @staticmethod
-    def _lower(graph: ir.Graph, linear: Linear) -> int:
+    def _lower(self, graph: ir.Graph, linear: Linear) -> int:
         rounded = edit.producer(linear.x, "DequantizeLinear")
         quantize = edit.producer(rounded.inputs[0], "QuantizeLinear") if rounded is not None else None
         weight = quantized_of(linear.weight)
         if quantize is None or weight is None:
             return 0
-        (_, scale, zero), bias = quantize.inputs, linear.bias
+        bias = linear.bias
         rows, turned = weight.shape[:1], weight.shape[::-1]
         if weight.form.paired:
             columns = _initializer(graph, weight, "columns", turned, ir.DataType.INT8, partial(_columns, weight))
@@ -64,12 +65,40 @@ class LinearToInteger(Pass):
             scales = _initializer(graph, weight, "steps", rows, ir.DataType.FLOAT, lambda: integers.steps)
             if integers.corrects:
                 bias = _initializer(graph, weight, "bias", rows, ir.DataType.FLOAT, integers.corrected)
-        inputs = [quantize.outputs[0], columns, scale, scales, zero, None, bias]
-        while inputs[-1] is None:
-            inputs.pop()
-        (y,) = edit.insert(linear.node, "MatMulIntegerToFloat", inputs, domain=MS)
+        products: list[ir.Value] = []
+        for at, (codes, step, zero) in enumerate(self._parts(graph, quantize)):
+            inputs = [codes, columns, step, scales, zero, None, None if at else bias]
+            while inputs[-1] is None:
+                inputs.pop()
+            name = f"{linear.node.name}/MatMulIntegerToFloat{at or ''}"
+            products += edit.insert(linear.node, "MatMulIntegerToFloat", inputs, domain=MS, name=name)
+        y = products[0]
+        for other in products[1:]:
+            other.shape, other.type = linear.y.shape, linear.y.type
+            (y,) = edit.insert(linear.node, "Add", [y, other], name=f"{linear.node.name}/halves")
+        y.shape, y.type = linear.y.shape, linear.y.type
         edit.replace(linear.y, y)
         return 1
+
+    def _parts(self, graph: ir.Graph, quantize: ir.Node) -> list[list[ir.Value]]:
+        """Returns unsigned codes of 8 bits, their scale and zero point: of what is quantized, or of its halves."""
+        x, scale, zero = (value for value in quantize.inputs if value is not None)
+        if zero.dtype != ir.DataType.UINT16:
+            return [[quantize.outputs[0], scale, zero]]
+        if quantize not in self._halves:
+            step = edit.constant(scale)
+            assert step is not None
+            middle = edit.initializer(graph, "middle_of_8_bits", ir.tensor(np.uint8(128), name="middle_of_8_bits"))
+            coarse = edit.initializer(
+                graph, f"{scale.name}.high", ir.tensor(np.float32(256) * step, name=f"{scale.name}.high")
+            )
+            stem = quantize.name
+            (high,) = edit.insert(quantize, "QuantizeLinear", [x, coarse, middle], name=f"{stem}/high")
+            (whole,) = edit.insert(quantize, "DequantizeLinear", [high, coarse, middle], name=f"{stem}/whole")
+            (rest,) = edit.insert(quantize, "Sub", [x, whole], name=f"{stem}/rest")
+            (low,) = edit.insert(quantize, "QuantizeLinear", [rest, scale, middle], name=f"{stem}/low")
+            self._halves[quantize] = [[high, coarse, middle], [low, scale, middle]]
+        return self._halves[quantize]
 
 
 def _columns(weight: Quantized) -> NDArray[np.int8]:

@@ -18,25 +18,29 @@ from leptonc.passes.quantize.blocks import dequantize
 from leptonc.passes.quantize.weights import quantized_of
 
 FEATURE_KEY = "lepton.feature"  # of a rounded value: what it is on the calibration text
+WIDE_ZERO = 2**15  # the zero point of 16-bit codes
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeActivationsConfig(Config):
-    """Which linear layers read 8-bit integers.
+    """Which linear layers read integers.
 
     Attributes:
         symmetric: Whether codes are signed with zero in the middle, as TensorRT takes them; else they are unsigned.
         layers: Module path of each linear layer, with the scale and the zero point of its input.
         outliers: Module path of some of them, with the features of the input that stay float.
+        wide: Module path of those that read integers of 16 bits, zero in the middle; the others' have 8.
     """
 
     symmetric: bool = False
     layers: tuple[tuple[str, float, int], ...] = ()
     outliers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    wide: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        low, high = (0, 0) if self.symmetric else (0, 255)
+        wide = set(self.wide)
         for path, scale, zero in self.layers:
+            low, high = (WIDE_ZERO, WIDE_ZERO) if path in wide else (0, 0) if self.symmetric else (0, 255)
             if not (np.isfinite(scale) and scale > 0 and low <= zero <= high):
                 raise InputError(
                     f"expected a scale above zero and a zero point from {low} to {high} for {path}, "
@@ -59,6 +63,7 @@ class QuantizeActivations(Pass):
     """
 
     name = "quantize-activations"
+    version = 2  # `wide`
     config: QuantizeActivationsConfig
 
     def __init__(self, config: QuantizeActivationsConfig, inputs: Mapping[str, Feature] | None = None) -> None:
@@ -68,7 +73,8 @@ class QuantizeActivations(Pass):
     def run(self, model: ir.Model) -> int:
         wanted = {path: (scale, zero) for path, scale, zero in self.config.layers}
         made: dict[tuple[str, float, int], ir.Value] = {}
-        outliers = dict(self.config.outliers)
+        outliers, wide = dict(self.config.outliers), set(self.config.wide)
+        narrow = ir.DataType.INT8 if self.config.symmetric else ir.DataType.UINT8
         done: set[str] = set()
         for linear in linears(model):
             if linear.path not in wanted:
@@ -78,7 +84,9 @@ class QuantizeActivations(Pass):
             if linear.path in outliers:
                 x = go_past(linear, np.asarray(outliers[linear.path], np.int64))
             if key not in made:
-                made[key] = round_value(linear.node, x, scale, zero, symmetric=self.config.symmetric)
+                made[key] = round_value(
+                    linear.node, x, scale, zero, ir.DataType.UINT16 if linear.path in wide else narrow
+                )
                 if linear.path in self._inputs:
                     made[key].meta[FEATURE_KEY] = self._inputs[linear.path]
             linear.node.replace_input_with(0, made[key])
@@ -88,13 +96,15 @@ class QuantizeActivations(Pass):
         return len(made)
 
 
-def round_value(before: ir.Node, x: ir.Value, scale: float, zero: int, *, symmetric: bool) -> ir.Value:
-    """Inserts QuantizeLinear and DequantizeLinear of `x` before a node that reads it; returns the rounded value."""
+def round_value(before: ir.Node, x: ir.Value, scale: float, zero: int, kind: ir.DataType) -> ir.Value:
+    """Inserts QuantizeLinear and DequantizeLinear of `x` before a node that reads it; returns the rounded value.
+
+    `kind` is the type of the codes.
+    """
     graph = before.graph
     if graph is None:
         raise ValueError("the node to insert before is in no graph")
-    kind = ir.DataType.INT8 if symmetric else ir.DataType.UINT8
-    name = f"{x.name}/int8"
+    name = f"{x.name}/{kind.name.lower().removeprefix('u')}"
     parts = [
         edit.initializer(graph, f"{name}.scale", ir.tensor(np.float32(scale), name=f"{name}.scale")),
         edit.initializer(

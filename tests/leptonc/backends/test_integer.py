@@ -16,7 +16,7 @@ from leptonc.calibrate.activations import choices, static_of
 from leptonc.ir.dialect import count_ops
 from leptonc.passes.base import Manager
 from leptonc.passes.feature import Feature
-from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
+from leptonc.passes.quantize.activations import WIDE_ZERO, QuantizeActivations, QuantizeActivationsConfig
 from leptonc.passes.quantize.blocks import Format, Quantized, dequantize
 from leptonc.passes.quantize.channels import codes_of
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
@@ -35,15 +35,17 @@ def quantized(name: str, folder: Path) -> ir.Model:
     return model
 
 
-@pytest.mark.parametrize(("name", "integer"), [("tiny-llama", 12), ("tiny-gemma3", 16), ("tiny-gpt2", 12)])
-def test_a_decoder_runs_as_the_dialect_says(name: str, integer: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "integer", "values"), [("tiny-llama", 15, 12), ("tiny-gemma3", 20, 16), ("tiny-gpt2", 12, 12)]
+)
+def test_a_decoder_runs_as_the_dialect_says(name: str, integer: int, values: int, tmp_path: Path) -> None:
     model = quantized(name, tmp_path)
     want = models.Graph(model, tmp_path, optimize=False).logits(IDS, [len(IDS)], 64)
     Manager().run(model, lowerings())
     finish(model)
     ops = count_ops(model)
     assert ops["com.microsoft.MatMulIntegerToFloat"] == integer
-    assert ops["QuantizeLinear"] == integer
+    assert ops["QuantizeLinear"] == values  # gate and up read one
     assert ops["com.microsoft.MatMulNBits"] == 1  # the head, which is the embedding
     got = models.Graph(model, tmp_path).logits(IDS, [len(IDS)], 64)
     # MatMulNBits rounds the head's inputs as it runs; one code of an activation may be on the other side of a half.
@@ -66,7 +68,7 @@ def test_an_encoder_runs_as_the_dialect_says(tmp_path: Path) -> None:
 
 def linear(
     weight: np.ndarray, scale: float, zero: int, form: QuantizeWeightsConfig | None = None,
-    inputs: Mapping[str, Feature] | None = None,
+    inputs: Mapping[str, Feature] | None = None, *, wide: bool = False,
 ) -> ir.Model:  # fmt: skip
     """A graph of one linear layer y = x W^T + b with 8-bit activations, and weights paired if nothing else is said."""
     rows, columns = weight.shape
@@ -81,10 +83,41 @@ def linear(
     add.outputs[0].shape = ir.Shape(["n", rows])
     graph = ir.Graph([x], [add.outputs[0]], nodes=[turn, product, add], initializers=[w, b], opset_imports={"": 24})
     model = ir.Model(graph, ir_version=11)
-    config = QuantizeActivationsConfig(layers=(("layer", scale, zero),))
+    config = QuantizeActivationsConfig(layers=(("layer", scale, zero),), wide=("layer",) if wide else ())
     weights = QuantizeWeights(form or QuantizeWeightsConfig(bits=8, channels=("layer",)))
     Manager().run(model, [weights, QuantizeActivations(config, inputs)])
     return model
+
+
+@pytest.mark.parametrize("form", [None, QuantizeWeightsConfig(4, 32, half_scales=True)], ids=["stored", "derived"])
+def test_16_bits_are_two_products_of_8(form: QuantizeWeightsConfig | None, tmp_path: Path) -> None:
+    """As exact as 16 bits are, and the weights are there once; what goes past the range is as far as it reaches."""
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((24, 96)).astype(np.float32)
+    x = (random.standard_normal((40, 96)) * np.exp(2 * random.standard_normal(96))).astype(np.float32)
+    scale = float(np.float32(np.abs(x).max() / 32_500))  # the top code of the upper half is 127
+    Quantized.forget()
+    model = linear(weight, scale, WIDE_ZERO, form, wide=True)
+    codes = next(n for n in model.graph if n.op_type == "QuantizeLinear").outputs[0]
+    assert codes.dtype == ir.DataType.UINT16
+    want = models.Graph(model, tmp_path, optimize=False)(x=x)["y"].astype(np.float64)
+    Manager().run(model, lowerings())
+    counts = count_ops(model)
+    assert (counts["com.microsoft.MatMulIntegerToFloat"], counts["QuantizeLinear"], counts["Add"]) == (2, 2, 1)
+    products = [n for n in model.graph if n.op_type == "MatMulIntegerToFloat"]
+    assert products[0].inputs[1] is products[1].inputs[1]
+    assert [len(n.inputs) for n in products] == [7, 5]  # the bias is added once
+    if form is not None:
+        return  # the runtime makes these weights
+    finish(model)
+    got = models.Graph(model, tmp_path)(x=x)["y"]
+    # A code of the lower half may be one step less, and sums are float32's.
+    reach = np.abs(weight).sum(1).max() * scale
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max() + reach
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64) + np.arange(24)
+    narrow = models.Graph(linear(weight, 256 * scale, 128), tmp_path, optimize=False)(x=x)["y"]
+    assert np.abs(want - narrow).mean() > 0
+    assert np.square(got - exact).mean() < np.square(narrow - exact).mean()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -88,6 +88,8 @@ def test_a_layer_that_is_not_there() -> None:
 def test_grids_that_there_are_not(symmetric: bool, scale: float, zero: int) -> None:
     with pytest.raises(InputError, match="expected a scale above zero and a zero point"):
         QuantizeActivationsConfig(symmetric, (("layer", scale, zero),))
+    with pytest.raises(InputError, match="expected a scale above zero and a zero point from 32768 to 32768 for layer"):
+        QuantizeActivationsConfig(False, (("layer", 1.0, 128),), wide=("layer",))
 
 
 def test_the_dialect_wants_codes_to_be_read_by_dequantize_alone() -> None:
