@@ -19,7 +19,6 @@ from leptonc.budget import TRIAL, TRIALS, spend
 from leptonc.calibrate.activations import (
     ROUNDED,
     SOLVED,
-    Choice,
     choices,
     describe,
     divergences,
@@ -30,6 +29,7 @@ from leptonc.calibrate.activations import (
     without_layers,
 )
 from leptonc.calibrate.caches import cache_scales
+from leptonc.calibrate.choice import Choice
 from leptonc.calibrate.generate import generate, rounds
 from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.scaling import Scaling, scalings

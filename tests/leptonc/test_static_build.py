@@ -10,18 +10,9 @@ import pytest
 
 import runtime_edge
 from leptonc.build import BuildOptions, BuildResult, build
-from leptonc.calibrate.activations import (
-    CAPS,
-    OUTLIERS,
-    STRENGTHS,
-    cap_scales,
-    choices,
-    choose,
-    divergences,
-    kept_higher,
-    widened,
-)
+from leptonc.calibrate.activations import choices, divergences, kept_higher, widened
 from leptonc.calibrate.calibrators import Grid
+from leptonc.calibrate.choice import CAPS, OUTLIERS, STRENGTHS, cap_scales, choose
 from leptonc.calibrate.statistics import Statistics
 from leptonc.errors import InputError
 from leptonc.ir.structure import linears

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leptonc.calibrate.activations import smooth_scales
+from leptonc.calibrate.choice import smooth_scales
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig, places
 from tests.leptonc import models

@@ -38,7 +38,7 @@ def test_pairs_on_both_sides_of_every_product(name: str, target: str, text: Path
     model = ir.load(result.path / variant.graph)
     about = result.report["variants"][variant.name]
     inputs = about["quantization"]["activations"]["inputs"]
-    wanted = {path for each in inputs if each["int8"] for path in each["layers"]}
+    wanted = {path for each in inputs if each["bits"] == 8 for path in each["layers"]}
     found = set()
     for node in model.graph:
         if node.op_type != "MatMul" or node.metadata_props.get("lepton.module") not in wanted:
