@@ -95,6 +95,9 @@ def peers(listing: Path) -> list[dict[str, Any]]:
 
 def judged(known: Path, windows: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """Returns the perplexity of peers by name and bytes, as an earlier run on the same windows found it."""
+    missing = [name for name in ("windows.json", "curve.json") if not (known / name).is_file()]
+    if missing:
+        raise SystemExit(f"expected what an earlier run wrote in {known}, found no {missing[0]}")
     if (known / "windows.json").read_text() != windows.read_text():
         raise SystemExit(f"expected the windows of {windows} in {known}, found others")
     found = json.loads((known / "curve.json").read_text())

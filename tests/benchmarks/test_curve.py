@@ -60,6 +60,9 @@ def test_what_an_earlier_run_judged(tmp_path: Path) -> None:
     windows.write_text("[[1, 3]]")
     with pytest.raises(SystemExit, match="found others"):
         curve.judged(known, windows)
+    (known / "windows.json").unlink()
+    with pytest.raises(SystemExit, match=r"found no windows\.json"):
+        curve.judged(known, windows)
 
 
 def test_log_probabilities_of_logits() -> None:
