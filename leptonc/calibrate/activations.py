@@ -158,7 +158,7 @@ def _rounding(choice: Choice) -> Callable[[ir.Graph], None]:
 def kept_higher(
     found: Sequence[Choice], errors: Mapping[str, float], share: float = SHARE, tolerance: float = TOLERANCE
 ) -> set[str]:
-    """Chooses which inputs stay float: those that hurt most for their work, until the rest hurts little.
+    """Chooses which inputs are kept higher: those that hurt most for their work, until the rest hurts little.
 
     Args:
         found: All inputs.
