@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.calibrators import scale_of
 from leptonc.calibrate.choice import Choice, choose
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.solve import as_stored, inputs_of
@@ -213,8 +214,7 @@ def _grid(choice: Choice, wide: bool) -> tuple[float, int]:
     """Scale and zero point of a choice's integers."""
     if not wide:
         return choice.grid.scale, choice.grid.zero
-    reach = ROOM * max(map(abs, choice.ends))
-    return (float(np.float32(reach / (WIDE_ZERO - 1))) if reach else 1.0), WIDE_ZERO
+    return scale_of(ROOM * max(map(abs, choice.ends)) / (WIDE_ZERO - 1)), WIDE_ZERO
 
 
 def describe(

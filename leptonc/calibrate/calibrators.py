@@ -28,8 +28,8 @@ class Grid:
     def over(low: float, high: float, symmetric: bool) -> Grid:
         """The grid over [low, high], which zero lies in; zero itself is one of its numbers."""
         if symmetric:
-            return Grid(_scale(max(-low, high) / 127), 0, True)
-        scale = _scale((high - low) / 255)
+            return Grid(scale_of(max(-low, high) / 127), 0, True)
+        scale = scale_of((high - low) / 255)
         return Grid(scale, int(np.clip(np.rint(-low / scale), 0, 255)), False)
 
     def round(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -41,7 +41,7 @@ class Grid:
         return found
 
 
-def _scale(step: float) -> float:
+def scale_of(step: float) -> float:
     """A step as float32 has it; of inputs that are always zero, 1."""
     return float(np.float32(step)) if step > np.finfo(np.float32).tiny else 1.0
 

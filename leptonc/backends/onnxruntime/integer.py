@@ -17,7 +17,7 @@ from leptonc.ir import edit
 from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Pass
 from leptonc.passes.feature import Feature
-from leptonc.passes.quantize.activations import FEATURE_KEY
+from leptonc.passes.quantize.activations import FEATURE_KEY, WIDE_ZERO
 from leptonc.passes.quantize.blocks import Format, Quantized, dequantize
 from leptonc.passes.quantize.channels import MIDDLE, channel_codes, codes_of
 from leptonc.passes.quantize.weights import quantized_of
@@ -88,7 +88,8 @@ class LinearToInteger(Pass):
         if quantize not in self._halves:
             step = edit.constant(scale)
             assert step is not None
-            middle = edit.initializer(graph, "middle_of_8_bits", ir.tensor(np.uint8(128), name="middle_of_8_bits"))
+            half = ir.tensor(np.uint8(WIDE_ZERO >> 8), name="zero_of_half")
+            middle = edit.initializer(graph, "zero_of_half", half)
             coarse = edit.initializer(
                 graph, f"{scale.name}.high", ir.tensor(np.float32(256) * step, name=f"{scale.name}.high")
             )
