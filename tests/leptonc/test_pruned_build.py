@@ -181,7 +181,6 @@ def test_whole_layers_and_quantization(tmp_path: Path) -> None:
         ({"prune": "100%"}, "below 100 %, found 100%"),
         ({"prune": "250%"}, "below 100 %, found 250%"),
         ({"prune": "latency:0%"}, "expected a latency above 0 % and below 100 %, found latency:0%"),
-        ({"prune": "latency:99.5%"}, "expected a latency that cutting weights can give, found that"),
         ({"prune": "latency:20%", "target": "jetson-orin"}, "expected a CPU's target with --prune latency:PCT"),
         ({"prune": "layers:0"}, "at least one layer"),
         ({"prune": "layers:3"}, "expected fewer layers to prune than the model has, found 3 of 3"),
