@@ -224,6 +224,7 @@ def describe(
     work = max(1, sum(each.work for each in found))
     bits = {each.path: 32 if each.path in kept else 16 if each.path in wide else 8 for each in found}
     shares = {few: sum(each.work for each in found if bits[each.path] == few) / work for few in (8, 16)}
+    grids = {each.path: _grid(each, each.path in wide) for each in found}
     return {
         "calibrator": calibrator,
         "int8_share": round(shares[8], 4),
@@ -232,7 +233,8 @@ def describe(
         "inputs": [
             {
                 "layers": [linear.path for linear in each.linears], "bits": bits[each.path],
-                "range": [float(f"{end:.6g}") for end in each.ends], "scale": each.grid.scale, "zero": each.grid.zero,
+                "range": [float(f"{end:.6g}") for end in each.ends],
+                "scale": grids[each.path][0], "zero": grids[each.path][1],
                 "outliers": list(each.outliers), "smoothing": each.strength, "error": float(f"{each.error:.4g}"),
                 "error_unsmoothed": float(f"{each.unsmoothed:.4g}"), "divergence": float(f"{errors[each.path]:.4g}"),
             }

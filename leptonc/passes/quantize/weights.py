@@ -54,6 +54,8 @@ class QuantizeWeightsConfig(Config):
     Attributes:
         bits: 2, 4 or 8.
         block_size: Weights along the input that share a scale: a power of two, 16 to 256; 0 for a whole output channel.
+            Unsigned blocks of an embedding are halved until they, and bytes of zero points, fill its rows: kernels
+            look up such rows without dequantizing all of them.
         symmetric: Whether the zero point is the middle code, and not stored.
         signed: Whether codes are signed integers with scales above zero, as TensorRT takes them; they are
             symmetric then, and a layer that blocks do not divide keeps its weights.
@@ -107,9 +109,10 @@ class QuantizeWeightsConfig(Config):
         if own is not None and not table:
             return self._format(own.bits, own.block_size or columns, own.symmetric)
         bits = (self.embedding_bits or max(4, self.bits)) if table else self.bits
+        form = self._format(bits, self.block_size or columns, self.symmetric)
         if bits == 8 > self.bits:
-            return self.raised(columns)
-        return self._format(bits, self.block_size or columns, self.symmetric)
+            form = self.raised(columns)
+        return form if self.signed or not table else _whole(form, columns)
 
     def raised(self, columns: int) -> Format:
         """The format of a weight that has 8 bits among others of 4: symmetric, in blocks of `RAISED_SIZE` if it can.
@@ -152,6 +155,14 @@ class QuantizeWeightsConfig(Config):
         return Format(bits, size, symmetric, self.signed, self.half_scales)
 
 
+def _whole(form: Format, columns: int) -> Format:
+    """The format in blocks that fill a row and, where zero points are stored, whole bytes of these; or as it is."""
+    for size in BLOCK_SIZES[:0:-1]:
+        if size <= form.size and columns % size == 0 and (form.symmetric or columns // size * form.bits % 8 == 0):
+            return dataclasses.replace(form, size=size)
+    return form
+
+
 class QuantizeWeights(Pass):
     """Puts codes and DequantizeLinear in the place of the weights of linear layers and embeddings.
 
@@ -165,7 +176,7 @@ class QuantizeWeights(Pass):
     """
 
     name = "quantize-weights"
-    version = 2  # `layers` in the place of `raised`
+    version = 3  # embeddings in whole blocks
     config: QuantizeWeightsConfig
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -49,7 +50,7 @@ def test_configs_that_make_no_sense(changes: dict[str, object], message: str) ->
 
 def test_a_configs_record() -> None:
     record = QuantizeWeights(QuantizeWeightsConfig(bits=8, symmetric=False, skip=("lm_head",))).record()
-    assert (record.name, record.version) == ("quantize-weights", 2)
+    assert (record.name, record.version) == ("quantize-weights", 3)
     assert record.config == {
         "bits": 8, "block_size": 32, "symmetric": False, "signed": False, "floating": False, "embeddings": True,
         "method": "rtn", "embedding_bits": 0, "layers": (), "channels": (), "half_scales": False, "skip": ("lm_head",),
@@ -99,6 +100,24 @@ def test_what_is_skipped() -> None:
     Manager().run(model, [QuantizeWeights(QuantizeWeightsConfig(skip=("lm_head", "layers.1.mlp")))])
     floats = {q.path for q in linears(model) if q.dequantize is None}
     assert floats == {"lm_head", *(f"model.layers.1.mlp.{n}_proj" for n in ("gate", "up", "down"))}
+
+
+@pytest.mark.parametrize(
+    ("columns", "size", "options"),
+    [
+        (576, 64, {"block_size": 128}),
+        (576, 64, {"block_size": 64}),
+        (576, 32, {"block_size": 64, "symmetric": False}),  # nine zero points of four bits are no whole bytes
+        (576, 64, {"block_size": 128, "embedding_bits": 8, "symmetric": False}),  # those of 8 bits have none
+        (1024, 256, {"block_size": 256, "symmetric": False}),
+        (40, 32, {}),  # no blocks fill this row
+        (576, 128, {"block_size": 128, "signed": True}),
+    ],
+)
+def test_blocks_of_embeddings_fill_their_rows(columns: int, size: int, options: dict[str, Any]) -> None:
+    config = QuantizeWeightsConfig(**options)
+    assert config.form(columns, table=True).size == size
+    assert config.form(columns).size == config.block_size
 
 
 def test_quantizing_twice_changes_nothing_more() -> None:
