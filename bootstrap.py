@@ -52,6 +52,7 @@ def main() -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     install(sorted({*SAMPLES, *known.more}))
     if known.command == "test":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of BLAS and torch: workers share the cores already
         # A file's tests stay together: they share what they build.
         return run(PYTHON, "-m", "pytest", "-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "loadfile", *rest)
     if known.command == "demo":

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,17 @@ collect_ignore = (
     if any(find_spec(name) is None for name in NEEDS)
     else []
 )
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short text to calibrate on: quicker than the text that a model would write."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(
+        "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 60,
+        encoding="utf-8",
+    )
+    return path
 
 
 _CAPTURED: dict[Any, Any] = {}

@@ -11,15 +11,6 @@ import runtime_edge
 from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.errors import BoundError, InputError
 
-TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 60
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
-
 
 @pytest.mark.parametrize("source", ["sample:tiny-llama", "sample:tiny-bert-classifier"])
 def test_gptq_runs_and_says_what_it_looked_at(source: str, text: Path, tmp_path: Path) -> None:

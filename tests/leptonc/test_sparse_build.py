@@ -22,14 +22,6 @@ from leptonc.passes.prune.sparse import CheckSparsity
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX (the extra rtx) is not installed")
 LLAMA, ORIN = "sample:tiny-llama", "jetson-orin,jetpack=7.2"
-TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 60
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def sparse(out: Path, target: Any = ORIN, method: str | None = "magnitude", **options: Any) -> BuildResult:

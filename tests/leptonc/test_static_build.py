@@ -19,15 +19,6 @@ from leptonc.ir.structure import linears
 from leptonc.passes.quantize.smooth import Place, places
 from tests.leptonc import models
 
-TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 60
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
-
 
 def built(source: str, text: Path, out: Path, **options: object) -> BuildResult:
     given = {"weights": "int8", "activations": "int8", "calibration": text, "eval_text": text, **options}
@@ -205,7 +196,7 @@ def test_requests_that_cannot_be_met(changes: dict[str, object], message: str, t
         ("empty.txt", b"", "found"),
         ("tiny.txt", b"Hello.", "at least 64 tokens"),
         ("latin.txt", "naïve café ".encode("latin-1") * 50, "UTF-8"),
-        ("text.pdf", TEXT.encode(), r"text\.pdf"),
+        ("text.pdf", b"It is a text.", r"text\.pdf"),
         ("missing.txt", None, r"missing\.txt"),
     ],
 )

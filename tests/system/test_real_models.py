@@ -142,9 +142,9 @@ def deep(layers: int, folder: Path) -> Path:
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 @pytest.mark.parametrize("weights", ["fp32", "int4"])
 def test_memory_does_not_grow_with_depth(weights: str, tmp_path: Path) -> None:
-    """4 and 24 layers of one width: of the 330 MB that the deeper has more, the peak rises by less than a quarter."""
+    """4 and 16 layers of one width: of the 200 MB that the deeper has more, the peak rises by less than a quarter."""
     peaks, read = [], []
-    for layers in (4, 24):
+    for layers in (4, 16):
         path = deep(layers, tmp_path / str(layers))
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, str(path), str(tmp_path / f"{layers}.lepton"), weights],
@@ -154,5 +154,5 @@ def test_memory_does_not_grow_with_depth(weights: str, tmp_path: Path) -> None:
         peaks.append(found["peak"])
         read.append((path / "model.safetensors").stat().st_size)
     added = read[1] - read[0]
-    assert added > 300e6
+    assert added > 190e6
     assert peaks[1] - peaks[0] < added / 4, (peaks, read)

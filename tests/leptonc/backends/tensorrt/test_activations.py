@@ -12,14 +12,6 @@ from leptonc.build import BuildOptions, build
 from leptonc.errors import InputError
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
-TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 60
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 @pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX (the extra rtx) is not installed")

@@ -13,15 +13,7 @@ from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.errors import InputError
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
-TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 60
 pytestmark = pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX (the extra rtx) is not installed")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def built(name: str, target: str, out: Path, text: Path, method: str, **options: object) -> BuildResult:
