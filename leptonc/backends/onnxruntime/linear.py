@@ -154,11 +154,9 @@ class EmbeddingToKernels(Pass):
         for node in list(embeddings(model)):
             dequantize = edit.producer(node.inputs[0], "DequantizeLinear")
             weight = quantized_of(dequantize.inputs[0]) if dequantize is not None else None  # type: ignore[arg-type]
-            if weight is None or weight.shape[1] % weight.form.size:
+            if weight is None or not weight.form.fills(weight.shape[1]):
                 continue
             nbits = NBits(model.graph, weight)
-            if nbits.zeros is not None and nbits.blocks * weight.form.bits % 8:
-                continue
             attributes = {
                 "bits": weight.form.bits, "block_size": weight.form.size, "gather_axis": 0, "quantize_axis": 1,
             }  # fmt: skip

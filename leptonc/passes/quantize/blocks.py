@@ -42,6 +42,10 @@ class Format:
         zeros = 0 if self.symmetric else -(-blocks * self.bits // 8)
         return rows * (blocks * (self.size * self.bits // 8 + (2 if self.half else 4)) + zeros)
 
+    def fills(self, columns: int) -> bool:
+        """Whether blocks and, where they are stored, bytes of zero points fill a row of so many weights."""
+        return columns % self.size == 0 and (self.symmetric or columns // self.size * self.bits % 8 == 0)
+
     @property
     def middle(self) -> int:
         return int(2 ** (self.bits - 1))

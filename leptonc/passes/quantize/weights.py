@@ -105,14 +105,21 @@ class QuantizeWeightsConfig(Config):
         """The format of a weight with so many inputs; `table`: of an embedding, `path`: of the layer there."""
         if path in self.channels:
             return Format(8, columns, True, positive=True, paired=not self.signed)
+        if table:
+            return self._table(columns)
         own = self._own.get(path)
-        if own is not None and not table:
+        if own is not None:
             return self._format(own.bits, own.block_size or columns, own.symmetric)
-        bits = (self.embedding_bits or max(4, self.bits)) if table else self.bits
-        form = self._format(bits, self.block_size or columns, self.symmetric)
-        if bits == 8 > self.bits:
-            form = self.raised(columns)
-        return form if self.signed or not table else _whole(form, columns)
+        return self._format(self.bits, self.block_size or columns, self.symmetric)
+
+    def _table(self, columns: int) -> Format:
+        bits = self.embedding_bits or max(4, self.bits)
+        raised = bits == 8 > self.bits
+        form = self.raised(columns) if raised else self._format(bits, self.block_size or columns, self.symmetric)
+        if self.signed:
+            return form
+        smaller = (dataclasses.replace(form, size=size) for size in BLOCK_SIZES[:0:-1] if size <= form.size)
+        return next((each for each in smaller if each.fills(columns)), form)
 
     def raised(self, columns: int) -> Format:
         """The format of a weight that has 8 bits among others of 4: symmetric, in blocks of `RAISED_SIZE` if it can.
@@ -153,14 +160,6 @@ class QuantizeWeightsConfig(Config):
 
     def _format(self, bits: int, size: int, symmetric: bool) -> Format:
         return Format(bits, size, symmetric, self.signed, self.half_scales)
-
-
-def _whole(form: Format, columns: int) -> Format:
-    """The format in blocks that fill a row and, where zero points are stored, whole bytes of these; or as it is."""
-    for size in BLOCK_SIZES[:0:-1]:
-        if size <= form.size and columns % size == 0 and (form.symmetric or columns // size * form.bits % 8 == 0):
-            return dataclasses.replace(form, size=size)
-    return form
 
 
 class QuantizeWeights(Pass):
