@@ -28,8 +28,9 @@ from runtime_edge.errors import ArtifactError, FormatVersionError
 from runtime_edge.files import MANIFEST_NAME
 
 FORMAT = "lepton"
-# 2: engines; 3: graphs for prefill; 4: sparse weights; 5: derived weights. What earlier versions said reads as before.
-FORMAT_VERSION = 5
+# 2: engines; 3: graphs for prefill; 4: sparse weights; 5: derived weights; 6: runs without logits. What earlier
+# versions said reads as before.
+FORMAT_VERSION = 6
 REPORT_NAME = "report.json"
 EMITTED_NAME = "lepton.json"  # of a graph that `build --emit onnx` wrote: no artifact, and inspected like one
 PAGE_NAME = "report.html"
@@ -89,12 +90,16 @@ class CacheLayer(Record, frozen=True, kw_only=True):
 
 
 class Decoder(Record, frozen=True, kw_only=True):
-    """A causal language model. `cache[i]` describes `past_key_values.{i}.key` and `.value`."""
+    """A causal language model. `cache[i]` describes `past_key_values.{i}.key` and `.value`.
+
+    `keeps_none` says that graphs of ONNX Runtime take 0 for `logits_to_keep`: all but the cache is left out then.
+    """
 
     vocab_size: Positive
     max_seq_len: Positive
     cache: tuple[CacheLayer, ...]
     cache_dtype: str = "float32"
+    keeps_none: bool = False
 
 
 class Encoder(Record, frozen=True, kw_only=True):

@@ -72,7 +72,7 @@ def decoder_of(captured: Captured, cache_dtype: str = "float32") -> Decoder | No
         )
     return Decoder(
         vocab_size=int(captured.config.vocab_size), max_seq_len=captured.max_seq_len, cache=tuple(layers),
-        cache_dtype=cache_dtype,
+        cache_dtype=cache_dtype, keeps_none=True,
     )  # fmt: skip
 
 

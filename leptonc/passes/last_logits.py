@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import onnx_ir as ir
 
 from leptonc.ir import edit
+from leptonc.ir.dialect import attribute
+from leptonc.ir.spread import ELEMENTWISE
 from leptonc.ir.structure import Linear, linear_of
 from leptonc.passes.base import Pass
 
-ELEMENTWISE = frozenset({"Div", "Mul", "Tanh", "Add", "Sub", "Clip", "Cast"})
+CAPS = frozenset({"Div", "Mul", "Tanh", "Add", "Sub", "Clip", "Cast"})
+POINTWISE = ELEMENTWISE | {"QuantizeLinear", "DequantizeLinear"}
+AXES = {"RMSNormalization": -1, "LayerNormalization": -1, "Gather": 0, "Split": 0}  # the axis where none is said
+WIDTH = (-1, 2)  # the last axis of [batch, seq, width]
 
 
 def head_of(graph: ir.Graph) -> Linear | None:
@@ -17,34 +24,99 @@ def head_of(graph: ir.Graph) -> Linear | None:
     if value is None or not any(v.name == "past_length" for v in graph.inputs):
         return None
     node = value.producer()
-    while node is not None and node.op_type in ELEMENTWISE and not node.domain:
+    while node is not None and node.op_type in CAPS and not node.domain:
         value = next((v for v in node.inputs if v is not None and not v.is_initializer()), None)
         node = value.producer() if value is not None else None
     return linear_of(node) if node is not None else None
 
 
-def cut_head(linear: Linear, kept: ir.Value) -> None:
-    """Puts `kept`, rows of the head's input, in that input's place."""
-    kept.type = linear.x.type
-    if linear.x.shape is not None:
-        kept.shape = ir.Shape([linear.x.shape[0], "kept", linear.x.shape[2]])
-    linear.node.replace_input_with(0, kept)
+def keep_rows(graph: ir.Graph, head: Linear, select: Callable[[ir.Value, ir.Node], ir.Value]) -> int:
+    """Cuts to the positions that are asked for what only the head reads: of the last layer, all behind its attention.
+
+    Args:
+        graph: The graph; values of positions are [batch, seq, width] there.
+        head: Its head.
+        select: Returns the rows of a value, made by nodes that it inserts before the node that it is given.
+
+    Returns:
+        How many values were cut.
+    """
+    length = None if head.x.shape is None else head.x.shape[1]
+
+    def of_rows(value: ir.Value | None) -> bool:
+        return value is not None and value.shape is not None and len(value.shape) == 3 and value.shape[1] == length
+
+    region = {head.node}
+    for node in reversed(graph):
+        uses = [use.node for value in node.outputs for use in value.uses()]
+        last = bool(uses) and region.issuperset(uses) and not any(value.is_graph_output() for value in node.outputs)
+        if last and all(map(of_rows, node.outputs)) and _by_rows(node, [v for v in node.inputs if not of_rows(v)]):
+            region.add(node)
+    cut: dict[ir.Value, ir.Value] = {}
+    for node in [node for node in graph if node in region]:
+        for at, value in enumerate(node.inputs):
+            if value is None or not (value is head.x or of_rows(value)) or value.producer() in region:
+                continue
+            if value not in cut:
+                cut[value] = select(value, node)
+                cut[value].type, cut[value].shape = value.type, _kept(value)
+            node.replace_input_with(at, cut[value])
+        for value in node.outputs if node is not head.node else ():
+            value.shape = _kept(value)
+    return len(cut)
+
+
+def _kept(value: ir.Value) -> ir.Shape | None:
+    return None if value.shape is None else ir.Shape([value.shape[0], "kept", *value.shape[2:]])
+
+
+def _by_rows(node: ir.Node, others: list[ir.Value | None]) -> bool:
+    """Whether a node makes each row of what it reads alone; `others` are its inputs that are not rows."""
+    if node.domain or any(producer not in (None, "Transpose", "DequantizeLinear") for producer in _origins(others)):
+        return False
+    if node.op_type in POINTWISE:
+        return all(v is None or (v.shape is not None and all(d == 1 for d in v.shape[:-1])) for v in others)
+    if node.op_type in AXES:
+        return attribute(node, "axis", AXES[node.op_type]) in WIDTH and node.inputs[0] not in others
+    if node.op_type == "Slice":
+        axes = edit.constant(node.inputs[3]) if len(node.inputs) > 3 else None
+        return axes is not None and all(axis in WIDTH for axis in axes) and node.inputs[0] not in others
+    return linear_of(node) is not None
+
+
+def _origins(values: list[ir.Value | None]) -> Iterator[str | None]:
+    """The operators that values come from; None for what is stored."""
+    for value in values:
+        if value is not None and not value.is_initializer():
+            node = value.producer()
+            yield "input" if node is None else node.op_type
+            yield from _origins(list(node.inputs)) if node is not None else ()
 
 
 class LastLogits(Pass):
-    """Adds the graph input `logits_to_keep` (int64 [1]) and cuts the head's input to its last so many positions."""
+    """Adds the graph input `logits_to_keep` (int64 [1]): logits are of the last so many positions, none for zero.
+
+    The last layer is computed for these alone, but for its attention, whose keys and values are the cache's.
+    """
 
     name = "last-logits"
+    version = 2  # the last layer too, and no position at all
 
     def run(self, model: ir.Model) -> int:
         graph = model.graph
-        linear = head_of(graph)
-        if linear is None:
+        head = head_of(graph)
+        if head is None:
             return 0
         keep = ir.Value(name="logits_to_keep", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
         graph.inputs.append(keep)
-        (start,) = edit.insert(linear.node, "Neg", [keep])
-        last = [start, edit.ints(graph, [2**63 - 1]), edit.ints(graph, [1])]
-        (kept,) = edit.insert(linear.node, "Slice", [linear.x, *last])
-        cut_head(linear, kept)
-        return 1
+        last: list[ir.Value] = []
+
+        def select(value: ir.Value, before: ir.Node) -> ir.Value:
+            if not last:
+                length = edit.insert(before, "Shape", [graph.inputs[0]], {"start": 1, "end": 2})
+                last.extend(edit.insert(before, "Sub", [*length, keep]))
+                last.extend((edit.ints(graph, [2**63 - 1]), edit.ints(graph, [1])))
+            (kept,) = edit.insert(before, "Slice", [value, *last], name=f"{value.name}/kept")
+            return kept
+
+        return keep_rows(graph, head, select)

@@ -45,6 +45,9 @@ class DecoderState(Protocol):
     def prefill(self, token_ids: Sequence[int]) -> Floats:
         """Runs tokens after those in the cache; returns logits [vocab] after the last, valid until the next call."""
 
+    def fill(self, token_ids: Sequence[int]) -> None:
+        """`prefill` for the cache alone: what only logits need is left out where the graph can."""
+
     def step(self, token_id: int) -> Floats:
         """`prefill` of one token, without allocating anything."""
 

@@ -79,6 +79,7 @@ class OrtDecoderState:
         self._past = np.zeros(1, np.int64)
         self._one = np.ones(1, np.int64)
         self._all = np.ones(1, np.int64)
+        self._none = np.zeros(1, np.int64)
         self._logits: Floats = np.zeros((1, 1, owner.decoder.vocab_size), np.float32)
         self._row: Floats = self._logits[0, 0]
         self._step, self._many = owner.session.binding(), owner.session.binding()
@@ -104,6 +105,13 @@ class OrtDecoderState:
             return self.step(token_ids[0])
         self._run_many(token_ids, self._one, self._logits)
         return self._row
+
+    def fill(self, token_ids: Sequence[int]) -> None:
+        """See `DecoderState.fill`: graphs of earlier artifacts make the logits of one position at least."""
+        if self._owner.decoder.keeps_none:
+            self._run_many(token_ids, self._none, self._logits[:, :0])
+        else:
+            self.prefill(token_ids)
 
     def step(self, token_id: int) -> Floats:
         """See `DecoderState.step`."""

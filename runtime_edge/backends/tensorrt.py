@@ -154,6 +154,10 @@ class TrtDecoderState:
             self._run_many(token_ids, [len(token_ids) - 1], self._row_at, self._logits)
         return self._logits
 
+    def fill(self, token_ids: Sequence[int]) -> None:
+        """See `DecoderState.fill`: an engine takes one position at least."""
+        self.prefill(token_ids)
+
     def step(self, token_id: int) -> Floats:
         """See `DecoderState.step`."""
         with self._lock:

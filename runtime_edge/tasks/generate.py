@@ -168,7 +168,11 @@ class Decoding:
             if check.is_set(request.cancel):
                 return None
             start, stop = (cached + count * at // runs for at in (run, run + 1))
-            logits = self._state.prefill(request.token_ids[start:stop])
+            part = request.token_ids[start:stop]
+            if run < runs - 1:
+                self._state.fill(part)
+            else:
+                logits = self._state.prefill(part)
         return logits
 
     def score(self, token_ids: list[int]) -> Floats:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import runtime_edge
-from runtime_edge.backends.onnxruntime import PREFILL_CHUNK
+from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, OrtDecoderState
 from runtime_edge.errors import ArtifactError, ClosedError, PromptTooLongError, RequestError
 from runtime_edge.tasks import generate as generate_module
 from tests.runtime_edge import tiny
@@ -69,6 +69,26 @@ def test_greedy_equals_the_reference_without_a_cache(model: runtime_edge.Model, 
     made = model.generate(prompt, max_new_tokens=40)
     assert made.token_ids == greedy(weights, prompt, 40)
     assert (made.finish_reason, made.stats.new_tokens, made.stats.prompt_tokens) == ("length", 40, 30)
+
+
+@pytest.mark.parametrize("keeps_none", [True, False], ids=["", "of an earlier format"])
+def test_runs_but_the_last_make_no_logits(
+    weights: tiny.Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps_none: bool
+) -> None:
+    """A graph of an earlier format makes those of one position, as it takes none for all."""
+    artifact = tiny.write_decoder(tmp_path / "tiny", weights=weights, keeps_none=keeps_none)
+    rows: list[int] = []
+    run = OrtDecoderState._run_many
+
+    def counting(state: OrtDecoderState, token_ids: Any, keep: Any, logits: Any) -> None:
+        run(state, token_ids, keep, logits)
+        rows.append(logits.shape[1])
+
+    monkeypatch.setattr(OrtDecoderState, "_run_many", counting)
+    prompt = tokens(2 * PREFILL_CHUNK + 5)
+    with runtime_edge.load(artifact) as opened:
+        assert opened.generate(prompt, max_new_tokens=3).token_ids == greedy(weights, prompt, 3)
+    assert rows == ([0, 0, 1] if keeps_none else [1, 1, 1])
 
 
 def test_the_cache_grows_and_keeps_what_it_held(

@@ -108,8 +108,10 @@ class Blob:
         return path
 
 
-def decoder_graph(weights: Weights, max_seq_len: int = MAX_SEQ_LEN) -> tuple[bytes, str, bytes]:
-    """Returns the graph, its blob's path and the blob."""
+def decoder_graph(
+    weights: Weights, max_seq_len: int = MAX_SEQ_LEN, *, keeps_none: bool = True
+) -> tuple[bytes, str, bytes]:
+    """Returns the graph, its blob's path and the blob; as of earlier formats, it keeps all logits for zero."""
     blob = Blob()
     vocab = weights.embedding.shape[0]
     cos, sin = rotary(max_seq_len)
@@ -149,7 +151,7 @@ def decoder_graph(weights: Weights, max_seq_len: int = MAX_SEQ_LEN) -> tuple[byt
         cache_in += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in past]
         cache_out += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in present]
     nodes += [
-        node("Neg", ["logits_to_keep"], ["start"]),
+        node("Sub", ["seq", "logits_to_keep"], ["start"]) if keeps_none else node("Neg", ["logits_to_keep"], ["start"]),
         node("Slice", [f"stream{LAYERS}", "start", "large", "one"], ["kept"]),
         node("MatMul", ["kept", blob.add("head", weights.head)], ["logits"]),
     ]
@@ -208,11 +210,12 @@ def variant(graph: str, blobs: list[str], **changes: Any) -> dict[str, Any]:
 
 
 def write_decoder(
-    root: Path, *, weights: Weights | None = None, max_seq_len: int = MAX_SEQ_LEN, prefill: Weights | None = None
-) -> Path:
+    root: Path, *, weights: Weights | None = None, max_seq_len: int = MAX_SEQ_LEN, prefill: Weights | None = None,
+    keeps_none: bool = True,
+) -> Path:  # fmt: skip
     """Writes the tiny decoder's artifact; with `prefill`, a second graph of these weights for prefill."""
     weights = weights or Weights.seeded()
-    graph, path, blob = decoder_graph(weights, max_seq_len)
+    graph, path, blob = decoder_graph(weights, max_seq_len, keeps_none=keeps_none)
     layer = {"kv_heads": KV_HEADS, "key_dim": HEAD_DIM, "value_dim": HEAD_DIM}
     fields = {
         "task": m.TEXT_GENERATION,
@@ -228,6 +231,7 @@ def write_decoder(
             "vocab_size": weights.embedding.shape[0],
             "max_seq_len": max_seq_len,
             "cache": [layer] * LAYERS,
+            **({"keeps_none": True} if keeps_none else {}),
         },
     }
     files = {

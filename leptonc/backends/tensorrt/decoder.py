@@ -10,11 +10,11 @@ import onnx_ir as ir
 from leptonc.ir import edit
 from leptonc.ir.dialect import DOMAIN, attribute
 from leptonc.passes.base import Config, Pass
-from leptonc.passes.last_logits import cut_head, head_of
+from leptonc.passes.last_logits import head_of, keep_rows
 
 
 class LogitsAt(Pass):
-    """Adds the graph input `logits_at` (int64 [n]) and gathers the head's input at those positions of the run.
+    """Adds the graph input `logits_at` (int64 [n]): logits are of those positions of the run, and the last layer too.
 
     Unlike a slice of the last n, whose bounds TensorRT would want to know on the host, this is data on the device.
     """
@@ -22,14 +22,16 @@ class LogitsAt(Pass):
     name = "tensorrt-logits-at"
 
     def run(self, model: ir.Model) -> int:
-        linear = head_of(model.graph)
-        if linear is None:
+        head = head_of(model.graph)
+        if head is None:
             return 0
         at = ir.Value(name="logits_at", shape=ir.Shape(["kept"]), type=ir.TensorType(ir.DataType.INT64))
         model.graph.inputs.append(at)
-        (kept,) = edit.insert(linear.node, "Gather", [linear.x, at], {"axis": 1})
-        cut_head(linear, kept)
-        return 1
+
+        def select(value: ir.Value, before: ir.Node) -> ir.Value:
+            return edit.insert(before, "Gather", [value, at], {"axis": 1}, name=f"{value.name}/kept")[0]
+
+        return keep_rows(model.graph, head, select)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 from leptonc.errors import InputError
 from leptonc.ir import edit
 from leptonc.ir.dialect import DialectError, count_ops, verify
-from leptonc.ir.structure import embeddings, linears
+from leptonc.ir.structure import embeddings, layer_of, linears
 from leptonc.passes.base import Config, Manager, Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears, joinable
@@ -187,20 +187,28 @@ def test_what_is_not_joined() -> None:
 # Logits
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma2"])
-def test_logits_of_the_last_positions(name: str, tmp_path: Path) -> None:
-    """Gemma 2 has a soft cap between the head and the output."""
+# Of the last layer, what stands behind its attention: Gemma 2 has norms before additions and a soft cap behind the
+# head, Phi-3 gate and up in one weight. GPT-2's linear layers flatten what they read.
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [("tiny-llama", "o_proj gate_proj up_proj down_proj"), ("tiny-gemma2", "o_proj gate_proj up_proj down_proj"),
+     ("tiny-phi3", "o_proj gate_up_proj down_proj"), ("tiny-starcoder2", "o_proj c_fc c_proj"), ("tiny-gpt2", "")],
+)  # fmt: skip
+def test_logits_of_the_last_positions(name: str, cut: str, tmp_path: Path) -> None:
     model = models.captured(name).model
     want = logits(model, tmp_path)
     Manager().run(model, [LastLogits()])
     verify(model)
     assert [v.name for v in model.graph.inputs][-1] == "logits_to_keep"
+    kept = [each.path for each in linears(model) if each.x.shape is not None and each.x.shape[1] == "kept"]
+    assert " ".join(path.rpartition(".")[2] for path in kept) == f"{cut} lm_head".strip()
+    assert len({layer_of(path) for path in kept[:-1]}) == (1 if cut else 0)
     graph = models.Graph(model, tmp_path)
     given = {"input_ids": np.array([IDS]), "past_length": np.array([0]), **graph.caches(24)}
-    for keep in (1, 5, 24):
+    for keep in (0, 1, 5, 24):
         got = graph(**given, logits_to_keep=np.array([keep]))["logits"][0]
         assert got.shape == (keep, 512)
-        assert np.abs(got - want[-keep:]).max() <= 1e-5
+        assert np.abs(got - want[24 - keep :]).max(initial=0) <= 1e-5
 
 
 def test_encoders_keep_their_outputs() -> None:
