@@ -7,10 +7,10 @@
     PEER/bin/python benchmarks/peer_quality.py ort-genai DIR --windows windows.json
     PEER/bin/python benchmarks/peer_quality.py openvino DIR --windows windows.json
 
-`windows` cuts a text as `leptonc eval --window N` does, with the artifact's tokenizer: what a tokenizer puts before a
-text is in the first window alone, and each token of a window but its first is scored given those before it in the
-window. The peers run in environments of their own, where this file needs numpy and the peer's package:
-llama-cpp-python, onnxruntime-genai, or openvino. Each prints one line of JSON.
+`windows` cuts a text as `leptonc eval --window N` does, with the artifact's tokenizer: each begins with what the
+tokenizer puts before every text, and each token of a window but its first is scored given those before it. The peers
+run in environments of their own, where this file needs numpy and the peer's package: llama-cpp-python,
+onnxruntime-genai, or openvino. Each prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ def cut(artifact: str, text: str, window: int, limit: int | None) -> dict[str, A
     from pathlib import Path
 
     import runtime_edge
-    from runtime_edge.cli.perplexity import windows
+    from runtime_edge.cli.perplexity import lead_of, room_of, windows
 
     with runtime_edge.load(artifact) as model:
-        ids = model.tokenize(Path(text).read_text(encoding="utf-8"))
-    found = [ids[start:end] for start, end, _ in windows(len(ids), window, window)][:limit]
+        ids, empty = model.tokenize(Path(text).read_text(encoding="utf-8")), model.tokenize("")
+    lead = lead_of(ids, empty)
+    cuts = windows(len(ids), window, room_of(window, lead), lead)
+    found = [[*ids[:lead], *ids[start:end]] for start, end, _ in cuts][:limit]
     return {"window": window, "windows": [each for each in found if len(each) > 1]}
 
 

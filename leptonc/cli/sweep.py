@@ -150,15 +150,16 @@ class _Measuring:
     def __call__(self, artifact: Path) -> dict[str, Any]:
         import runtime_edge
         from runtime_edge.cli.bench import measured
-        from runtime_edge.cli.perplexity import perplexity
+        from runtime_edge.cli.perplexity import lead_of, perplexity, room_of
 
         found: dict[str, Any] = {}
         decoder = runtime_edge.verify(artifact).decoder
         if decoder is not None and self._content is not None:
             with runtime_edge.load(artifact, threads=self._threads) as model:
-                window = min(self._window, decoder.max_seq_len)
+                window, token_ids = min(self._window, decoder.max_seq_len), model.tokenize(self._content)
+                lead = lead_of(token_ids, model.tokenize(""))
                 result = perplexity(
-                    model.score, model.tokenize(self._content), window=window, stride=window, limit=self._limit
+                    model.score, token_ids, window=window, stride=room_of(window, lead), lead=lead, limit=self._limit
                 )
             found |= {"perplexity": round(result.perplexity, 4), "tokens": result.tokens, "windows": result.windows}
         if self._speed:

@@ -38,30 +38,35 @@ def evaluate(
 ) -> None:
     """Measure a model's perplexity on a text.
 
-    The text is cut into windows; every token of a window but its first is scored given those before it. With a
-    --stride below the window, windows overlap, and each token is scored once, with more context.
+    The text is cut into windows; every token of a window but its first is scored given those before it. What the
+    tokenizer puts before every text comes first in each. With a --stride below the window, windows overlap, and each
+    token is scored once, with more context.
     """
     import runtime_edge
     from runtime_edge.cli.console import StageProgress, print_json, print_pairs
-    from runtime_edge.cli.perplexity import perplexity, windows
+    from runtime_edge.cli.perplexity import lead_of, perplexity, room_of, windows
     from runtime_edge.errors import RequestError
 
-    step = window if stride is None else stride
-    if step > window:
-        fail(f"--stride: expected at most the window, {window}, found {step}: tokens between would not be scored")
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{text}: expected a text file in UTF-8, found: {error}") from error
     with runtime_edge.load(artifact, threads=threads) as model:
         token_ids = model.tokenize(content)
-        count = sum(1 for _ in windows(len(token_ids), window, step))
+        lead = lead_of(token_ids, model.tokenize(""))
+        room = room_of(window, lead)
+        step = room if stride is None else stride
+        if step > room:
+            fail(f"--stride: expected at most {room}, what a window has room for, found {step}: tokens would be lost")
+        count = sum(1 for _ in windows(len(token_ids), window, step, lead))
         if count == 0:
             raise RequestError(f"{text}: expected at least 2 tokens, found {len(token_ids)}")
         count = count if max_windows is None else min(count, max_windows)
         start = time.perf_counter()
         with StageProgress().stage("windows", count) as advance:
-            found = perplexity(model.score, token_ids, window=window, stride=step, limit=max_windows, advance=advance)
+            found = perplexity(
+                model.score, token_ids, window=window, stride=step, lead=lead, limit=max_windows, advance=advance
+            )
         seconds = time.perf_counter() - start
     record = {**dataclasses.asdict(found), "window": window, "stride": step, "seconds": seconds}
     if as_json:

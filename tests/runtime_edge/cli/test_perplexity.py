@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_edge.cli.perplexity import perplexity, windows
+from runtime_edge.cli.perplexity import lead_of, perplexity, room_of, windows
+from runtime_edge.errors import RequestError
 
 
 def uniform(token_ids: Sequence[int]) -> np.ndarray:
@@ -57,15 +58,46 @@ def test_a_token_without_any_chance() -> None:
     assert found.perplexity == math.inf
 
 
-@given(count=st.integers(0, 300), window=st.integers(2, 40), data=st.data())
-def test_windows_cover_the_text(count: int, window: int, data: st.DataObject) -> None:
-    stride = data.draw(st.integers(1, window))
+def test_each_window_begins_with_what_comes_before_every_text() -> None:
+    seen: list[list[int]] = []
+
+    def score(token_ids: Sequence[int]) -> np.ndarray:
+        seen.append(list(token_ids))
+        return by_token(token_ids)
+
+    found = perplexity(score, range(10), window=6, stride=4, lead=2)
+    assert seen == [[0, 1, 2, 3, 4, 5], [0, 1, 6, 7, 8, 9]]
+    assert found.tokens == 8
+    assert found.nll == pytest.approx(sum(range(2, 10)) / 10 / 8, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "empty", "count"), [([7, 8, 9], [], 0), ([1, 8, 9], [1], 1), ([1, 8, 2], [1, 2], 1), ([1], [1], 1)]
+)
+def test_what_comes_before_every_text(token_ids: list[int], empty: list[int], count: int) -> None:
+    assert lead_of(token_ids, empty) == count
+
+
+def test_a_window_that_has_no_room() -> None:
+    assert room_of(3, 2) == 1
+    with pytest.raises(RequestError, match="more than the 2 tokens that come before every text, found 2"):
+        room_of(2, 2)
+
+
+@given(count=st.integers(0, 300), window=st.integers(2, 40), lead=st.integers(0, 3), data=st.data())
+def test_windows_cover_the_text(count: int, window: int, lead: int, data: st.DataObject) -> None:
+    room = window if window <= lead else window - lead
+    lead = window - room
+    stride = data.draw(st.integers(1, room))
     scored: list[int] = []
-    for start, end, first in windows(count, window, stride):
-        assert 0 <= start < first <= end <= count
-        assert end - start <= window
+    for start, end, first in windows(count, window, stride, lead):
+        assert lead <= start <= first <= end <= count
+        assert first > start or lead
+        assert end - start <= room
         scored += range(first, end)
     assert scored == sorted(set(scored))
     unscored = set(range(count)) - set(scored)
-    expected = set(range(0, count, stride)) if stride == window else {0} & set(range(count))
-    assert unscored == expected
+    if lead:
+        assert unscored == set(range(min(lead, count)))
+    else:
+        assert unscored == (set(range(0, count, stride)) if stride == window else {0} & set(range(count)))

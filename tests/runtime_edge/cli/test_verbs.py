@@ -258,7 +258,9 @@ def test_eval_is_the_mean_of_the_scores(
     found = json.loads(lepton_edge("eval", tiny_artifact, "--text", text, "--window", "1024", "--json").out)
     assert found["tokens"] == len(token_ids) - 1
     assert found["perplexity"] == pytest.approx(math.exp(-float(np.mean(whole, dtype=np.float64))), rel=1e-6)
-    parts = [model.score(token_ids[start : start + 100]) for start in range(0, len(token_ids), 100)]
+    lead, rest = token_ids[:1], token_ids[1:]  # what comes before every text comes first in each window
+    assert lead == model.tokenize("")
+    parts = [model.score([*lead, *rest[start : start + 99]]) for start in range(0, len(rest), 99)]
     out = lepton_edge("eval", tiny_artifact, "--text", text, "--window", "100").out
     expected = math.exp(-float(np.mean(np.concatenate(parts), dtype=np.float64)))
     assert float(re.search(r"^perplexity +([\d.]+)$", out, re.M)[1]) == pytest.approx(expected, rel=1e-4)  # type: ignore[index]
@@ -285,7 +287,9 @@ def test_eval_texts_that_are_none(
 def test_eval_with_gaps_between_windows(lepton_edge: Callable[..., Any], tiny_artifact: Path) -> None:
     done = lepton_edge("eval", tiny_artifact, "--text", __file__, "--window", "10", "--stride", "11")
     assert done.code == 2
-    assert "--stride: expected at most the window, 10, found 11" in done.err
+    assert "--stride: expected at most 9, what a window has room for, found 11: tokens would be lost" in done.err
+    many = lepton_edge("eval", tiny_artifact, "--text", __file__, "--window", "10", "--stride", "10")
+    assert "expected at most 9" in many.err
 
 
 @pytest.fixture(scope="module")
