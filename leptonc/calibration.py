@@ -115,12 +115,15 @@ class Calibration:
     def _cut(self, file: Path, count: int) -> list[NDArray[np.int64]]:
         """So many windows of a file, evenly spread over it."""
         self.name, tokenizer = file.name, self.sample.tokenizer
-        # What the tokenizer puts before every text: models that know it go astray without.
-        lead = tokenizer.encode("").ids
         return token_windows(
             self._read(file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), count,
-            min(WINDOW, self.captured.max_seq_len), lead,
+            min(WINDOW, self.captured.max_seq_len), self.lead,
         )  # fmt: skip
+
+    @property
+    def lead(self) -> list[int]:
+        """What the tokenizer puts before every text of a decoder: models that know it go astray without."""
+        return list(self.sample.tokenizer.encode("").ids) if self.captured.task.cached else []
 
     def _read(self, file: Path) -> list[str]:
         """The texts of a file; conversations, and all where that is wanted, go through the model's chat template."""
@@ -139,8 +142,8 @@ class Calibration:
         from leptonc.backends import onnxruntime as backend
 
         about = tokenizer_of(self.sample.source, self.captured)
-        lead = self.sample.tokenizer.encode("").ids
-        first = [*lead[:1], *([about.bos_token_id] if about.bos_token_id is not None else []), *about.eos_token_ids, 0]
+        begins = [] if about.bos_token_id is None else [about.bos_token_id]
+        first = [*self.lead[:1], *begins, *about.eos_token_ids, 0]
         model = self.captured.model.clone()
         Manager().run(model, [QuantizeWeights(QuantizeWeightsConfig(bits=8)), *backend.lowerings()])
         backend.finish(model)
@@ -197,6 +200,13 @@ class Calibration:
         """So many texts of a decoder, and all of an encoder, which are sentences."""
         return self.part(count) if self.captured.task.cached else self.windows
 
+    def _trials(self) -> list[NDArray[np.int64]]:
+        """Short texts: the start of one, the middle of others, as whatever comes first draws the massive activations."""
+        length, lead = TRIAL // 2, np.asarray(self.lead, np.int64)
+        first, *others = self.part(TRIALS)
+        middle = [each[len(lead) :][len(lead) - length :] for each in others]
+        return [first[:length], *(np.concatenate([lead, each]) for each in middle)]
+
     def walked(
         self, name: str, stage: str, model: ir.Model, kind: type[T], walk: Callable[..., T],
         read: Callable[[T], T] = lambda found: found,
@@ -242,12 +252,9 @@ class Calibration:
         found = self.walked(
             f"{name}-{job.name}", "activations", model, list[Choice], look, lambda bare: with_layers(bare, model)
         )
-        # One from the start of a text, others from its middle: whatever comes first draws the massive activations.
-        parts = self.part(TRIALS)
-        trials = [part[-TRIAL // 2 :] if at else part[: TRIAL // 2] for at, part in enumerate(parts)]
         errors = self.walked(
             f"{name}-divergences-{job.name}", "sensitivity", model, dict[str, float],
-            partial(divergences, model, trials, found, paired=None if solved else not symmetric),
+            partial(divergences, model, self._trials(), found, paired=None if solved else not symmetric),
             lambda errors: {each.path: errors[each.path] for each in found},
         )  # fmt: skip
         fixed = {path for each in job.layers for path in each.paths}

@@ -12,7 +12,7 @@ import runtime_edge
 from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.calibrate.activations import choices, divergences, kept_higher, widened
 from leptonc.calibrate.calibrators import Grid
-from leptonc.calibrate.choice import CAPS, OUTLIERS, STRENGTHS, cap_scales, choose
+from leptonc.calibrate.choice import CAPS, OUTLIERS, STRENGTHS, Choice, cap_scales, choose
 from leptonc.calibrate.statistics import Statistics
 from leptonc.errors import InputError
 from leptonc.ir.structure import linears
@@ -50,6 +50,24 @@ def test_a_decoder_says_of_each_input_what_became_of_it(calibrator: str, text: P
     assert about["int8_share"] + about["int16_share"] == pytest.approx(1)
     assert result.report["fidelity"]["kl_divergence"] < 0.02
     runtime_edge.verify(result.path)
+
+
+@pytest.mark.parametrize(("source", "lead"), [("tiny-gemma3", [1]), ("tiny-llama", [])])
+def test_divergences_are_of_texts_as_the_model_meets_them(
+    source: str, lead: list[int], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text's middle without the token that comes before every text moves Gemma a hundred times as far."""
+    given: list[list[int]] = []
+
+    def seen(model: ir.Model, windows: list[np.ndarray], wanted: list[Choice], *rest: object, **more: object) -> object:
+        given.extend(window.tolist() for window in windows)
+        return {each.path: 0.0 for each in wanted}
+
+    monkeypatch.setattr("leptonc.calibration.divergences", seen)
+    built(source, text, tmp_path / "a", check=False)
+    assert [len(each) for each in given] == [64, 64]
+    assert all(each[: len(lead)] == lead for each in given)
+    assert all(token not in each[len(lead) :] for each in given for token in lead)
 
 
 def test_an_encoder(text: Path, tmp_path: Path) -> None:
