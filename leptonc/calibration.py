@@ -201,7 +201,7 @@ class Calibration:
         return self.part(count) if self.captured.task.cached else self.windows
 
     def _trials(self) -> list[NDArray[np.int64]]:
-        """Short texts: the start of one, the middle of others, as whatever comes first draws the massive activations."""
+        """Short texts: the start of one, the middle of others, because what comes first draws massive activations."""
         length, lead = TRIAL // 2, np.asarray(self.lead, np.int64)
         first, *others = self.part(TRIALS)
         middle = [each[len(lead) :][len(lead) - length :] for each in others]
