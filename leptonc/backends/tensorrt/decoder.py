@@ -20,6 +20,7 @@ class LogitsAt(Pass):
     """
 
     name = "tensorrt-logits-at"
+    version = 2  # the last layer too
 
     def run(self, model: ir.Model) -> int:
         head = head_of(model.graph)
