@@ -20,6 +20,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,13 +43,11 @@ def cut(artifact: str, text: str, window: int, limit: int | None) -> dict[str, A
     from pathlib import Path
 
     import runtime_edge
-    from runtime_edge.cli.perplexity import lead_of, room_of, windows
+    from runtime_edge.cli.perplexity import Windows
 
     with runtime_edge.load(artifact) as model:
-        ids, empty = model.tokenize(Path(text).read_text(encoding="utf-8")), model.tokenize("")
-    lead = lead_of(ids, empty)
-    cuts = windows(len(ids), window, room_of(window, lead), lead)
-    found = [[*ids[:lead], *ids[start:end]] for start, end, _ in cuts][:limit]
+        cuts = Windows.of(model.tokenize(Path(text).read_text(encoding="utf-8")), model.tokenize(""), window)
+    found = [ids for ids, _ in islice(cuts, limit)]
     return {"window": window, "windows": [each for each in found if len(each) > 1]}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -150,17 +151,15 @@ class _Measuring:
     def __call__(self, artifact: Path) -> dict[str, Any]:
         import runtime_edge
         from runtime_edge.cli.bench import measured
-        from runtime_edge.cli.perplexity import lead_of, perplexity, room_of
+        from runtime_edge.cli.perplexity import Windows, perplexity
 
         found: dict[str, Any] = {}
         decoder = runtime_edge.verify(artifact).decoder
         if decoder is not None and self._content is not None:
             with runtime_edge.load(artifact, threads=self._threads) as model:
-                window, token_ids = min(self._window, decoder.max_seq_len), model.tokenize(self._content)
-                lead = lead_of(token_ids, model.tokenize(""))
-                result = perplexity(
-                    model.score, token_ids, window=window, stride=room_of(window, lead), lead=lead, limit=self._limit
-                )
+                window = min(self._window, decoder.max_seq_len)
+                windows = Windows.of(model.tokenize(self._content), model.tokenize(""), window)
+                result = perplexity(model.score, islice(windows, self._limit))
             found |= {"perplexity": round(result.perplexity, 4), "tokens": result.tokens, "windows": result.windows}
         if self._speed:
             spec: dict[str, Any] = {"artifact": str(artifact), "threads": self._threads, "repetitions": _REPETITIONS}

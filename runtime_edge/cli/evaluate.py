@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -44,7 +45,7 @@ def evaluate(
     """
     import runtime_edge
     from runtime_edge.cli.console import StageProgress, print_json, print_pairs
-    from runtime_edge.cli.perplexity import lead_of, perplexity, room_of, windows
+    from runtime_edge.cli.perplexity import Windows, perplexity
     from runtime_edge.errors import RequestError
 
     try:
@@ -53,26 +54,25 @@ def evaluate(
         raise RequestError(f"{text}: expected a text file in UTF-8, found: {error}") from error
     with runtime_edge.load(artifact, threads=threads) as model:
         token_ids = model.tokenize(content)
-        lead = lead_of(token_ids, model.tokenize(""))
-        room = room_of(window, lead)
-        step = room if stride is None else stride
-        if step > room:
-            fail(f"--stride: expected at most {room}, what a window has room for, found {step}: tokens would be lost")
-        count = sum(1 for _ in windows(len(token_ids), window, step, lead))
+        windows = Windows.of(token_ids, model.tokenize(""), window, stride)
+        if windows.stride > windows.room:
+            fail(
+                f"--stride: expected at most {windows.room}, what a window has room for, found {stride}: "
+                "tokens would be lost"
+            )
+        count = len(windows)
         if count == 0:
             raise RequestError(f"{text}: expected at least 2 tokens, found {len(token_ids)}")
         count = count if max_windows is None else min(count, max_windows)
         start = time.perf_counter()
         with StageProgress().stage("windows", count) as advance:
-            found = perplexity(
-                model.score, token_ids, window=window, stride=step, lead=lead, limit=max_windows, advance=advance
-            )
+            found = perplexity(model.score, islice(windows, count), advance)
         seconds = time.perf_counter() - start
-    record = {**dataclasses.asdict(found), "window": window, "stride": step, "seconds": seconds}
+    record = {**dataclasses.asdict(found), "window": window, "stride": windows.stride, "seconds": seconds}
     if as_json:
         print_json(record)
     else:
         rows = [("perplexity", f"{found.perplexity:.4f}"), ("nats a token", f"{found.nll:.5f}")]
-        rows += [("tokens scored", f"{found.tokens:,} in {found.windows} windows of {window}, stride {step}")]
+        rows += [("tokens scored", f"{found.tokens:,} in {found.windows} windows of {window}, stride {windows.stride}")]
         rows += [("speed", f"{found.tokens / seconds:,.0f} tok/s")]
         print_pairs(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,71 +29,84 @@ class Perplexity:
     windows: int
 
 
-def lead_of(token_ids: Sequence[int], empty: Sequence[int]) -> int:
-    """Returns how many of a text's tokens the tokenizer puts before every text: those that begin `empty`, too."""
-    pairs = list(zip(token_ids, empty, strict=False))
-    return next((at for at, (mine, other) in enumerate(pairs) if mine != other), len(pairs))
+@dataclass(frozen=True)
+class Windows:
+    """A text's tokens in windows that start every `stride` tokens, each run behind what comes before every text.
 
+    A model that knows those goes astray without. Then all other tokens are scored once, else all but the very first
+    and, where windows do not overlap, each window's first. A token that an earlier window scored is context only. The
+    last window may be shorter.
 
-def room_of(window: int, lead: int) -> int:
-    """Returns the tokens of a text that a window has room for.
-
-    Raises:
-        RequestError: It has none.
+    Attributes:
+        token_ids: The text.
+        lead: How many of them every window begins with, of whose length they are part.
+        window: Tokens that the model sees at once, at least 2, and more than `lead`.
+        stride: Tokens from one window's start to the next, at most `room`. Smaller gives each more context.
     """
-    if window <= lead:
-        raise RequestError(
-            f"expected windows of more than the {lead} tokens that come before every text, found {window}",
-            hint="--window 512",
-        )
-    return window - lead
 
+    token_ids: Sequence[int]
+    lead: int
+    window: int
+    stride: int
 
-def windows(count: int, window: int, stride: int, lead: int = 0) -> Iterator[tuple[int, int, int]]:
-    """Yields (start, end, first) of each window: tokens start…end-1 are run, those from `first` on are scored.
+    @classmethod
+    def of(cls, token_ids: Sequence[int], empty: Sequence[int], window: int, stride: int | None = None) -> Windows:
+        """Cuts a text; `empty` is what the tokenizer makes of none. Without a stride windows do not overlap.
 
-    The first `lead` tokens are run before those of each window, of whose length they are part: a model that knows them
-    goes astray without. Then all others are scored once, else all but the very first and, where windows do not overlap,
-    each window's first. A token that an earlier window scored is context only. The last window may be shorter.
-    """
-    alone = 0 if lead else 1  # a window's first token may have nothing before it
-    scored = alone
-    for start in range(lead, max(count - alone, 0), stride):
-        end = min(start + window - lead, count)
-        yield start, end, max(scored, start + alone)
-        scored = end
-        if end == count:
-            return
+        Raises:
+            RequestError: A window has no room for the text.
+        """
+        pairs = list(zip(token_ids, empty, strict=False))
+        lead = next((at for at, (mine, other) in enumerate(pairs) if mine != other), len(pairs))
+        if window <= lead:
+            raise RequestError(
+                f"expected windows of more than the {lead} tokens that come before every text, found {window}",
+                hint="--window 512",
+            )
+        return cls(token_ids, lead, window, window - lead if stride is None else stride)
+
+    @property
+    def room(self) -> int:
+        """Tokens of the text that a window has room for."""
+        return self.window - self.lead
+
+    def spans(self) -> Iterator[tuple[int, int, int]]:
+        """Yields (start, end, first): tokens start…end-1 are run behind the lead, those from `first` on are scored."""
+        count, alone = len(self.token_ids), 0 if self.lead else 1  # a first token may have nothing before it
+        scored = alone
+        for start in range(self.lead, max(count - alone, 0), self.stride):
+            end = min(start + self.room, count)
+            yield start, end, max(scored, start + alone)
+            scored = end
+            if end == count:
+                return
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.spans())
+
+    def __iter__(self) -> Iterator[tuple[list[int], int]]:
+        """Yields the tokens of each window's run, and how many of the last of them are scored."""
+        for start, end, first in self.spans():
+            yield [*self.token_ids[: self.lead], *self.token_ids[start:end]], end - first
 
 
 def perplexity(
     score: Callable[[Sequence[int]], npt.NDArray[np.float32]],
-    token_ids: Sequence[int],
-    *,
-    window: int,
-    stride: int,
-    lead: int = 0,
-    limit: int | None = None,
+    windows: Iterable[tuple[Sequence[int], int]],
     advance: Callable[[int], None] = lambda count: None,
 ) -> Perplexity:
-    """Measures perplexity over windows of `window` tokens that start every `stride` tokens.
+    """Measures perplexity over windows.
 
     Args:
-        score: Gives log p(token i+1 | tokens 0…i) for each i, float32 [len - 1], of up to `window` tokens.
-        token_ids: The text.
-        window: Tokens that the model sees at once, at least 2, and more than `lead`.
-        stride: Tokens from one window's start to the next, at most `window` - `lead`. Smaller gives each more context.
-        lead: How many of the first tokens every window begins with.
-        limit: Windows to run at most.
+        score: Gives log p(token i+1 | tokens 0…i) for each i, float32 [len - 1], of one window.
+        windows: The tokens of each, and how many of the last are scored: `Windows`, or some of them.
         advance: Called with 1 after each window.
     """
     total, tokens, runs = 0.0, 0, 0
-    for start, end, first in windows(len(token_ids), window, stride, lead):
-        if runs == limit:
-            break
-        scores = score([*token_ids[:lead], *token_ids[start:end]])[lead + first - start - 1 :]
-        total -= float(np.sum(scores, dtype=np.float64))
-        tokens += len(scores)
+    for token_ids, count in windows:
+        scores = score(token_ids)
+        total -= float(np.sum(scores[len(scores) - count :], dtype=np.float64))
+        tokens += count
         runs += 1
         advance(1)
     nll = total / tokens if tokens else math.nan
