@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,8 @@ from leptonc.backends.onnxruntime import SHARED, finish, lowering_of, prefill_pa
 from leptonc.backends.onnxruntime.integer import derived_of
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.errors import BoundError, InputError
-from leptonc.ir.structure import Linear, embeddings, layer_of, linears
+from leptonc.ir.dialect import module_of
+from leptonc.ir.structure import embeddings, linears
 from leptonc.passes.base import Manager
 
 if TYPE_CHECKING:
@@ -48,19 +51,18 @@ def parse_budget(weights: str | None) -> int | None:
 def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, about: dict[str, Any]) -> None:
     """Chooses, under the budget, what is kept in 8 bits; `job.layers` and `job.embeddings` get it, `about` is told.
 
-    Where a backend has formats for the embedding it comes first: every token pays for its errors.
+    The embedding, with a head that is tied to it, is one of what is chosen among, where the backend has formats for it
+    and none is asked for.
 
     Raises:
         BoundError: Graph and weights take more with all weights in 4 bits.
     """
     backend = backend_of(job.target)
-    tables, chosen = backend.config_of(job).embeddings, job.embeddings
-    if tables:
-        job.embeddings = chosen or "int8"
-    size = size_of(job, model, calibration.scratch)
-    if size > budget and tables and chosen is None:
+    tables = backend.config_of(job).embeddings
+    look = next(embeddings(model), None) if tables and job.embeddings is None else None
+    if look is not None:
         job.embeddings = "int4"
-        size = size_of(job, model, calibration.scratch)
+    size = size_of(job, model, calibration.scratch)
     if size > budget:
         less = "--symmetric, --block-size 64 and --embeddings int4 take" if tables else "--block-size 128 takes"
         raise BoundError(
@@ -68,42 +70,53 @@ def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, abou
             "nothing was written",
             hint=f"{less} less",
         )
-    config = backend.config_of(job)
+    config, higher = backend.config_of(job), dataclasses.replace(backend.config_of(job), embedding_bits=8)
+    table = [_unmeasured(module_of(each), each.inputs[0].shape) for each in [look] if each is not None]  # type: ignore[union-attr, arg-type]
     nodes = NODES if job.target.backend == "onnxruntime" else 0  # TensorRT's graphs join no layers
     if job.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
         nodes = 2 * nodes + DESCRIBED
 
+    def looked_up(each: Sensitivity) -> bool:
+        return any(each.path == known.path for known in table)
+
     def extra(each: Sensitivity) -> int:
-        low, high = config.form(each.shape[1]), config.raised(each.shape[1])
-        return high.stored_bytes(each.shape) - low.stored_bytes(each.shape) + nodes
+        width, is_table = each.shape[1], looked_up(each)
+        high = higher.form(width, table=True) if is_table else config.raised(width)
+        return high.stored_bytes(each.shape) - config.form(width, table=is_table).stored_bytes(each.shape) + nodes
 
     about["budget"] = {"bytes": budget, "least": size, "spent": 0}
-    if tables:
-        about["budget"]["embeddings"] = job.embeddings
     fixed = {path for each in job.layers for path in each.paths}
 
     def free(each: Sensitivity) -> bool:
         return each.path not in fixed and not config.ragged(each.path, each.shape[1])
 
     left = budget - size
-    if all(extra(each) > left for each in map(_unmeasured, linears(model)) if free(each)):
-        return
-    trials = [window[:TRIAL] for window in calibration.part(TRIALS)]
-    measured = calibration.walked(
-        f"sensitivity-{job.name}", "sensitivity", model, list[Sensitivity],
-        partial(sensitivities, model, trials, config.form),
-    )  # fmt: skip
-    found = [each for each in (*_outside_layers(model), *measured) if free(each)]
-    raised, about["budget"]["spent"] = raise_within(found, extra, left)
-    job.layers += config.raised_layers({each.path: each.shape[1] for each in found if each.path in raised})
-    about["sensitivity"] = [
-        {
-            "path": each.path,
-            "bits": 8 if each.path in raised else 4,
-            **({"error": float(f"{each.error:.4g}")} if math.isfinite(each.error) else {}),
-        }
-        for each in found
-    ]
+    inner = [_unmeasured(each.path, each.shape) for each in linears(model)]
+    if any(extra(each) <= left for each in (*table, *inner) if free(each)):
+        trials = [window[:TRIAL] for window in calibration.part(TRIALS)]
+        measured = calibration.walked(
+            f"sensitivity-{job.name}", "sensitivity", model, list[Sensitivity],
+            partial(
+                sensitivities, model, trials, config.form,
+                table=config.form(table[0].shape[1], table=True) if table else None,
+            ),
+        )  # fmt: skip
+        found = [each for each in measured if free(each)]
+        raised, about["budget"]["spent"] = raise_within(found, extra, left)
+        chosen = [each for each in found if each.path in raised]
+        if any(map(looked_up, chosen)):
+            job.embeddings = "int8"
+        job.layers += config.raised_layers({each.path: each.shape[1] for each in chosen if not looked_up(each)})
+        about["sensitivity"] = [
+            {
+                "path": each.path,
+                "bits": 8 if each in chosen else 4,
+                "error": float(f"{each.error:.4g}"),
+            }
+            for each in found
+        ]
+    if tables:
+        about["budget"]["embeddings"] = job.embeddings
 
 
 def size_of(job: Job, model: ir.Model, scratch: Path) -> int:
@@ -128,11 +141,5 @@ def size_of(job: Job, model: ir.Model, scratch: Path) -> int:
     return size
 
 
-def _unmeasured(linear: Linear) -> Sensitivity:
-    return Sensitivity(linear.path, linear.shape, math.inf)
-
-
-def _outside_layers(model: ir.Model) -> list[Sensitivity]:
-    """Linear layers before and after the layers, a head that is not the embedding among them: they come first."""
-    tables = {node.inputs[0] for node in embeddings(model)}
-    return [_unmeasured(each) for each in linears(model) if not layer_of(each.path) and each.weight not in tables]
+def _unmeasured(path: str, shape: Sequence[Any]) -> Sensitivity:
+    return Sensitivity(path, (int(shape[0]), int(shape[1])), math.inf)

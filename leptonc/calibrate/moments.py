@@ -44,10 +44,13 @@ class Moments:
     Args:
         path: What error messages call the inputs.
         width: Features of an input.
+
+    Attributes:
+        tokens: How many were counted.
     """
 
     def __init__(self, path: str, width: int) -> None:
-        self.path, self.tokens = path, 0
+        self.path, self.width, self.tokens = path, width, 0
         self._ordinary = np.zeros((width, width), np.float32)
         self._sinks = np.zeros((width, width), np.float32)
         self._waiting: list[NDArray[Any]] = []

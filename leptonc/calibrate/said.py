@@ -55,8 +55,16 @@ class Said:
         self._head = head if head is not None and head.dequantize is None else None
         self.name = str(self._head.x.name) if self._head is not None else self._output
 
-    def divergences(self, before: NDArray[Any], after: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    def divergences(
+        self, before: NDArray[Any], after: Mapping[str, NDArray[Any]],
+        heads: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """Compares what several values [batch, length, n] make the model say with what one does, by name.
+
+        Args:
+            before: The value.
+            after: The others, by name.
+            heads: Of some of them, the head's weight [out, in], where it is not the model's.
 
         Raises:
             InputError: The output of `before` is not finite.
@@ -71,23 +79,28 @@ class Said:
             theirs = self._logits(rows[part])
             self._check(theirs)
             for name, x in after.items():
-                mine = self._logits(x.reshape(rows.shape)[part])
+                mine = self._logits(x.reshape(rows.shape)[part], (heads or {}).get(name))
                 errors[name] += divergence(theirs, mine, logits=True) * len(theirs)
         return {name: error / (len(rows) - self._first) for name, error in errors.items()}
 
     @cached_property
-    def _logits(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        """Makes logits [n, vocabulary] of rows [n, in]; the head's weight is in memory once."""
+    def _logits(self) -> Callable[..., NDArray[Any]]:
+        """Makes logits [n, vocabulary] of rows [n, in], by the head's weight, which is in memory once, or another."""
         assert self._head is not None
-        product, weight = self._head.node.outputs[0], weight_of(self._head)
+        product, own = self._head.node.outputs[0], weight_of(self._head)
+
+        def multiplied(rows: NDArray[Any], weight: NDArray[Any] | None = None) -> NDArray[Any]:
+            found: NDArray[Any] = rows @ (own if weight is None else weight).T
+            return found
+
         if product.is_graph_output():
-            return lambda rows: rows @ weight.T
+            return multiplied
         nodes = _after(product)
         stage = Stage("", nodes, {str(product.name): product})
         session = open_stage(self._model, stage, [self._output], {}, self._folder)
 
-        def logits(rows: NDArray[Any]) -> NDArray[Any]:
-            found: NDArray[Any] = session.run(None, {str(product.name): (rows @ weight.T)[None]})[0][0]
+        def logits(rows: NDArray[Any], weight: NDArray[Any] | None = None) -> NDArray[Any]:
+            found: NDArray[Any] = session.run(None, {str(product.name): multiplied(rows, weight)[None]})[0][0]
             return found
 
         return logits

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from leptonc.calibrate.said import Said
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Stage, Store, Together, Weights, open_stage, stages, weights_of
-from leptonc.ir.structure import Linear, weight_of
+from leptonc.ir.dialect import module_of
+from leptonc.ir.structure import Linear, embeddings, weight_of
 from leptonc.ir.types import fill_types
 from leptonc.memory import dropping_cycles
+from leptonc.passes.last_logits import head_of
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 
 Values = dict[str, NDArray[Any]]
@@ -47,16 +49,18 @@ class Trial:
         path: What it is called.
         weights: Returns the weights that change, by initializer.
         change: What else changes in the stage's graph, or None; see `open_stage`.
+        head: Returns what the head's weight becomes, too, float32 [out, in]; or None.
     """
 
     path: str
     weights: Callable[[], Weights]
     change: Callable[[ir.Graph], None] | None = None
+    head: Callable[[], NDArray[np.float32]] | None = None
 
 
 def sensitivities(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], form: Callable[[int], Format], folder: Path, *,
-    memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+    table: Format | None = None, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> list[Sensitivity]:  # fmt: skip
     """Rounds one linear layer at a time to nearest, and compares the model's output with what it was before.
 
@@ -65,31 +69,54 @@ def sensitivities(
         windows: Token ids int64 [length] of each text; two short ones tell layers apart well enough.
         form: The format of a weight with so many inputs.
         folder: For temporary files.
+        table: The format of the embedding, to be measured with a head that is tied to it; None leaves them out.
         memory: Bytes of activations kept in memory.
         advance: Called with 1 after each stage.
 
     Returns:
-        Linear layers in graph order; one weight that several share is counted where it is first used.
+        The embedding, by the path of its module; linear layers in graph order, of which one weight that several share
+        is counted where it is first used.
 
     Raises:
         InputError: The model's output is not finite.
     """
-    found: dict[str, Linear] = {}
+    found: dict[str, tuple[int, int]] = {}
     known: set[str] = set()
 
-    def rounded(linear: Linear) -> Weights:
-        weight = weight_of(linear)
-        stored = form(weight.shape[1])
-        return {str(linear.weight.name): as_stored(dequantize(round_to_nearest(weight, stored), stored), linear)}
+    tables = {node.inputs[0]: node for node in embeddings(model)}
+    head = head_of(model.graph)
+
+    def rounded(read: Callable[[], NDArray[Any]], stored: Format) -> NDArray[np.float32]:
+        weight = read()
+        return dequantize(round_to_nearest(weight, stored), stored)
+
+    def of_linear(linear: Linear) -> Trial:
+        codes = partial(rounded, partial(weight_of, linear), form(linear.shape[1]))
+        if head is not None and linear.weight is head.weight:
+            return Trial(linear.path, dict, head=codes)
+        return Trial(linear.path, lambda: {str(linear.weight.name): as_stored(codes(), linear)})
+
+    def of_table(value: ir.Value, look: ir.Node) -> Trial:
+        assert value.const_value is not None
+        codes = partial(rounded, value.const_value.numpy, table)  # type: ignore[arg-type]
+        tied = head is not None and head.weight is value
+        return Trial(module_of(look), lambda: {str(value.name): codes()}, head=codes if tied else None)
 
     def trials(stage: Stage) -> list[Trial]:
-        here = [each for group in stage.linears.values() for each in group if each.weight.name not in known]
-        known.update(str(each.weight.name) for each in here)
-        found.update({each.path: each for each in here})
-        return [Trial(each.path, partial(rounded, each)) for each in here]
+        made = []
+        for value, look in tables.items():
+            if table is not None and value is not None and look in stage.nodes:
+                made.append(of_table(value, look))
+                found[made[-1].path] = (int(value.shape[0]), int(value.shape[1]))  # type: ignore[index, arg-type]
+        for linear in (each for group in stage.linears.values() for each in group):
+            if linear.weight.name not in known and linear.weight not in tables:
+                known.add(str(linear.weight.name))
+                made.append(of_linear(linear))
+                found[linear.path] = linear.shape
+        return made
 
     errors = measure(model, windows, trials, folder, memory=memory, advance=advance)
-    return [Sensitivity(path, each.shape, errors[path]) for path, each in found.items()]
+    return [Sensitivity(path, shape, errors[path]) for path, shape in found.items()]
 
 
 def measure(
@@ -116,11 +143,12 @@ def measure(
         InputError: The model's output is not finite.
     """
     fill_types(model.graph)
-    cut = stages(model)
+    cut = stages(model, outside=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".sensitivity.") as place, dropping_cycles() as drop_cycles:
         store, said = Store(memory, Path(place)), Said(model, Path(place), first=first)
         plain: list[Values] = [dict(inputs_of(model, window)) for window in windows]
         changed: dict[str, list[Values]] = {}  # by path: of each window, the values that differ
+        heads: dict[str, Callable[[], NDArray[np.float32]]] = {}
         for at, stage in enumerate(cut):
             names = [said.name] if at == len(cut) - 1 else list(stage.outputs)
             here = trials(stage)
@@ -133,23 +161,27 @@ def measure(
                     store.release(mine.pop(name))
                 _keep(mine, got, results[i], store)
             for trial in here:
+                changed[trial.path], others = [{} for _ in plain], trial.weights()
+                if trial.head is not None:
+                    heads[trial.path] = trial.head
+                if not others and trial.change is None:
+                    continue
                 session = open_stage(
-                    model, stage, names, {**weights, **trial.weights()}, Path(place), trial.change, once=True
+                    model, stage, names, {**weights, **others}, Path(place), trial.change, once=True
                 )
-                changed[trial.path] = [{} for _ in plain]
                 found = zip(changed[trial.path], results, Together(session, stage, names)(plain), strict=True)
                 for mine, theirs, got in found:
                     _keep(mine, got, theirs, store)
-                del session, found
+                del session, found, others
             for values, result in zip(plain, results, strict=True):
                 values.update({name: np.array(x) for name, x in result.items()})
             drop_cycles()
             advance(1)
-        errors = dict.fromkeys(changed, 0.0)
+        errors, other = dict.fromkeys(changed, 0.0), {path: make() for path, make in heads.items()}
         for i, each in enumerate(plain):
             before = each[said.name]
             after = {path: variants[i].get(said.name, before) for path, variants in changed.items()}
-            for path, error in said.divergences(before, after).items():
+            for path, error in said.divergences(before, after, other).items():
                 errors[path] += error / len(windows)
     return errors
 

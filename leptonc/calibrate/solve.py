@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, stages, walk
-from leptonc.ir.structure import Linear, weight_of
-from leptonc.passes.columns import factorize
+from leptonc.ir.structure import Linear, embeddings, layer_of, weight_of
+from leptonc.passes.columns import DAMPING, factorize
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.gptq import clip_search, gptq, output_error
 
@@ -53,13 +53,14 @@ def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 Arrays = dict[str, NDArray[Any]]
-MomentsOf = Callable[[str], NDArray[np.float32]]  # of a value that linear layers of the stage read; to be had once
+MomentsOf = Callable[[str], Moments]  # of a value that linear layers of the stage read; to be had once
+LOOKED_UP = 0.1  # of the mean second moment, added to all for a head whose rows are looked up as embeddings, too
 
 
 def by_layer(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], choose: Callable[[Stage, MomentsOf], Arrays],
     use: Callable[[Stage, Arrays], Weights], folder: Path, *, memory: int,
-    advance: Callable[[int], Any] = lambda _: None, kept: Kept | None = None, name: str,
+    advance: Callable[[int], Any] = lambda _: None, kept: Kept | None = None, name: str, outside: bool = False,
 ) -> None:  # fmt: skip
     """Chooses weights layer by layer: each sees inputs that the layers before it made with theirs.
 
@@ -73,6 +74,7 @@ def by_layer(
         advance: Called with 1 after each stage, of `stages(model)`.
         kept: What an interrupted build left, and this one leaves: what was chosen for each stage, under `name`.
         name: Of what is chosen.
+        outside: Whether linear layers outside of the layers get weights, too.
     """
     steps = kept or Kept()
     moments: dict[str, Moments] = {}
@@ -86,12 +88,12 @@ def by_layer(
         moments[value].add(x)
 
     def solve(stage: Stage) -> Weights:
-        found = steps.arrays(step(stage), lambda: choose(stage, lambda value: moments.pop(value).hessian()))
+        found = steps.arrays(step(stage), lambda: choose(stage, moments.pop))
         return use(stage, found)
 
     walk(
         model, [inputs_of(model, window) for window in windows], see, solve, folder, memory=memory, advance=advance,
-        solved_before=lambda stage: steps.has(step(stage)),
+        solved_before=lambda stage: steps.has(step(stage)), outside=outside,
     )  # fmt: skip
 
 
@@ -117,13 +119,18 @@ class Solver:
         self._kept, self._name = kept, name
 
     def __call__(self, model: ir.Model, form: Callable[[Linear], Format | None]) -> Mapping[str, Codes]:
-        """Returns the codes of each layer's linear layers, by the name of the weight."""
+        """Returns the codes of linear layers, those of a head of fewer than 8 bits too, by the name of the weight."""
         codes: dict[str, Codes] = {}
         errors: list[dict[str, Any]] = []
+        tables = {node.inputs[0] for node in embeddings(model)}
+
+        def wanted(linear: Linear) -> Format | None:
+            given = form(linear)  # a head's codes of 8 bits are near enough as they are
+            return given if given is not None and (given.bits < 8 or layer_of(linear.path)) else None
 
         def forms(stage: Stage) -> dict[str, list[tuple[Linear, Format]]]:
             return {
-                name: [(linear, given) for linear in group if (given := form(linear)) is not None]
+                name: [(linear, given) for linear in group if (given := wanted(linear)) is not None]
                 for name, group in stage.linears.items()
             }
 
@@ -133,29 +140,36 @@ class Solver:
                 key = str(linear.weight.name)
                 codes[key] = Codes(*(arrays.get(f"{key} {part}") for part in Codes._fields))  # type: ignore[arg-type]
                 errors.append({"path": linear.path, "error": round(float(arrays[f"{key} error"]), 6)})
-                made[key] = as_stored(dequantize(codes[key], given), linear)
+                if stage.outputs:  # a head is the last: nothing reads what it makes of the text
+                    made[key] = as_stored(dequantize(codes[key], given), linear)
             return made
 
         with self._stage("pass calibrate", len(stages(model))) as advance:
             by_layer(
-                model, self._windows, lambda stage, moments_of: self._chosen(forms(stage), moments_of), use,
-                self._folder, memory=self._memory, advance=advance, kept=self._kept, name=self._name,
+                model, self._windows, lambda stage, moments_of: self._chosen(forms(stage), moments_of, tables), use,
+                self._folder, memory=self._memory, advance=advance, kept=self._kept, name=self._name, outside=True,
             )  # fmt: skip
         self._report["linears"] = errors
         return codes
 
     def _chosen(
-        self, forms: Mapping[str, Sequence[tuple[Linear, Format]]], moments_of: MomentsOf
-    ) -> Arrays:
+        self, forms: Mapping[str, Sequence[tuple[Linear, Format]]], moments_of: MomentsOf,
+        tables: Container[ir.Value | None],
+    ) -> Arrays:  # fmt: skip
         """Returns the parts of each layer's codes, and the error of its outputs."""
         found: Arrays = {}
         for name, group in forms.items():
-            hessian, factor = moments_of(name), None
+            moments = moments_of(name)
+            hessian, factors = moments.hessian(), {}
             for linear, form in group:
                 key, weight = str(linear.weight.name), weight_of(linear)
-                if self._method == "gptq":
-                    factor = factorize(hessian) if factor is None else factor
-                    codes = gptq(weight, form, hessian, factor)
+                # One token a text, as a classifier has: what is made up for in features unseen would be anything.
+                enough = layer_of(linear.path) or moments.tokens >= moments.width
+                if self._method == "gptq" and enough:
+                    part = LOOKED_UP if linear.weight in tables else 0
+                    if part not in factors:
+                        factors[part] = factorize(hessian, DAMPING + part)
+                    codes = gptq(weight, form, hessian, factors[part])
                 else:
                     codes = clip_search(weight, form, np.diag(hessian))
                 found |= {f"{key} {part}": array for part, array in codes._asdict().items() if array is not None}

@@ -46,7 +46,7 @@ def sparse_weights(
     def choose(stage: Stage, moments_of: MomentsOf) -> Arrays:
         found: Arrays = {}
         for name, group in stage.linears.items():
-            hessian, factor = moments_of(name), None
+            hessian, factor = moments_of(name).hessian(), None
             for linear in group:
                 key = str(linear.weight.name)
                 # A weight that several layers have is chosen for the first.

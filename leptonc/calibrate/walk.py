@@ -42,7 +42,8 @@ class Stage:
 
 
 def stages(
-    model: ir.Model, stage_of: Callable[[ir.Node], str] = lambda node: layer_of(module_of(node))
+    model: ir.Model, stage_of: Callable[[ir.Node], str] = lambda node: layer_of(module_of(node)), *,
+    outside: bool = False,
 ) -> list[Stage]:  # fmt: skip
     """Cuts a graph into stages; a node runs as early as its inputs and its layer allow.
 
@@ -51,6 +52,7 @@ def stages(
     Args:
         model: The graph.
         stage_of: Names the stage that a node is in at the earliest, "" for any; by default its layer.
+        outside: Whether linear layers that name no stage, as a head does, are among those of their stages.
     """
     found = [Stage("")]
     index: dict[str, int] = {}
@@ -73,7 +75,7 @@ def stages(
                 if at[value] >= 0:
                     found[at[value]].outputs[str(value.name)] = value
         linear = linear_of(node)
-        if linear is not None and path:
+        if linear is not None and (path or outside):
             stage.linears.setdefault(str(linear.x.name), []).append(linear)
     return found
 
@@ -108,6 +110,7 @@ def walk(
     model: ir.Model, batches: Sequence[Batch], see: Callable[[Stage, str, NDArray[Any]], None],
     solve: Callable[[Stage], Weights], folder: Path, *, memory: int = 2**30,
     advance: Callable[[int], Any] = lambda _: None, solved_before: Callable[[Stage], bool] = lambda _: False,
+    outside: bool = False,
 ) -> None:  # fmt: skip
     """Runs a graph stage by stage, up to the last that has a linear layer.
 
@@ -121,9 +124,10 @@ def walk(
         memory: Bytes of activations that are kept in memory; others wait on disk.
         advance: Called with 1 after each stage.
         solved_before: Says of a stage that `solve` needs to see nothing for it.
+        outside: Whether linear layers outside of the layers count, see `stages`.
     """
     fill_types(model.graph)
-    cut = stages(model)
+    cut = stages(model, outside=outside)
     last = max((i for i, stage in enumerate(cut) if stage.linears), default=-1)
     users: dict[str, int] = {name: i for i, stage in enumerate(cut[: last + 1]) for name in stage.inputs}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate.") as place, dropping_cycles() as drop_cycles:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from leptonc.ir.structure import Linear, embeddings
 from leptonc.passes.base import Pass
-from leptonc.passes.quantize.blocks import Codes
+from leptonc.passes.quantize.blocks import Codes, Format
 from leptonc.passes.quantize.weights import QuantizeWeightsConfig, Solve
 
 
@@ -23,6 +24,7 @@ class ChooseCodes(Pass):
     """
 
     name = "choose-codes"
+    version = 2  # a head's, too
     config: QuantizeWeightsConfig
 
     def __init__(self, config: QuantizeWeightsConfig, solve: Solve) -> None:
@@ -32,7 +34,10 @@ class ChooseCodes(Pass):
 
     def run(self, model: ir.Model) -> int:
         config = self.config
-        self.codes = self._solve(
-            model, lambda linear: None if config.ragged(linear.path, linear.shape[1]) else config.form_of(linear)
-        )
+        tables = {node.inputs[0] for node in embeddings(model)}
+
+        def form_of(linear: Linear) -> Format | None:
+            return None if config.ragged(linear.path, linear.shape[1]) else config.form_of(linear, tables)
+
+        self.codes = self._solve(model, form_of)
         return 0

@@ -6,16 +6,18 @@ tr((W - Q) H (W - Q)^T) in the layer's outputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leptonc.passes.columns import Factor, decide, energy, factorize
-from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest, storable
+from leptonc.passes.quantize.blocks import CHUNK, Codes, Format, dequantize, round_to_nearest, storable
 from leptonc.passes.quantize.channels import Neighbours, channel_codes
 
 CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's range that are tried
+CACHED = 2**17  # elements that are searched at a time: a processor's cache has room for them
 
 
 def output_error(weight: NDArray[Any], parts: Codes, form: Format, hessian: NDArray[Any]) -> float:
@@ -27,8 +29,27 @@ def output_error(weight: NDArray[Any], parts: Codes, form: Format, hessian: NDAr
         form: Their format.
         hessian: Second moments of the inputs, float32 [in, in].
     """
-    whole = energy(weight, hessian)
-    return energy(weight - dequantize(parts, form), hessian) / whole if whole > 0 else 0.0
+    off = whole = 0.0
+    for rows in _chunks(weight):
+        part = Codes(*(None if each is None else each[rows] for each in parts))  # type: ignore[arg-type]
+        off += energy(weight[rows] - dequantize(part, form), hessian)
+        whole += energy(weight[rows], hessian)
+    return off / whole if whole > 0 else 0.0
+
+
+def _chunks(weight: NDArray[Any], elements: int = CHUNK) -> Iterator[slice]:
+    """Yields rows of a weight [out, in], so many elements at a time: temporaries stay small whatever the matrix."""
+    step = max(1, elements // weight.shape[1])
+    yield from (slice(at, at + step) for at in range(0, len(weight), step))
+
+
+def _stacked(parts: Sequence[Codes]) -> Codes:
+    """Returns the codes of all rows."""
+    zeros = [each.zeros for each in parts if each.zeros is not None]
+    return Codes(
+        np.concatenate([each.codes for each in parts]), np.concatenate([each.scales for each in parts]),
+        np.concatenate(zeros) if zeros else None,
+    )  # fmt: skip
 
 
 def clip_search(weight: NDArray[Any], form: Format, importance: NDArray[Any]) -> Codes:
@@ -42,15 +63,27 @@ def clip_search(weight: NDArray[Any], form: Format, importance: NDArray[Any]) ->
     Returns:
         The nearest codes on the best of the grids `CLIPS`, never worse by that measure than rounding to nearest.
     """
+    return _stacked([_searched(weight[rows], form, importance) for rows in _chunks(weight, CACHED)])
+
+
+def _searched(weight: NDArray[Any], form: Format, importance: NDArray[Any]) -> Codes:
     base = round_to_nearest(weight, form)
     rows, columns = weight.shape
     short = base.scales.shape[1] * form.size - columns
-    weigh = np.pad(importance.astype(np.float32), (0, short)).reshape(1, -1, form.size)
+    weigh = np.pad(importance.astype(np.float32), (0, short)).reshape(-1, form.size)
+    blocks = np.pad(weight, ((0, 0), (0, short))).reshape(rows, -1, form.size)
+    zero = np.float32(form.middle) if base.zeros is None else base.zeros[..., None].astype(np.float32)
+    low, high, off = -zero, form.top - zero, np.empty_like(blocks)
     best, least = base.scales, np.full(base.scales.shape, np.inf, np.float32)
     for clip in reversed(CLIPS):
         scales = storable(base.scales * np.float32(clip), form)
-        off = dequantize(nearest(weight, scales, base.zeros, form), form) - weight
-        cost = (np.pad(off * off, ((0, 0), (0, short))).reshape(rows, -1, form.size) * weigh).sum(-1)
+        np.multiply(blocks, inverse(scales)[..., None], out=off)
+        np.rint(off, out=off)
+        np.minimum(np.maximum(off, low, out=off), high, out=off)
+        off *= scales[..., None]
+        off -= blocks
+        np.square(off, out=off)
+        cost = np.einsum("rbs,bs->rb", off, weigh)
         best, least = np.where(cost < least, scales, best), np.minimum(cost, least)
     return nearest(weight, best, base.zeros, form)
 
@@ -91,10 +124,14 @@ def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Fact
         factor: Of the moments, where it is known.
 
     Returns:
-        Codes of GPTQ, or those of the clipping search where they are better on these very inputs.
+        Codes of GPTQ, or those of the clipping search for rows where they are better on these very inputs.
     """
-    searched = (channel_codes if form.paired else clip_search)(weight, form, np.diag(hessian))
     factor = factorize(hessian) if factor is None else factor
+    return _stacked([_solved(weight[rows], form, hessian, factor) for rows in _chunks(weight)])
+
+
+def _solved(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None) -> Codes:
+    searched = (channel_codes if form.paired else clip_search)(weight, form, np.diag(hessian))
     if factor is None:
         return searched
     solved = Codes(_Columns(weight, form, searched, factor).solve(), searched.scales, searched.zeros)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -141,9 +141,12 @@ class QuantizeWeightsConfig(Config):
             return 0
         return self.block_size if columns % RAISED_SIZE else max(RAISED_SIZE, self.block_size)
 
-    def form_of(self, linear: Linear) -> Format | None:
-        """The format of a linear layer that is no embedding's; None where its weights stay as they are."""
-        return None if self.keeps(linear.path) else self.form(linear.shape[1], path=linear.path)
+    def form_of(self, linear: Linear, tables: Container[ir.Value | None] = ()) -> Format | None:
+        """The format of a linear layer; None where its weights stay as they are. `tables`: of embeddings."""
+        table = linear.weight in tables
+        if self.keeps(linear.path) or (table and not self.embeddings):
+            return None
+        return self.form(linear.shape[1], table=table, path=linear.path)
 
     def keeps(self, path: str) -> bool:
         """Whether the weights at a module path stay as they are."""
@@ -175,7 +178,7 @@ class QuantizeWeights(Pass):
     """
 
     name = "quantize-weights"
-    version = 3  # embeddings in whole blocks
+    version = 4  # codes of a head are chosen, too
     config: QuantizeWeightsConfig
 
     def __init__(
@@ -197,7 +200,8 @@ class QuantizeWeights(Pass):
         done: dict[str, ir.Value] = {}
         tables = {node.inputs[0]: node for node in embeddings(model)}
         self._tables = {str(table.name) for table in tables if table is not None}
-        self._solved = self._solve(model, self.config.form_of) if self._solve is not None else {}
+        form_of = partial(self.config.form_of, tables=tables)
+        self._solved = self._solve(model, form_of) if self._solve is not None else {}
         for linear in linears(model):
             if linear.weight in tables and not self.config.embeddings:
                 continue

@@ -31,14 +31,19 @@ def test_divergence_is_that_of_float64() -> None:
     assert divergence(x, y, logits=False) == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize("memory", [0, 2**30])
-def test_sensitivities_are_those_of_the_whole_model(memory: int, tmp_path: Path) -> None:
-    """Reference: transformers' model with one weight replaced at a time."""
+@pytest.mark.parametrize(
+    ("name", "memory", "table"),
+    [("tiny-llama", 0, None), ("tiny-llama", 2**30, FORM), ("tiny-llama3", 2**30, FORM), ("tiny-gemma2", 0, FORM)],
+)
+def test_sensitivities_are_those_of_the_whole_model(
+    name: str, memory: int, table: Format | None, tmp_path: Path
+) -> None:
+    """Reference: transformers' model with one weight replaced at a time, an embedding and a tied head together."""
     windows = [np.asarray(models.token_ids(24, seed), np.int64) for seed in (1, 2)]
-    with open_source("sample:tiny-llama") as source:
+    with open_source(f"sample:{name}") as source:
         model = capture(source, max_seq_len=64).model
-        found = sensitivities(model, windows, lambda _: FORM, tmp_path, memory=memory)
-    reference = models.reference("tiny-llama")
+        found = sensitivities(model, windows, lambda _: FORM, tmp_path, table=table, memory=memory)
+    reference = models.reference(name)
 
     def logits() -> np.ndarray:
         with torch.no_grad():
@@ -46,8 +51,11 @@ def test_sensitivities_are_those_of_the_whole_model(memory: int, tmp_path: Path)
 
     before = logits()
     before -= np.log(np.exp(before).sum(-1, keepdims=True))
-    layers = [n for n, m in reference.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n]
-    assert [each.path for each in found] == layers
+    tied = reference.lm_head.weight is reference.model.embed_tokens.weight
+    assert tied == (name != "tiny-llama3")
+    kinds = (torch.nn.Linear, torch.nn.Embedding) if table is not None else torch.nn.Linear
+    named = [n for n, m in reference.named_modules() if isinstance(m, kinds) and (n != "lm_head" or not tied)]
+    assert [each.path for each in found] == named
     for each in found:
         weight = reference.get_submodule(each.path).weight
         kept = weight.data

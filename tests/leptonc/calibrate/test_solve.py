@@ -1,0 +1,131 @@
+"""Codes chosen layer by layer, a head's among them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from leptonc.calibrate.moments import Moments
+from leptonc.calibrate.solve import LOOKED_UP, Solver, inputs_of
+from leptonc.calibrate.walk import Stage, walk
+from leptonc.frontend.capture import capture
+from leptonc.ir.structure import embeddings, layer_of, linears, weight_of
+from leptonc.passes.columns import DAMPING, factorize
+from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest
+from leptonc.passes.quantize.gptq import clip_search, gptq, output_error
+from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from leptonc.sources import open_source
+from tests.leptonc import models
+
+FORM = Format(4, 16, False)
+WINDOWS, MANY, HELD_OUT = (
+    [np.asarray(models.token_ids(48, seed), np.int64) for seed in seeds] for seeds in ((1, 2), range(20), range(20, 24))
+)
+
+
+def captured(name: str) -> ir.Model:
+    with open_source(f"sample:{name}") as source:
+        return capture(source, max_seq_len=64).model
+
+
+@contextmanager
+def stage(name: str, total: int) -> Any:
+    yield lambda _: None
+
+
+def solver(folder: Path, windows: list[np.ndarray] = WINDOWS, report: Any = None, method: str = "gptq") -> Solver:
+    return Solver(windows, folder, 2**20, stage, {} if report is None else report, method)
+
+
+def head_moments(model: ir.Model, folder: Path, windows: list[np.ndarray]) -> np.ndarray:
+    """Second moments of what the head reads, all weights as they are but those of layers before the last."""
+    (head,) = [each for each in linears(model) if not layer_of(each.path)]
+    moments = Moments("head", head.shape[1])
+
+    def see(at: Stage, value: str, x: Any) -> None:
+        if value == head.x.name:
+            moments.add(x)
+
+    walk(model, [inputs_of(model, each) for each in windows], see, lambda _: {}, folder, outside=True)
+    return moments.hessian()
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-mistral"])  # a tied head, and one of its own
+def test_every_linear_layer_is_solved_with_its_shape(name: str, tmp_path: Path) -> None:
+    model, report = captured(name), {}
+    codes = solver(tmp_path, report=report)(model, lambda _: FORM)
+    assert {str(each.weight.name) for each in linears(model)} == set(codes)
+    for linear in linears(model):
+        weight = weight_of(linear)
+        off = dequantize(codes[str(linear.weight.name)], FORM) - weight
+        assert np.abs(off).max() < 0.5 * np.abs(weight).max()
+    assert [each["path"] for each in report["linears"]] == [each.path for each in linears(model)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-mistral"])
+def test_a_heads_codes_are_gptqs_on_what_it_reads(name: str, tmp_path: Path) -> None:
+    model = captured(name)
+    (head,) = [each for each in linears(model) if not layer_of(each.path)]
+    # No layer gets other weights, so the head reads what it reads in the whole model.
+    chosen = solver(tmp_path, MANY)(model, lambda each: FORM if each.path == head.path else None)
+    codes = chosen[str(head.weight.name)]
+    hessian, weight = head_moments(model, tmp_path, MANY), weight_of(head)
+    tied = head.weight in {node.inputs[0] for node in embeddings(model)}
+    assert tied == (name == "tiny-gpt2")
+    factor = factorize(hessian, DAMPING + (LOOKED_UP if tied else 0))
+    np.testing.assert_array_equal(codes.codes, gptq(weight, FORM, hessian, factor).codes)
+    held_out = head_moments(model, tmp_path, HELD_OUT)
+    rounded = output_error(weight, round_to_nearest(weight, FORM), FORM, held_out)
+    assert output_error(weight, codes, FORM, held_out) < 0.9 * rounded
+    # Rows that are looked up stay near what they were.
+    off, plain = (dequantize(each, FORM) - weight for each in (codes, round_to_nearest(weight, FORM)))
+    assert np.square(off).sum() < 3 * np.square(plain).sum()
+
+
+def test_a_head_of_8_bits_is_near_enough_as_it_is(tmp_path: Path) -> None:
+    model = captured("tiny-gpt2")
+    codes = solver(tmp_path)(model, lambda _: Format(8, 16, True))
+    assert set(codes) == {str(each.weight.name) for each in linears(model) if layer_of(each.path)}
+
+
+def test_a_classifier_of_few_texts_is_searched(tmp_path: Path) -> None:
+    """One token a text: features that no text had would be made up for with anything."""
+    model = captured("tiny-bert-classifier")
+    outside = [each for each in linears(model) if not layer_of(each.path)]
+    assert outside
+    seen: dict[str, Moments] = {}
+
+    def see(at: Stage, value: str, x: Any) -> None:
+        for linear in at.linears[value]:
+            if not layer_of(linear.path):
+                seen.setdefault(linear.path, Moments(linear.path, x.shape[-1])).add(x)
+
+    walk(model, [inputs_of(model, each) for each in WINDOWS], see, lambda _: {}, tmp_path, outside=True)
+    paths = {each.path for each in outside}
+    codes = solver(tmp_path)(model, lambda each: FORM if each.path in paths else None)
+    few = [each for each in outside if seen[each.path].tokens < each.shape[1]]
+    assert few
+    for linear in few:
+        want: Codes = clip_search(weight_of(linear), FORM, np.diag(seen[linear.path].hessian()))
+        np.testing.assert_array_equal(codes[str(linear.weight.name)].codes, want.codes)
+
+
+@pytest.mark.parametrize("bits", [0, 8])
+def test_an_embedding_and_its_head_have_the_codes_that_were_chosen(bits: int, tmp_path: Path) -> None:
+    model = captured("tiny-gpt2")
+    config = QuantizeWeightsConfig(bits=4, block_size=16, symmetric=False, method="gptq", embedding_bits=bits)
+    form = config.form(64, table=True)
+    plain = round_to_nearest(np.asarray(weight_of(list(linears(model))[-1])), form)
+    QuantizeWeights(config, solver(tmp_path)).run(model)
+    (node,) = embeddings(model)
+    stored = model.graph.initializers["lm_head.weight.codes"]
+    assert node.inputs[0] is not None
+    assert node.inputs[0].producer().inputs[0] is stored  # type: ignore[union-attr]
+    assert sum(1 for _ in stored.uses()) == 1  # one weight, dequantized once
+    equal = np.array_equal(np.asarray(stored.const_value.numpy()), plain.codes)  # type: ignore[union-attr]
+    assert equal == (bits == 8)
