@@ -69,28 +69,27 @@ def decide(
             have made up for all errors so far.
         together: Inputs that `choose` looks at when it is given the first of them: a divisor of `PANEL`.
     """
-    upper, errors = factor.upper, np.empty_like(rest)
+    _halves(rest, np.empty_like(rest), factor.upper, choose, together, 0, len(rest))
 
-    def panel(start: int, stop: int) -> None:
+
+def _halves(
+    rest: NDArray[np.float32], errors: NDArray[np.float32], upper: NDArray[np.float32],
+    choose: Callable[[int], NDArray[np.float32]], together: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    """What the first half got wrong goes to the second in one product. No closure: one that calls itself is a cycle."""
+    if stop - start <= PANEL:
         for at in range(start, stop):
             chosen = choose(at)
             error = np.divide(rest[at] - chosen, upper[at, at], out=errors[at])
             rest[at] = chosen
             if at + 1 < stop:
                 rest[at + 1 : stop] -= upper[at, at + 1 : stop, None] * error
-
-    def halves(start: int, stop: int) -> None:
-        """What the first half got wrong goes to the second in one product."""
-        if stop - start <= PANEL:
-            panel(start, stop)
-            return
-        middle = (start + stop) // 2
-        middle -= (middle - start) % together
-        halves(start, middle)
-        rest[middle:stop] -= upper[start:middle, middle:stop].T @ errors[start:middle]
-        halves(middle, stop)
-
-    halves(0, len(rest))
+        return
+    middle = (start + stop) // 2
+    middle -= (middle - start) % together
+    _halves(rest, errors, upper, choose, together, start, middle)
+    rest[middle:stop] -= upper[start:middle, middle:stop].T @ errors[start:middle]
+    _halves(rest, errors, upper, choose, together, middle, stop)
 
 
 def energy(weight: NDArray[Any], hessian: NDArray[Any]) -> float:

@@ -135,10 +135,13 @@ def round_to_nearest(weight: NDArray[Any], form: Format) -> Codes:
 
 def dequantize(parts: Codes, form: Format) -> NDArray[np.float32]:
     """Returns float32 [out, in], as `DequantizeLinear` defines it."""
-    columns = parts.codes.shape[1]
-    scales = np.repeat(parts.scales, form.size, axis=1)[:, :columns]
-    zero: Any = form.middle if parts.zeros is None else np.repeat(parts.zeros, form.size, axis=1)[:, :columns]
-    return (parts.codes.astype(np.float32) - np.asarray(zero, np.float32)) * scales
+    (rows, columns), blocks = parts.codes.shape, parts.scales.shape[1]
+    short = blocks * form.size - columns
+    found = (np.pad(parts.codes, ((0, 0), (0, short))) if short else parts.codes).astype(np.float32)
+    whole = found.reshape(rows, blocks, form.size)
+    whole -= np.float32(form.middle) if parts.zeros is None else parts.zeros[..., None]
+    whole *= parts.scales[..., None]
+    return np.ascontiguousarray(found[:, :columns])
 
 
 class Quantized:

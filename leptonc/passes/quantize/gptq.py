@@ -6,7 +6,7 @@ tr((W - Q) H (W - Q)^T) in the layer's outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,13 +43,21 @@ def _chunks(weight: NDArray[Any], elements: int = CHUNK) -> Iterator[slice]:
     yield from (slice(at, at + step) for at in range(0, len(weight), step))
 
 
-def _stacked(parts: Sequence[Codes]) -> Codes:
-    """Returns the codes of all rows."""
-    zeros = [each.zeros for each in parts if each.zeros is not None]
-    return Codes(
-        np.concatenate([each.codes for each in parts]), np.concatenate([each.scales for each in parts]),
-        np.concatenate(zeros) if zeros else None,
+def _by_rows(
+    weight: NDArray[Any], form: Format, elements: int, choose: Callable[[NDArray[Any]], Codes]
+) -> Codes:  # fmt: skip
+    """Chooses the codes of some rows after the other; results have their place before temporaries are made."""
+    rows, columns = weight.shape
+    blocks = -(-columns // form.size)
+    found = Codes(
+        np.empty((rows, columns), np.uint8), np.empty((rows, blocks), np.float32),
+        None if form.symmetric else np.empty((rows, blocks), np.uint8),
     )  # fmt: skip
+    for some in _chunks(weight, elements):
+        for whole, part in zip(found, choose(weight[some]), strict=True):
+            if whole is not None and part is not None:
+                whole[some] = part
+    return found
 
 
 def clip_search(weight: NDArray[Any], form: Format, importance: NDArray[Any]) -> Codes:
@@ -63,7 +71,7 @@ def clip_search(weight: NDArray[Any], form: Format, importance: NDArray[Any]) ->
     Returns:
         The nearest codes on the best of the grids `CLIPS`, never worse by that measure than rounding to nearest.
     """
-    return _stacked([_searched(weight[rows], form, importance) for rows in _chunks(weight, CACHED)])
+    return _by_rows(weight, form, CACHED, lambda rows: _searched(rows, form, importance))
 
 
 def _searched(weight: NDArray[Any], form: Format, importance: NDArray[Any]) -> Codes:
@@ -127,7 +135,7 @@ def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Fact
         Codes of GPTQ, or those of the clipping search for rows where they are better on these very inputs.
     """
     factor = factorize(hessian) if factor is None else factor
-    return _stacked([_solved(weight[rows], form, hessian, factor) for rows in _chunks(weight)])
+    return _by_rows(weight, form, CHUNK, lambda rows: _solved(rows, form, hessian, factor))
 
 
 def _solved(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None) -> Codes:
