@@ -102,17 +102,20 @@ def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, abou
             ),
         )  # fmt: skip
         found = [each for each in measured if free(each)]
-        raised, about["budget"]["spent"] = raise_within(found, extra, left)
-        chosen = [each for each in found if each.path in raised]
-        if any(map(looked_up, chosen)):
-            job.embeddings = "int8"
-        job.layers += config.raised_layers({each.path: each.shape[1] for each in chosen if not looked_up(each)})
+        fewest = job.layers
+        while True:
+            raised, about["budget"]["spent"] = raise_within(found, extra, left)
+            chosen = [each for each in found if each.path in raised]
+            if table:
+                job.embeddings = "int8" if any(map(looked_up, chosen)) else "int4"
+            layers = {each.path: each.shape[1] for each in chosen if not looked_up(each)}
+            job.layers = fewest + config.raised_layers(layers)
+            over = size_of(job, model, calibration.scratch) - budget
+            if over <= 0 or not chosen:
+                break
+            left -= over  # layers that were joined with raised ones took more nodes than was reckoned with
         about["sensitivity"] = [
-            {
-                "path": each.path,
-                "bits": 8 if each in chosen else 4,
-                "error": float(f"{each.error:.4g}"),
-            }
+            {"path": each.path, "bits": 8 if each in chosen else 4, "error": float(f"{each.error:.4g}")}
             for each in found
         ]
     if tables:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import runtime_edge
+from leptonc import budget
 from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.errors import BoundError, InputError
 
@@ -153,6 +155,27 @@ def test_a_budget_is_kept_and_spent_on_what_matters(source: str, target: str, te
     assert result.manifest.variants[0].weights == f"int4, {len(raised)} layers int8"
     assert about["method"] == "gptq"
     runtime_edge.verify(result.path)
+
+
+def test_a_budget_is_kept_where_more_nodes_are_made_than_reckoned_with(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def size_of(*args: Any) -> int:
+        sizes.append(known(*args))
+        return sizes[-1]
+
+    known = budget.size_of
+    monkeypatch.setattr(budget, "size_of", size_of)
+    monkeypatch.setattr(budget, "NODES", -600)
+    options = {"prefill": "shared", "calibration": text, "embeddings": "int4"}
+    result = build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights="auto:260kB", **options))  # type: ignore[arg-type]
+    assert max(sizes) > 260_000 >= sizes[-1]
+    variant = result.manifest.variants[0]
+    parts = {part for _, part in variant.parts}
+    assert sum(each.size for each in result.manifest.files if each.path in parts) <= 260_000
+    assert "layers int8" in variant.weights
 
 
 def test_a_budget_below_the_least_leaves_nothing(tmp_path: Path) -> None:
