@@ -71,13 +71,13 @@ def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, abou
             hint=f"{less} less",
         )
     config, higher = backend.config_of(job), dataclasses.replace(backend.config_of(job), embedding_bits=8)
-    table = [_unmeasured(module_of(each), each.inputs[0].shape) for each in [look] if each is not None]  # type: ignore[union-attr, arg-type]
+    table = None if look is None else _unmeasured(module_of(look), look.inputs[0].shape)  # type: ignore[union-attr, arg-type]
     nodes = NODES if job.target.backend == "onnxruntime" else 0  # TensorRT's graphs join no layers
     if job.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
         nodes = 2 * nodes + DESCRIBED
 
     def looked_up(each: Sensitivity) -> bool:
-        return any(each.path == known.path for known in table)
+        return table is not None and each.path == table.path
 
     def extra(each: Sensitivity) -> int:
         width, is_table = each.shape[1], looked_up(each)
@@ -91,14 +91,14 @@ def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, abou
         return each.path not in fixed and not config.ragged(each.path, each.shape[1])
 
     left = budget - size
-    inner = [_unmeasured(each.path, each.shape) for each in linears(model)]
-    if any(extra(each) <= left for each in (*table, *inner) if free(each)):
+    unmeasured = [_unmeasured(each.path, each.shape) for each in linears(model)] + ([table] if table else [])
+    if any(extra(each) <= left for each in unmeasured if free(each)):
         trials = [window[:TRIAL] for window in calibration.part(TRIALS)]
         measured = calibration.walked(
             f"sensitivity-{job.name}", "sensitivity", model, list[Sensitivity],
             partial(
                 sensitivities, model, trials, config.form,
-                table=config.form(table[0].shape[1], table=True) if table else None,
+                table=config.form(table.shape[1], table=True) if table else None,
             ),
         )  # fmt: skip
         found = [each for each in measured if free(each)]

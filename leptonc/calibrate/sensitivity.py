@@ -82,7 +82,6 @@ def sensitivities(
     """
     found: dict[str, tuple[int, int]] = {}
     known: set[str] = set()
-
     tables = {node.inputs[0]: node for node in embeddings(model)}
     head = head_of(model.graph)
 
@@ -107,7 +106,7 @@ def sensitivities(
         for value, look in tables.items():
             if table is not None and value is not None and look in stage.nodes:
                 made.append(of_table(value, look))
-                found[made[-1].path] = (int(value.shape[0]), int(value.shape[1]))  # type: ignore[index, arg-type]
+                found[module_of(look)] = (int(value.shape[0]), int(value.shape[1]))  # type: ignore[index, arg-type]
         for linear in (each for group in stage.linears.values() for each in group):
             if linear.weight.name not in known and linear.weight not in tables:
                 known.add(str(linear.weight.name))

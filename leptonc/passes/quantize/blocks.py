@@ -6,7 +6,7 @@ unsigned integers of `bits` bits; symmetric weights have the zero in the middle 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +84,12 @@ def storable(scales: NDArray[Any], form: Format) -> NDArray[Any]:
     return found
 
 
+def chunks(weight: NDArray[Any], elements: int = CHUNK) -> Iterator[slice]:
+    """Yields rows of a weight [out, in], so many elements at a time: temporaries stay small whatever the matrix."""
+    step = max(1, elements // weight.shape[1])
+    yield from (slice(at, at + step) for at in range(0, len(weight), step))
+
+
 def round_to_nearest(weight: NDArray[Any], form: Format) -> Codes:
     """Quantizes each block to the nearest codes of its own range.
 
@@ -100,9 +106,8 @@ def round_to_nearest(weight: NDArray[Any], form: Format) -> Codes:
     codes = np.empty((rows, columns), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
     zeros = None if form.symmetric else np.empty((rows, blocks), np.uint8)
-    step = max(1, CHUNK // columns)
-    for at in range(0, rows, step):
-        part = np.asarray(weight[at : at + step], np.float32)
+    for some in chunks(weight):
+        part = np.asarray(weight[some], np.float32)
         n = part.shape[0]
         if blocks * form.size != columns:
             part = np.pad(part, ((0, 0), (0, blocks * form.size - columns)))
@@ -126,10 +131,10 @@ def round_to_nearest(weight: NDArray[Any], form: Format) -> Codes:
         np.rint(part, out=part)
         part += zero[..., None]
         np.clip(part, 0, form.top, out=part)
-        codes[at : at + n] = part.reshape(n, -1)[:, :columns]
-        scales[at : at + n] = scale
+        codes[some] = part.reshape(n, -1)[:, :columns]
+        scales[some] = scale
         if zeros is not None:
-            zeros[at : at + n] = zero
+            zeros[some] = zero
     return Codes(codes, scales, zeros)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leptonc.passes.quantize.blocks import CHUNK, Codes, Format
+from leptonc.passes.quantize.blocks import CHUNK, Codes, Format, chunks
 from runtime_edge.derived import PAIR, TOP, pair
 
 MIDDLE = 128  # codes are kept unsigned, as other formats' are: signed ones plus this
@@ -69,9 +69,8 @@ def channel_codes(weight: NDArray[Any], form: Format, importance: NDArray[Any] |
     codes = np.empty((rows, columns), np.uint8)
     scales = np.empty((rows, 1), np.float32)
     weigh = np.ones(columns, np.float32) if importance is None else _normal(importance)
-    step = max(1, CHUNK // 4 // columns)
-    for at in range(0, rows, step):
-        part = np.asarray(weight[at : at + step], np.float32)
+    for some in chunks(weight, CHUNK // 4):
+        part = np.asarray(weight[some], np.float32)
         base = np.abs(part).max(1) / np.float32(TOP)
         base = np.where(base > np.finfo(np.float32).tiny, base, np.float32(1))
         best, least = base, np.full(len(part), np.inf, np.float32)
@@ -80,8 +79,8 @@ def channel_codes(weight: NDArray[Any], form: Format, importance: NDArray[Any] |
             off = codes_of(part, scale, form) * scale[:, None] - part
             cost = np.square(off, out=off) @ weigh
             best, least = np.where(cost < least, scale, best), np.minimum(cost, least)
-        codes[at : at + step] = (codes_of(part, best, form) + MIDDLE).astype(np.uint8)
-        scales[at : at + step, 0] = best
+        codes[some] = (codes_of(part, best, form) + MIDDLE).astype(np.uint8)
+        scales[some, 0] = best
     return Codes(codes, scales, None)
 
 

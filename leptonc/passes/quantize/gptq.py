@@ -6,14 +6,14 @@ tr((W - Q) H (W - Q)^T) in the layer's outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leptonc.passes.columns import Factor, decide, energy, factorize
-from leptonc.passes.quantize.blocks import CHUNK, Codes, Format, dequantize, round_to_nearest, storable
+from leptonc.passes.quantize.blocks import CHUNK, Codes, Format, chunks, dequantize, round_to_nearest, storable
 from leptonc.passes.quantize.channels import Neighbours, channel_codes
 
 CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's range that are tried
@@ -30,17 +30,11 @@ def output_error(weight: NDArray[Any], parts: Codes, form: Format, hessian: NDAr
         hessian: Second moments of the inputs, float32 [in, in].
     """
     off = whole = 0.0
-    for rows in _chunks(weight):
+    for rows in chunks(weight):
         part = Codes(*(None if each is None else each[rows] for each in parts))  # type: ignore[arg-type]
         off += energy(weight[rows] - dequantize(part, form), hessian)
         whole += energy(weight[rows], hessian)
     return off / whole if whole > 0 else 0.0
-
-
-def _chunks(weight: NDArray[Any], elements: int = CHUNK) -> Iterator[slice]:
-    """Yields rows of a weight [out, in], so many elements at a time: temporaries stay small whatever the matrix."""
-    step = max(1, elements // weight.shape[1])
-    yield from (slice(at, at + step) for at in range(0, len(weight), step))
 
 
 def _by_rows(
@@ -53,7 +47,7 @@ def _by_rows(
         np.empty((rows, columns), np.uint8), np.empty((rows, blocks), np.float32),
         None if form.symmetric else np.empty((rows, blocks), np.uint8),
     )  # fmt: skip
-    for some in _chunks(weight, elements):
+    for some in chunks(weight, elements):
         for whole, part in zip(found, choose(weight[some]), strict=True):
             if whole is not None and part is not None:
                 whole[some] = part
