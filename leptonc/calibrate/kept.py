@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
-VERSION = 2
+VERSION = 3
 STEPS = "steps"
 SMALL = 2**16  # numbers of a weight that is read to tell models apart: gains, biases, of which no two models share all
 

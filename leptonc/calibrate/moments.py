@@ -53,10 +53,11 @@ class Moments:
         self.path, self.width, self.tokens = path, width, 0
         self._ordinary = np.zeros((width, width), np.float32)
         self._sinks = np.zeros((width, width), np.float32)
-        self._waiting: list[NDArray[Any]] = []
+        self._off: NDArray[np.float32] | None = None
+        self._waiting: list[tuple[NDArray[Any], NDArray[Any] | None]] = []
 
-    def add(self, x: NDArray[Any]) -> None:
-        """Counts inputs float32 [..., width].
+    def add(self, x: NDArray[Any], exact: NDArray[Any] | None = None) -> None:
+        """Counts inputs float32 [..., width], and how far they are from exact ones.
 
         Raises:
             InputError: One is not finite.
@@ -64,19 +65,25 @@ class Moments:
         rows = x.reshape(-1, x.shape[-1])
         energy = finite_energy(rows, self.path)
         sink = is_sink(energy)
+        off = None if exact is None else exact.reshape(rows.shape) - rows
         if sink.any():
-            massive, rows = rows[sink], rows[~sink]
+            massive, rows, off = rows[sink], rows[~sink], None if off is None else off[~sink]
             self._sinks += massive.T @ massive
-        self._waiting.append(np.array(rows))
+        self._waiting.append((np.array(rows), off))
         self.tokens += len(energy)
-        if sum(map(len, self._waiting)) >= ROWS:
+        if sum(len(each) for each, _ in self._waiting) >= ROWS:
             self._sum()
 
     def _sum(self) -> None:
-        if self._waiting:
-            rows = np.concatenate(self._waiting)
-            self._ordinary += rows.T @ rows  # one array with itself: half the work of two
-            self._waiting.clear()
+        if not self._waiting:
+            return
+        rows = np.concatenate([each for each, _ in self._waiting])
+        offs = [off for _, off in self._waiting if off is not None]
+        self._ordinary += rows.T @ rows  # one array with itself: half the work of two
+        if offs:
+            self._off = np.zeros_like(self._ordinary) if self._off is None else self._off
+            self._off += np.concatenate(offs).T @ rows
+        self._waiting.clear()
 
     def hessian(self) -> NDArray[np.float32]:
         """Returns the second moments, float32 [width, width]."""
@@ -86,3 +93,8 @@ class Moments:
             return self._ordinary + self._sinks
         found: NDArray[np.float32] = self._ordinary + self._sinks * np.float32(ordinary / sinks)
         return found
+
+    def off(self) -> NDArray[np.float32] | None:
+        """Returns (E - X)^T X of inputs X and exact ones E, float32 [width, width], massive ones left out; or None."""
+        self._sum()
+        return self._off

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
-from leptonc.calibrate.walk import Stage, Weights, stages, walk
+from leptonc.calibrate.walk import Stage, Weights, by_linears, stages, walk
 from leptonc.ir.structure import Linear, embeddings, layer_of, weight_of
-from leptonc.passes.columns import DAMPING, factorize
+from leptonc.passes.columns import DAMPING, Factor, factorize, shift_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.gptq import clip_search, gptq, output_error
 
@@ -54,6 +54,7 @@ def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 Arrays = dict[str, NDArray[Any]]
 MomentsOf = Callable[[str], Moments]  # of a value that linear layers of the stage read; to be had once
+MADE_UP = 0.5  # part of what inputs lack that weights make up for
 LOOKED_UP = 0.1  # of the mean second moment, added to all for a head whose rows are looked up as embeddings, too
 
 
@@ -61,6 +62,7 @@ def by_layer(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], choose: Callable[[Stage, MomentsOf], Arrays],
     use: Callable[[Stage, Arrays], Weights], folder: Path, *, memory: int,
     advance: Callable[[int], Any] = lambda _: None, kept: Kept | None = None, name: str, outside: bool = False,
+    beside: bool = False,
 ) -> None:  # fmt: skip
     """Chooses weights layer by layer: each sees inputs that the layers before it made with theirs.
 
@@ -75,6 +77,7 @@ def by_layer(
         kept: What an interrupted build left, and this one leaves: what was chosen for each stage, under `name`.
         name: Of what is chosen.
         outside: Whether linear layers outside of the layers get weights, too.
+        beside: Whether moments know how far inputs are from those of the model as it was; see `walk`.
     """
     steps = kept or Kept()
     moments: dict[str, Moments] = {}
@@ -82,10 +85,10 @@ def by_layer(
     def step(stage: Stage) -> str:
         return f"{name}-{stage.path or 'first'}"
 
-    def see(stage: Stage, value: str, x: NDArray[Any]) -> None:
+    def see(stage: Stage, value: str, *x: NDArray[Any]) -> None:
         if value not in moments:
-            moments[value] = Moments(stage.linears[value][0].path, x.shape[-1])
-        moments[value].add(x)
+            moments[value] = Moments(stage.linears[value][0].path, x[0].shape[-1])
+        moments[value].add(*x)
 
     def solve(stage: Stage) -> Weights:
         found = steps.arrays(step(stage), lambda: choose(stage, moments.pop))
@@ -93,7 +96,7 @@ def by_layer(
 
     walk(
         model, [inputs_of(model, window) for window in windows], see, solve, folder, memory=memory, advance=advance,
-        solved_before=lambda stage: steps.has(step(stage)), outside=outside,
+        solved_before=lambda stage: steps.has(step(stage)), outside=outside, beside=beside,
     )  # fmt: skip
 
 
@@ -144,10 +147,13 @@ class Solver:
                     made[key] = as_stored(dequantize(codes[key], given), linear)
             return made
 
-        with self._stage("pass calibrate", len(stages(model))) as advance:
+        beside = self._method == "gptq"
+        count = len(stages(model, by_linears(model)) if beside else stages(model))
+        with self._stage("pass calibrate", count) as advance:
             by_layer(
                 model, self._windows, lambda stage, moments_of: self._chosen(forms(stage), moments_of, tables), use,
                 self._folder, memory=self._memory, advance=advance, kept=self._kept, name=self._name, outside=True,
+                beside=beside,
             )  # fmt: skip
         self._report["linears"] = errors
         return codes
@@ -160,20 +166,24 @@ class Solver:
         found: Arrays = {}
         for name, group in forms.items():
             moments = moments_of(name)
-            hessian, factors = moments.hessian(), {}
+            hessian = moments.hessian()
+            known: dict[bool, tuple[Factor | None, NDArray[np.float32] | None]] = {}
             for linear, form in group:
                 key, weight = str(linear.weight.name), weight_of(linear)
                 # One token a text, as a classifier has: what is made up for in features unseen would be anything.
                 enough = layer_of(linear.path) or moments.tokens >= moments.width
                 if self._method == "gptq" and enough:
-                    part = LOOKED_UP if linear.weight in tables else 0
-                    if part not in factors:
-                        factors[part] = factorize(hessian, DAMPING + part)
-                    codes = gptq(weight, form, hessian, factors[part])
+                    table = linear.weight in tables
+                    if table not in known:
+                        factor = factorize(hessian, DAMPING + (LOOKED_UP if table else 0))
+                        off = None if table else moments.off()  # rows that are looked up stay what they are
+                        known[table] = factor, None if off is None or factor is None else shift_of(off, factor, MADE_UP)
+                    factor, shift = known[table]
+                    codes = gptq(weight, form, hessian, factor, shift)
                 else:
-                    codes = clip_search(weight, form, np.diag(hessian))
+                    shift, codes = None, clip_search(weight, form, np.diag(hessian))
                 found |= {f"{key} {part}": array for part, array in codes._asdict().items() if array is not None}
-                found[f"{key} error"] = np.array(output_error(weight, codes, form, hessian))
+                found[f"{key} error"] = np.array(output_error(weight, codes, form, hessian, shift))
         return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.ir import edit
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import Linear, layer_of, linear_of
 from leptonc.ir.types import fill_types
@@ -41,9 +42,29 @@ class Stage:
     linears: dict[str, list[Linear]] = field(default_factory=dict)
 
 
+def _layer(node: ir.Node) -> str:
+    return layer_of(module_of(node))
+
+
+def by_linears(model: ir.Model) -> Callable[[ir.Node], str]:
+    """Returns what names stages that begin with linear layers: what these read, the stage before them makes.
+
+    The layers that read one value, as those of a query, a key and a value do, are in one stage, whose name is the first
+    one's path; nodes that no linear layer comes before have none.
+    """
+    depths: dict[ir.Node, int] = {}
+    names: dict[int, str] = {0: ""}
+    for node in model.graph:
+        before = [made for value in node.inputs if value is not None and (made := value.producer()) is not None]
+        linear = linear_of(node)
+        depths[node] = max((depths[made] for made in before), default=0) + (linear is not None)
+        if linear is not None:
+            names.setdefault(depths[node], linear.path)
+    return lambda node: names[depths[node]]
+
+
 def stages(
-    model: ir.Model, stage_of: Callable[[ir.Node], str] = lambda node: layer_of(module_of(node)), *,
-    outside: bool = False,
+    model: ir.Model, stage_of: Callable[[ir.Node], str] = _layer, *, outside: bool = False
 ) -> list[Stage]:  # fmt: skip
     """Cuts a graph into stages; a node runs as early as its inputs and its layer allow.
 
@@ -52,7 +73,7 @@ def stages(
     Args:
         model: The graph.
         stage_of: Names the stage that a node is in at the earliest, "" for any; by default its layer.
-        outside: Whether linear layers that name no stage, as a head does, are among those of their stages.
+        outside: Whether linear layers that are in no layer, as a head is, are among those of their stages.
     """
     found = [Stage("")]
     index: dict[str, int] = {}
@@ -75,7 +96,7 @@ def stages(
                 if at[value] >= 0:
                     found[at[value]].outputs[str(value.name)] = value
         linear = linear_of(node)
-        if linear is not None and (path or outside):
+        if linear is not None and (outside or layer_of(linear.path)):
             stage.linears.setdefault(str(linear.x.name), []).append(linear)
     return found
 
@@ -106,11 +127,40 @@ class Store:
             self._left += array.nbytes
 
 
+class _Texts:
+    """What a graph makes of each text: of the stages that ran, values that later ones read, by name."""
+
+    def __init__(
+        self, model: ir.Model, batches: Sequence[Batch], store: Store, folder: Path,
+        change: Callable[[ir.Graph], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._model, self._store, self._folder, self._change = model, store, folder, change
+        self._values: list[dict[str, NDArray[Any]]] = [dict(batch) for batch in batches]
+
+    def read(self, stage: Stage) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yields what a stage's linear layers read of each text."""
+        inside = [name for name in stage.linears if name not in stage.inputs]
+        session = open_stage(self._model, stage, inside, {}, self._folder, self._change) if inside else None
+        for each in self._values:
+            made = dict(zip(inside, session.run(None, feed(stage, each)), strict=True)) if session else {}
+            yield {name: made[name] if name in made else each[name] for name in stage.linears}
+
+    def run(self, stage: Stage, needed: Sequence[str], weights: Weights) -> None:
+        """Runs a stage, some of its weights replaced, and keeps what is needed of it."""
+        session = open_stage(self._model, stage, needed, weights, self._folder, self._change)
+        for each in self._values:
+            results = session.run(None, feed(stage, each))
+            each.update({name: self._store.put(array) for name, array in zip(needed, results, strict=True)})
+
+    def drop(self, name: str) -> None:
+        for each in self._values:
+            self._store.release(each.pop(name))
+
+
 def walk(
-    model: ir.Model, batches: Sequence[Batch], see: Callable[[Stage, str, NDArray[Any]], None],
-    solve: Callable[[Stage], Weights], folder: Path, *, memory: int = 2**30,
-    advance: Callable[[int], Any] = lambda _: None, solved_before: Callable[[Stage], bool] = lambda _: False,
-    outside: bool = False,
+    model: ir.Model, batches: Sequence[Batch], see: Callable[..., None], solve: Callable[[Stage], Weights],
+    folder: Path, *, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+    solved_before: Callable[[Stage], bool] = lambda _: False, outside: bool = False, beside: bool = False,
 ) -> None:  # fmt: skip
     """Runs a graph stage by stage, up to the last that has a linear layer.
 
@@ -125,38 +175,42 @@ def walk(
         advance: Called with 1 after each stage.
         solved_before: Says of a stage that `solve` needs to see nothing for it.
         outside: Whether linear layers outside of the layers count, see `stages`.
+        beside: Whether the graph as it was, nothing rounded, runs beside: `see` gets its value, too, behind the other.
+            Stages are then cut at each linear layer (`by_linears`), not each layer.
     """
     fill_types(model.graph)
-    cut = stages(model, outside=outside)
+    cut = stages(model, by_linears(model) if beside else _layer, outside=outside)
     last = max((i for i, stage in enumerate(cut) if stage.linears), default=-1)
     users: dict[str, int] = {name: i for i, stage in enumerate(cut[: last + 1]) for name in stage.inputs}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate.") as place, dropping_cycles() as drop_cycles:
         store = Store(memory, Path(place))
-        values: list[dict[str, NDArray[Any]]] = [dict(batch) for batch in batches]
+        changes = (None, unrounded)[: 1 + beside]
+        texts = [_Texts(model, batches, store, Path(place), change) for change in changes]
         for at, stage in enumerate(cut[: last + 1]):
             solved: Weights = {}
-            needed = [name for name in stage.outputs if users.get(name, -1) > at]
             if stage.linears:
-                inside = [name for name in stage.linears if name not in stage.inputs]
-                unseen = solved_before(stage)
-                session = open_stage(model, stage, inside, {}, Path(place)) if inside and not unseen else None
-                for each in values if not unseen else ():
-                    seen = dict(zip(inside, session.run(None, feed(stage, each)), strict=True)) if session else {}
-                    for name in stage.linears:
-                        see(stage, name, seen[name] if name in seen else each[name])
-                del session
+                if not solved_before(stage):
+                    for seen in zip(*(each.read(stage) for each in texts), strict=True):
+                        for name in stage.linears:
+                            see(stage, name, *(values[name] for values in seen))
                 solved = solve(stage)
-            if needed:
-                session = open_stage(model, stage, needed, solved, Path(place))
-                for each in values:
-                    results = session.run(None, feed(stage, each))
-                    each.update({name: store.put(array) for name, array in zip(needed, results, strict=True)})
-                del session
+            needed = [name for name in stage.outputs if users.get(name, -1) > at]
+            for each, weights in zip(texts, (solved, {}), strict=False) if needed else ():
+                each.run(stage, needed, weights)
             for name in [name for name, user in users.items() if user == at and name not in batches[0]]:
-                for each in values:
-                    store.release(each.pop(name))
+                for each in texts:
+                    each.drop(name)
             drop_cycles()
             advance(1)
+
+
+def unrounded(graph: ir.Graph) -> None:
+    """Takes the rounding of activations, QuantizeLinear and DequantizeLinear, out of a stage's graph."""
+    for node in list(graph):
+        codes = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
+        if codes is not None and codes.op_type == "QuantizeLinear" and codes.inputs[0] is not None:
+            (same,) = edit.insert(node, "Identity", [codes.inputs[0]], name=f"{codes.inputs[0].name}/unrounded")
+            node.outputs[0].replace_all_uses_with(same, replace_graph_outputs=True)
 
 
 def feed(stage: Stage, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

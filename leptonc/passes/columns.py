@@ -92,6 +92,24 @@ def _halves(
     _halves(rest, errors, upper, choose, together, middle, stop)
 
 
+def shift_of(off: NDArray[np.float32], factor: Factor, part: float) -> NDArray[np.float32]:
+    """Returns S [in, in]: W + W S makes up for what a layer's inputs lack.
+
+    With exact inputs E in the place of the inputs X that the layers before made, E W^T is wanted and X Q^T is what
+    there is: W + W (E - X)^T X (X^T X)^-1 is nearest to it of all weights (asymmetric calibration: Li et al., GPTAQ,
+    2025, here in closed form, before anything is rounded).
+
+    Args:
+        off: (E - X)^T X, [in, in].
+        factor: Of X^T X.
+        part: Of the way that weights go. A text is not all texts: what fits it alone is lost on others.
+    """
+    found = np.empty_like(off)
+    found[:, factor.order] = (off[:, factor.order] @ factor.upper.T) @ factor.upper
+    found *= np.float32(part)
+    return found
+
+
 def energy(weight: NDArray[Any], hessian: NDArray[Any]) -> float:
     """Returns the sum of squares of a weight's outputs: tr(W H W^T)."""
     return float(np.vdot(weight @ hessian, weight))

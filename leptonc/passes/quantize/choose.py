@@ -24,7 +24,7 @@ class ChooseCodes(Pass):
     """
 
     name = "choose-codes"
-    version = 2  # a head's, too
+    version = 3  # for what earlier layers made
     config: QuantizeWeightsConfig
 
     def __init__(self, config: QuantizeWeightsConfig, solve: Solve) -> None:

@@ -20,7 +20,9 @@ CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's
 CACHED = 2**17  # elements that are searched at a time: a processor's cache has room for them
 
 
-def output_error(weight: NDArray[Any], parts: Codes, form: Format, hessian: NDArray[Any]) -> float:
+def output_error(
+    weight: NDArray[Any], parts: Codes, form: Format, hessian: NDArray[Any], shift: NDArray[Any] | None = None
+) -> float:
     """Returns how large the outputs' error is, as a part of the outputs: tr(D H D^T) / tr(W H W^T), D = W - Q.
 
     Args:
@@ -28,13 +30,19 @@ def output_error(weight: NDArray[Any], parts: Codes, form: Format, hessian: NDAr
         parts: Its codes.
         form: Their format.
         hessian: Second moments of the inputs, float32 [in, in].
+        shift: Of `shift_of`, where the codes are of W + W shift: then that is W.
     """
     off = whole = 0.0
     for rows in chunks(weight):
         part = Codes(*(None if each is None else each[rows] for each in parts))  # type: ignore[arg-type]
-        off += energy(weight[rows] - dequantize(part, form), hessian)
-        whole += energy(weight[rows], hessian)
+        aim = _shifted(weight[rows], shift)
+        off += energy(aim - dequantize(part, form), hessian)
+        whole += energy(aim, hessian)
     return off / whole if whole > 0 else 0.0
+
+
+def _shifted(rows: NDArray[Any], shift: NDArray[Any] | None) -> NDArray[Any]:
+    return rows if shift is None else rows + rows @ shift
 
 
 def _by_rows(
@@ -112,7 +120,10 @@ def inverse(scale: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > np.finfo(np.float32).tiny)
 
 
-def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None = None) -> Codes:
+def gptq(
+    weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None = None,
+    shift: NDArray[Any] | None = None,
+) -> Codes:  # fmt: skip
     """Quantizes one input channel after the other; those that come later make up for the errors so far.
 
     Frantar et al., GPTQ (2022): channels in the order of their second moments, updates of those that are further off
@@ -124,12 +135,13 @@ def gptq(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Fact
         form: The format.
         hessian: Second moments of the inputs, [in, in].
         factor: Of the moments, where it is known.
+        shift: Of `shift_of`, [in, in]: codes are of W + W shift.
 
     Returns:
         Codes of GPTQ, or those of the clipping search for rows where they are better on these very inputs.
     """
     factor = factorize(hessian) if factor is None else factor
-    return _by_rows(weight, form, CHUNK, lambda rows: _solved(rows, form, hessian, factor))
+    return _by_rows(weight, form, CHUNK, lambda rows: _solved(_shifted(rows, shift), form, hessian, factor))
 
 
 def _solved(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None) -> Codes:

@@ -178,7 +178,7 @@ class QuantizeWeights(Pass):
     """
 
     name = "quantize-weights"
-    version = 4  # codes of a head are chosen, too
+    version = 5  # codes are chosen for what earlier layers made
     config: QuantizeWeightsConfig
 
     def __init__(

@@ -37,3 +37,20 @@ def test_inputs_that_are_not_finite_are_refused(value: float) -> None:
     x[2, 1] = value
     with pytest.raises(InputError, match=r"finite activations .* layers\.3"):
         Moments("layers.3.mlp", 8).add(x)
+
+
+def test_how_far_inputs_are_from_exact_ones_is_told_without_massive_ones() -> None:
+    random = np.random.default_rng(0)
+    x = random.standard_normal((3, 1000, 8)).astype(np.float32)  # more than are summed at once
+    exact = x + random.standard_normal(x.shape).astype(np.float32)
+    x[0, 0], exact[0, 0] = 4000, -4000
+    moments = Moments("layer", 8)
+    for part, other in zip(x, exact, strict=True):
+        moments.add(part, other)
+    rows, off = x.reshape(-1, 8)[1:].astype(np.float64), (exact - x).reshape(-1, 8)[1:].astype(np.float64)
+    found = moments.off()
+    assert found is not None
+    np.testing.assert_allclose(found, off.T @ rows, rtol=1e-4, atol=1e-2)
+    alone = Moments("layer", 8)
+    alone.add(x)
+    assert alone.off() is None

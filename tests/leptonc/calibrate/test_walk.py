@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leptonc.calibrate.solve import inputs_of
-from leptonc.calibrate.walk import Stage, stages, walk
+from leptonc.calibrate.solve import as_stored, inputs_of
+from leptonc.calibrate.walk import Stage, by_linears, stages, walk
 from leptonc.frontend.capture import capture
+from leptonc.ir.structure import layer_of, linears, weight_of
+from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
 from leptonc.sources import open_source
 from tests.leptonc import models
 
@@ -56,3 +58,46 @@ def test_layers_see_what_they_see_in_the_whole_graph(name: str, memory: int, tmp
     for path, x in wanted.items():
         np.testing.assert_allclose(found[path], x, rtol=1e-4, atol=1e-4 * float(np.abs(x).max()), err_msg=path)
     assert not list(tmp_path.glob(".calibrate*"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_can_begin_with_linear_layers(name: str) -> None:
+    with open_source(f"sample:{name}") as source:
+        model = capture(source, max_seq_len=64).model
+    cut = stages(model, by_linears(model), outside=True)
+    assert not cut[0].linears
+    for stage in cut[1:]:
+        groups = list(stage.linears.values())
+        assert groups
+        assert stage.path == groups[0][0].path
+        assert stage.linears.keys() <= stage.inputs.keys()  # nothing has to run before they are seen
+    known = [each.path for stage in stages(model, outside=True) for group in stage.linears.values() for each in group]
+    assert sorted(each.path for stage in cut for group in stage.linears.values() for each in group) == sorted(known)
+
+
+def test_the_graph_as_it_was_runs_beside_nothing_rounded(tmp_path: Path) -> None:
+    """Weights become zeros and activations are rounded; what is beside is what the whole graph makes (1e-4)."""
+    name = "tiny-llama"
+    wanted = seen_by(name, tmp_path, 0, whole=True)
+    with open_source(f"sample:{name}") as source:
+        model = capture(source, max_seq_len=64).model
+    layers = tuple((each.path, 0.05, 128) for each in linears(model) if layer_of(each.path))
+    QuantizeActivations(QuantizeActivationsConfig(False, layers)).run(model)
+    batches = [inputs_of(model, np.asarray(models.token_ids(20, seed), np.int64)) for seed in (1, 2)]
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def see(stage: Stage, value: str, x: np.ndarray, exact: np.ndarray) -> None:
+        found.setdefault(stage.linears[value][0].path, []).append((np.array(x), np.array(exact)))
+
+    def solve(stage: Stage) -> dict[str, np.ndarray]:
+        group = [each for some in stage.linears.values() for each in some]
+        return {str(each.weight.name): 0 * as_stored(weight_of(each), each) for each in group}
+
+    walk(model, batches, see, solve, tmp_path, beside=True)
+    assert len(found) == 4 * 3
+    for path, seen in found.items():
+        x, exact = (np.stack(each) for each in zip(*seen, strict=True))
+        scale = float(np.abs(wanted[path]).max())
+        np.testing.assert_allclose(exact, wanted[path], rtol=1e-4, atol=1e-4 * scale, err_msg=path)
+        np.testing.assert_allclose(x / 0.05, np.rint(x / 0.05), atol=1e-3)
+        assert (not x.any()) == path.endswith(("o_proj", "down_proj"))  # what zeros made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leptonc.passes.columns import DAMPING, decide, energy, factorize
+from leptonc.passes.columns import DAMPING, decide, energy, factorize, shift_of
 
 
 def layer(columns: int, rows: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -53,3 +53,24 @@ def test_inputs_are_decided_by_their_moments_or_in_their_order() -> None:
 def test_energy_is_the_sum_of_squares_of_outputs() -> None:
     x, weight = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([[1, -2, 3]], np.float32)
     assert energy(weight, x.T @ x) == pytest.approx(float(((x @ weight.T) ** 2).sum()))
+
+
+@pytest.mark.parametrize("largest_first", [True, False])
+def test_what_inputs_lack_is_made_up_for(largest_first: bool) -> None:
+    """Against least squares in float64 on inputs that are off, with rows of the damping below them (1e-3)."""
+    random = np.random.default_rng(3)
+    exact = random.standard_normal((400, 24)) @ random.standard_normal((24, 24))
+    x = 0.9 * exact + 0.3 * random.standard_normal(exact.shape) @ random.standard_normal((24, 24))
+    weight = random.standard_normal((8, 24))
+    hessian, off = (x.T @ x).astype(np.float32), ((exact - x).T @ x).astype(np.float32)
+    factor = factorize(hessian, largest_first=largest_first)
+    assert factor is not None
+    ridge = np.sqrt(DAMPING * np.diag(hessian).mean()) * np.eye(24)
+    lacking = np.concatenate([(exact - x) @ weight.T, np.zeros((24, 8))])
+    wanted = np.linalg.lstsq(np.concatenate([x, ridge]), lacking, rcond=None)[0].T
+    shift = shift_of(off, factor, 1.0)
+    np.testing.assert_allclose(weight @ shift, wanted, atol=1e-3 * np.abs(wanted).max())
+    np.testing.assert_allclose(shift_of(off, factor, 0.5), shift / 2, atol=1e-6)
+    outputs = exact @ weight.T
+    errors = [np.square(x @ (weight + part * weight @ shift).T - outputs).sum() for part in (0, 0.5, 1)]
+    assert errors[2] < errors[1] < 0.8 * errors[0]
