@@ -251,11 +251,11 @@ def resolve(rules: Sequence[LayerRule], model: ir.Model, forms: Forms) -> tuple[
         InputError: A pattern matches nothing, a format is not to be had, or blocks do not divide; each one is listed.
     """
     from leptonc.ir.dialect import module_of
-    from leptonc.ir.structure import embeddings, linears
+    from leptonc.ir.structure import linears, lookups
 
-    tables = {node.inputs[0] for node in embeddings(model)}
+    tables = lookups(model)
     columns = {each.path: each.shape[1] for each in linears(model) if each.weight not in tables}
-    _check_patterns(rules, list(columns), [module_of(node) for node in embeddings(model)])
+    _check_patterns(rules, list(columns), [module_of(node) for node in tables.values()])
     _check_forms(rules, forms)
     chosen: dict[str, LayerRule] = {}
     for path in columns:

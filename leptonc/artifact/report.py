@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from leptonc.ir.structure import embeddings, linears
+from leptonc.ir.structure import linears, lookups
 from leptonc.passes.quantize.blocks import Format
 from runtime_edge.toml import toml
 
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 def shapes_of(model: ir.Model) -> dict[str, tuple[int, int]]:
     """Returns (out, in) of each linear layer of a captured graph by its path; an embedding's table is left out."""
-    tables = {node.inputs[0] for node in embeddings(model)}
+    tables = lookups(model)
     return {each.path: each.shape for each in linears(model) if each.weight not in tables}
 
 

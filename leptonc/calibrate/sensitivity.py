@@ -17,7 +17,7 @@ from leptonc.calibrate.said import Said
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Stage, Store, Together, Weights, open_stage, stages, weights_of
 from leptonc.ir.dialect import module_of
-from leptonc.ir.structure import Linear, embeddings, weight_of
+from leptonc.ir.structure import Linear, lookups, weight_of
 from leptonc.ir.types import fill_types
 from leptonc.memory import dropping_cycles
 from leptonc.passes.last_logits import head_of
@@ -82,7 +82,7 @@ def sensitivities(
     """
     found: dict[str, tuple[int, int]] = {}
     known: set[str] = set()
-    tables = {node.inputs[0]: node for node in embeddings(model)}
+    tables = lookups(model)
     head = head_of(model.graph)
 
     def rounded(read: Callable[[], NDArray[Any]], stored: Format) -> NDArray[np.float32]:

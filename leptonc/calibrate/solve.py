@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, by_linears, stages, walk
-from leptonc.ir.structure import Linear, embeddings, layer_of, weight_of
+from leptonc.ir.structure import Linear, layer_of, lookups, weight_of
 from leptonc.passes.columns import DAMPING, Factor, factorize, shift_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.gptq import clip_search, gptq, output_error
@@ -125,7 +125,7 @@ class Solver:
         """Returns the codes of linear layers, those of a head of fewer than 8 bits too, by the name of the weight."""
         codes: dict[str, Codes] = {}
         errors: list[dict[str, Any]] = []
-        tables = {node.inputs[0] for node in embeddings(model)}
+        tables = lookups(model)
 
         def wanted(linear: Linear) -> Format | None:
             given = form(linear)  # a head's codes of 8 bits are near enough as they are

@@ -15,7 +15,7 @@ from leptonc.calibrate.solve import as_stored
 from leptonc.calibrate.walk import Weights
 from leptonc.ir.edit import producer
 from leptonc.ir.residual import Residual
-from leptonc.ir.structure import Linear, embeddings, weight_of
+from leptonc.ir.structure import Linear, lookups, weight_of
 from leptonc.ir.weights import tensor_of
 from leptonc.passes.prune.choose import errors_of, reconstructed
 from leptonc.passes.prune.width import projection
@@ -52,7 +52,7 @@ def fitted_width(
         Weights by initializer, in the shape before the cut; and of each layer fitted its path, the inputs that it
         keeps, and its outputs' error before and after, as parts of them.
     """
-    tables = {node.inputs[0] for node in embeddings(model)}
+    tables = lookups(model)
     heads = [each for each in found.readers if each.weight in tables]
     before_head = {_source(head.x): head for head in heads}
     gone = np.arange(kept, found.size)

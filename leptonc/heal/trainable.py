@@ -18,7 +18,7 @@ from torch import Tensor
 
 from leptonc.errors import InputError
 from leptonc.heal.graph import as_tensor
-from leptonc.ir.structure import Linear, embeddings, linears
+from leptonc.ir.structure import Linear, linears, lookups
 from leptonc.passes.quantize.blocks import Format, storable
 from leptonc.passes.quantize.weights import quantized_of
 
@@ -189,7 +189,7 @@ def whole(model: ir.Model) -> dict[str, Kind]:
 
 
 def _floats(model: ir.Model) -> list[Linear]:
-    tables = {node.inputs[0] for node in embeddings(model)}
+    tables = lookups(model)
     return [each for each in linears(model) if each.dequantize is None and each.weight not in tables]
 
 

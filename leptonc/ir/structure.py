@@ -103,6 +103,11 @@ def embeddings(model: ir.Model) -> Iterator[ir.Node]:
             yield node
 
 
+def lookups(model: ir.Model) -> dict[ir.Value | None, ir.Node]:
+    """Returns the tables of `embeddings`, as these read them, and the look-up of each."""
+    return {node.inputs[0]: node for node in embeddings(model)}
+
+
 LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 
 

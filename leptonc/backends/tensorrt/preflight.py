@@ -8,7 +8,7 @@ from typing import Any
 import targets
 from leptonc.backends import Job
 from leptonc.errors import InputError
-from leptonc.ir.structure import embeddings, linears
+from leptonc.ir.structure import linears, lookups
 
 RESERVED_GB = 1.5  # for the system and the CUDA context, where the memory is shared with them: a choice of Lepton
 BITS = {"fp32": 32, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4, "int2": 2}
@@ -52,7 +52,7 @@ def need(job: Job, *, block_size: int, chunk: int, logits: int, cache_copies: in
     """
     model, half = job.captured.model, 4 if job.scheme == "fp32" else 2
     bits = BITS[job.scheme]
-    tables = {node.inputs[0] for node in embeddings(model)}
+    tables = lookups(model)
     quantized = {linear.weight for linear in linears(model) if linear.weight not in tables} if bits < 16 else set()
     heads = {linear.weight for linear in linears(model)}
     weights = read = again = widest = 0

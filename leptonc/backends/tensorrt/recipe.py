@@ -6,7 +6,7 @@ from typing import Any
 
 from leptonc.backends import Job
 from leptonc.errors import InputError
-from leptonc.ir.structure import embeddings, linears
+from leptonc.ir.structure import linears, lookups
 from leptonc.passes.base import Pass
 from leptonc.passes.prune.sparse import PATTERN, CheckSparsity
 from leptonc.passes.quantize.weights import LayerFormat
@@ -122,7 +122,7 @@ def layers(job: Job) -> tuple[LayerFormat, ...]:
     found = resolve(job.rules, model, forms)
     if job.block_size is not None and job.scheme == "int4":
         named = {path for each in found for path in each.paths}
-        tables = {node.inputs[0] for node in embeddings(model)}
+        tables = lookups(model)
         rest = {each.path: each.shape[1] for each in linears(model) if each.weight not in tables}
         short = {p: count for p, count in rest.items() if p not in named and count % job.block_size}
         if short:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from leptonc.ir.structure import Linear, embeddings
+from leptonc.ir.structure import Linear, lookups
 from leptonc.passes.base import Pass
 from leptonc.passes.quantize.blocks import Codes, Format
 from leptonc.passes.quantize.weights import QuantizeWeightsConfig, Solve
@@ -34,7 +34,7 @@ class ChooseCodes(Pass):
 
     def run(self, model: ir.Model) -> int:
         config = self.config
-        tables = {node.inputs[0] for node in embeddings(model)}
+        tables = lookups(model)
 
         def form_of(linear: Linear) -> Format | None:
             return None if config.ragged(linear.path, linear.shape[1]) else config.form_of(linear, tables)

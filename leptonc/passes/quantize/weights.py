@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from leptonc.errors import InputError
 from leptonc.ir import edit
-from leptonc.ir.structure import Linear, embeddings, linears
+from leptonc.ir.structure import Linear, linears, lookups
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.quantize.blocks import Codes, Format, Quantized, round_to_nearest
 from leptonc.passes.quantize.channels import channel_codes
@@ -198,7 +198,7 @@ class QuantizeWeights(Pass):
 
     def run(self, model: ir.Model) -> int:
         done: dict[str, ir.Value] = {}
-        tables = {node.inputs[0]: node for node in embeddings(model)}
+        tables = lookups(model)
         self._tables = {str(table.name) for table in tables if table is not None}
         form_of = partial(self.config.form_of, tables=tables)
         self._solved = self._solve(model, form_of) if self._solve is not None else {}
