@@ -102,7 +102,8 @@ def shift_of(off: NDArray[np.float32], factor: Factor, part: float) -> NDArray[n
     Args:
         off: (E - X)^T X, [in, in].
         factor: Of X^T X.
-        part: Of the way that weights go. A text is not all texts: what fits it alone is lost on others.
+        part: Of the way that weights go. A text is not all texts, and what fits it alone is lost on others: the fewer
+            tokens for each feature it has, the less.
     """
     found = np.empty_like(off)
     found[:, factor.order] = (off[:, factor.order] @ factor.upper.T) @ factor.upper
