@@ -54,7 +54,8 @@ def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 Arrays = dict[str, NDArray[Any]]
 MomentsOf = Callable[[str], Moments]  # of a value that linear layers of the stage read; to be had once
-MADE_UP = 16  # tokens for each feature of which weights make up for half of what inputs lack: see `shift_of`
+# Weights make up for half of what inputs lack, and for less where there are fewer than 8 tokens for each feature.
+MADE_UP, TOKENS = 0.5, 8
 LOOKED_UP = 0.1  # of the mean second moment, added to all for a head whose rows are looked up as embeddings, too
 
 
@@ -177,7 +178,7 @@ class Solver:
                     if table not in known:
                         factor = factorize(hessian, DAMPING + (LOOKED_UP if table else 0))
                         off = None if table else moments.off()  # rows that are looked up stay what they are
-                        part = moments.tokens / (moments.tokens + MADE_UP * moments.width)
+                        part = MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
                         known[table] = factor, None if off is None or factor is None else shift_of(off, factor, part)
                     factor, shift = known[table]
                     codes = gptq(weight, form, hessian, factor, shift)
