@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
-from leptonc.calibrate.walk import Stage, Weights, by_linears, stages, walk
+from leptonc.calibrate.walk import Stage, Weights, walk, walked
 from leptonc.ir.structure import Linear, layer_of, lookups, weight_of
 from leptonc.passes.columns import DAMPING, Factor, factorize, shift_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
@@ -149,8 +149,7 @@ class Solver:
             return made
 
         beside = self._method == "gptq"
-        count = len(stages(model, by_linears(model)) if beside else stages(model))
-        with self._stage("pass calibrate", count) as advance:
+        with self._stage("pass calibrate", len(walked(model, beside=beside))) as advance:
             by_layer(
                 model, self._windows, lambda stage, moments_of: self._chosen(forms(stage), moments_of, tables), use,
                 self._folder, memory=self._memory, advance=advance, kept=self._kept, name=self._name, outside=True,

@@ -55,7 +55,7 @@ def by_linears(model: ir.Model) -> Callable[[ir.Node], str]:
     depths: dict[ir.Node, int] = {}
     names: dict[int, str] = {0: ""}
     for node in model.graph:
-        before = [made for value in node.inputs if value is not None and (made := value.producer()) is not None]
+        before = [made for value in node.inputs if (made := edit.producer(value)) is not None]
         linear = linear_of(node)
         depths[node] = max((depths[made] for made in before), default=0) + (linear is not None)
         if linear is not None:
@@ -157,6 +157,11 @@ class _Texts:
             self._store.release(each.pop(name))
 
 
+def walked(model: ir.Model, *, outside: bool = False, beside: bool = False) -> list[Stage]:
+    """Returns the stages that `walk` runs, given the same."""
+    return stages(model, by_linears(model) if beside else _layer, outside=outside)
+
+
 def walk(
     model: ir.Model, batches: Sequence[Batch], see: Callable[..., None], solve: Callable[[Stage], Weights],
     folder: Path, *, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
@@ -179,7 +184,7 @@ def walk(
             Stages are then cut at each linear layer (`by_linears`), not each layer.
     """
     fill_types(model.graph)
-    cut = stages(model, by_linears(model) if beside else _layer, outside=outside)
+    cut = walked(model, outside=outside, beside=beside)
     last = max((i for i, stage in enumerate(cut) if stage.linears), default=-1)
     users: dict[str, int] = {name: i for i, stage in enumerate(cut[: last + 1]) for name in stage.inputs}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate.") as place, dropping_cycles() as drop_cycles:
@@ -207,9 +212,9 @@ def walk(
 def unrounded(graph: ir.Graph) -> None:
     """Takes the rounding of activations, QuantizeLinear and DequantizeLinear, out of a stage's graph."""
     for node in list(graph):
-        codes = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
-        if codes is not None and codes.op_type == "QuantizeLinear" and codes.inputs[0] is not None:
-            (same,) = edit.insert(node, "Identity", [codes.inputs[0]], name=f"{codes.inputs[0].name}/unrounded")
+        quantize = edit.producer(node.inputs[0], "QuantizeLinear") if node.op_type == "DequantizeLinear" else None
+        if quantize is not None and (x := quantize.inputs[0]) is not None:
+            (same,) = edit.insert(node, "Identity", [x], name=f"{x.name}/unrounded")
             node.outputs[0].replace_all_uses_with(same, replace_graph_outputs=True)
 
 
