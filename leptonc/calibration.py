@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.scaling import Scaling, scalings
 from leptonc.calibrate.solve import Solver
 from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
-from leptonc.calibrate.walk import stages
+from leptonc.calibrate.walk import linear_stages, stages
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
@@ -209,12 +209,15 @@ class Calibration:
 
     def walked(
         self, name: str, stage: str, model: ir.Model, kind: type[T], walk: Callable[..., T],
-        read: Callable[[T], T] = lambda found: found,
+        read: Callable[[T], T] = lambda found: found, cut: Callable[[ir.Model], Sized] = stages,
     ) -> T:  # fmt: skip
-        """What a walk over a text finds, as a stage of progress, or did before an interruption: see `Kept.record`."""
+        """What a walk over a text finds, as a stage of progress, or did before an interruption: see `Kept.record`.
+
+        `cut` gives the parts of the graph that the walk takes one after the other.
+        """
 
         def make() -> T:
-            with self.clock.stage(stage, len(stages(model))) as advance:
+            with self.clock.stage(stage, len(cut(model))) as advance:
                 return walk(self.scratch, memory=self.memory, advance=advance)
 
         return self.kept.record(name, kind, make, read)
@@ -224,7 +227,7 @@ class Calibration:
         form_of = backend_of(job.target).config_of(job).form_of
         found = self.walked(
             f"scaling-{job.name}", "scaling", model, list[Scaling],
-            partial(scalings, model, self._texts(LOOKS), form_of),
+            partial(scalings, model, self._texts(LOOKS), form_of), cut=linear_stages,
         )  # fmt: skip
         about["scaling"] = [
             {"path": each.path, "strength": each.strength, "error": round(each.error, 6),
@@ -250,8 +253,9 @@ class Calibration:
             )
 
         found = self.walked(
-            f"{name}-{job.name}", "activations", model, list[Choice], look, lambda bare: with_layers(bare, model)
-        )
+            f"{name}-{job.name}", "activations", model, list[Choice], look, lambda bare: with_layers(bare, model),
+            cut=linear_stages,
+        )  # fmt: skip
         errors = self.walked(
             f"{name}-divergences-{job.name}", "sensitivity", model, dict[str, float],
             partial(divergences, model, self._trials(), found, paired=None if solved else not symmetric),

@@ -16,7 +16,7 @@ from leptonc.calibrate.choice import Choice, choose
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.statistics import Statistics
-from leptonc.calibrate.walk import Stage, Weights, stages, walk
+from leptonc.calibrate.walk import Stage, Weights, linear_stages, walk
 from leptonc.ir import edit
 from leptonc.ir.structure import weight_of
 from leptonc.passes.feature import Feature
@@ -85,7 +85,7 @@ def with_layers(found: Sequence[Choice], model: ir.Model) -> list[Choice]:
     Raises:
         ValueError: They are not of the values that the graph's layers read, in order.
     """
-    groups = [each for stage in stages(model) for each in stage.linears.items()]
+    groups = [each for stage in linear_stages(model) for each in stage.linears.items()]
     if [each.value for each in found] != [name for name, _ in groups]:
         raise ValueError(f"choices of {len(found)} values, in the place of the {len(groups)} that layers read")
     return [replace(each, linears=tuple(group)) for each, (_, group) in zip(found, groups, strict=True)]

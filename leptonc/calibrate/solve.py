@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
-from leptonc.calibrate.walk import Stage, Weights, walk, walked
+from leptonc.calibrate.walk import Stage, Weights, linear_stages, walk
 from leptonc.ir.structure import Linear, layer_of, lookups, weight_of
 from leptonc.passes.columns import DAMPING, Factor, factorize, shift_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
@@ -74,7 +74,7 @@ def by_layer(
         use: Given that, returns the weights, by initializer, that the stage runs with from then on.
         folder: For temporary files.
         memory: Bytes of activations kept in memory.
-        advance: Called with 1 after each stage, of `stages(model)`.
+        advance: Called with 1 after each stage, of `linear_stages(model)`.
         kept: What an interrupted build left, and this one leaves: what was chosen for each stage, under `name`.
         name: Of what is chosen.
         outside: Whether linear layers outside of the layers get weights, too.
@@ -149,7 +149,7 @@ class Solver:
             return made
 
         beside = self._method == "gptq"
-        with self._stage("pass calibrate", len(walked(model, beside=beside))) as advance:
+        with self._stage("pass calibrate", len(linear_stages(model))) as advance:
             by_layer(
                 model, self._windows, lambda stage, moments_of: self._chosen(forms(stage), moments_of, tables), use,
                 self._folder, memory=self._memory, advance=advance, kept=self._kept, name=self._name, outside=True,

@@ -1,4 +1,4 @@
-"""Runs a graph of the dialect a layer at a time: one layer's weights are in memory, and activations within a bound."""
+"""Runs a graph of the dialect in stages: a stage's weights are in memory, and activations within a bound."""
 
 from __future__ import annotations
 
@@ -46,23 +46,6 @@ def _layer(node: ir.Node) -> str:
     return layer_of(module_of(node))
 
 
-def by_linears(model: ir.Model) -> Callable[[ir.Node], str]:
-    """Returns what names stages that begin with linear layers: what these read, the stage before them makes.
-
-    The layers that read one value, as those of a query, a key and a value do, are in one stage, whose name is the first
-    one's path; nodes that no linear layer comes before have none.
-    """
-    depths: dict[ir.Node, int] = {}
-    names: dict[int, str] = {0: ""}
-    for node in model.graph:
-        before = [made for value in node.inputs if (made := edit.producer(value)) is not None]
-        linear = linear_of(node)
-        depths[node] = max((depths[made] for made in before), default=0) + (linear is not None)
-        if linear is not None:
-            names.setdefault(depths[node], linear.path)
-    return lambda node: names[depths[node]]
-
-
 def stages(
     model: ir.Model, stage_of: Callable[[ir.Node], str] = _layer, *, outside: bool = False
 ) -> list[Stage]:  # fmt: skip
@@ -101,6 +84,23 @@ def stages(
     return found
 
 
+def linear_stages(model: ir.Model, *, outside: bool = False) -> list[Stage]:
+    """Cuts a graph into stages that begin with linear layers: what these read, the stages before them make.
+
+    The layers that read one value, as those of a query, a key and a value do, are in one stage, whose path is the first
+    one's; nodes that no linear layer comes before are in the first stage. `outside` as for `stages`.
+    """
+    depths: dict[ir.Node, int] = {}
+    names: dict[int, str] = {0: ""}
+    for node in model.graph:
+        before = [made for value in node.inputs if (made := edit.producer(value)) is not None]
+        linear = linear_of(node)
+        depths[node] = max((depths[made] for made in before), default=0) + (linear is not None)
+        if linear is not None:
+            names.setdefault(depths[node], linear.path)
+    return stages(model, lambda node: names[depths[node]], outside=outside)
+
+
 class Store:
     """Arrays in memory, and beyond a number of bytes on disk.
 
@@ -137,13 +137,9 @@ class _Texts:
         self._model, self._store, self._folder, self._change = model, store, folder, change
         self._values: list[dict[str, NDArray[Any]]] = [dict(batch) for batch in batches]
 
-    def read(self, stage: Stage) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yields what a stage's linear layers read of each text."""
-        inside = [name for name in stage.linears if name not in stage.inputs]
-        session = open_stage(self._model, stage, inside, {}, self._folder, self._change) if inside else None
-        for each in self._values:
-            made = dict(zip(inside, session.run(None, feed(stage, each)), strict=True)) if session else {}
-            yield {name: made[name] if name in made else each[name] for name in stage.linears}
+    def read(self, name: str) -> Iterator[NDArray[Any]]:
+        """Yields a value of each text, that a stage made before."""
+        return (each[name] for each in self._values)
 
     def run(self, stage: Stage, needed: Sequence[str], weights: Weights) -> None:
         """Runs a stage, some of its weights replaced, and keeps what is needed of it."""
@@ -157,34 +153,30 @@ class _Texts:
             self._store.release(each.pop(name))
 
 
-def walked(model: ir.Model, *, outside: bool = False, beside: bool = False) -> list[Stage]:
-    """Returns the stages that `walk` runs, given the same."""
-    return stages(model, by_linears(model) if beside else _layer, outside=outside)
-
-
 def walk(
     model: ir.Model, batches: Sequence[Batch], see: Callable[..., None], solve: Callable[[Stage], Weights],
     folder: Path, *, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
     solved_before: Callable[[Stage], bool] = lambda _: False, outside: bool = False, beside: bool = False,
 ) -> None:  # fmt: skip
-    """Runs a graph stage by stage, up to the last that has a linear layer.
+    """Runs a graph stage by stage, each node once, up to the last that has a linear layer.
+
+    Stages are those of `linear_stages`: all that these read is there before the stage runs.
 
     Args:
         model: A graph of the dialect; values get their types, nothing else changes.
         batches: Inputs of each run, by name.
         see: Called with a stage, the name of a value that linear layers read, and that value, once a batch.
-        solve: Called when a stage has run; returns weights, by initializer, that it runs with from then on: later
-            stages see what these make of the text.
+        solve: Called before a stage runs; returns weights, by initializer, that it runs with: later stages see what
+            these make of the text.
         folder: For temporary files.
         memory: Bytes of activations that are kept in memory; others wait on disk.
         advance: Called with 1 after each stage.
         solved_before: Says of a stage that `solve` needs to see nothing for it.
         outside: Whether linear layers outside of the layers count, see `stages`.
         beside: Whether the graph as it was, nothing rounded, runs beside: `see` gets its value, too, behind the other.
-            Stages are then cut at each linear layer (`by_linears`), not each layer.
     """
     fill_types(model.graph)
-    cut = walked(model, outside=outside, beside=beside)
+    cut = linear_stages(model, outside=outside)
     last = max((i for i, stage in enumerate(cut) if stage.linears), default=-1)
     users: dict[str, int] = {name: i for i, stage in enumerate(cut[: last + 1]) for name in stage.inputs}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate.") as place, dropping_cycles() as drop_cycles:
@@ -194,10 +186,9 @@ def walk(
         for at, stage in enumerate(cut[: last + 1]):
             solved: Weights = {}
             if stage.linears:
-                if not solved_before(stage):
-                    for seen in zip(*(each.read(stage) for each in texts), strict=True):
-                        for name in stage.linears:
-                            see(stage, name, *(values[name] for values in seen))
+                for name in () if solved_before(stage) else stage.linears:
+                    for seen in zip(*(each.read(name) for each in texts), strict=True):
+                        see(stage, name, *seen)
                 solved = solve(stage)
             needed = [name for name in stage.outputs if users.get(name, -1) > at]
             for each, weights in zip(texts, (solved, {}), strict=False) if needed else ():

@@ -1,4 +1,4 @@
-"""A graph run a layer at a time sees what the whole graph sees, whatever the bound on memory."""
+"""A graph run in stages sees what the whole graph sees, whatever the bound on memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from leptonc.calibrate.solve import as_stored, inputs_of
-from leptonc.calibrate.walk import Stage, by_linears, stages, walk
+from leptonc.calibrate.walk import Stage, linear_stages, stages, walk
 from leptonc.frontend.capture import capture
 from leptonc.ir.structure import layer_of, linears, weight_of
 from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
@@ -61,10 +61,10 @@ def test_layers_see_what_they_see_in_the_whole_graph(name: str, memory: int, tmp
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stage_can_begin_with_linear_layers(name: str) -> None:
+def test_stages_of_a_walk_begin_with_linear_layers(name: str) -> None:
     with open_source(f"sample:{name}") as source:
         model = capture(source, max_seq_len=64).model
-    cut = stages(model, by_linears(model), outside=True)
+    cut = linear_stages(model, outside=True)
     assert not cut[0].linears
     for stage in cut[1:]:
         groups = list(stage.linears.values())
