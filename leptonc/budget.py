@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,37 @@ def parse_budget(weights: str | None) -> int | None:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
+@dataclass(frozen=True)
+class _Prices:
+    """What linear layers, and a table of embeddings among them, take more in 8 bits.
+
+    Attributes:
+        config: Formats, with 4 bits everywhere.
+        table: The embedding, where it is one of what is chosen among.
+        nodes: Bytes of graph that a layer of its own takes.
+        fixed: Paths of layers that have a format that was asked for.
+    """
+
+    config: Any
+    table: Sensitivity | None
+    nodes: int
+    fixed: frozenset[str]
+
+    def is_table(self, each: Sensitivity) -> bool:
+        return self.table is not None and each.path == self.table.path
+
+    def free(self, each: Sensitivity) -> bool:
+        """Whether it can be raised."""
+        return each.path not in self.fixed and not self.config.ragged(each.path, each.shape[1])
+
+    def __call__(self, each: Sensitivity) -> int:
+        width, table = each.shape[1], self.is_table(each)
+        higher = dataclasses.replace(self.config, embedding_bits=8) if table else self.config
+        high = higher.form(width, table=True) if table else higher.raised(width)
+        low = self.config.form(width, table=table)
+        return int(high.stored_bytes(each.shape)) - int(low.stored_bytes(each.shape)) + self.nodes
+
+
 def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, about: dict[str, Any]) -> None:
     """Chooses, under the budget, what is kept in 8 bits; `job.layers` and `job.embeddings` get it, `about` is told.
 
@@ -57,8 +89,7 @@ def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, abou
     Raises:
         BoundError: Graph and weights take more with all weights in 4 bits.
     """
-    backend = backend_of(job.target)
-    tables = backend.config_of(job).embeddings
+    tables = backend_of(job.target).config_of(job).embeddings
     look = next(embeddings(model), None) if tables and job.embeddings is None else None
     if look is not None:
         job.embeddings = "int4"
@@ -70,56 +101,59 @@ def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, abou
             "nothing was written",
             hint=f"{less} less",
         )
-    config, higher = backend.config_of(job), dataclasses.replace(backend.config_of(job), embedding_bits=8)
-    table = None if look is None else _unmeasured(module_of(look), look.inputs[0].shape)  # type: ignore[union-attr, arg-type]
-    nodes = NODES if job.target.backend == "onnxruntime" else 0  # TensorRT's graphs join no layers
-    if job.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
-        nodes = 2 * nodes + DESCRIBED
-
-    def looked_up(each: Sensitivity) -> bool:
-        return table is not None and each.path == table.path
-
-    def extra(each: Sensitivity) -> int:
-        width, is_table = each.shape[1], looked_up(each)
-        high = higher.form(width, table=True) if is_table else config.raised(width)
-        return high.stored_bytes(each.shape) - config.form(width, table=is_table).stored_bytes(each.shape) + nodes
-
+    prices = _prices(job, look)
     about["budget"] = {"bytes": budget, "least": size, "spent": 0}
-    fixed = {path for each in job.layers for path in each.paths}
-
-    def free(each: Sensitivity) -> bool:
-        return each.path not in fixed and not config.ragged(each.path, each.shape[1])
-
-    left = budget - size
-    unmeasured = [_unmeasured(each.path, each.shape) for each in linears(model)] + ([table] if table else [])
-    if any(extra(each) <= left for each in unmeasured if free(each)):
-        trials = [window[:TRIAL] for window in calibration.part(TRIALS)]
-        measured = calibration.walked(
-            f"sensitivity-{job.name}", "sensitivity", model, list[Sensitivity],
-            partial(
-                sensitivities, model, trials, config.form,
-                table=config.form(table.shape[1], table=True) if table else None,
-            ),
-        )  # fmt: skip
-        found = [each for each in measured if free(each)]
-        fewest = job.layers
-        while True:
-            raised, about["budget"]["spent"] = raise_within(found, extra, left)
-            chosen = [each for each in found if each.path in raised]
-            if table:
-                job.embeddings = "int8" if any(map(looked_up, chosen)) else "int4"
-            layers = {each.path: each.shape[1] for each in chosen if not looked_up(each)}
-            job.layers = fewest + config.raised_layers(layers)
-            over = size_of(job, model, calibration.scratch) - budget
-            if over <= 0 or not chosen:
-                break
-            left -= over  # layers that were joined with raised ones took more nodes than was reckoned with
+    unmeasured = [_unmeasured(each.path, each.shape) for each in linears(model)]
+    unmeasured += [prices.table] if prices.table else []
+    if any(prices(each) <= budget - size for each in unmeasured if prices.free(each)):
+        found = [each for each in _measured(calibration, job, model, prices) if prices.free(each)]
+        about["budget"]["spent"], raised = _raise(calibration, job, model, found, prices, budget, size)
         about["sensitivity"] = [
-            {"path": each.path, "bits": 8 if each in chosen else 4, "error": float(f"{each.error:.4g}")}
+            {"path": each.path, "bits": 8 if each.path in raised else 4, "error": float(f"{each.error:.4g}")}
             for each in found
         ]
     if tables:
         about["budget"]["embeddings"] = job.embeddings
+
+
+def _prices(job: Job, look: ir.Node | None) -> _Prices:
+    """What `look`, an embedding that may be raised, and all layers of the job take more."""
+    table = None if look is None else _unmeasured(module_of(look), look.inputs[0].shape)  # type: ignore[union-attr, arg-type]
+    nodes = NODES if job.target.backend == "onnxruntime" else 0  # TensorRT's graphs join no layers
+    if job.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
+        nodes = 2 * nodes + DESCRIBED
+    fixed = frozenset(path for each in job.layers for path in each.paths)
+    return _Prices(backend_of(job.target).config_of(job), table, nodes, fixed)
+
+
+def _measured(calibration: Calibration, job: Job, model: ir.Model, prices: _Prices) -> list[Sensitivity]:
+    """What 4 bits in each layer, and in the table, do to the model's output."""
+    form, table = prices.config.form, prices.table
+    trials = [window[:TRIAL] for window in calibration.part(TRIALS)]
+    looked_up = form(table.shape[1], table=True) if table else None
+    return calibration.walked(
+        f"sensitivity-{job.name}", "sensitivity", model, list[Sensitivity],
+        partial(sensitivities, model, trials, form, table=looked_up),
+    )  # fmt: skip
+
+
+def _raise(
+    calibration: Calibration, job: Job, model: ir.Model, found: Sequence[Sensitivity], prices: _Prices, budget: int,
+    size: int,
+) -> tuple[int, Collection[str]]:  # fmt: skip
+    """Gives 8 bits to what gains most for its bytes, `size` of the budget taken; returns the bytes spent, and paths."""
+    fewest, left = job.layers, budget - size
+    while True:
+        raised, spent = raise_within(found, prices, left)
+        chosen = [each for each in found if each.path in raised]
+        if prices.table:
+            job.embeddings = "int8" if any(map(prices.is_table, chosen)) else "int4"
+        layers = {each.path: each.shape[1] for each in chosen if not prices.is_table(each)}
+        job.layers = fewest + prices.config.raised_layers(layers)
+        over = size_of(job, model, calibration.scratch) - budget
+        if over <= 0 or not chosen:
+            return spent, raised
+        left -= over  # layers that were joined with raised ones took more nodes than was reckoned with
 
 
 def size_of(job: Job, model: ir.Model, scratch: Path) -> int:
