@@ -167,25 +167,33 @@ class Solver:
         for name, group in forms.items():
             moments = moments_of(name)
             hessian = moments.hessian()
-            known: dict[bool, tuple[Factor | None, NDArray[np.float32] | None]] = {}
+            # One token a text, as a classifier has: what is made up for in features unseen would be anything.
+            enough = moments.tokens >= moments.width or all(layer_of(linear.path) for linear, _ in group)
+            solved = self._method == "gptq" and enough
+            table = any(linear.weight in tables for linear, _ in group)
+            factor, shift = _aim(moments, hessian, table=table) if solved and group else (None, None)
             for linear, form in group:
                 key, weight = str(linear.weight.name), weight_of(linear)
-                # One token a text, as a classifier has: what is made up for in features unseen would be anything.
-                enough = layer_of(linear.path) or moments.tokens >= moments.width
-                if self._method == "gptq" and enough:
-                    table = linear.weight in tables
-                    if table not in known:
-                        factor = factorize(hessian, DAMPING + (LOOKED_UP if table else 0))
-                        off = None if table else moments.off()  # rows that are looked up stay what they are
-                        part = MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
-                        known[table] = factor, None if off is None or factor is None else shift_of(off, factor, part)
-                    factor, shift = known[table]
+                if solved:
                     codes = gptq(weight, form, hessian, factor, shift)
                 else:
-                    shift, codes = None, clip_search(weight, form, np.diag(hessian))
+                    codes = clip_search(weight, form, np.diag(hessian))
                 found |= {f"{key} {part}": array for part, array in codes._asdict().items() if array is not None}
                 found[f"{key} error"] = np.array(output_error(weight, codes, form, hessian, shift))
         return found
+
+
+def _aim(
+    moments: Moments, hessian: NDArray[Any], *, table: bool
+) -> tuple[Factor | None, NDArray[np.float32] | None]:  # fmt: skip
+    """What GPTQ needs for all layers that read one value: the factor of its moments, and how far weights aim beside.
+
+    `table` says that rows are looked up, too: these stay what they are.
+    """
+    factor = factorize(hessian, DAMPING + (LOOKED_UP if table else 0))
+    off = None if table else moments.off()
+    part = MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
+    return factor, None if off is None or factor is None else shift_of(off, factor, part)
 
 
 def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32]:
