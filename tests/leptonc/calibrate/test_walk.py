@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from leptonc.calibrate import walk as walk_module
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Stage, linear_stages, stages, walk
 from leptonc.frontend.capture import capture
@@ -35,10 +38,8 @@ def seen_by(name: str, folder: Path, memory: int, *, whole: bool = False) -> dic
             one.inputs = {str(v.name): v for v in model.graph.inputs}
             for each in stages(model):
                 one.linears.update(each.linears)
-            from leptonc.calibrate import walk as module
-
-            module.fill_types(model.graph)
-            session = module.open_stage(model, one, list(one.linears), {}, folder)
+            walk_module.fill_types(model.graph)
+            session = walk_module.open_stage(model, one, list(one.linears), {}, folder)
             for batch in batches:
                 used = {i.name for i in session.get_inputs()}
                 feed = {k: v for k, v in batch.items() if k in used}
@@ -73,6 +74,24 @@ def test_stages_of_a_walk_begin_with_linear_layers(name: str) -> None:
         assert stage.linears.keys() <= stage.inputs.keys()  # nothing has to run before they are seen
     known = [each.path for stage in stages(model, outside=True) for group in stage.linears.values() for each in group]
     assert sorted(each.path for stage in cut for group in stage.linears.values() for each in group) == sorted(known)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_node_runs_once_for_each_stream(beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_source("sample:tiny-gemma3") as source:
+        model = capture(source, max_seq_len=64).model
+    opened: list[str] = []
+    real = walk_module.open_stage
+
+    def counted(model: ir.Model, stage: Stage, *more: Any) -> Any:
+        opened.extend(str(node.name) for node in stage.nodes)
+        return real(model, stage, *more)
+
+    monkeypatch.setattr(walk_module, "open_stage", counted)
+    batch = inputs_of(model, np.asarray(models.token_ids(20, 1), np.int64))
+    walk(model, [batch], lambda *_: None, lambda _: {}, tmp_path, beside=beside)
+    assert opened
+    assert set(Counter(opened).values()) == {1 + beside}
 
 
 def test_the_graph_as_it_was_runs_beside_nothing_rounded(tmp_path: Path) -> None:
