@@ -246,11 +246,17 @@ class Calibration:
         """
         symmetric = MODULES[job.target.backend] == MODULES["tensorrt"]
 
+        shared = job.prefill == SHARED  # then they are of the codes that the graph which decodes has
+        stored = backend_of(job.target).config_of(job).form_of if shared else None
+        weights = SOLVED if solved or (shared and job.method == "gptq") else ROUNDED
+
         def look(folder: Path, **more: Any) -> list[Choice]:
-            weights = SOLVED if solved else ROUNDED
             return without_layers(
-                choices(model, self._texts(LOOKS), job.calibrator, folder, symmetric=symmetric, weights=weights, **more)
-            )
+                choices(
+                    model, self._texts(LOOKS), job.calibrator, folder, symmetric=symmetric, weights=weights,
+                    stored=stored, **more,
+                )
+            )  # fmt: skip
 
         found = self.walked(
             f"{name}-{job.name}", "activations", model, list[Choice], look, lambda bare: with_layers(bare, model),
