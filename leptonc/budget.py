@@ -74,9 +74,11 @@ class _Prices:
 
     def __call__(self, each: Sensitivity) -> int:
         width, table = each.shape[1], self.is_table(each)
-        higher = dataclasses.replace(self.config, embedding_bits=8) if table else self.config
-        high = higher.form(width, table=True) if table else higher.raised(width)
         low = self.config.form(width, table=table)
+        if table:
+            high = dataclasses.replace(self.config, embedding_bits=8).form(width, table=True)
+        else:
+            high = self.config.raised(width)
         return int(high.stored_bytes(each.shape)) - int(low.stored_bytes(each.shape)) + self.nodes
 
 

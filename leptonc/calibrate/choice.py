@@ -144,9 +144,10 @@ def choose(
         return float(np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 0).mean())
 
     def rounded(moved: NDArray[np.float32]) -> NDArray[np.float32]:
+        if stored is None:
+            return _nearest(moved)
         parts = zip(linears, np.split(moved, split), strict=True)
-        kept = [_as_kept(each, stored(linear)) for linear, each in parts] if stored else [moved]
-        return _nearest(np.concatenate(kept))
+        return _nearest(np.concatenate([_as_kept(each, stored(linear)) for linear, each in parts]))
 
     def tried(strength: float, scale: Callable[[int], NDArray[np.float32] | None], count: int) -> _Tried:
         scales = scale(count)

@@ -160,7 +160,7 @@ def walk(
 ) -> None:  # fmt: skip
     """Runs a graph stage by stage, each node once, up to the last that has a linear layer.
 
-    Stages are those of `linear_stages`: all that these read is there before the stage runs.
+    Stages are those of `linear_stages`: what the linear layers of one read is there before it runs.
 
     Args:
         model: A graph of the dialect; values get their types, nothing else changes.
