@@ -16,19 +16,18 @@ import onnx_ir as ir
 from leptonc.artifact.writer import stored_bytes
 from leptonc.backends import Job, backend_of
 from leptonc.backends.onnxruntime import SHARED, finish, lowering_of, prefill_passes
-from leptonc.backends.onnxruntime.integer import derived_of
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.errors import BoundError, InputError
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import embeddings, linears
 from leptonc.passes.base import Manager
+from leptonc.prefill import DESCRIBED, described_bytes
 
 if TYPE_CHECKING:
     from leptonc.calibration import Calibration
 
 TRIALS, TRIAL = 2, 128  # texts that sensitivities are measured on, and tokens of each
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
-DESCRIBED = 640  # bytes that say how the runtime makes a weight of a graph for prefill
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
 _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -176,7 +175,7 @@ def size_of(job: Job, model: ir.Model, scratch: Path) -> int:
     if prompts is not None:
         Manager().run(prompts, prefill_passes(job, prompts))
         finish(prompts)
-        size += stored_bytes(prompts, beside=trial) + DESCRIBED * len(derived_of(prompts))
+        size += stored_bytes(prompts, beside=trial) + described_bytes(prompts)
     return size
 
 

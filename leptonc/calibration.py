@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.backends import MODULES, Job, backend_of
-from leptonc.backends.onnxruntime import SHARED
 from leptonc.budget import TRIAL, TRIALS, spend
 from leptonc.calibrate.activations import (
     ROUNDED,
@@ -176,10 +175,8 @@ class Calibration:
             )  # fmt: skip
         if job.prefill is not None:
             job.report["prefill"] = prefill = {"weights": job.prefill, "calibration": about["calibration"]}
-            job.prefill_static = static = self._activations(job, model, prefill, "prefill", solved=False)
+            job.prefill_static = self._activations(job, model, prefill, "prefill", solved=False)
             job.prefill_layers = job.layers  # without those that the budget raises
-            if job.prefill == SHARED:  # weights that both graphs have are smoothed for both
-                job.scaling = SmoothLinears(static.smoothing, static.scales)
         if job.budget is not None:
             spend(self, job, model, job.budget, about)
         if job.activations == "int8":
@@ -245,16 +242,12 @@ class Calibration:
         `name` tells the graph's steps from another's; `solved` says that GPTQ will choose the codes of the weights.
         """
         symmetric = MODULES[job.target.backend] == MODULES["tensorrt"]
-
-        shared = job.prefill == SHARED  # then they are of the codes that the graph which decodes has
-        stored = backend_of(job.target).config_of(job).form_of if shared else None
-        weights = SOLVED if solved or (shared and job.method == "gptq") else ROUNDED
+        weights = SOLVED if solved else ROUNDED
 
         def look(folder: Path, **more: Any) -> list[Choice]:
             return without_layers(
                 choices(
-                    model, self._texts(LOOKS), job.calibrator, folder, symmetric=symmetric, weights=weights,
-                    stored=stored, **more,
+                    model, self._texts(LOOKS), job.calibrator, folder, symmetric=symmetric, weights=weights, **more
                 )
             )  # fmt: skip
 

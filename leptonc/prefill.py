@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.backends import Clock, Job
@@ -20,6 +22,8 @@ from leptonc.passes.base import Manager
 from leptonc.passes.quantize.blocks import Quantized
 from runtime_edge.derived import Derived, Part, Weight
 from runtime_edge.manifest import PassRecord, Variant
+
+DESCRIBED = 700  # bytes that say how one weight is made, but for parts that no graph has
 
 
 def add_prefill(
@@ -46,25 +50,55 @@ def add_prefill(
     with clock.stage(f"{prefix}prefill weights"):
         blobs = writer.add_graph(job.prefill_graph, model, beside=True)
     found = msgspec.structs.replace(variant, prefill=job.prefill_graph, blobs=tuple(sorted({*variant.blobs, *blobs})))
-    if made := derived_of(model):
-        weights = tuple(_derived(name, weight, decode, model) for name, weight in sorted(made.items()))
+    if made := dict(sorted(derived_of(model).items())):
+        beside = {name: _beside(weight, model) for name, weight in made.items()}
+        places = iter(writer.add_arrays([array for arrays in beside.values() for array in arrays.values()]))
+        parts = {name: {part: _part(*next(places)) for part in arrays} for name, arrays in beside.items()}
+        weights = tuple(_derived(name, weight, decode, model, parts[name]) for name, weight in made.items())
         writer.add(job.derived, msgspec.json.encode(Derived(weights=weights)))
-        found = msgspec.structs.replace(found, derived=job.derived)
+        more = {part.blob for each in parts.values() for part in each.values()}
+        found = msgspec.structs.replace(found, derived=job.derived, blobs=tuple(sorted({*found.blobs, *more})))
     return found, manager.records
 
 
-def _derived(name: str, weight: Quantized, decode: ir.Model, model: ir.Model) -> Weight:
-    """Says where the parts of a weight lie that the runtime makes; `model` has the steps, `decode` the rest."""
+def described_bytes(model: ir.Model) -> int:
+    """Bytes of what says how the runtime makes the weights of a lowered graph; computes none of them."""
+    made = derived_of(model).values()
+    rows = sum(4 * weight.shape[0] for weight in made if weight.rows is not None)
+    columns = {weight.columns.tobytes() for weight in made if weight.columns is not None}
+    return DESCRIBED * len(made) + rows + sum(len(each) // 2 for each in columns)
+
+
+def _beside(weight: Quantized, model: ir.Model) -> dict[str, NDArray[Any]]:
+    """Parts of a weight that no graph has, as the smoothing of its own that this graph has makes them, by name."""
+    found: dict[str, NDArray[Any]] = {}
+    if weight.columns is not None:
+        found["inputs"] = weight.columns.astype(np.float16)
+    if weight.rows is not None:  # the graph's steps are of weights that are multiplied by these
+        steps: Any = model.graph.initializers[f"{weight.key}.int8.steps"].const_value
+        found["steps"] = (steps.numpy() / weight.rows).astype(np.float32)
+    return found
+
+
+def _part(blob: str, offset: int) -> Part:
+    return Part(blob=blob, offset=offset)
+
+
+def _derived(name: str, weight: Quantized, decode: ir.Model, model: ir.Model, beside: dict[str, Part]) -> Weight:
+    """Says where the parts of a weight lie that the runtime makes.
+
+    `beside` has some of its own, `model` the other steps, `decode` the rest.
+    """
 
     def part(graph: ir.Graph, suffix: str) -> Part | None:
         value = graph.initializers.get(f"{weight.key}.{suffix}")
         if value is None:
             return None
         tensor: Any = value.const_value
-        return Part(blob=str(tensor.location), offset=int(tensor.offset))
+        return _part(str(tensor.location), int(tensor.offset))
 
     parts: dict[str, Any] = {each: part(decode.graph, f"nbits.{each}") for each in ("codes", "scales", "zeros")}
-    parts["steps"] = part(model.graph, "int8.steps")
+    parts |= {"steps": part(model.graph, "int8.steps"), **beside}
     if parts["codes"] is None:
         raise ValueError(f"the graph that decodes has no {weight.key}")
     return Weight(

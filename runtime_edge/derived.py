@@ -1,7 +1,8 @@
 """Weights of a graph for prefill that an artifact does not store: they are made from those of the graph that decodes.
 
 A weight W [out, in] is stored in blocks of 2, 4 or 8 bits. Prompts multiply it as 8-bit integers with one step an
-output channel: round(W / step), two neighbouring inputs' paired as `pair` says.
+output channel: round(W / step), two neighbouring inputs' paired as `pair` says. Where the graph divides what the layer
+reads, input by input, so that 8 bits do, W has its inputs multiplied in return.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Weight(Record, frozen=True, kw_only=True):
     """One weight [rows, columns] = [out, in]: `name` is the initializer, int8 [columns, rows], that it becomes.
 
     `codes` uint8 [rows, blocks, block_size * bits / 8], low bits first; `scales` float16 [rows, blocks]; `zeros` uint8
-    [rows, ceil(blocks * bits / 8)], None where the middle code is zero; `steps` float32 [rows].
+    [rows, ceil(blocks * bits / 8)], None where the middle code is zero; `steps` float32 [rows]; `inputs` float16
+    [columns], what each column is multiplied by, None where by nothing.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Weight(Record, frozen=True, kw_only=True):
     scales: Part
     steps: Part
     zeros: Part | None = None
+    inputs: Part | None = None
 
     @property
     def blocks(self) -> int:
@@ -59,8 +62,10 @@ class Weight(Record, frozen=True, kw_only=True):
             (self.codes, self.rows * self.blocks * self.block_size * self.bits // 8),
             (self.scales, self.rows * self.blocks * 2),
             (self.steps, self.rows * 4),
+            (self.zeros, self.rows * -(-self.blocks * self.bits // 8)),
+            (self.inputs, self.columns * 2),
         ]
-        return found if self.zeros is None else [*found, (self.zeros, self.rows * -(-self.blocks * self.bits // 8))]
+        return [(part, size) for part, size in found if part is not None]
 
 
 class Derived(Record, frozen=True, kw_only=True):
@@ -143,6 +148,7 @@ def integers(root: Path, weight: Weight) -> NDArray[np.int8]:
     else:
         zeros = stored(weight.zeros, np.uint8, rows, -(-blocks * bits // 8))
         offsets = ratios * _unpacked(zeros, bits, np.empty((rows, zeros.shape[1] * 8 // bits), np.uint8))[:, :blocks]
+    factors = None if weight.inputs is None else stored(weight.inputs, np.float16, weight.columns).astype(np.float32)
     found = np.empty((weight.columns, rows), np.int8)
     unpacked = np.empty((_ROWS, blocks, weight.block_size), np.uint8)
     exact = np.empty(unpacked.shape, np.float32)
@@ -152,9 +158,11 @@ def integers(root: Path, weight: Weight) -> NDArray[np.int8]:
         w = exact[:count]
         np.multiply(_unpacked(codes[here], bits, unpacked[:count]), ratios[here, :, None], out=w)
         w -= offsets[here, :, None]
-        np.rint(w, out=w)
-        np.clip(w, -TOP, TOP, out=w)
         signed = w.reshape(count, -1)[:, : weight.columns]
+        if factors is not None:
+            signed *= factors
+        np.rint(signed, out=signed)
+        np.clip(signed, -TOP, TOP, out=signed)
         pair(signed)
         found[:, here] = signed.T
     return found

@@ -28,9 +28,9 @@ from runtime_edge.errors import ArtifactError, FormatVersionError
 from runtime_edge.files import MANIFEST_NAME
 
 FORMAT = "lepton"
-# 2: engines; 3: graphs for prefill; 4: sparse weights; 5: derived weights; 6: runs without logits. What earlier
-# versions said reads as before.
-FORMAT_VERSION = 6
+# 2: engines; 3: graphs for prefill; 4: sparse weights; 5: derived weights; 6: runs without logits; 7: derived weights
+# whose inputs are multiplied. What earlier versions said reads as before.
+FORMAT_VERSION = 7
 REPORT_NAME = "report.json"
 EMITTED_NAME = "lepton.json"  # of a graph that `build --emit onnx` wrote: no artifact, and inspected like one
 PAGE_NAME = "report.html"

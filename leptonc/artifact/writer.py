@@ -8,13 +8,14 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from leptonc.errors import InputError
 from leptonc.ir.structure import layer_of
@@ -80,6 +81,21 @@ class ArtifactWriter:
         """Writes a file of the artifact, or writes it anew."""
         (self.path / name).write_bytes(data)
         self.files[name] = File(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def add_arrays(self, arrays: Sequence[NDArray[Any]]) -> list[tuple[str, int]]:
+        """Writes arrays that no graph has to one blob, equal ones once; returns the blob and the offset of each."""
+        offsets: dict[bytes, int] = {}
+        size = 0
+        for array in arrays:
+            data = array.tobytes()
+            if data not in offsets:
+                offsets[data] = size
+                size += len(data)
+        whole = b"".join(offsets)
+        path = f"blobs/{hashlib.sha256(whole).hexdigest()}"
+        if whole:
+            self.add(path, whole)
+        return [(path, offsets[array.tobytes()]) for array in arrays]
 
     def copy(self, file: File, source: Path) -> None:
         """Copies a file of another artifact, a part at a time.

@@ -18,7 +18,7 @@ from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.statistics import Statistics
 from leptonc.calibrate.walk import Stage, Weights, linear_stages, walk
 from leptonc.ir import edit
-from leptonc.ir.structure import Linear, weight_of
+from leptonc.ir.structure import weight_of
 from leptonc.passes.feature import Feature
 from leptonc.passes.quantize.activations import WIDE_ZERO, QuantizeActivationsConfig, round_value
 from leptonc.passes.quantize.blocks import Format, dequantize
@@ -38,8 +38,7 @@ ROOM = 2  # 16 bits reach so many times as far as the inputs on the text do
 
 def choices(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], calibrator: str, folder: Path, *, symmetric: bool,
-    weights: float = 1.0, stored: Callable[[Linear], Format | None] | None = None, memory: int = 2**30,
-    advance: Callable[[int], Any] = lambda _: None,
+    weights: float = 1.0, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> list[Choice]:  # fmt: skip
     """Runs a captured graph over a text and chooses, for each value that linear layers read, how it is quantized.
 
@@ -50,7 +49,6 @@ def choices(
         folder: For temporary files.
         symmetric: Whether integers are signed with zero in the middle.
         weights: How much the error of rounding weights to nearest counts.
-        stored: Formats that the weights have before they are made 8-bit ones, if they do; see `choose`.
         memory: Bytes of activations kept in memory.
         advance: Called with 1 after each stage.
 
@@ -69,9 +67,7 @@ def choices(
     def solve(stage: Stage) -> Weights:
         for name, group in stage.linears.items():
             place, each = where.get(name), seen.pop(name)
-            found.append(
-                choose(each, tuple(group), place, calibrator, symmetric=symmetric, weights=weights, stored=stored)
-            )
+            found.append(choose(each, tuple(group), place, calibrator, symmetric=symmetric, weights=weights))
         return {}
 
     walk(model, [inputs_of(model, each) for each in windows], see, solve, folder, memory=memory, advance=advance)
@@ -209,9 +205,14 @@ def static_of(
             tuple(path for path, each in layers if each.path in wide),
         ),
         smoothing=SmoothLinearsConfig(tuple((each.path, each.strength) for each in smooth)),
-        scales={each.path: each.scales for each in smooth if each.scales is not None},
+        scales={each.path: _stored(each.scales) for each in smooth if each.scales is not None},
         inputs={path: Feature(each.mean, each.importance) for path, each in layers},
     )
+
+
+def _stored(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest scales that float16 holds: so they are stored where the runtime multiplies weights by them."""
+    return scales.astype(np.float16).astype(np.float32)
 
 
 def _grid(choice: Choice, wide: bool) -> tuple[float, int]:

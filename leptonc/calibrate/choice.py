@@ -13,7 +13,6 @@ from leptonc.calibrate.calibrators import SEARCH as SEARCHES
 from leptonc.calibrate.calibrators import Grid, calibrators, grids_of
 from leptonc.calibrate.statistics import Statistics
 from leptonc.ir.structure import Linear, weight_of
-from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 from leptonc.passes.quantize.smooth import Place
 
 STRENGTHS = (0.5, 0.8, 0.9)  # of smoothing what a norm makes, besides none
@@ -112,15 +111,13 @@ def cap_scales(inputs: NDArray[np.float32], part: float, past: int = 0) -> NDArr
 def choose(
     seen: Statistics, linears: tuple[Linear, ...], place: Place | None, calibrator: str, *, symmetric: bool,
     strengths: Sequence[float] = STRENGTHS, weights: float = 1.0,
-    stored: Callable[[Linear], Format | None] | None = None,
 ) -> Choice:  # fmt: skip
     """Chooses the grid of one value and, where it can be divided, the smoothing whose outputs are off least.
 
     Where one layer reads it, and no norm makes it, features that reach furthest may go past the integers: see `LARGE`.
 
     Outputs are compared on the tokens that `Statistics.sample` gives, with inputs on their grid, and with weights on
-    one of 8 bits a channel; `weights` is how much the error of the latter counts. Where those are made of weights that
-    are stored in another format, as a graph for prompts may have them, `stored` says which.
+    one of 8 bits a channel; `weights` is how much the error of the latter counts.
     """
     weight = np.concatenate([weight_of(each) for each in linears])
     rows, counts = seen.sample(SEARCH)
@@ -143,19 +140,13 @@ def choose(
         parts = _energies(off, counts, split)
         return float(np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 0).mean())
 
-    def rounded(moved: NDArray[np.float32]) -> NDArray[np.float32]:
-        if stored is None:
-            return _nearest(moved)
-        parts = zip(linears, np.split(moved, split), strict=True)
-        return _nearest(np.concatenate([_as_kept(each, stored(linear)) for linear, each in parts]))
-
     def tried(strength: float, scale: Callable[[int], NDArray[np.float32] | None], count: int) -> _Tried:
         scales = scale(count)
         by = np.ones(seen.width, np.float32) if scales is None else scales
         few = np.sort(np.argsort(-seen.largest, kind="stable")[:count])
         x, moved = rows / by, weight * by
         x[:, few] = moved[:, few] = 0
-        by_weights = weights * part(x @ (rounded(moved) - moved).T)
+        by_weights = weights * part(x @ (_nearest(moved) - moved).T)
         narrowed = by.copy()
         narrowed[few] = np.inf  # what is divided by it is zero
         known = None if scales is None and not count else narrowed
@@ -196,10 +187,6 @@ def _energies(y: NDArray[Any], counts: NDArray[np.float64], split: NDArray[np.in
     """Sums of squares [layers] of outputs [tokens, out of all layers], tokens counted as they are."""
     features = counts @ np.square(y)
     return np.array([float(part.sum()) for part in np.split(features, split)])
-
-
-def _as_kept(weight: NDArray[np.float32], form: Format | None) -> NDArray[np.float32]:
-    return weight if form is None else dequantize(round_to_nearest(weight, form), form)
 
 
 def _nearest(moved: NDArray[np.float32]) -> NDArray[np.float32]:

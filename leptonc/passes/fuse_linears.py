@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from leptonc.ir.dialect import MODULE_KEY
 from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Pass
 from leptonc.passes.quantize.blocks import Quantized
-from leptonc.passes.quantize.weights import dequantized, quantized_of
+from leptonc.passes.quantize.weights import KEY, dequantized, quantized_of
 
 
 def joinable(group: Sequence[Linear]) -> bool:
@@ -20,10 +21,16 @@ def joinable(group: Sequence[Linear]) -> bool:
     first = group[0]
     if len(group) < 2 or any(g.x is not first.x or not g.transposed for g in group):
         return False
-    if len({g.bias is None for g in group}) != 1 or len({id(g.weight) for g in group}) != len(group):
+    if len({_kind(g) for g in group}) != 1 or len({id(g.weight) for g in group}) != len(group):
         return False
-    forms = [w.form if (w := quantized_of(g.weight)) else None for g in group]
-    return all(f == forms[0] for f in forms) and all((g.dequantize is None) == (forms[0] is None) for g in group)
+    return first.dequantize is None or quantized_of(first.weight) is not None
+
+
+def _kind(linear: Linear) -> tuple[Any, ...]:
+    """What is the same of layers that can be one, beside their input."""
+    weight = quantized_of(linear.weight)
+    columns = None if weight is None or weight.columns is None else weight.columns.tobytes()
+    return linear.bias is None, linear.dequantize is None, None if weight is None else weight.form, columns
 
 
 def join(graph: ir.Graph, group: Sequence[Linear]) -> ir.Value:
@@ -34,9 +41,9 @@ def join(graph: ir.Graph, group: Sequence[Linear]) -> ir.Value:
     path = f"{stem}.{'+'.join(p.rpartition('.')[2] for p in parts)}"
     name = f"{path}.weight"
     rows, columns = sum(g.shape[0] for g in group), group[0].shape[1]
-    quantized = [quantized_of(g.weight) for g in group]
-    if quantized[0] is not None:
-        weight = dequantized(graph, Quantized.stack([q for q in quantized if q is not None]), name, first)
+    quantized = [q for g in group if (q := quantized_of(g.weight)) is not None]
+    if group[0].dequantize is not None:
+        weight = dequantized(graph, Quantized.stack(quantized), name, first)
     else:
         tensors = [g.weight.const_value for g in group]
         sources = "+".join(str(t.metadata_props.get("lepton.source", "")) for t in tensors if t is not None)
@@ -48,6 +55,8 @@ def join(graph: ir.Graph, group: Sequence[Linear]) -> ir.Value:
                 metadata_props={"lepton.source": sources},
             ),
         )  # fmt: skip
+        if quantized:  # numbers of codes
+            weight.meta[KEY] = Quantized.stack(quantized)
     (turned,) = edit.insert(
         first, "Transpose", [weight], {"perm": [1, 0]}, name=f"{first.name}/joined/Transpose", module=path
     )

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx.numpy_helper import to_array
 
 import runtime_edge
 from leptonc.artifact.pack import pack
 from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.errors import BoundError, InputError
+from leptonc.recipe import LayerRule
 from runtime_edge.derived import PAIR, integers, read
+from runtime_edge.verify import read_manifest
 
 TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 12
 
@@ -100,7 +103,8 @@ def test_weights_that_both_graphs_share(
     if source != "tiny-llama":  # one of each model: builds take long
         twice = built(source, text, tmp_path / "b", check=False, **options)
         made = sum(each.rows * each.columns for each in derived.weights)
-        assert graph_bytes(twice) - graph_bytes(result) >= 0.9 * made
+        # But for norms and factors of the inputs, which are many among weights of 64 inputs.
+        assert graph_bytes(twice) - graph_bytes(result) >= 0.85 * made
     long = list(range(3, 43))
     with runtime_edge.load(result.path) as model:
         assert np.isfinite(model.score(long)).all()
@@ -109,6 +113,34 @@ def test_weights_that_both_graphs_share(
     assert packed.variants == (variant,)
     with runtime_edge.load(tmp_path / "c") as model, runtime_edge.load(result.path) as whole:
         np.testing.assert_array_equal(model.score(long), whole.score(long))
+
+
+def test_what_decodes_is_as_without_a_graph_for_prompts(text: Path, tmp_path: Path) -> None:
+    """Smoothing is the other graph's alone: codes, gains and scales of this one are those of a build without it."""
+    options = {"method": "gptq", "symmetric": False, "check": False}
+    paths = [built("tiny-llama", text, tmp_path / str(each), prefill=each, **options).path for each in ("shared", None)]
+    graphs = (onnx.load(path / "cpu.onnx").graph.initializer for path in paths)
+    both, alone = ({each.name: to_array(each) for each in graph} for graph in graphs)
+    assert sum(name.endswith(".codes") for name in alone) >= 10
+    assert {name for name in alone if not name.startswith("no_sink")} <= both.keys()
+    for name, array in alone.items():
+        np.testing.assert_array_equal(both.get(name, array), array)
+    (smooth,) = (each for each in read_manifest(paths[0]).passes if each.name == "smooth-linears")
+    assert smooth.config["strengths"]
+
+
+def test_a_layer_of_a_format_of_its_own(text: Path, tmp_path: Path) -> None:
+    """It stays codes in both graphs; what reads what it makes has integers nonetheless."""
+    rules = (LayerRule(match=("*.up_proj",), weights="int8"),)
+    result = built("tiny-llama", text, tmp_path / "a", prefill="shared", layers=rules)
+    about = result.report["variants"]["cpu"]
+    decode, prompts = (each["fidelity"]["kl_divergence"] for each in (about, about["prefill"]))
+    assert prompts <= 1.15 * decode + 0.01
+    graph = onnx.load(result.path / "cpu.prefill.onnx", load_external_data=False).graph
+    kinds = [node.op_type for node in graph.node if any("up_proj" in name for name in node.input)]
+    assert kinds.count("MatMulNBits") == len(result.report["structure"]["heads"])
+    derived = read(result.path / "cpu.prefill.json", "", {f.path: f.size for f in result.manifest.files})
+    assert sum("down_proj" in each.name for each in derived.weights) == kinds.count("MatMulNBits")
 
 
 def test_integers_of_the_graph_for_prefill_are_those_of_the_other(text: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SIZES = [(5, 7, 16), (200, 96, 32), (64, 100, 32), (130, 576, 64), (1, 33, 16)]
 
 
 def stored(
-    root: Path, rows: int, columns: int, size: int, bits: int, zeros: bool
+    root: Path, rows: int, columns: int, size: int, bits: int, zeros: bool, inputs: bool = False
 ) -> tuple[Weight, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """A weight in a blob, with random codes; returns its description, what it is in float64, and the steps."""
     rng = np.random.default_rng(rows)
@@ -29,7 +29,8 @@ def stored(
     points = rng.integers(0, 2**bits, (rows, blocks)) if zeros else np.full((rows, blocks), 2 ** (bits - 1))
     scales = rng.uniform(0.5, 2, (rows, blocks)).astype(np.float16) / np.float16(100)
     exact = (codes - np.repeat(points, size, 1)) * np.repeat(scales.astype(np.float64), size, 1)
-    exact = exact[:, :columns]
+    factors = np.exp(rng.uniform(-2, 2, columns)).astype(np.float16)
+    exact = exact[:, :columns] * (factors.astype(np.float64) if inputs else 1)
     steps = (np.abs(exact).max(1) / 100).astype(np.float32)
 
     def packed(values: np.ndarray[Any, Any]) -> bytes:
@@ -39,25 +40,29 @@ def stored(
 
     parts, data = {}, b"...."
     for name, part in {
-        "codes": packed(codes), "scales": scales.tobytes(), "steps": steps.tobytes(), "zeros": packed(points)
+        "codes": packed(codes), "scales": scales.tobytes(), "steps": steps.tobytes(), "inputs": factors.tobytes(),
+        "zeros": packed(points),
     }.items():  # fmt: skip
         parts[name] = Part(blob="blob", offset=len(data))
         data += part
     (root / "blob").write_bytes(data)
-    if not zeros:
-        parts.pop("zeros")
+    for name, given in (("zeros", zeros), ("inputs", inputs)):
+        if not given:
+            parts.pop(name)
     return Weight(name="w", rows=rows, columns=columns, bits=bits, block_size=size, **parts), exact, steps
 
 
-@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(("zeros", "inputs"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("rows", "columns", "size"), SIZES)
-def test_the_nearest_integers(rows: int, columns: int, size: int, bits: int, zeros: bool, tmp_path: Path) -> None:
+def test_the_nearest_integers(
+    rows: int, columns: int, size: int, bits: int, zeros: bool, inputs: bool, tmp_path: Path
+) -> None:
     """Against float64; a number that lies within float32's rounding of a half may be on either side.
 
     Where two neighbours would be too much for 16 bits they are as much as fits, and each is no further from zero.
     """
-    weight, exact, steps = stored(tmp_path, rows, columns, size, bits, zeros)
+    weight, exact, steps = stored(tmp_path, rows, columns, size, bits, zeros, inputs)
     found = integers(tmp_path, weight)
     assert (found.dtype, found.shape) == (np.int8, (columns, rows))
     pad = ((0, 0), (0, columns % 2))
@@ -104,6 +109,7 @@ def test_what_says_how_must_be_right(tmp_path: Path) -> None:
     refused({"and": 1}, "expected a list of weights as JSON")
     refused({"rows": 65}, f"expected parts within the {size} bytes of blob")
     refused({"codes": {"blob": "blob", "offset": size}}, "expected parts within")
+    refused({"inputs": {"blob": "blob", "offset": size - 199}}, "found 200 bytes at offset")
     refused({"zeros": {"blob": "../blob", "offset": 0}}, "expected a blob of its variant, found '../blob'")
     path.write_text("[")
     with pytest.raises(ArtifactError, match="expected a list of weights as JSON"):

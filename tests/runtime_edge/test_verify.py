@@ -202,8 +202,8 @@ def test_refuses(artifact: Path, name: str) -> None:
 
 
 def test_later_version_says_to_upgrade(artifact: Path) -> None:
-    edit(artifact, lambda data: data.update(format_version=7, a_field_of_version_7=1))
-    with pytest.raises(FormatVersionError, match="expected format_version at most 6, found 7") as caught:
+    edit(artifact, lambda data: data.update(format_version=8, a_field_of_version_8=1))
+    with pytest.raises(FormatVersionError, match="expected format_version at most 7, found 8") as caught:
         runtime_edge.verify(artifact)
     assert "upgrade" in str(caught.value.hint)
 

@@ -31,6 +31,7 @@ from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
+from leptonc.passes.quantize.numbers import CodesToNumbers, CodesToNumbersConfig
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from leptonc.recipe import Forms, LayerRule, resolve
 from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, PREFILL_LEAST
@@ -132,13 +133,13 @@ def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
     """Returns the passes to a graph for prefill: 8-bit activations, and 8-bit weights where these are not to be had.
 
     The embedding has the format that the job gives it: both graphs read the same bytes of it. Where they share all
-    weights, `model` has those of the graph that decodes, smoothed and quantized.
+    weights, `model` has those of the graph that decodes, quantized.
     """
     static, config = job.prefill_static, config_of(job)
     if static is None:
         raise ValueError("a graph for prefill needs ranges of its activations")
     if job.prefill == SHARED:
-        return [static.integers(), *_lowered(job, PREFILL_CHUNK)]
+        return [CodesToNumbers(CodesToNumbersConfig(static.layers)), *static.passes(), *_lowered(job, PREFILL_CHUNK)]
     known = {*static.layers, *(path for each in job.prefill_layers for path in each.paths)}
     rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
     raised = config.raised_layers({each.path: each.shape[1] for each in rest}) if config.bits < 8 else ()

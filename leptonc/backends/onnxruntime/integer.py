@@ -18,7 +18,7 @@ from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Pass
 from leptonc.passes.feature import Feature
 from leptonc.passes.quantize.activations import FEATURE_KEY, WIDE_ZERO
-from leptonc.passes.quantize.blocks import Format, Quantized, dequantize
+from leptonc.passes.quantize.blocks import Format, Quantized
 from leptonc.passes.quantize.channels import MIDDLE, channel_codes, codes_of
 from leptonc.passes.quantize.weights import quantized_of
 
@@ -140,19 +140,16 @@ class _Derived:
     def _form(self) -> Format:
         return Format(8, self.weight.shape[1], True, positive=True, paired=True)
 
-    def _exact(self) -> NDArray[np.float32]:
-        return dequantize(self.weight.parts(), self.weight.form)
-
     @cached_property
     def steps(self) -> NDArray[np.float32]:
         """The step of each output channel that integers of the weight cost least with, float32 [out]."""
-        found = channel_codes(self._exact(), self._form, None if self.read is None else self.read.square)
+        found = channel_codes(self.weight.exact(), self._form, None if self.read is None else self.read.square)
         return np.ascontiguousarray(found.scales.reshape(-1))
 
     def corrected(self) -> NDArray[np.float32]:
         """The layer's bias and (W - W') E[x], float32 [out]; W' are the integers times their steps."""
         assert self.read is not None
-        exact = self._exact()
+        exact = self.weight.exact()
         off = exact - codes_of(exact, self.steps, self._form) * self.steps[:, None]
         found = off @ self.read.mean
         if self.bias is not None and self.bias.const_value is not None:

@@ -14,7 +14,6 @@ from leptonc.ir import edit
 from leptonc.ir.structure import Linear, linears
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.feature import Feature
-from leptonc.passes.quantize.blocks import dequantize
 from leptonc.passes.quantize.weights import quantized_of
 
 FEATURE_KEY = "lepton.feature"  # of a rounded value: what it is on the calibration text
@@ -134,7 +133,7 @@ def go_past(linear: Linear, features: NDArray[np.int64]) -> ir.Value:
 
     def whole() -> NDArray[np.float32]:
         if quantized is not None:
-            return dequantize(quantized.parts(), quantized.form)
+            return quantized.exact()
         return np.asarray(tensor.numpy(), np.float32)
 
     def few() -> ir.TensorProtocol:

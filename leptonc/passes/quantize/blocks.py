@@ -159,12 +159,16 @@ class Quantized:
         shape: (out, in).
         form: The format.
         key: Names the content: two weights of one key are one weight.
+        rows, columns: What a graph that others share the codes with multiplies their numbers by, float32 [out] and
+            [in]; None for nothing.
     """
 
     _last: tuple[Quantized, Codes] | None = None
 
     def __init__(self, shape: tuple[int, int], form: Format, key: str, compute: Callable[[], Codes]) -> None:
         self.shape, self.form, self.key, self._compute = shape, form, key, compute
+        self.rows: NDArray[np.float32] | None = None
+        self.columns: NDArray[np.float32] | None = None
 
     def parts(self) -> Codes:
         """Returns codes, scales and zero points."""
@@ -175,6 +179,23 @@ class Quantized:
             last = (self, self._compute())
             Quantized._last = last
         return last[1]
+
+    def exact(self) -> NDArray[np.float32]:
+        """Returns the weight as numbers, float32 [out, in]."""
+        found = dequantize(self.parts(), self.form)
+        if self.columns is not None:
+            found *= self.columns
+        if self.rows is not None:
+            found *= self.rows[:, None]
+        return found
+
+    def multiplied(
+        self, *, rows: NDArray[np.float32] | None = None, columns: NDArray[np.float32] | None = None
+    ) -> Quantized:  # fmt: skip
+        """Returns the weight of the same codes whose numbers are multiplied by what is given, too."""
+        found = Quantized(self.shape, self.form, self.key, self._compute)
+        found.rows, found.columns = _product(self.rows, rows), _product(self.columns, columns)
+        return found
 
     def rescale(self, scales: NDArray[np.float32]) -> None:
         """Gives the weight other scales [out, blocks]; codes and zero points stay."""
@@ -189,7 +210,7 @@ class Quantized:
 
     @staticmethod
     def stack(parts: Sequence[Quantized]) -> Quantized:
-        """Returns the weight with the rows of all `parts`, in order; they have one format and one width."""
+        """Returns the weight with the rows of all `parts`, in order; they have one format, width and `columns`."""
 
         def compute() -> Codes:
             each = [p._compute() for p in parts]
@@ -199,5 +220,13 @@ class Quantized:
                 np.concatenate(zeros) if zeros else None,
             )  # fmt: skip
 
-        rows = sum(p.shape[0] for p in parts)
-        return Quantized((rows, parts[0].shape[1]), parts[0].form, "+".join(p.key for p in parts), compute)
+        shape = (sum(p.shape[0] for p in parts), parts[0].shape[1])
+        found = Quantized(shape, parts[0].form, "+".join(p.key for p in parts), compute)
+        found.columns = parts[0].columns
+        if any(p.rows is not None for p in parts):
+            found.rows = np.concatenate([np.ones(p.shape[0], np.float32) if p.rows is None else p.rows for p in parts])
+        return found
+
+
+def _product(a: NDArray[np.float32] | None, b: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    return b if a is None else a if b is None else a * b

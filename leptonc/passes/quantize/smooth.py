@@ -8,7 +8,7 @@ can be folded into what makes x: the gain of a norm, the rows of the linear laye
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from leptonc.ir import edit
 from leptonc.ir.dialect import DOMAIN
 from leptonc.ir.structure import Linear, linear_of, linears
 from leptonc.passes.base import Config, Pass
+from leptonc.passes.quantize.weights import KEY, quantized_of
 
 NORMS = ("RMSNormalization", "LayerNormalization")
 GATES = ("Mul",)
@@ -67,11 +68,16 @@ class Place:
 
 def places(model: ir.Model) -> dict[str, Place]:
     """Returns where the inputs of linear layers can be divided, by the name of the value."""
+    found = {name: place for name, group in _groups(model).items() if (place := _place(tuple(group))) is not None}
+    return {name: place for name, place in found.items() if all(_alone(each.weight) for each in place.readers)}
+
+
+def _groups(model: ir.Model) -> dict[str, list[Linear]]:
+    """The linear layers that read each value, by its name."""
     groups: dict[str, list[Linear]] = {}
     for linear in linears(model):
         groups.setdefault(str(linear.x.name), []).append(linear)
-    found = {name: place for name, group in groups.items() if (place := _place(tuple(group))) is not None}
-    return {name: place for name, place in found.items() if all(_alone(each.weight) for each in place.readers)}
+    return groups
 
 
 def _alone(value: ir.Value | None) -> bool:
@@ -169,6 +175,8 @@ class SmoothLinearsConfig(Config):
 class SmoothLinears(Pass):
     """Divides what linear layers read, feature by feature, and multiplies their weights: the graph computes the same.
 
+    A value whose maker cannot be changed, because its weights are another graph's codes, is divided by a product.
+
     Args:
         config: The strengths that the scales came from, for the record.
         scales: float32 [width] by the path of the first linear layer that reads the value; each must be what
@@ -183,12 +191,17 @@ class SmoothLinears(Pass):
         self._scales = scales
 
     def run(self, model: ir.Model) -> int:
-        count = 0
-        for place in places(model).values():
-            scales = self._scales.get(place.readers[0].path)
-            if scales is not None:
+        count, where = 0, places(model)
+        for name, group in _groups(model).items():
+            scales = self._scales.get(group[0].path)
+            if scales is None:
+                continue
+            place = where.get(name)
+            if place is not None:
                 fold(place, scales)
-                count += 1
+            else:
+                _divide(group, scales)
+            count += 1
         return count
 
 
@@ -198,17 +211,43 @@ def fold(place: Place, scales: NDArray[np.float32]) -> None:
     if place.norm is not None:
         for value in place.norm.inputs[1:]:
             if value is not None:
-                _multiply(value, inverse)
+                _divided(value, inverse)
     elif place.linear is not None:
         linear = place.linear
         rows = linear.shape[0]
         whole = np.ones(rows, np.float32)
         whole[place.rows : place.rows + len(inverse)] = inverse
-        _multiply(linear.weight, whole[:, None] if linear.transposed else whole)
+        _weigh(linear, rows=whole)
         if linear.bias is not None:
-            _multiply(linear.bias, whole)
+            _divided(linear.bias, whole)
     for reader in place.readers:
-        _multiply(reader.weight, scales if reader.transposed else scales[:, None])
+        _weigh(reader, columns=scales)
+
+
+def _divide(readers: Sequence[Linear], scales: NDArray[np.float32]) -> None:
+    """Divides what linear layers read by `scales` [width], in the graph, and multiplies their weights."""
+    first, x = readers[0].node, readers[0].x
+    name = f"{x.name}.smooth"
+    inverse = edit.initializer(first.graph, name, ir.tensor(np.reciprocal(scales), name=name))  # type: ignore[arg-type]
+    (divided,) = edit.insert(first, "Mul", [x, inverse], name=f"{x.name}/smooth")
+    divided.shape, divided.type = x.shape, ir.TensorType(ir.DataType.FLOAT)
+    for reader in readers:
+        reader.node.replace_input_with(0, divided)
+        _weigh(reader, columns=scales)
+
+
+def _weigh(linear: Linear, **factors: NDArray[np.float32]) -> None:
+    """Multiplies a layer's weight by factors of its `rows` [out], or of its `columns` [in], when it is read."""
+    for of, each in factors.items():
+        _multiply(linear.weight, each[:, None] if (of == "rows") == linear.transposed else each)
+    if (codes := quantized_of(linear.weight)) is not None:
+        linear.weight.meta[KEY] = codes.multiplied(**factors)
+
+
+def _divided(value: ir.Value, inverse: NDArray[np.float32]) -> None:
+    """Multiplies a gain or a bias, and gives it a name of its own: another graph may have it as it was."""
+    _multiply(value, inverse)
+    value.name = f"{value.name}.smooth"
 
 
 def _multiply(value: ir.Value, factors: NDArray[Any]) -> None:

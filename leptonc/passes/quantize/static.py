@@ -42,8 +42,4 @@ class StaticActivations:
 
     def passes(self) -> list[Pass]:
         """The passes that come before those that quantize weights."""
-        return [SmoothLinears(self.smoothing, self.scales), self.integers()]
-
-    def integers(self) -> Pass:
-        """The pass that quantizes what the layers read."""
-        return QuantizeActivations(self.rounding, self.inputs)
+        return [SmoothLinears(self.smoothing, self.scales), QuantizeActivations(self.rounding, self.inputs)]
