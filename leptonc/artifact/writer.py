@@ -18,13 +18,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.errors import InputError
+from leptonc.ir.dialect import STORAGE_KEY
 from leptonc.ir.structure import layer_of
 from leptonc.passes.quantize.blocks import Quantized
 from runtime_edge.errors import ArtifactError
 from runtime_edge.files import MANIFEST_NAME
 from runtime_edge.manifest import DERIVED, EMITTED_NAME, File, Manifest, encode
 
-STORAGE = "lepton.storage"  # initializers with the same mark are the same bytes, and are stored once
 INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
 _OURS = {MANIFEST_NAME: "an artifact", EMITTED_NAME: "an emitted graph"}  # what may be replaced, by the file that tells
 _COPY_BYTES = 2**22
@@ -253,7 +253,7 @@ def _outside(model: ir.Model) -> list[tuple[str, ir.Value]]:
 
 def _mark(name: str, value: ir.Value) -> str:
     """What a tensor is known by: its storage's mark, or its name."""
-    return str(value.meta.get(STORAGE, name))
+    return str(value.meta.get(STORAGE_KEY, name))
 
 
 def _serialized(model: ir.Model) -> bytes:

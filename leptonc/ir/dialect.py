@@ -28,6 +28,7 @@ from leptonc.errors import LeptonError
 OPSET = 24
 DOMAIN = "lepton"
 MODULE_KEY = "lepton.module"
+STORAGE_KEY = "lepton.storage"  # of initializers: those with one mark are the same bytes, and are stored once
 
 # ONNX operators that a captured graph may use. A lowering knows this set and no other.
 STANDARD_OPS = frozenset(  # as text: one word an op

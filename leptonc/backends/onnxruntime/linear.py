@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.artifact.writer import STORAGE
 from leptonc.backends.onnxruntime.attention import MS
 from leptonc.ir import edit
+from leptonc.ir.dialect import STORAGE_KEY
 from leptonc.ir.structure import embeddings, linears
 from leptonc.passes.base import Pass
 from leptonc.passes.quantize.blocks import Quantized
@@ -86,7 +86,7 @@ class NBits:
             lambda: ir.tensor(np.ascontiguousarray(read())), dtype=dtype, shape=ir.Shape(shape), name=name, cache=False
         )
         value = edit.initializer(self._graph, name, lazy)
-        value.meta[STORAGE] = stored_as or name
+        value.meta[STORAGE_KEY] = stored_as or name
         return value
 
     def rows(self) -> ir.Value:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.ir import edit
-from leptonc.ir.dialect import DOMAIN
+from leptonc.ir.dialect import DOMAIN, STORAGE_KEY
 from leptonc.ir.structure import Linear, linear_of, linears
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.quantize.weights import KEY, quantized_of
@@ -245,9 +245,9 @@ def _weigh(linear: Linear, **factors: NDArray[np.float32]) -> None:
 
 
 def _divided(value: ir.Value, inverse: NDArray[np.float32]) -> None:
-    """Multiplies a gain or a bias, and gives it a name of its own: another graph may have it as it was."""
+    """Multiplies a gain or a bias, and marks it: another graph may have it, by the same name, as it was."""
     _multiply(value, inverse)
-    value.name = f"{value.name}.smooth"
+    value.meta[STORAGE_KEY] = f"{value.name}.smooth"
 
 
 def _multiply(value: ir.Value, factors: NDArray[Any]) -> None:

@@ -13,8 +13,9 @@ import onnx_ir as ir
 import pytest
 
 from leptonc.artifact import writer as module
-from leptonc.artifact.writer import ALIGNMENT, INLINE_BYTES, STORAGE, ArtifactWriter, check_out
+from leptonc.artifact.writer import ALIGNMENT, INLINE_BYTES, ArtifactWriter, check_out
 from leptonc.errors import InputError
+from leptonc.ir.dialect import STORAGE_KEY
 from runtime_edge.files import MANIFEST_NAME
 
 
@@ -39,7 +40,7 @@ def value(name: str, array: np.ndarray, reads: list[str] | None = None, storage:
     )
     made = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     if storage:
-        made.meta[STORAGE] = storage
+        made.meta[STORAGE_KEY] = storage
     return made
 
 
