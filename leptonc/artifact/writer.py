@@ -94,6 +94,7 @@ class ArtifactWriter:
         whole = b"".join(offsets)
         path = f"blobs/{hashlib.sha256(whole).hexdigest()}"
         if whole:
+            (self.path / "blobs").mkdir(exist_ok=True)
             self.add(path, whole)
         return [(path, offsets[array.tobytes()]) for array in arrays]
 

@@ -306,3 +306,19 @@ def test_four_bit_codes_are_packed(tmp_path: Path) -> None:
         writer.commit()
     assert (tmp_path / "m.lepton" / blob).read_bytes()[:4] == bytes([0x10, 0x32, 0x54, 0x76])
     assert (tmp_path / "m.lepton" / blob).stat().st_size == 2048
+
+
+def test_arrays_that_no_graph_has_lie_in_one_blob(tmp_path: Path) -> None:
+    """Equal ones are stored once; without any there is no blob."""
+    arrays = [np.arange(5, dtype=np.float16), np.ones(3, np.float32), np.arange(5, dtype=np.float16)]
+    with ArtifactWriter(tmp_path / "a") as writer:
+        places = writer.add_arrays(arrays)
+        assert [offset for _, offset in places] == [0, 10, 0]
+        ((path, file),) = writer.files.items()
+        assert {blob for blob, _ in places} == {path}
+        assert path == f"blobs/{file.sha256}"
+        for array, (blob, offset) in zip(arrays, places, strict=True):
+            found = np.fromfile(writer.path / blob, array.dtype, len(array), offset=offset)
+            np.testing.assert_array_equal(found, array)
+        assert writer.add_arrays([]) == []
+        assert list(writer.files) == [path]
