@@ -84,19 +84,18 @@ class ArtifactWriter:
 
     def add_arrays(self, arrays: Sequence[NDArray[Any]]) -> list[tuple[str, int]]:
         """Writes arrays that no graph has to one blob, equal ones once; returns the blob and the offset of each."""
+        parts = [array.tobytes() for array in arrays]
         offsets: dict[bytes, int] = {}
         size = 0
-        for array in arrays:
-            data = array.tobytes()
-            if data not in offsets:
-                offsets[data] = size
-                size += len(data)
+        for part in dict.fromkeys(parts):
+            offsets[part] = size
+            size += len(part)
         whole = b"".join(offsets)
         path = f"blobs/{hashlib.sha256(whole).hexdigest()}"
         if whole:
             (self.path / "blobs").mkdir(exist_ok=True)
             self.add(path, whole)
-        return [(path, offsets[array.tobytes()]) for array in arrays]
+        return [(path, offsets[part]) for part in parts]
 
     def copy(self, file: File, source: Path) -> None:
         """Copies a file of another artifact, a part at a time.
