@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge.errors import ArtifactError
-from runtime_edge.files import Background
+from runtime_edge.files import in_threads
 from runtime_edge.manifest import Positive, Record, Size
 
 TOP = 127
@@ -117,18 +117,8 @@ def make(path: Path, threads: int, use: Callable[[str, NDArray[np.int8]], None])
         use: Gets each name with its weight int8 [columns, rows], in any order and from any of the threads.
     """
     found = msgspec.json.decode(path.read_bytes(), type=Derived)
-    pending = sorted(found.weights, key=lambda weight: weight.rows * weight.columns)
-
-    def work() -> None:
-        while True:
-            try:
-                weight = pending.pop()
-            except IndexError:
-                return
-            use(weight.name, integers(path.parent, weight))
-
-    for thread in [Background(work) for _ in range(threads)]:
-        thread.result()
+    by_size = sorted(found.weights, key=lambda weight: weight.rows * weight.columns)
+    in_threads(by_size, lambda weight: use(weight.name, integers(path.parent, weight)), threads)
 
 
 @np.errstate(all="ignore")  # of numbers that make no sense come integers that make none

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -88,6 +88,31 @@ class Background(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._value
+
+
+def in_threads(items: Sequence[T], work: Callable[[T], None], threads: int) -> None:
+    """Calls `work` for each item, the last first, in so many threads; raises what one raises, and starts no more then.
+
+    Interrupted, it leaves what was begun to end by itself.
+    """
+    pending = list(items)
+
+    def until_none() -> None:
+        try:
+            while True:
+                try:
+                    item = pending.pop()
+                except IndexError:
+                    return
+                work(item)
+        finally:
+            pending.clear()
+
+    try:
+        for thread in [Background(until_none) for _ in range(min(threads, len(pending)))]:
+            thread.result()
+    finally:
+        pending.clear()
 
 
 class Hashes:

@@ -222,6 +222,7 @@ class _Converter:
             rows = b.op("Unsqueeze", [real, b.const([1, 2])])
             batch, length = b.sizes.values()
             self.mask = b.op("Expand", [rows, b.op("Concat", [batch, b.const([1]), length, length], {"axis": 0})])
+            self.mask.type = ir.TensorType(BOOL)
 
     def _placeholder(self, node: torch.fx.Node, signature: Any) -> None:
         b = self.b

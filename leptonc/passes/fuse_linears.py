@@ -82,10 +82,10 @@ BETWEEN = {"Reshape", "Transpose", "RMSNormalization", "LayerNormalization", "Ro
 
 
 def attention_of(value: ir.Value) -> ir.Node | None:
-    """Returns the attention that alone reads a value, as heads, maybe normalized, maybe rotated; or None."""
+    """Returns the attention with a cache that alone reads a value, as heads, maybe normalized or rotated; or None."""
     at: ir.Value = value
     while (user := edit.only_user(at)) is not None:
-        if user.op_type in ("Attention", "CachedAttention"):
+        if user.op_type == "CachedAttention":
             return user
         if user.op_type not in BETWEEN:
             return None
@@ -94,15 +94,15 @@ def attention_of(value: ir.Value) -> ir.Node | None:
 
 
 class FuseLinears(Pass):
-    """Joins the linear layers that an attention's queries, keys and values come from, where they read the same input.
+    """Joins the linear layers that a cached attention's queries, keys and values come from, where all read one input.
 
     One wide matrix product reads its input once and wakes the threads once. What read the old layers reads a Split,
-    which a lowering leaves out where its attention takes all three in one value. Wide layers (gate and up) stay apart:
-    their Split costs more than one product for two saves.
+    which a lowering leaves out where its attention takes all three in one value. Others stay apart (gate and up, an
+    encoder's attention): their Split costs more than one product for two or three saves.
     """
 
     name = "fuse-linears"
-    version = 2  # queries, keys and values alone
+    version = 3  # queries, keys and values that are cached
 
     def run(self, model: ir.Model) -> int:
         groups: dict[int, list[Linear]] = {}

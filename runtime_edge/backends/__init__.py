@@ -66,10 +66,19 @@ class DecoderSession(Protocol):
 
 
 class EncoderSession(Protocol):
-    """An encoder graph that is ready to run, from any thread."""
+    """An encoder graph that is ready to run, from any thread.
 
-    def run(self, inputs: Mapping[str, Ints]) -> Floats:
-        """Runs one batch; `inputs` int64 [batch, length] by name; returns float32 [batch, dim]."""
+    Attributes:
+        workers: How many batches run side by side in less time than one after another.
+    """
+
+    workers: int
+
+    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True) -> Floats:
+        """Runs one batch; `inputs` int64 [batch, length] by name; returns float32 [batch, dim].
+
+        `alone` is false where `workers` threads run batches at the same time.
+        """
 
     def close(self) -> None:
         """Frees what lies outside of the host's memory, once a run in another thread has ended."""

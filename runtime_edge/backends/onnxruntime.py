@@ -8,6 +8,7 @@ once: a step sets two integers and runs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")  # in this order: 
 # Tokens a run: attention's scores take chunk x length a head, of which a run computes also those of later tokens, and
 # what 256 tokens make in a layer stays in a core's cache.
 PREFILL_CHUNK = 256
+_SLOWER = ("SkipLayerNormFusion",)  # its kernel takes 3 to 5 times as long as the sum and the norm that it replaces
 PREFILL_LEAST = 16  # tokens that the graph for prefill is worth: below, both take about the same time
 
 
@@ -154,16 +156,39 @@ class OrtDecoderState:
 
 
 class OrtEncoder:
-    """An encoder graph in a session."""
+    """An encoder graph in a session of all threads; and in one of one thread once many batches run side by side.
+
+    Threads that share a product wait for each other at its end, those that have batches of their own do not. The second
+    session has weights of its own, in the order that its kernels want; where the graph is no longer the file that was
+    loaded, there is none.
+    """
 
     def __init__(self, graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU) -> None:
         self.encoder = encoder
-        self.session = _Session(graph, threads, providers)
-        self.session.expect(inputs=encoder.inputs, outputs=(encoder.output,))
+        self.workers = threads if tuple(providers) == CPU else 1
+        self._graph = graph
+        self._seen = _file_of(graph)
+        self._lock = threading.Lock()
+        self._single: _Session | None = None
+        self.session = self._open(threads, providers)
 
-    def run(self, inputs: Mapping[str, Ints]) -> Floats:
+    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True) -> Floats:
         """See `EncoderSession.run`."""
-        return self.session.run_once(self.encoder.output, inputs)
+        session = self.session if alone or self.workers == 1 else self._side()
+        return session.run_once(self.encoder.output, inputs)
+
+    def _side(self) -> _Session:
+        """The session that runs beside itself."""
+        with self._lock:
+            if self._single is None:
+                found = self._open(1, CPU) if _file_of(self._graph) == self._seen else self.session
+                self._single = found if _file_of(self._graph) == self._seen else self.session
+            return self._single
+
+    def _open(self, threads: int, providers: Sequence[str]) -> _Session:
+        session = _Session(self._graph, threads, providers)
+        session.expect(inputs=self.encoder.inputs, outputs=(self.encoder.output,))
+        return session
 
     def close(self) -> None:
         """See `EncoderSession.close`: all of it is freed when it is no longer used."""
@@ -223,7 +248,9 @@ class _Session:
         try:
             if derived is not None:
                 self._derive(options, derived, threads)
-            self._session = self._ort.InferenceSession(str(graph), options, providers=list(providers))
+            self._session = self._ort.InferenceSession(
+                str(graph), options, providers=list(providers), disabled_optimizers=_SLOWER
+            )
         except self._errors as error:
             raise self._fault(f"a graph that ONNX Runtime {self._ort.__version__} opens", error) from error
         # A provider whose libraries are missing is left out without an error. (A float32 cache stays in the host's
@@ -283,6 +310,15 @@ class _Session:
             f"{self._name}: expected {expected}, found: {str(error)[:500]}",
             hint="is it of this machine's kind? `lepton-edge info` says what it was built for",
         )
+
+
+def _file_of(path: Path) -> tuple[int, ...]:
+    """What tells a file from another one that takes its place; of no file nothing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _onnxruntime() -> Any:

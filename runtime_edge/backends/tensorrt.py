@@ -282,6 +282,7 @@ class TrtEncoder:
 
     def __init__(self, plan: Path, spec: Engine, encoder: Encoder, jit_cache: Path | None, **native: Any) -> None:
         self.encoder = encoder
+        self.workers = 1
         self._lock = threading.Lock()
         self._held = ExitStack()
         self.engine = LoadedEngine(plan, spec, Memory(), jit_cache, **native)
@@ -313,8 +314,8 @@ class TrtEncoder:
         self._inputs.bind(self._context)
         self._context.bind(encoder.output, self._output_at)
 
-    def run(self, inputs: Mapping[str, Ints]) -> Floats:
-        """See `EncoderSession.run`; a batch larger than the engine's is run in parts."""
+    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True) -> Floats:
+        """See `EncoderSession.run`; a batch larger than the engine's is run in parts, one batch after another."""
         count, length = inputs["input_ids"].shape
         rows = np.empty((count, self.encoder.dim), np.float32)
         with self._lock:

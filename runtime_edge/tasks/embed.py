@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from runtime_edge import request as check
 from runtime_edge.backends import EncoderSession
 from runtime_edge.errors import RequestError
+from runtime_edge.files import in_threads
 from runtime_edge.manifest import Encoder
 from runtime_edge.text import TextCodec
 
 Floats = NDArray[np.float32]
+SMALL = 4096  # tokens of a batch: larger ones keep all threads busy by themselves, and would take their memory at once
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,20 @@ class Encoding:
         size = check.integer("batch_size", batch_size, 1)
         encoded = self._tokenize(texts)
         rows = np.empty((len(encoded), self.encoder.dim), np.float32)
+
+        def run(batch: list[int], alone: bool) -> None:
+            rows[batch] = self._session.run(dict(self._inputs([encoded[index] for index in batch])), alone=alone)
+
         # Texts of like length share a batch: padding is work for nothing.
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]))
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            rows[batch] = self._session.run(dict(self._inputs([encoded[index] for index in batch])))
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        workers = self._session.workers
+        small = list(takewhile(lambda batch: len(batch) * len(encoded[batch[-1]][0]) <= SMALL, batches))
+        if workers == 1 or len(small) < 2 * workers:  # of fewer the longest may run when the others have ended
+            small = []
+        for batch in batches[len(small) :]:
+            run(batch, alone=True)
+        in_threads(small, lambda batch: run(batch, alone=False), workers)
         return rows
 
     def classify(self, texts: Iterable[str], batch_size: int) -> list[Classification]:
@@ -72,7 +84,7 @@ class Encoding:
                 f"texts: expected a list of texts, found {type(texts).__name__}", hint="put one text in a list: [text]"
             )
         checked = [check.text(f"texts[{index}]", text) for index, text in enumerate(texts)]
-        found = self._codec.tokenizer.encode_batch(checked)
+        found = self._codec.tokenizer.encode_batch_fast(checked)  # without offsets
         # A text of no tokens still is a row: it becomes one padding token.
         return [(item.ids or [self._codec.pad_id], item.type_ids or [0]) for item in found]
 

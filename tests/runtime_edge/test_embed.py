@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import runtime_edge
-from runtime_edge.errors import ClosedError, RequestError
+from runtime_edge.errors import ArtifactError, ClosedError, RequestError
+from runtime_edge.tasks import embed
 from tests.runtime_edge import tiny
 
 WORDS = {"one": 4, "two": 5, "three": 6, "four": 7, "five": 8, "six": 9}
@@ -37,13 +40,74 @@ def test_like_lengths_share_a_batch(encoder: runtime_edge.Model, monkeypatch: py
     shapes = []
     run = session.run
 
-    def spy(inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def spy(inputs: dict[str, np.ndarray], *, alone: bool) -> np.ndarray:
+        assert alone
         shapes.append(inputs["input_ids"].shape)
-        return run(inputs)
+        return run(inputs, alone=alone)
 
     monkeypatch.setattr(session, "run", spy)
     encoder.encode(TEXTS, batch_size=3)
     assert shapes == [(3, 3), (3, 5), (1, 5)]
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> runtime_edge.Model:
+    return runtime_edge.load(tiny.write_encoder(tmp_path / "wide"), threads=2)
+
+
+def test_many_batches_run_side_by_side(wide: runtime_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at a time where two threads have at least two batches each; each in a thread of its own."""
+    session: Any = wide._encoding("text-embedding")._session
+    both, paired, seen = threading.Barrier(2, timeout=30), [True], []
+    run = session.run
+
+    def spy(inputs: dict[str, np.ndarray], *, alone: bool) -> np.ndarray:
+        seen.append((alone, len(inputs["input_ids"])))
+        if not alone and paired:
+            both.wait()  # neither goes on before the other has begun
+        return run(inputs, alone=alone)
+
+    monkeypatch.setattr(session, "run", spy)
+    wide.encode(TEXTS[:3], batch_size=1)
+    assert [alone for alone, _ in seen] == [True] * 3
+    assert session._single is None  # weights are not held twice before they have to be
+    found = wide.encode(TEXTS * 8, batch_size=7)
+    np.testing.assert_allclose(found, [expected(text, 6) for text in TEXTS * 8], rtol=0, atol=1e-6)
+    assert [alone for alone, _ in seen[3:]] == [False] * 8
+    monkeypatch.setattr(embed, "SMALL", 7 * 4)  # batches of five tokens a text are too large
+    paired.clear()
+    seen.clear()
+    wide.encode(TEXTS * 8, batch_size=7)
+    assert {alone for alone, _ in seen} == {True, False}
+
+
+def test_an_error_of_one_batch_ends_the_others(wide: runtime_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    session: Any = wide._encoding("text-embedding")._session
+    calls: list[int] = []
+
+    def fails(inputs: dict[str, np.ndarray], *, alone: bool) -> np.ndarray:
+        calls.append(1)
+        raise ArtifactError("a batch failed")
+
+    monkeypatch.setattr(session, "run", fails)
+    with pytest.raises(ArtifactError, match="a batch failed"):
+        wide.encode(TEXTS * 100, batch_size=1)
+    assert len(calls) <= 4
+
+
+@pytest.mark.parametrize("change", ["gone", "another"])
+def test_a_graph_that_is_no_longer_the_one_that_was_loaded(tmp_path: Path, change: str) -> None:
+    """Many texts run as few do: by what was loaded."""
+    path = tiny.write_encoder(tmp_path / "e")
+    model = runtime_edge.load(path, threads=2)
+    graph = next(path.glob("*.onnx"))
+    if change == "another":
+        (tmp_path / "new").write_bytes(b"not a graph")
+        (tmp_path / "new").replace(graph)
+    else:
+        graph.unlink()
+    found = model.encode(TEXTS * 8, batch_size=7)
+    np.testing.assert_allclose(found, [expected(text, 6) for text in TEXTS * 8], rtol=0, atol=1e-6)
 
 
 def test_nothing_gives_no_rows(encoder: runtime_edge.Model) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from leptonc.backends import Job, check_method
 from leptonc.backends.onnxruntime.attention import (
     MS,
-    AttentionToMultiHead,
+    AttentionOfMerged,
     CachedAttentionToGroupQuery,
     PackQueryKeyValue,
     WholeScores,
@@ -157,7 +157,7 @@ def lowerings(cache_scales: Mapping[str, NDArray[Any]] | None = None) -> tuple[P
         FuseLinears(),
         CachedAttentionToGroupQuery(cache_scales),
         PackQueryKeyValue(),
-        AttentionToMultiHead(),
+        AttentionOfMerged(),
         EmbeddingToKernels(),
         LinearToInteger(),
         LinearToKernels(),
