@@ -29,8 +29,9 @@ _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")  # in this order: 
 # Tokens a run: attention's scores take chunk x length a head, of which a run computes also those of later tokens, and
 # what 256 tokens make in a layer stays in a core's cache.
 PREFILL_CHUNK = 256
-_SLOWER = ("SkipLayerNormFusion",)  # its kernel takes 3 to 5 times as long as the sum and the norm that it replaces
 PREFILL_LEAST = 16  # tokens that the graph for prefill is worth: below, both take about the same time
+_SLOWER = ("SkipLayerNormFusion",)  # its kernel takes 3 to 5 times as long as the sum and the norm that it replaces
+MOST_TWICE = 256 * 2**20  # bytes of an encoder's artifact, up to which its weights are held twice for many texts
 
 
 class OrtDecoder:
@@ -159,13 +160,14 @@ class OrtEncoder:
     """An encoder graph in a session of all threads; and in one of one thread once many batches run side by side.
 
     Threads that share a product wait for each other at its end, those that have batches of their own do not. The second
-    session has weights of its own, in the order that its kernels want; where the graph is no longer the file that was
-    loaded, there is none.
+    session has weights of its own, in the order that its kernels want: there is none for an artifact of more than
+    `MOST_TWICE` bytes, whose products are large enough to be shared, nor where its graph is no longer what was loaded.
     """
 
     def __init__(self, graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU) -> None:
         self.encoder = encoder
-        self.workers = threads if tuple(providers) == CPU else 1
+        size = sum(file.stat().st_size for file in graph.parent.rglob("*"))
+        self.workers = threads if tuple(providers) == CPU and size <= MOST_TWICE else 1
         self._graph = graph
         self._seen = _file_of(graph)
         self._lock = threading.Lock()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import runtime_edge
+from runtime_edge.backends import onnxruntime
 from runtime_edge.errors import ArtifactError, ClosedError, RequestError
 from runtime_edge.tasks import embed
 from tests.runtime_edge import tiny
@@ -79,6 +80,15 @@ def test_many_batches_run_side_by_side(wide: runtime_edge.Model, monkeypatch: py
     seen.clear()
     wide.encode(TEXTS * 8, batch_size=7)
     assert {alone for alone, _ in seen} == {True, False}
+
+
+def test_large_weights_are_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "MOST_TWICE", 100)
+    model = runtime_edge.load(tiny.write_encoder(tmp_path / "large"), threads=2)
+    session: Any = model._encoding("text-embedding")._session
+    assert session.workers == 1
+    assert model.encode(TEXTS * 8, batch_size=7).shape == (56, 6)
+    assert session._single is None
 
 
 def test_an_error_of_one_batch_ends_the_others(wide: runtime_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
