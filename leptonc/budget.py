@@ -120,7 +120,8 @@ def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, abou
 def _prices(job: Job, look: ir.Node | None) -> _Prices:
     """What `look`, an embedding that may be raised, and all layers of the job take more."""
     table = None if look is None else _unmeasured(module_of(look), look.inputs[0].shape)  # type: ignore[union-attr, arg-type]
-    nodes = NODES if job.target.backend == "onnxruntime" else 0  # TensorRT's graphs join no layers
+    joins = job.target.backend == "onnxruntime" and job.captured.task.cached  # other graphs join no layers
+    nodes = NODES if joins else 0
     if job.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
         nodes = 2 * nodes + DESCRIBED
     fixed = frozenset(path for each in job.layers for path in each.paths)
