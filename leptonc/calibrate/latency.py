@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime_edge.backends.onnxruntime import SLOWER
+
 PAST = 256  # tokens in the cache while one more is computed
 TEXT = 128  # tokens of an encoder's text
 SECONDS, FEWEST = 1.5, 10  # of measuring, and runs in it at least
@@ -33,7 +35,9 @@ def seconds(graph: Path, vocabulary: int, longest: int, limit: float = SECONDS) 
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
+    )
     given = _inputs(session, vocabulary, longest)
     binding = session.io_binding()
     for name, array in given.items():
