@@ -76,7 +76,7 @@ class Model(TextGeneration):
 
         Args:
             texts: Any number of texts.
-            batch_size: Texts that are run together, and padded to the longest of them.
+            batch_size: Texts that are run together at most, those of like length, padded to the longest of them.
 
         Returns:
             float32 [len(texts), dim], in the order of the texts.

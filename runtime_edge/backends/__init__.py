@@ -70,9 +70,11 @@ class EncoderSession(Protocol):
 
     Attributes:
         workers: How many batches run side by side in less time than one after another.
+        batch_tokens: The tokens that take as long as what a batch costs beside its tokens; None where nobody knows.
     """
 
     workers: int
+    batch_tokens: int | None
 
     def run(self, inputs: Mapping[str, Ints], *, alone: bool = True) -> Floats:
         """Runs one batch; `inputs` int64 [batch, length] by name; returns float32 [batch, dim].

@@ -283,6 +283,7 @@ class TrtEncoder:
     def __init__(self, plan: Path, spec: Engine, encoder: Encoder, jit_cache: Path | None, **native: Any) -> None:
         self.encoder = encoder
         self.workers = 1
+        self.batch_tokens: int | None = None
         self._lock = threading.Lock()
         self._held = ExitStack()
         self.engine = LoadedEngine(plan, spec, Memory(), jit_cache, **native)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -51,11 +51,10 @@ class Encoding:
         def run(batch: list[int], alone: bool) -> None:
             rows[batch] = self._session.run(dict(self._inputs([encoded[index] for index in batch])), alone=alone)
 
-        # Texts of like length share a batch: padding is work for nothing.
-        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]))
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        lengths = [len(ids) for ids, _ in encoded]
+        batches = _batches(lengths, size, self._session.batch_tokens)
         workers = self._session.workers
-        small = list(takewhile(lambda batch: len(batch) * len(encoded[batch[-1]][0]) <= SMALL, batches))
+        small = list(takewhile(lambda batch: len(batch) * lengths[batch[-1]] <= SMALL, batches))
         if workers == 1 or len(small) < 2 * workers:  # of fewer the longest may run when the others have ended
             small = []
         for batch in batches[len(small) :]:
@@ -99,3 +98,21 @@ class Encoding:
             types[row, : len(token_ids)] = type_ids
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         return ((name, arrays[name]) for name in self.encoder.inputs)
+
+
+def _batches(lengths: Sequence[int], size: int, worth: int | None) -> list[list[int]]:
+    """Returns which texts are run together, by index, short ones first: at most `size` of like length.
+
+    Padding is work for nothing: a batch ends where it would have more of it than `worth` tokens.
+    """
+    batches: list[list[int]] = []
+    real = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        last = batches[-1] if batches else []
+        padding = len(last) * lengths[index] - real
+        if not last or len(last) == size or (worth is not None and padding > worth):
+            batches.append([])
+            real = 0
+        batches[-1].append(index)
+        real += lengths[index]
+    return batches

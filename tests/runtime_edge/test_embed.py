@@ -51,6 +51,24 @@ def test_like_lengths_share_a_batch(encoder: runtime_edge.Model, monkeypatch: py
     assert shapes == [(3, 3), (3, 5), (1, 5)]
 
 
+@pytest.mark.parametrize(
+    ("lengths", "size", "worth", "want"),
+    [
+        ([], 4, 32, []),
+        ([5, 1, 3], 4, None, [[1, 2, 0]]),
+        ([5, 1, 3], 4, 6, [[1, 2, 0]]),  # 4 + 2 tokens of padding
+        ([5, 1, 3], 4, 5, [[1, 2], [0]]),
+        ([5, 1, 3], 4, 0, [[1], [2], [0]]),
+        ([7] * 5, 2, 0, [[0, 1], [2, 3], [4]]),
+        ([9, 9, 100], 8, 32, [[0, 1], [2]]),
+    ],
+)
+def test_a_batch_ends_where_padding_costs_more(
+    lengths: list[int], size: int, worth: int | None, want: list[list[int]]
+) -> None:
+    assert embed._batches(lengths, size, worth) == want
+
+
 @pytest.fixture
 def wide(tmp_path: Path) -> runtime_edge.Model:
     return runtime_edge.load(tiny.write_encoder(tmp_path / "wide"), threads=2)
