@@ -17,6 +17,7 @@ from leptonc.passes.base import Manager
 from leptonc.passes.prune.importance import cheapest
 from leptonc.passes.prune.plan import Cut
 from leptonc.passes.prune.remove import Prune, PruneConfig
+from runtime_edge.backends.onnxruntime import SLOWER
 
 if TYPE_CHECKING:
     from leptonc.calibration import Calibration
@@ -123,4 +124,5 @@ def _time(model: ir.Model, job: Job, calibration: Calibration, limit: float = SE
     with ArtifactWriter(calibration.scratch / "times", replace=False) as writer:
         writer.add_graph("model.onnx", model)
         captured = calibration.captured
-        return seconds(writer.path / "model.onnx", int(captured.config.vocab_size), captured.max_seq_len, limit)
+        graph, vocabulary = writer.path / "model.onnx", int(captured.config.vocab_size)
+        return seconds(graph, vocabulary, captured.max_seq_len, limit, SLOWER)

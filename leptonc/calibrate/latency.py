@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from runtime_edge.backends.onnxruntime import SLOWER
 
 PAST = 256  # tokens in the cache while one more is computed
 TEXT = 128  # tokens of an encoder's text
@@ -22,7 +21,9 @@ def tokens(longest: int, *, cached: bool) -> int:
     return max(1, min(PAST, longest - 1) if cached else min(TEXT, longest))
 
 
-def seconds(graph: Path, vocabulary: int, longest: int, limit: float = SECONDS) -> float:
+def seconds(
+    graph: Path, vocabulary: int, longest: int, limit: float = SECONDS, left_out: Sequence[str] = ()
+) -> float:
     """Returns the median time of a decoder's next token over a cache of 256, or of an encoder's text of 128 tokens.
 
     Args:
@@ -30,13 +31,14 @@ def seconds(graph: Path, vocabulary: int, longest: int, limit: float = SECONDS) 
         vocabulary: Token ids are below it.
         longest: Tokens that the model takes at most; where they are fewer, so are those of the cache or the text.
         limit: Seconds of measuring, of `FEWEST` runs at least.
+        left_out: ONNX Runtime's optimizations that the runtime has left out.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(
-        str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
+        str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
     )
     given = _inputs(session, vocabulary, longest)
     binding = session.io_binding()
