@@ -17,6 +17,8 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from runtime_edge.backends.onnxruntime import SLOWER
+
 MS = "com.microsoft"
 ROUNDS, REPETITIONS = 5, 30
 
@@ -47,7 +49,7 @@ class Form:
         options.intra_op_num_threads = threads
         model = helper.make_model(graph, opset_imports=opsets, ir_version=11).SerializeToString()
         self.session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
         )
         self.microseconds: list[float] = []
 
@@ -58,7 +60,7 @@ class Form:
             self.microseconds.append(1e6 * (time.perf_counter() - started))
 
 
-def forms(batch: int, length: int, heads: int, width: int) -> dict[str, dict[str, list[Any]]]:
+def forms(heads: int, width: int) -> dict[str, dict[str, list[Any]]]:
     """What is compared, the chosen way first."""
     attention = {"scale": width**-0.5}
     multi = {"num_heads": heads, **attention}
@@ -109,7 +111,7 @@ def main() -> None:
         "numbers": np.where(truths, 0, np.finfo(np.float32).min).astype(np.float32),
         "keys": np.broadcast_to(keys, shape[:2]).astype(np.int32),
     }  # fmt: skip
-    for what, ways in forms(args.batch, args.length, args.heads, args.width).items():
+    for what, ways in forms(args.heads, args.width).items():
         made = {name: Form(nodes, {**arrays, **held}, args.threads, tuple(held)) for name, nodes in ways.items()}
         for form in [*made.values()] * ROUNDS:
             form.run()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from runtime_edge.cache import KVCache
 from runtime_edge.errors import ArtifactError, EngineError, MissingDependencyError
-from runtime_edge.files import Background
+from runtime_edge.files import Background, listing
 from runtime_edge.manifest import Decoder, Encoder
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ class OrtEncoder:
 
     def __init__(self, graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU) -> None:
         self.encoder = encoder
-        size, on_cpu = sum(file.stat().st_size for file in graph.parent.rglob("*")), tuple(providers) == CPU
-        self.workers = threads if on_cpu and size <= MOST_TWICE else 1
+        on_cpu = tuple(providers) == CPU
+        self.workers = threads if on_cpu and sum(listing(graph.parent).values()) <= MOST_TWICE else 1
         self.batch_tokens: int | None = BATCH_TOKENS if on_cpu else None
         self._graph = graph
         self._seen = _file_of(graph)
