@@ -9,25 +9,32 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from leptonc.errors import CaptureError, InputError
 from leptonc.ir.weights import SOURCE_KEY
 from leptonc.sources.base import LazyTensor
 
-# Names that older checkpoints use for what is called otherwise now.
-RENAMED = ((".weight", ".gamma"), (".bias", ".beta"))
+
+def stored_names(model: Any, weights: Mapping[str, LazyTensor]) -> dict[str, str]:
+    """Returns the checkpoint's name of each tensor by the name that transformers has for it today.
+
+    transformers lists what it renamed since checkpoints were made. What it puts together from several tensors keeps
+    its name.
+    """
+    renamed = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
+    return {apply_renamings(name, renamed): name for name in sorted(weights)}
 
 
-def find(name: str, weights: Mapping[str, LazyTensor], prefix: str) -> str | None:
-    """Returns the checkpoint's name of parameter `name`: itself, with or without the base's prefix, or an old one."""
+def find(name: str, stored: Mapping[str, str], prefix: str) -> str | None:
+    """Returns the checkpoint's name of parameter `name`, which may be there with or without the base's prefix."""
     names = [name]
     if prefix:
         names.append(name.removeprefix(prefix + ".") if name.startswith(prefix + ".") else f"{prefix}.{name}")
     # Checkpoints of multimodal models keep the language model one level down.
     names += [f"language_model.{name}", name.replace("model.", "model.language_model.", 1)]
-    for new, old in RENAMED:
-        names += [n[: -len(new)] + old for n in names if n.endswith(new)]
-    return next((n for n in names if n in weights), None)
+    return next((stored[n] for n in names if n in stored), None)
 
 
 def aliases(model: nn.Module) -> dict[int, list[str]]:
@@ -45,11 +52,12 @@ def bind(model: nn.Module, weights: Mapping[str, LazyTensor]) -> dict[str, tuple
         InputError: a parameter has no tensor, or one of another shape; the message lists the first few.
     """
     prefix = getattr(model, "base_model_prefix", "") or ""
+    stored = stored_names(model, weights)
     bound: dict[str, tuple[str, LazyTensor]] = {}
     missing: list[str] = []
     parameters = {id(p): p for p in model.parameters()}
     for key, names in aliases(model).items():
-        found = next((f for f in (find(n, weights, prefix) for n in names) if f is not None), None)
+        found = next((f for f in (find(n, stored, prefix) for n in names) if f is not None), None)
         if found is None:
             missing.append(names[0])
             continue
@@ -104,6 +112,7 @@ def buffers(model: Any, weights: Mapping[str, LazyTensor]) -> dict[str, np.ndarr
     """
     values: dict[str, np.ndarray[Any, Any]] = {}
     prefix = getattr(model, "base_model_prefix", "") or ""
+    stored = stored_names(model, weights)
     for path, module in model.named_modules():
         own = {n: b for n, b in module.named_buffers(recurse=False) if b is not None}
         if not own:
@@ -117,10 +126,10 @@ def buffers(model: Any, weights: Mapping[str, LazyTensor]) -> dict[str, np.ndarr
             model._init_weights(module)
         for name, buffer in own.items():
             full = f"{path}.{name}" if path else name
-            stored = find(full, weights, prefix)
+            found = find(full, stored, prefix)
             known = module._buffers[name]
-            if stored is not None:
-                values[full] = np.asarray(weights[stored].read())
+            if found is not None:
+                values[full] = np.asarray(weights[found].read())
             elif known is not None and not _unset(known):
                 values[full] = known.numpy()
             module._buffers[name] = buffer

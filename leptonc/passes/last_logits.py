@@ -63,6 +63,11 @@ def keep_rows(graph: ir.Graph, head: Linear, select: Callable[[ir.Value, ir.Node
             node.replace_input_with(at, cut[value])
         for value in node.outputs if node is not head.node else ():
             value.shape = _kept(value)
+    behind = list(head.node.outputs)
+    while behind:  # a soft cap, a scale
+        value = behind.pop()
+        value.shape = _kept(value)
+        behind.extend(output for use in value.uses() for output in use.node.outputs)
     return len(cut)
 
 
@@ -100,7 +105,7 @@ class LastLogits(Pass):
     """
 
     name = "last-logits"
-    version = 2  # the last layer too, and no position at all
+    version = 3  # the last layer too, no position at all, and logits say of how many positions they are
 
     def run(self, model: ir.Model) -> int:
         graph = model.graph

@@ -20,7 +20,7 @@ class LogitsAt(Pass):
     """
 
     name = "tensorrt-logits-at"
-    version = 2  # the last layer too
+    version = 3  # the last layer too, and logits say of how many positions they are
 
     def run(self, model: ir.Model) -> int:
         head = head_of(model.graph)

@@ -17,7 +17,7 @@ from leptonc.ir.structure import embeddings, layer_of, linears
 from leptonc.passes.base import Config, Manager, Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears, joinable
-from leptonc.passes.last_logits import LastLogits
+from leptonc.passes.last_logits import LastLogits, head_of
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig, quantized_of
 from leptonc.sources import open_source
@@ -203,6 +203,12 @@ def test_logits_of_the_last_positions(name: str, cut: str, tmp_path: Path) -> No
     kept = [each.path for each in linears(model) if each.x.shape is not None and each.x.shape[1] == "kept"]
     assert " ".join(path.rpartition(".")[2] for path in kept) == f"{cut} lm_head".strip()
     assert len({layer_of(path) for path in kept[:-1]}) == (1 if cut else 0)
+    head = head_of(model.graph)
+    assert head is not None
+    nodes = list(model.graph)
+    behind = [value for node in nodes[nodes.index(head.node) :] for value in node.outputs]
+    assert behind[-1].name == "logits"
+    assert all(value.shape is not None and value.shape[1] == "kept" for value in behind)
     graph = models.Graph(model, tmp_path)
     given = {"input_ids": np.array([IDS]), "past_length": np.array([0]), **graph.caches(24)}
     for keep in (0, 1, 5, 24):
