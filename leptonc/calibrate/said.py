@@ -73,7 +73,8 @@ class Said:
         if self._head is None:
             self._check(before)
             logits = self._output == "logits"
-            return {name: divergence(before, x, logits=logits, first=self._first) for name, x in after.items()}
+            first = self._first if before.ndim > 2 else 0  # a classifier's row is of a whole text
+            return {name: divergence(before, x, logits=logits, first=first) for name, x in after.items()}
         rows = before.reshape(-1, before.shape[-1])
         for part in _parts(self._first, len(rows), max(1, LOGITS // self._head.shape[0])):
             theirs = self._logits(rows[part])

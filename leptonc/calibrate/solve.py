@@ -132,6 +132,13 @@ class Solver:
             given = form(linear)  # a head's codes of 8 bits are near enough as they are
             return given if given is not None and (given.bits < 8 or layer_of(linear.path)) else None
 
+        def choose(stage: Stage, moments_of: MomentsOf) -> Arrays:
+            new = {  # a weight that serves again has its codes
+                name: [each for each in group if str(each[0].weight.name) not in codes]
+                for name, group in forms(stage).items()
+            }
+            return self._chosen(new, moments_of, tables)
+
         def forms(stage: Stage) -> dict[str, list[tuple[Linear, Format]]]:
             return {
                 name: [(linear, given) for linear in group if (given := wanted(linear)) is not None]
@@ -142,8 +149,9 @@ class Solver:
             made: Weights = {}
             for linear, given in (each for group in forms(stage).values() for each in group):
                 key = str(linear.weight.name)
-                codes[key] = Codes(*(arrays.get(f"{key} {part}") for part in Codes._fields))  # type: ignore[arg-type]
-                errors.append({"path": linear.path, "error": round(float(arrays[f"{key} error"]), 6)})
+                if key not in codes:
+                    codes[key] = Codes(*(arrays.get(f"{key} {part}") for part in Codes._fields))  # type: ignore[arg-type]
+                    errors.append({"path": linear.path, "error": round(float(arrays[f"{key} error"]), 6)})
                 if stage.outputs:  # a head is the last: nothing reads what it makes of the text
                     made[key] = as_stored(dequantize(codes[key], given), linear)
             return made
@@ -151,9 +159,8 @@ class Solver:
         beside = self._method == "gptq"
         with self._stage("pass calibrate", len(linear_stages(model))) as advance:
             by_layer(
-                model, self._windows, lambda stage, moments_of: self._chosen(forms(stage), moments_of, tables), use,
-                self._folder, memory=self._memory, advance=advance, kept=self._kept, name=self._name, outside=True,
-                beside=beside,
+                model, self._windows, choose, use, self._folder, memory=self._memory, advance=advance, kept=self._kept,
+                name=self._name, outside=True, beside=beside,
             )  # fmt: skip
         self._report["linears"] = errors
         return codes

@@ -88,7 +88,8 @@ def linear_stages(model: ir.Model, *, outside: bool = False) -> list[Stage]:
     """Cuts a graph into stages that begin with linear layers: what these read, the stages before them make.
 
     The layers that read one value, as those of a query, a key and a value do, are in one stage, whose path is the first
-    one's; nodes that no linear layer comes before are in the first stage. `outside` as for `stages`.
+    one's, with its place behind it where the same layer serves again; nodes that no linear layer comes before are in
+    the first stage. `outside` as for `stages`.
     """
     depths: dict[ir.Node, int] = {}
     names: dict[int, str] = {0: ""}
@@ -96,8 +97,8 @@ def linear_stages(model: ir.Model, *, outside: bool = False) -> list[Stage]:
         before = [made for value in node.inputs if (made := edit.producer(value)) is not None]
         linear = linear_of(node)
         depths[node] = max((depths[made] for made in before), default=0) + (linear is not None)
-        if linear is not None:
-            names.setdefault(depths[node], linear.path)
+        if linear is not None and (depth := depths[node]) not in names:
+            names[depth] = f"{linear.path}@{depth}" if linear.path in names.values() else linear.path
     return stages(model, lambda node: names[depths[node]], outside=outside)
 
 

@@ -103,6 +103,11 @@ def _rsqrt(b: Builder, node: torch.fx.Node, x: Any) -> ir.Value:
     return b.op("Reciprocal", [b.op("Sqrt", [b.value(x)], like=_val(node))], like=_val(node))
 
 
+@handles("square")
+def _square(b: Builder, node: torch.fx.Node, x: Any) -> ir.Value:
+    return b.op("Mul", [b.value(x), b.value(x)], like=_val(node))
+
+
 @handles("to", "_to_copy", "type_as")
 def _to(b: Builder, node: torch.fx.Node, x: Any, *_: Any, **__: Any) -> ir.Value:
     return b.cast(b.value(x), _dtype(b, node))

@@ -110,6 +110,13 @@ def source_of(config: Any, architecture: str) -> Source:
     return Source(architecture, {}, config.to_dict() | {"architectures": [architecture]}, weights, b"{}")
 
 
+def albert(layers: int) -> Captured:
+    """ALBERT: the weights of one layer serve in all."""
+    size = {"vocab_size": 512, "embedding_size": 32, "hidden_size": 64, "intermediate_size": 128}
+    config = transformers.AlbertConfig(**size, num_hidden_layers=layers, num_attention_heads=4)
+    return capture(source_of(config, "AlbertModel"), max_seq_len=64)
+
+
 def _noisy(array: Floats) -> Floats:
     """Biases start as zeros and norms as ones: moved off them, so that one left out is seen."""
     noise = np.random.default_rng(array.size).standard_normal(array.shape) * 0.05

@@ -30,10 +30,12 @@ SIZE = {
 GROUPED = SIZE | {"num_key_value_heads": 2}
 OPT = {k: v for k, v in SIZE.items() if k != "intermediate_size"} | {"ffn_dim": 128, "word_embed_proj_dim": 64}
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ArceeForCausalLM": ("ArceeConfig", GROUPED),  # squared ReLU
     "CohereForCausalLM": ("CohereConfig", GROUPED),  # interleaved rotary embedding, a scaled head
     "GlmForCausalLM": ("GlmConfig", GROUPED | {"head_dim": 16}),  # interleaved and partial
     "GPTNeoXForCausalLM": ("GPTNeoXConfig", SIZE),  # attention and MLP side by side, one matrix for q, k and v
     "GraniteForCausalLM": ("GraniteConfig", GROUPED),
+    "NemotronForCausalLM": ("NemotronConfig", GROUPED | {"head_dim": 16}),  # LayerNorm with gains around zero
     "OPTForCausalLM": ("OPTConfig", OPT),  # learned positions, biases
     "PhiForCausalLM": ("PhiConfig", GROUPED),
     "SmolLM3ForCausalLM": ("SmolLM3Config", GROUPED),  # some layers without rotary embedding

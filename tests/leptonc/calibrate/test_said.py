@@ -44,3 +44,14 @@ def test_divergences_are_those_of_whole_logits_in_float64(
 def test_a_model_without_logits_says_its_output(tmp_path: Path) -> None:
     model = models.captured("tiny-bert", max_seq_len=64).model
     assert Said(model, tmp_path).name == model.graph.outputs[0].name
+
+
+def test_a_classifiers_row_is_of_the_whole_text(tmp_path: Path) -> None:
+    """Leaving the first token out would leave nothing."""
+    model = models.captured("tiny-bert-classifier", max_seq_len=64).model
+    rng = np.random.default_rng(0)
+    before, after = rng.standard_normal((2, 1, 3)).astype(np.float32)
+    old, new = (x.astype(np.float64) - np.log(np.exp(x.astype(np.float64)).sum()) for x in (before, after))
+    wanted = float((np.exp(old) * (old - new)).sum())
+    found = Said(model, tmp_path, first=1).divergences(before, {"other": after})
+    assert found["other"] == pytest.approx(wanted, rel=1e-5)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from leptonc.calibrate import solve
+from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.solve import LOOKED_UP, Solver, inputs_of
 from leptonc.calibrate.walk import Stage, walk
@@ -66,6 +67,24 @@ def test_every_linear_layer_is_solved_with_its_shape(name: str, tmp_path: Path) 
         off = dequantize(codes[str(linear.weight.name)], FORM) - weight
         assert np.abs(off).max() < 0.5 * np.abs(weight).max()
     assert [each["path"] for each in report["linears"]] == [each.path for each in linears(model)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_weights_that_serve_again_have_the_codes_of_the_first_time(method: str, tmp_path: Path) -> None:
+    model, report = models.albert(layers=3).model, {}
+    codes = solver(tmp_path, report=report, method=method)(model, lambda _: FORM)
+    kept = Kept()
+    again = Solver(WINDOWS, tmp_path, 2**20, stage, {}, method, kept)
+    for _ in range(2):  # the second time from what the first one kept
+        found = again(model, lambda _: FORM)
+        assert found.keys() == codes.keys() == {str(each.weight.name) for each in linears(model)}
+        for name, each in codes.items():
+            np.testing.assert_array_equal(found[name].codes, each.codes)
+    paths = [each["path"] for each in report["linears"]]  # type: ignore[attr-defined]
+    assert len(paths) == len(set(paths)) == len(codes)
+    first = models.albert(layers=1).model  # what the first time reads is the same
+    for name, each in solver(tmp_path, method=method)(first, lambda _: FORM).items():
+        np.testing.assert_array_equal(each.codes, codes[name].codes)
 
 
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-mistral"])

@@ -76,6 +76,21 @@ def test_stages_of_a_walk_begin_with_linear_layers(name: str) -> None:
     assert sorted(each.path for stage in cut for group in stage.linears.values() for each in group) == sorted(known)
 
 
+def test_a_layer_that_serves_again_has_a_stage_for_each_time(tmp_path: Path) -> None:
+    model = models.albert(layers=3).model
+    cut = linear_stages(model)
+    paths = [stage.path for stage in cut]
+    assert len(set(paths)) == len(paths)
+    again = [stage for stage in cut if "@" in stage.path]
+    assert len(again) == 2 * len([stage for stage in cut if layer_of(stage.path) and stage not in again])
+    for stage in cut[1:]:
+        assert stage.linears.keys() <= stage.inputs.keys()
+    seen: Counter[str] = Counter()
+    text = inputs_of(model, np.asarray(models.token_ids(20), np.int64))
+    walk(model, [text], lambda stage, value, x: seen.update([value]), lambda _: {}, tmp_path)
+    assert seen == Counter({str(each.x.name): 1 for each in linears(model) if layer_of(each.path)})
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_node_runs_once_for_each_stream(beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_source("sample:tiny-gemma3") as source:
