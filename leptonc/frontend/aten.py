@@ -85,6 +85,8 @@ def _binary(op: str) -> Handler:
 TABLE.update({name: _unary(op) for name, op in UNARY.items()})
 TABLE.update({name: _binary(op) for name, op in BINARY.items()})
 TABLE.update({name: (lambda b, node, x, *_, **__: b.value(x)) for name in NOTHING})
+TABLE["rsub"] = lambda b, node, x, y, alpha=1: TABLE["sub"](b, node, y, x, alpha)
+TABLE["square"] = lambda b, node, x: TABLE["mul"](b, node, x, x)
 
 
 @handles("ne")
@@ -92,20 +94,9 @@ def _ne(b: Builder, node: torch.fx.Node, x: Any, y: Any) -> ir.Value:
     return b.op("Not", [TABLE["eq"](b, node, x, y)], like=_val(node))
 
 
-@handles("rsub")
-def _rsub(b: Builder, node: torch.fx.Node, x: Any, y: Any, alpha: Any = 1) -> ir.Value:
-    result: ir.Value = TABLE["sub"](b, node, y, x, alpha)
-    return result
-
-
 @handles("rsqrt")
 def _rsqrt(b: Builder, node: torch.fx.Node, x: Any) -> ir.Value:
     return b.op("Reciprocal", [b.op("Sqrt", [b.value(x)], like=_val(node))], like=_val(node))
-
-
-@handles("square")
-def _square(b: Builder, node: torch.fx.Node, x: Any) -> ir.Value:
-    return b.op("Mul", [b.value(x), b.value(x)], like=_val(node))
 
 
 @handles("to", "_to_copy", "type_as")
@@ -341,6 +332,15 @@ def _clamp(b: Builder, node: torch.fx.Node, x: Any, low: Any = None, high: Any =
     dtype = _dtype(b, node)
     bounds = [None if v is None else b.value(v, dtype) for v in (low, high)]
     return b.op("Clip", [b.value(x), *bounds], like=_val(node))
+
+
+@handles("repeat_interleave")
+def _repeat_interleave(b: Builder, node: torch.fx.Node, x: Any, repeats: Any, dim: Any = None, **_: Any) -> ir.Value:
+    rank = len(_val(x).shape)
+    if not isinstance(repeats, int) or dim is None or _axis(dim, rank) != rank - 1:
+        raise CaptureError(f"{b.module}: expected elements of the last axis repeated so often, found another axis")
+    many = b.op("Concat", [b.op("Unsqueeze", [b.value(x), b.const([rank])])] * repeats, {"axis": rank})
+    return b.op("Reshape", [many, b.const([0] * (rank - 1) + [-1])], like=_val(node))
 
 
 @handles("tril", "triu")

@@ -189,7 +189,9 @@ def _patch_rotary_tables(model: nn.Module, recorder: Recorder) -> None:
 
 
 def _rotary_patch(original: Any, where: str, recorder: Recorder) -> Any:
-    def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        if sin is None:  # GPT-J's: one tensor, sines and cosines
+            return original(q, k, cos)
         if args or kwargs or q.dim() != 4 or k.dim() != 4:
             return original(q, k, cos, sin, *args, **kwargs)
         table = getattr(cos, "_lepton_table", None)

@@ -29,9 +29,11 @@ SIZE = {
 }
 GROUPED = SIZE | {"num_key_value_heads": 2}
 OPT = {k: v for k, v in SIZE.items() if k != "intermediate_size"} | {"ffn_dim": 128, "word_embed_proj_dim": 64}
+GPTJ = {"vocab_size": 512, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "rotary_dim": 8}
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ArceeForCausalLM": ("ArceeConfig", GROUPED),  # squared ReLU
     "CohereForCausalLM": ("CohereConfig", GROUPED),  # interleaved rotary embedding, a scaled head
+    "GPTJForCausalLM": ("GPTJConfig", GPTJ),  # a rotary function of its own
     "GlmForCausalLM": ("GlmConfig", GROUPED | {"head_dim": 16}),  # interleaved and partial
     "GPTNeoXForCausalLM": ("GPTNeoXConfig", SIZE),  # attention and MLP side by side, one matrix for q, k and v
     "GraniteForCausalLM": ("GraniteConfig", GROUPED),
