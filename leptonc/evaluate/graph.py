@@ -17,6 +17,7 @@ from leptonc.calibrate.walk import Batch, Stage, feed, open_stage, stages
 from leptonc.evaluate.noise import OutputNoise
 from leptonc.evaluate.reference import BLOCK_BYTES
 from leptonc.frontend.capture import capture
+from leptonc.ir import edit
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import Linear, layer_of, linear_of, weight_of
 from leptonc.ir.types import fill_types
@@ -48,7 +49,7 @@ class GraphReference:
         self._output = str(self._model.graph.outputs[0].name)
         head = head_of(self._model.graph)
         self._cut = str(head.x.name) if head is not None else None
-        self._stages = stages(self._model, partial(_place, _behind(head.node) if head is not None else set()))
+        self._stages = stages(self._model, partial(_place, edit.behind(head.node) if head is not None else set()))
 
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `Original.logits`: the head runs over some positions at a time."""
@@ -109,13 +110,3 @@ class GraphReference:
 
 def _place(head: set[ir.Node], node: ir.Node) -> str:
     return _HEAD if node in head else layer_of(module_of(node))
-
-
-def _behind(node: ir.Node) -> set[ir.Node]:
-    """A node and all that reads what it makes."""
-    found, todo = {node}, [node]
-    while todo:
-        new = {use.node for value in todo.pop().outputs for use in value.uses()} - found
-        found |= new
-        todo += new
-    return found

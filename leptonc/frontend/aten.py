@@ -338,7 +338,7 @@ def _clamp(b: Builder, node: torch.fx.Node, x: Any, low: Any = None, high: Any =
 def _repeat_interleave(b: Builder, node: torch.fx.Node, x: Any, repeats: Any, dim: Any = None, **_: Any) -> ir.Value:
     rank = len(_val(x).shape)
     if not isinstance(repeats, int) or dim is None or _axis(dim, rank) != rank - 1:
-        raise CaptureError(f"{b.module}: expected elements of the last axis repeated so often, found another axis")
+        raise CaptureError(f"{b.module}: expected a number of repeats on the last axis, found {repeats} on axis {dim}")
     many = b.op("Concat", [b.op("Unsqueeze", [b.value(x), b.const([rank])])] * repeats, {"axis": rank})
     return b.op("Reshape", [many, b.const([0] * (rank - 1) + [-1])], like=_val(node))
 

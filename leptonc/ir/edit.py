@@ -24,6 +24,16 @@ def only_user(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
+def behind(node: ir.Node) -> set[ir.Node]:
+    """Returns a node and all that read what it makes, or what these make."""
+    found, unread = {node}, [node]
+    while unread:
+        new = {use.node for value in unread.pop().outputs for use in value.uses()} - found
+        found |= new
+        unread += new
+    return found
+
+
 def constant(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
     """Returns the data of a small constant, or None when `value` is not one. Weights are not read by this."""
     if value is None or value.const_value is None or isinstance(value.const_value, ir.LazyTensor):

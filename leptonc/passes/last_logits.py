@@ -61,13 +61,9 @@ def keep_rows(graph: ir.Graph, head: Linear, select: Callable[[ir.Value, ir.Node
                 cut[value] = select(value, node)
                 cut[value].type, cut[value].shape = value.type, _kept(value)
             node.replace_input_with(at, cut[value])
-        for value in node.outputs if node is not head.node else ():
+    for node in region | edit.behind(head.node):  # a soft cap or a scale is behind it
+        for value in node.outputs:
             value.shape = _kept(value)
-    behind = list(head.node.outputs)
-    while behind:  # a soft cap, a scale
-        value = behind.pop()
-        value.shape = _kept(value)
-        behind.extend(output for use in value.uses() for output in use.node.outputs)
     return len(cut)
 
 
