@@ -97,7 +97,7 @@ class CachedAttentionToGroupQuery(Pass):
     """
 
     name = "ort-group-query-attention"
-    version = 2
+    version = 3  # one head needs no axis of its own
     in_dialect = False
 
     def __init__(self, scales: Mapping[str, NDArray[Any]] | None = None) -> None:
@@ -220,13 +220,16 @@ def _prepared(graph: ir.Graph, before: ir.Node, heads: Heads, dim: int, rotated_
     value = heads.value
     if heads.norm is not None:
         stem, attributes = heads.norm.name, {"axis": -1, "epsilon": float(attribute(heads.norm, "epsilon"))}
-        shape = edit.ints(graph, [0, 0, heads.heads, dim])
-        (split,) = edit.insert(before, "Reshape", [value, shape], name=f"{stem}/heads")
-        (each,) = edit.insert(
-            before, "RMSNormalization", [split, heads.norm.inputs[1]], attributes, name=f"{stem}/each"
+        one = heads.heads == 1  # its features are the last axis already
+        if not one:
+            shape = edit.ints(graph, [0, 0, heads.heads, dim])
+            (value,) = edit.insert(before, "Reshape", [value, shape], name=f"{stem}/heads")
+        (value,) = edit.insert(
+            before, "RMSNormalization", [value, heads.norm.inputs[1]], attributes, name=f"{stem}/each"
         )
-        merged = edit.ints(graph, [0, 0, heads.heads * dim])
-        (value,) = edit.insert(before, "Reshape", [each, merged], name=f"{stem}/merged")
+        if not one:
+            merged = edit.ints(graph, [0, 0, heads.heads * dim])
+            (value,) = edit.insert(before, "Reshape", [value, merged], name=f"{stem}/merged")
     if heads.rotary is not None and not rotated_inside:
         attributes = {"num_heads": heads.heads, "interleaved": int(attribute(heads.rotary, "interleaved", 0))}
         if "rotary_embedding_dim" in heads.rotary.attributes:
