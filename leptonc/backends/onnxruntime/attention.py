@@ -220,14 +220,14 @@ def _prepared(graph: ir.Graph, before: ir.Node, heads: Heads, dim: int, rotated_
     value = heads.value
     if heads.norm is not None:
         stem, attributes = heads.norm.name, {"axis": -1, "epsilon": float(attribute(heads.norm, "epsilon"))}
-        one = heads.heads == 1  # its features are the last axis already
-        if not one:
+        several = heads.heads > 1  # one head's features are the last axis already
+        if several:
             shape = edit.ints(graph, [0, 0, heads.heads, dim])
             (value,) = edit.insert(before, "Reshape", [value, shape], name=f"{stem}/heads")
         (value,) = edit.insert(
             before, "RMSNormalization", [value, heads.norm.inputs[1]], attributes, name=f"{stem}/each"
         )
-        if not one:
+        if several:
             merged = edit.ints(graph, [0, 0, heads.heads * dim])
             (value,) = edit.insert(before, "Reshape", [value, merged], name=f"{stem}/merged")
     if heads.rotary is not None and not rotated_inside:
