@@ -5,7 +5,7 @@
     python3 bootstrap.py test [ARGS…]      run the tests; ARGS go to pytest
     python3 bootstrap.py install           set up only
 
-The second time it is quick: what is installed is remembered with a hash of pyproject.toml.
+The second time it is quick: what is installed is remembered with a hash of pyproject.toml and of what is compiled.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def main() -> int:
 
 def install(samples: list[str]) -> None:
     """Creates the environment and installs what is not there yet; a failure ends this program."""
-    digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    sources = [ROOT / "pyproject.toml", *sorted((ROOT / "runtime_edge" / "kernels").glob("*.[ch]"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     packages = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # an installation in place maps these
     wanted = {"pyproject": digest, "python": sys.version, "root": str(ROOT), "packages": packages}
     present = json.loads(STAMP.read_text()) if STAMP.exists() else {}

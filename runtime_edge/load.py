@@ -66,7 +66,9 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
     graph = root / variant.graph
     session: DecoderSession | EncoderSession
     if manifest.decoder is not None:
-        session = module.open_decoder(graph, manifest.decoder, count, **variant.beside(root))
+        session = module.open_decoder(
+            graph, manifest.decoder, count, activations=variant.activations, **variant.beside(root)
+        )
     else:
         assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
         session = module.open_encoder(graph, manifest.encoder, count)

@@ -40,6 +40,19 @@ def _core(cpu: int) -> str:
     return _read(_CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu)
 
 
+def cpu_field(name: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; empty where there is none."""
+    try:
+        with Path("/proc/cpuinfo").open(errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip() == name:
+                    return value.strip()
+    except OSError:
+        pass
+    return ""
+
+
 def _quota() -> int:
     """CPUs that the control group grants, rounded up; very many where it sets no limit."""
     v2 = _read(_CGROUPS / "cpu.max").split()

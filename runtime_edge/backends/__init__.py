@@ -93,11 +93,13 @@ class Backend(Protocol):
         """Imports what it runs on (raises `MissingDependencyError`): `load` has it done while it verifies."""
 
     def open_decoder(
-        self, graph: Path, decoder: Decoder, threads: int, *, prefill: Path | None = None, derived: Path | None = None
-    ) -> DecoderSession:
+        self, graph: Path, decoder: Decoder, threads: int, *, activations: str = "none", prefill: Path | None = None,
+        derived: Path | None = None,
+    ) -> DecoderSession:  # fmt: skip
         """Opens a `text-generation` graph, and the one that it has for prefill or None.
 
-        `derived` says how weights of the latter are made. Raises `MissingDependencyError`, `ArtifactError`.
+        `activations` are the first graph's, none or int8; the other's are int8. `derived` says how its weights are
+        made. Raises `MissingDependencyError`, `ArtifactError`.
         """
 
     def open_encoder(self, graph: Path, encoder: Encoder, threads: int) -> EncoderSession:

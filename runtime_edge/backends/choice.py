@@ -159,8 +159,9 @@ class _Ladder:
                 manifest, graph = self._manifest, self._root / variant.graph
                 if manifest.decoder is not None:
                     return onnxruntime.open_decoder(
-                        graph, manifest.decoder, self._threads, providers, **variant.beside(self._root)
-                    )
+                        graph, manifest.decoder, self._threads, providers, activations=variant.activations,
+                        **variant.beside(self._root),
+                    )  # fmt: skip
                 assert manifest.encoder is not None  # verified, as above
                 return onnxruntime.open_encoder(graph, manifest.encoder, self._threads, providers)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime_edge import kernels
 from runtime_edge.cache import KVCache
 from runtime_edge.errors import ArtifactError, EngineError, MissingDependencyError
 from runtime_edge.files import Background, listing
@@ -40,23 +41,25 @@ class OrtDecoder:
     """A decoder graph in a session, and the graph that it may have for prefill in another; the cache serves both."""
 
     def __init__(
-        self, graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, prefill: Path | None = None,
-        derived: Path | None = None,
+        self, graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, activations: str = "none",
+        prefill: Path | None = None, derived: Path | None = None,
     ) -> None:  # fmt: skip
         self.decoder = decoder
         self.cache_inputs, self.cache_outputs = _cache_names(len(decoder.cache))
         # Weights are prepared by one thread a session.
-        second = None if prefill is None else Background(lambda: self._open(prefill, threads, providers, derived))
-        self.session = self._open(graph, threads, providers)
+        second = None if prefill is None else Background(lambda: self._open(prefill, threads, providers, "int8", derived))
+        self.session = self._open(graph, threads, providers, activations)
         self.prefill_session = None if second is None else second.result()
         # A draft stays below what the graph for prefill takes. On a GPU it was not measured, and TensorRT's provider
         # would build for each new length.
         self.most_drafts = PREFILL_LEAST - 2 if tuple(providers) == CPU else 0
 
     def _open(
-        self, graph: Path, threads: int, providers: Sequence[str], derived: Path | None = None
+        self, graph: Path, threads: int, providers: Sequence[str], activations: str, derived: Path | None = None
     ) -> _Session:
-        session = _Session(graph, threads, providers, derived)
+        # On a GPU the cache's type may be another.
+        attention = kernels.attention(self.decoder, activations) if tuple(providers) == CPU else None
+        session = _Session(graph, threads, providers, derived, attention)
         session.expect(
             inputs=("input_ids", "past_length", "logits_to_keep", *self.cache_inputs),
             outputs=("logits", *self.cache_outputs),
@@ -221,11 +224,11 @@ def gpu_providers() -> list[str]:
 
 
 def open_decoder(
-    graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, *, prefill: Path | None = None,
-    derived: Path | None = None,
+    graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, *, activations: str = "none",
+    prefill: Path | None = None, derived: Path | None = None,
 ) -> OrtDecoder:  # fmt: skip
     """See `Backend.open_decoder`."""
-    return OrtDecoder(graph, decoder, threads, providers, prefill, derived)
+    return OrtDecoder(graph, decoder, threads, providers, activations, prefill, derived)
 
 
 def open_encoder(graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU) -> OrtEncoder:
@@ -236,7 +239,10 @@ def open_encoder(graph: Path, encoder: Encoder, threads: int, providers: Sequenc
 class _Session:
     """An `onnxruntime.InferenceSession` whose errors are ours."""
 
-    def __init__(self, graph: Path, threads: int, providers: Sequence[str], derived: Path | None = None) -> None:
+    def __init__(
+        self, graph: Path, threads: int, providers: Sequence[str], derived: Path | None = None,
+        attention: str | None = None,
+    ) -> None:  # fmt: skip
         self._ort = _onnxruntime()
         self._errors = _error_classes()
         self._name = graph.name
@@ -251,6 +257,9 @@ class _Session:
         options.enable_cpu_mem_arena = True
         options.enable_mem_pattern = False
         try:
+            if attention is not None:
+                options.add_session_config_entry(kernels.CONFIGURATION, attention)
+                options.register_custom_ops_library(str(kernels.library()))
             if derived is not None:
                 self._derive(options, derived, threads)
             left_out = SLOWER if tuple(providers) == CPU else ()

@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from runtime_edge.cli import machine, options
+from runtime_edge.probe import cpu_field
 
 _DISTRIBUTION = "lepton-edge"
 # The instruction sets that ONNX Runtime's kernels choose by.
@@ -47,6 +48,7 @@ def doctor(as_json: bool) -> None:
     rows = [("python", found["python"]), ("system", found["system"]), ("cpu", found["cpu"]["model"])]
     rows += [("cores", f"{found['cpu']['cores']} usable, {found['cpu']['threads']} threads in all")]
     rows += [("features", " ".join(found["cpu"]["features"]) or "none that Lepton looks for")]
+    rows += [("attention", found["attention"])]
     rows += [("memory", f"{found['memory_gb']:.1f} GB" if found["memory_gb"] is not None else "unknown")]
     rows += [("gpu", ", ".join(gpu.values())) for gpu in found["gpus"]] or [("gpu", "none found")]
     rows += [("", ""), *_tensorrt_rows(found["tensorrt"]), ("", "")]
@@ -71,6 +73,7 @@ def examine() -> dict[str, Any]:
             "threads": os.cpu_count(),
             "features": _features(),
         },
+        "attention": _attention(),
         "memory_gb": _memory_gb(),
         "gpus": _gpus(),
         "tensorrt": examine_tensorrt(),
@@ -168,8 +171,18 @@ def _packages() -> tuple[dict[str, str | None], dict[str, Any]]:
 
 
 def _features() -> list[str]:
-    present = set((machine.cpu_field("flags") or machine.cpu_field("Features")).split())
+    present = set((cpu_field("flags") or cpu_field("Features")).split())
     return [feature for feature in _FEATURES if feature in present]
+
+
+def _attention() -> str:
+    """Whose kernels attend on the CPU, in which formats."""
+    from runtime_edge import kernels
+
+    missing = kernels.lacking()
+    if missing is not None:
+        return f"ONNX Runtime's kernels; Lepton's: {missing}"
+    return f"Lepton's kernels, in float32{', or bfloat16 beside int8 activations' if kernels.tiles() else ''}"
 
 
 def _memory_gb() -> float | None:
