@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,9 @@ class OrtDecoder:
         self.decoder = decoder
         self.cache_inputs, self.cache_outputs = _cache_names(len(decoder.cache))
         # Weights are prepared by one thread a session.
-        second = None if prefill is None else Background(lambda: self._open(prefill, threads, providers, "int8", derived))
-        self.session = self._open(graph, threads, providers, activations)
+        opening = partial(self._open, threads=threads, providers=providers)
+        second = None if prefill is None else Background(lambda: opening(prefill, activations="int8", derived=derived))
+        self.session = opening(graph, activations=activations)
         self.prefill_session = None if second is None else second.result()
         # A draft stays below what the graph for prefill takes. On a GPU it was not measured, and TensorRT's provider
         # would build for each new length.

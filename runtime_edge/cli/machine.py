@@ -7,6 +7,7 @@ from importlib import metadata
 
 from runtime_edge.probe import cpu_field
 
+
 def processor() -> str:
     """The processor's name, as the system gives it."""
     return cpu_field("model name") or platform.processor() or platform.machine()

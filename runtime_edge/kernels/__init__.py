@@ -50,7 +50,7 @@ def lacking() -> str | None:
     if wanted:
         raise RequestError(f"{VARIABLE}: expected onnxruntime, or nothing, found {wanted!r}")
     if library() is None:
-        return "not compiled: they need Linux on x86-64, and a C compiler while lepton-edge is installed"
+        return "not compiled: that needs Linux on x86-64, and GCC 11 or Clang 12, while lepton-edge is installed"
     missing = [feature for feature in _VECTORS if feature not in _features()]
     return f"this CPU has no {', '.join(missing)}" if missing else None
 

@@ -30,13 +30,17 @@ static Status *fault(const char *expected, const char *name) {
     return ((Status * (*)(int, const char *)) api[CREATE_STATUS])(INVALID_ARGUMENT, text);
 }
 
+static Status *value_of(const Opaque *context, size_t at, const Opaque **value) {
+    return ((Status * (*)(const Opaque *, size_t, const Opaque **)) api[KERNEL_CONTEXT_GET_INPUT])(context, at, value);
+}
+
 /* Data and shape of an input; null data where it is left out. */
 static Status *input(const Opaque *context, size_t at, size_t wanted, void **data, int64_t *shape) {
     const Opaque *value = NULL;
     Opaque *info = NULL;
     size_t count = 0;
     *data = NULL;
-    RETURN_IF(((Status * (*)(const Opaque *, size_t, const Opaque **)) api[KERNEL_CONTEXT_GET_INPUT])(context, at, &value));
+    RETURN_IF(value_of(context, at, &value));
     if (value == NULL) return NULL;
     RETURN_IF(((Status * (*)(const Opaque *, Opaque **)) api[GET_TENSOR_TYPE_AND_SHAPE])(value, &info));
     Status *status = ((Status * (*)(const Opaque *, size_t *)) api[GET_DIMENSIONS_COUNT])(info, &count);
@@ -74,6 +78,7 @@ static Status *prepare(const Attention *op, Opaque *context, Call *call) {
     if (!call->query || !past_keys || !past_values || !last) return fault("queries, caches and lengths", "set of inputs");
     if (query[0] != 1 || one[0] != 1 || past[0] != 1) return fault("one sequence", "batch");
     call->length = query[1], call->dim = past[3];
+    call->scale = op->scale != 0 ? op->scale : 1 / sqrtf((float)call->dim);
     call->total = (int64_t)last[0] + 1, call->past = call->total - call->length;
     if (call->length < 1 || call->past < 0) return fault("as many tokens in all as new ones at least", "length");
     if (call->dim % 32 != 0 || call->dim < 32 || call->dim > MOST_DIM) return fault("heads of 32, 64, ... 256", "width");
@@ -100,6 +105,11 @@ static Status *prepare(const Attention *op, Opaque *context, Call *call) {
     }
     size_t count = 0;
     RETURN_IF(((Status * (*)(const Opaque *, size_t *)) api[KERNEL_CONTEXT_GET_INPUT_COUNT])(context, &count));
+    for (size_t at = 9; at < 11 && at < count; at++) {
+        const Opaque *value = NULL;
+        RETURN_IF(value_of(context, at, &value));
+        if (value != NULL) return fault("no position ids and no bias", "set of inputs");
+    }
     if (count > 11) RETURN_IF(input(context, 11, 1, (void **)&call->sinks, sinks));
     if (call->sinks && sinks[0] != op->heads) return fault("a sink for each head", "shape");
 
@@ -143,7 +153,7 @@ static Status *few(const Opaque *context, Call *call) {
         const int64_t at = call->past + token;
         for (int64_t head = 0; head < op->heads; head++) {
             float *to = call->turned_queries + (head * call->length + token) * dim;
-            rotate(call, call->query + token * call->query_row + head * dim, to, at, op->scale);
+            rotate(call, call->query + token * call->query_row + head * dim, to, at, call->scale);
         }
         for (int64_t head = 0; head < op->kv_heads; head++) {
             const int64_t from = token * call->key_row + head * dim, row = (head * call->capacity + at) * dim;
@@ -163,11 +173,11 @@ static Status *compute(void *kernel, Opaque *context) {
     return call.length < FEW ? few(context, &call) : many(context, &call);
 }
 
-static Status *integer(const Opaque *info, const char *name, int64_t *value) { /* stays as it is where it is left out */
+/* An attribute that is left out leaves a value as it is. */
+static void integer(const Opaque *info, const char *name, int64_t *value) {
     Status *status = ((Status * (*)(const Opaque *, const char *, int64_t *)) api[KERNEL_INFO_GET_ATTRIBUTE_INT64])(
         info, name, value);
     if (status != NULL) ((void (*)(Status *))api[RELEASE_STATUS])(status);
-    return NULL;
 }
 
 static void number(const Opaque *info, const char *name, float *value) {
@@ -191,9 +201,9 @@ static Status *create(const CustomOp *self, Api table, const Opaque *info, void 
     integer(info, "rotary_interleaved", &op->interleaved);
     number(info, "scale", &op->scale);
     number(info, "softcap", &op->softcap);
-    if (op->heads < 1 || op->kv_heads < 1 || op->heads % op->kv_heads != 0 || op->scale == 0) {
+    if (op->heads < 1 || op->kv_heads < 1 || op->heads % op->kv_heads != 0) {
         free(op);
-        return fault("a scale, and heads that share keys evenly", "set of attributes");
+        return fault("heads that share keys evenly", "set of attributes");
     }
     *kernel = op;
     return NULL;

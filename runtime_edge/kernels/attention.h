@@ -13,7 +13,7 @@
 
 typedef struct {
     int64_t heads, kv_heads, window, rotary, interleaved;
-    float scale, softcap;
+    float scale, softcap; /* scale 0 is 1 / sqrt(dim) */
     int bfloat16; /* products of many queries in it, on AMX; they are summed in float32 */
 } Attention;
 
@@ -23,6 +23,7 @@ typedef struct {
     float *output, *keys, *values;     /* [length, heads * dim]; [kv_heads, capacity, dim], new rows included */
     int64_t query_row, key_row;        /* floats from one token's to the next's */
     int64_t length, past, total, dim;  /* new tokens, those before, both; a head's width */
+    float scale;                       /* of scores */
     int64_t capacity, turned;          /* rows of a head in the cache; features of a head that are rotated */
     /* many */
     void *packed_keys, *packed_values; /* values only in bfloat16 */

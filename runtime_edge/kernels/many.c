@@ -213,7 +213,7 @@ void attend_many(void *argument, size_t task) {
     memset(sums, 0, sizeof(float) * (size_t)(ROWS * dim));
     for (int64_t r = 0; r < rows; r++) {
         const float *query = call->query + (row + r) * call->query_row + head * dim;
-        rotate(call, query, queries + r * dim, call->past + row + r, op->scale);
+        rotate(call, query, queries + r * dim, call->past + row + r, call->scale);
         seen[r] = (Seen){-INFINITY, 0};
     }
     TileConfig before = {0}, tiles = {.palette = 1};

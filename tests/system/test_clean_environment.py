@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
+
+from runtime_edge.cli.doctor import examine
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -101,19 +106,34 @@ def test_importing_the_runtime_is_quick_and_light() -> None:
     assert {"torch", "transformers", "onnx", "onnxruntime", "numpy", "click"}.isdisjoint(runs[0])
 
 
+def make_wheel(folder: Path, **environment: str) -> Path:
+    # Building leaves folders behind, and takes up what an earlier build left: a copy keeps both away.
+    away = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "*.lepton", "__pycache__", ".*_cache", "*.so")
+    shutil.copytree(ROOT, folder / "source", ignore=away)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    command = [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, folder / "source"]
+    built = subprocess.run(
+        [*map(str, command)], cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = folder.glob("lepton_edge-*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+def test_a_wheel_is_made_without_a_compiler(tmp_path: Path) -> None:
+    names = zipfile.ZipFile(make_wheel(tmp_path, CC="a-compiler-that-is-absent")).namelist()
+    assert "runtime_edge/kernels/__init__.py" in names
+    assert not any(name.endswith(".so") for name in names)
+
+
 @pytest.mark.slow
 def test_the_wheel_runs_in_a_new_virtual_environment(tmp_path: Path, tiny_artifact: Path) -> None:
     def run(*command: object) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=False)
         return done
 
-    # Building leaves folders behind, and takes up what an earlier build left: a copy keeps both away.
-    away = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "*.lepton", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, tmp_path / "source", ignore=away)
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    built = run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, tmp_path / "source")
-    assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("lepton_edge-*.whl")
+    wheel = make_wheel(tmp_path)
     venv.create(tmp_path / "venv", with_pip=True)
     bin_folder = tmp_path / "venv" / "bin"
     installed = run(bin_folder / "python", "-m", "pip", "install", "--quiet", f"{wheel}[cpu]")
@@ -125,7 +145,9 @@ def test_the_wheel_runs_in_a_new_virtual_environment(tmp_path: Path, tiny_artifa
     answered = run(bin_folder / "lepton-edge", "run", tiny_artifact, "hello", "--max-new-tokens", "5")
     assert answered.returncode == 0, answered.stderr
     assert "answer 5 tokens" in answered.stderr
-    # Data files came along.
+    # What was compiled and data files came along.
+    found = json.loads(run(bin_folder / "lepton-edge", "doctor", "--json").stdout)
+    assert found["attention"] == examine()["attention"]
     assert "jetson-orin" in run(bin_folder / "leptonc", "targets").stdout
     refused = run(bin_folder / "leptonc", "build", "sample:tiny-llama")
     assert refused.returncode == 4

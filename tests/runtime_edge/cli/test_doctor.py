@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import onnxruntime
 import pytest
 
-from runtime_edge import cuda
+from runtime_edge import cuda, kernels
 from runtime_edge.cli import doctor as module
 from runtime_edge.tensorrt import device, flavours
 
@@ -54,6 +54,18 @@ def test_as_json(leptonc: Callable[..., Any]) -> None:
     assert found["extras"]["gpu"]["packages"] == {"absent-gpu": None}
     assert found["cpu"]["cores"] >= 1
     assert found["memory_gb"] > 0.1
+
+
+def test_whose_kernels_attend(monkeypatch: pytest.MonkeyPatch, leptonc: Callable[..., Any]) -> None:
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert json.loads(leptonc("doctor", "--json").out)["attention"].startswith(
+        "ONNX Runtime's kernels; Lepton's: not compiled"
+    )
+    monkeypatch.setattr(kernels, "lacking", lambda: None)
+    monkeypatch.setattr(kernels, "tiles", lambda: False)
+    assert json.loads(leptonc("doctor", "--json").out)["attention"] == "Lepton's kernels, in float32"
+    monkeypatch.setattr(kernels, "tiles", lambda: True)
+    assert "or bfloat16 beside int8 activations" in json.loads(leptonc("doctor", "--json").out)["attention"]
 
 
 def test_from_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, leptonc: Callable[..., Any]) -> None:
