@@ -3,6 +3,7 @@
 
     python benchmarks/speed.py ART                                   one line of JSON
     python benchmarks/speed.py ART --rounds 5 --peer 'PEER COMMAND'  ours, peer, ours, peer …, then the ratios
+    python benchmarks/speed.py ART --peer 'env LEPTON_KERNELS=onnxruntime python benchmarks/speed.py ART'
 
 The peer's command prints one line of JSON with load_s, prefill_tok_s, decode_tok_s and rss_mb, measured as here: the
 same text, greedy, medians of 4 repetitions, a process that does nothing else; an answer of ours that ends early counts
@@ -66,7 +67,10 @@ def run(command: list[str]) -> dict[str, Any]:
 
 
 def in_turn(commands: dict[str, list[str]], rounds: int, fields: Sequence[str]) -> dict[str, Any]:
-    """Runs two commands in turn; returns the median of each field by command's name, and the ratio first to second."""
+    """Runs commands in turn; returns the median of each field by command's name, and ratios of the first to each other.
+
+    `ratio` is that of medians, `in_rounds` the median of the rounds' own: a machine has faster and slower minutes.
+    """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
@@ -75,8 +79,13 @@ def in_turn(commands: dict[str, list[str]], rounds: int, fields: Sequence[str]) 
     summary: dict[str, Any] = {}
     for field in fields:
         medians = {name: statistics.median(each[field] for each in results[name]) for name in commands}
-        first, second = medians.values()
-        summary[field] = {**medians, "ratio": round(first / second, 3)}
+        first, *others = commands
+        for other in others:
+            pairs = zip(results[first], results[other], strict=True)
+            ratio = medians[first] / medians[other]
+            in_rounds = statistics.median(mine[field] / theirs[field] for mine, theirs in pairs)
+            medians[f"{other}: ratio"], medians[f"{other}: in_rounds"] = round(ratio, 3), round(in_rounds, 3)
+        summary[field] = medians
     return summary
 
 
@@ -87,13 +96,14 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer", help="command that measures the peer")
+    parser.add_argument("--peer", action="append", default=[], help="command that measures a peer; may be repeated")
     args = parser.parse_args()
     if not args.peer:
         print(json.dumps(ours(args.artifact, args.prompt, args.new, args.threads)))
         return
     sizes = ["--prompt", str(args.prompt), "--new", str(args.new), "--threads", str(args.threads)]
-    commands = {"ours": [sys.executable, __file__, args.artifact, *sizes], "peer": [*shlex.split(args.peer), *sizes]}
+    commands = {"ours": [sys.executable, __file__, args.artifact, *sizes]}
+    commands |= {f"peer {i}": [*shlex.split(peer), *sizes] for i, peer in enumerate(args.peer, 1)}
     print(json.dumps(in_turn(commands, args.rounds, FIELDS), indent=2))
 
 
