@@ -31,6 +31,7 @@ _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")  # in this order: 
 # Tokens a run: attention's scores take chunk x length a head, of which a run computes also those of later tokens, and
 # what 256 tokens make in a layer stays in a core's cache.
 PREFILL_CHUNK = 256
+SPIN_US = "1000"  # ONNX Runtime 1.23 does not know it, and spins on
 PREFILL_LEAST = 16  # tokens that the graph for prefill is worth: below, both take about the same time
 # On the CPU the kernel that this makes takes 3 to 6 times as long as the sum and the norm that it replaces.
 SLOWER = ("SkipLayerNormFusion",)
@@ -252,6 +253,9 @@ class _Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
+        # Threads of a session that has done its run spin, some 50 ms, on cores that another session's run wants: a
+        # prompt behind a step of the other graph took 1.2 times as long. Between two steps less than this passes.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         options.log_severity_level = 4  # what it would print is in the error that it raises
         # SmolLM2-135M, int4: after one prompt of 512 tokens the arena costs 25 MB (273 for 247), but it stays there,
         # where the C library's allocator fragments: after five prompts the peak is 285 MB for 338, after one of 3000
