@@ -31,8 +31,10 @@ _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")  # in this order: 
 # Tokens a run: attention's scores take chunk x length a head, of which a run computes also those of later tokens, and
 # what 256 tokens make in a layer stays in a core's cache.
 PREFILL_CHUNK = 256
-SPIN_US = "1000"  # ONNX Runtime 1.23 does not know it, and spins on
 PREFILL_LEAST = 16  # tokens that the graph for prefill is worth: below, both take about the same time
+# Threads of a session that has done its run spin, some 50 ms, on cores that another one wants: a prompt behind
+# a step of the other graph took 1.2 times as long. Between two steps less passes than this. 1.23 spins on.
+SPIN_US = "1000"
 # On the CPU the kernel that this makes takes 3 to 6 times as long as the sum and the norm that it replaces.
 SLOWER = ("SkipLayerNormFusion",)
 BATCH_TOKENS = 32  # MiniLM-L6 in static int8: one text of 23 tokens takes 2.2 ms, 32 of 14 take 18
@@ -253,8 +255,6 @@ class _Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
-        # Threads of a session that has done its run spin, some 50 ms, on cores that another session's run wants: a
-        # prompt behind a step of the other graph took 1.2 times as long. Between two steps less than this passes.
         options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         options.log_severity_level = 4  # what it would print is in the error that it raises
         # SmolLM2-135M, int4: after one prompt of 512 tokens the arena costs 25 MB (273 for 247), but it stays there,
@@ -264,8 +264,7 @@ class _Session:
         options.enable_mem_pattern = False
         try:
             if attention is not None:
-                options.add_session_config_entry(kernels.CONFIGURATION, attention)
-                options.register_custom_ops_library(str(kernels.library()))
+                kernels.register(options, attention)
             if derived is not None:
                 self._derive(options, derived, threads)
             left_out = SLOWER if tuple(providers) == CPU else ()

@@ -11,13 +11,13 @@ import functools
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 from runtime_edge.errors import RequestError
 from runtime_edge.manifest import Decoder
 from runtime_edge.probe import cpu_field
 
 VARIABLE = "LEPTON_KERNELS"
-CONFIGURATION = "lepton.attention"  # the entry of a session's configuration that the library reads
 MOST_DIM, DIM_MULTIPLE = 256, 32  # of a head
 _VECTORS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 _TILES = ("amx_tile", "amx_bf16", "avx512_bf16")
@@ -36,6 +36,12 @@ def attention(decoder: Decoder, activations: str) -> str | None:
     if lacking() is not None or not _fits(decoder):
         return None
     return "bfloat16" if activations == "int8" and tiles() else "float32"
+
+
+def register(options: Any, format: str) -> None:
+    """Has sessions of these `onnxruntime.SessionOptions` attend with our kernel, in what `attention` returned."""
+    options.add_session_config_entry("lepton.attention", format)
+    options.register_custom_ops_library(str(library()))
 
 
 def lacking() -> str | None:

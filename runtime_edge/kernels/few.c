@@ -52,14 +52,14 @@ static inline __attribute__((always_inline)) void dots(
     }
 }
 
-/* sums [rows, width of dim] = weights [rows, begin..end) values; width is 16 * vectors */
+/* sums [rows, width of dim] = weights [rows, count] values; width is 16 * vectors */
 static inline __attribute__((always_inline)) void mix(
-    int rows, int vectors, const float *weights, const float *values, int64_t begin, int64_t end, int64_t dim, float *sums
+    int rows, int vectors, const float *weights, const float *values, int64_t count, int64_t dim, float *sums
 ) {
     __m512 sum[4][4];
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < vectors; j++) sum[r][j] = _mm512_setzero_ps();
-    for (int64_t n = begin; n < end; n++) {
+    for (int64_t n = 0; n < count; n++) {
         __m512 value[4];
         for (int j = 0; j < vectors; j++) value[j] = _mm512_loadu_ps(values + n * dim + j * 16);
         for (int r = 0; r < rows; r++) {
@@ -83,11 +83,11 @@ static inline __attribute__((always_inline)) void attend_rows(
         const int64_t position = call->past + (row + r) % call->length;
         const int64_t from = most(0, first_seen(call->op, position) - begin), to = least(end, position + 1) - begin;
         seen[r] = (Seen){-INFINITY, 0};
-        soften(call->op, scores + r * MOST_PART, from, to, MOST_PART, seen + r);
+        soften(call->op, scores + r * MOST_PART, from, to, call->part, seen + r);
     }
     int64_t i = 0;
-    for (; i + 64 <= dim; i += 64) mix(rows, 4, scores, call->values + at + i, 0, end - begin, dim, sums + i);
-    for (; i < dim; i += 32) mix(rows, 2, scores, call->values + at + i, 0, end - begin, dim, sums + i);
+    for (; i + 64 <= dim; i += 64) mix(rows, 4, scores, call->values + at + i, end - begin, dim, sums + i);
+    for (; i < dim; i += 32) mix(rows, 2, scores, call->values + at + i, end - begin, dim, sums + i);
 }
 
 void attend_few(void *argument, size_t task) {

@@ -10,8 +10,14 @@
 #define TILE 512 /* numbers of a tile in bfloat16: 16 rows of 32 */
 
 int64_t packed_bytes(const Call *call) {
-    const int64_t keys = up32(call->total) * call->dim * call->op->kv_heads;
-    return keys * (call->op->bfloat16 ? 2 * (int64_t)sizeof(uint16_t) : (int64_t)sizeof(float));
+    /* Keys in float32, or keys and values in half of it each. */
+    return up32(call->total) * call->dim * call->op->kv_heads * (int64_t)sizeof(float);
+}
+
+/* 0, step, 2 step, ... */
+static inline __m512i multiples(int64_t step) {
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)step));
 }
 
 /* 32 numbers in bfloat16, rounded to nearest even. */
@@ -23,8 +29,7 @@ static inline __m512i rounded(const float *low, const float *high) {
 static void pack_keys_bfloat16(const Call *call, int64_t head, int64_t block, const float *const *rows) {
     alignas(64) uint16_t keys[16 * MOST_DIM];
     const int64_t dim = call->dim, blocks = up32(call->total) / 32, steps = dim / 32;
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i pairs = _mm512_mullo_epi32(lane, _mm512_set1_epi32((int)dim / 2));
+    const __m512i pairs = multiples(dim / 2);
     for (int64_t half = 0; half < 2; half++) {
         for (int64_t n = 0; n < 16; n++)
             for (int64_t i = 0; i < dim; i += 32) {
@@ -60,8 +65,7 @@ static void pack_keys_float32(const Call *call, int64_t head, int64_t block, con
             for (int64_t n = 0; n < 32; n++) to[i * 32 + n] = rows[n][i];
         return;
     }
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i every = _mm512_mullo_epi32(lane, _mm512_set1_epi32((int)dim));
+    const __m512i every = multiples(dim);
     for (int64_t i = 0; i < dim; i++) {
         _mm512_storeu_ps(to + i * 32, _mm512_i32gather_ps(every, rows[0] + i, 4));
         _mm512_storeu_ps(to + i * 32 + 16, _mm512_i32gather_ps(every, rows[16] + i, 4));

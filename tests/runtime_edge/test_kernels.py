@@ -99,8 +99,7 @@ def session(form: Form, format: str | None) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 2
     options.log_severity_level = 4
     if format is not None:
-        options.add_session_config_entry(kernels.CONFIGURATION, format)
-        options.register_custom_ops_library(str(kernels.library()))
+        kernels.register(options, format)
     return onnxruntime.InferenceSession(form.model(), options, providers=["CPUExecutionProvider"])
 
 
