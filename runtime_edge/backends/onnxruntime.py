@@ -63,8 +63,8 @@ class OrtDecoder:
         self, graph: Path, threads: int, providers: Sequence[str], activations: str, derived: Path | None = None
     ) -> _Session:
         # On a GPU the cache's type may be another.
-        attention = kernels.attention(self.decoder, activations) if tuple(providers) == CPU else None
-        session = _Session(graph, threads, providers, derived, attention)
+        ours = kernels.chosen(self.decoder, activations) if tuple(providers) == CPU else ()
+        session = _Session(graph, threads, providers, derived, ours)
         session.expect(
             inputs=("input_ids", "past_length", "logits_to_keep", *self.cache_inputs),
             outputs=("logits", *self.cache_outputs),
@@ -246,7 +246,7 @@ class _Session:
 
     def __init__(
         self, graph: Path, threads: int, providers: Sequence[str], derived: Path | None = None,
-        attention: str | None = None,
+        ours: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self._ort = _onnxruntime()
         self._errors = _error_classes()
@@ -263,8 +263,7 @@ class _Session:
         options.enable_cpu_mem_arena = True
         options.enable_mem_pattern = False
         try:
-            if attention is not None:
-                kernels.register(options, attention)
+            kernels.register(options, ours)
             if derived is not None:
                 self._derive(options, derived, threads)
             left_out = SLOWER if tuple(providers) == CPU else ()

@@ -1,8 +1,9 @@
 """Kernels of our own that run in the place of ONNX Runtime's: a library in C, compiled where the package is installed.
 
-`attention.c` is an operator for ONNX Runtime; `many.c` attends with many queries, `few.c` with few, `rows.c` has what
-both do to a row. A session that registers the library runs its graph as it is. The library needs Linux, x86-64 and
-AVX-512; where it was not compiled or cannot run, ONNX Runtime's own kernel does the same.
+`operator.c` is what ONNX Runtime loads; each kernel is an operator of ONNX Runtime's name, so a session that registers the
+library runs its graph as it is. `attention.c` is GroupQueryAttention: `many.c` attends with many queries, `few.c` with
+few, `rows.c` has what both do to a row. `product.c` is MatMulIntegerToFloat, which `tiles.c` computes. The library needs
+Linux, x86-64 and AVX-512, products AMX; where it was not compiled or cannot run, ONNX Runtime's own kernels do the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +22,31 @@ from runtime_edge.probe import cpu_field
 VARIABLE = "LEPTON_KERNELS"
 MOST_DIM, DIM_MULTIPLE = 256, 32  # of a head
 _VECTORS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
-_TILES = ("amx_tile", "amx_bf16", "avx512_bf16")
+_TILES = ("amx_tile", "amx_int8", "amx_bf16", "avx512_bf16", "avx512_vnni")  # no CPU has some of them alone
 
 
-def attention(decoder: Decoder, activations: str) -> str | None:
-    """The number format in which our kernel multiplies in a decoder's attention; None where it does not run.
+def chosen(decoder: Decoder | None, activations: str) -> tuple[str, ...]:
+    """Names of our kernels that a graph is best run with, for `register`; none where they do not run.
 
-    It is float32, as in ONNX Runtime's kernel. Where products have 8-bit activations already (`activations` of the
-    graph is int8) and the CPU multiplies tiles of bfloat16, it is bfloat16 for 16 queries and more: 8 bits of
-    precision as well, sums in float32.
+    Attention of a decoder is in float32, as in ONNX Runtime's kernel. Where products have 8-bit activations already
+    (`activations` of the graph is int8) and the CPU multiplies tiles, it is in bfloat16 for 16 queries and more, 8 bits
+    of precision as well, sums in float32; and those products are ours, exact as ONNX Runtime's are.
 
     Raises:
         RequestError: `LEPTON_KERNELS` has a value that is not known.
     """
-    if lacking() is not None or not _fits(decoder):
-        return None
-    return "bfloat16" if activations == "int8" and tiles() else "float32"
+    if lacking() is not None:
+        return ()
+    integers = activations == "int8" and tiles()
+    found = [f"attention.{'bfloat16' if integers else 'float32'}"] if decoder is not None and _fits(decoder) else []
+    return (*found, *(["product.int8"] if integers else []))
 
 
-def register(options: Any, format: str) -> None:
-    """Has sessions of these `onnxruntime.SessionOptions` attend with our kernel, in what `attention` returned."""
-    options.add_session_config_entry("lepton.attention", format)
-    options.register_custom_ops_library(str(library()))
+def register(options: Any, names: Sequence[str]) -> None:
+    """Has sessions of these `onnxruntime.SessionOptions` run kernels that `chosen` returned."""
+    if names:
+        options.add_session_config_entry("lepton.kernels", "".join(f"{name} " for name in names))
+        options.register_custom_ops_library(str(library()))
 
 
 def lacking() -> str | None:
@@ -64,13 +69,13 @@ def lacking() -> str | None:
 @functools.cache
 def library() -> Path | None:
     """The compiled library; None where there is none."""
-    found = importlib.util.find_spec("runtime_edge.kernels._attention")
+    found = importlib.util.find_spec("runtime_edge.kernels._kernels")
     return None if found is None or found.origin is None else Path(found.origin)
 
 
 @functools.cache
 def tiles() -> bool:
-    """Whether the CPU has AMX for bfloat16, and the system lets this process use it."""
+    """Whether the CPU has AMX for 8-bit integers and bfloat16, and the system lets this process use it."""
     path = library()
     if path is None or not _features().issuperset(_TILES):
         return False

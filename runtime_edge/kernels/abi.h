@@ -36,12 +36,13 @@ enum { /* places in the table */
     RELEASE_STATUS = 93,
     RELEASE_TENSOR_TYPE_AND_SHAPE = 99,
     GET_SESSION_CONFIG_ENTRY = 238,
+    KERNEL_INFO_GET_CONSTANT_INPUT = 249,
     KERNEL_CONTEXT_PARALLEL_FOR = 274,
 };
 
-enum { FAIL = 1, INVALID_ARGUMENT = 2 };           /* error codes */
-enum { FLOAT = 1, INT32 = 6, INT64 = 7 };          /* types of elements */
-enum { REQUIRED = 0, OPTIONAL = 1 };               /* inputs and outputs */
+enum { FAIL = 1, INVALID_ARGUMENT = 2 };                       /* error codes */
+enum { FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6, INT64 = 7 }; /* types of elements */
+enum { REQUIRED = 0, OPTIONAL = 1 };                           /* inputs and outputs */
 
 typedef struct CustomOp {
     uint32_t version;

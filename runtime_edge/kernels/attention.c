@@ -1,80 +1,33 @@
 /* `GroupQueryAttention` of ONNX Runtime's domain, for one sequence in float32, as a custom operator in the place of its
  * own kernel: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md says what it computes.
- *
- * A session registers this library and runs the same graph. With the entry `lepton.attention` = `bfloat16` in its
- * configuration, products of 16 queries and more are in that format, on AMX. */
-#define _GNU_SOURCE
+ * In its variant bfloat16 products of 16 queries and more are in that format, on AMX. */
 #include "attention.h"
 
-#include <stdio.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include "abi.h"
+#include "operator.h"
 
-#define EXPORT __attribute__((visibility("default")))
-#define LINE 64 /* bytes that memory is aligned to */
-
-static Api api;
-
-#define RETURN_IF(expression)              \
-    do {                                   \
-        Status *failed_ = (expression);    \
-        if (failed_ != NULL) return failed_; \
-    } while (0)
-
-static Status *fault(const char *expected, const char *name) {
-    char text[200];
-    snprintf(text, sizeof text, "lepton attention: expected %s, found another %s", expected, name);
-    return ((Status * (*)(int, const char *)) api[CREATE_STATUS])(INVALID_ARGUMENT, text);
-}
-
-static Status *value_of(const Opaque *context, size_t at, const Opaque **value) {
-    return ((Status * (*)(const Opaque *, size_t, const Opaque **)) api[KERNEL_CONTEXT_GET_INPUT])(context, at, value);
-}
-
-/* Data and shape of an input; null data where it is left out. */
-static Status *input(const Opaque *context, size_t at, size_t wanted, void **data, int64_t *shape) {
-    const Opaque *value = NULL;
-    Opaque *info = NULL;
-    size_t count = 0;
-    *data = NULL;
-    RETURN_IF(value_of(context, at, &value));
-    if (value == NULL) return NULL;
-    RETURN_IF(((Status * (*)(const Opaque *, Opaque **)) api[GET_TENSOR_TYPE_AND_SHAPE])(value, &info));
-    Status *status = ((Status * (*)(const Opaque *, size_t *)) api[GET_DIMENSIONS_COUNT])(info, &count);
-    if (status == NULL && count != wanted) status = fault("inputs of GroupQueryAttention's ranks", "rank");
-    if (status == NULL && wanted > 0)
-        status = ((Status * (*)(const Opaque *, int64_t *, size_t)) api[GET_DIMENSIONS])(info, shape, wanted);
-    ((void (*)(Opaque *))api[RELEASE_TENSOR_TYPE_AND_SHAPE])(info);
-    RETURN_IF(status);
-    return ((Status * (*)(const Opaque *, void **)) api[GET_TENSOR_MUTABLE_DATA])(value, data);
-}
-
-static Status *output(Opaque *context, size_t at, const int64_t *shape, size_t count, float **data) {
-    Opaque *value = NULL;
-    RETURN_IF(((Status * (*)(Opaque *, size_t, const int64_t *, size_t, Opaque **)) api[KERNEL_CONTEXT_GET_OUTPUT])(
-        context, at, shape, count, &value));
-    return ((Status * (*)(const Opaque *, void **)) api[GET_TENSOR_MUTABLE_DATA])(value, (void **)data);
-}
-
-static Status *in_parallel(const Opaque *context, void (*task)(void *, size_t), int64_t count, Call *call) {
-    return ((Status * (*)(const Opaque *, void (*)(void *, size_t), size_t, size_t, void *)) api[KERNEL_CONTEXT_PARALLEL_FOR])(
-        context, task, (size_t)count, 0, call);
+/* Data and shape of an input of a rank; null data where it is left out. */
+static Status *ranked(const Opaque *context, size_t at, size_t rank, void **data, int64_t *shape) {
+    Tensor tensor;
+    RETURN_IF(input(context, at, &tensor));
+    if (tensor.data != NULL && tensor.rank != rank) return fault("inputs of GroupQueryAttention's ranks", "rank");
+    *data = tensor.data;
+    memcpy(shape, tensor.shape, rank * sizeof *shape);
+    return NULL;
 }
 
 /* Reads the inputs and makes the outputs of a call. */
 static Status *prepare(const Attention *op, Opaque *context, Call *call) {
-    int64_t query[3], key[3], value[3], past[4], past_value[4], one[1], table[2], sines[2], sinks[1];
-    const float *past_keys, *past_values;
-    const int32_t *last;
-    RETURN_IF(input(context, 0, 3, (void **)&call->query, query));
-    RETURN_IF(input(context, 1, 3, (void **)&call->key, key));
-    RETURN_IF(input(context, 2, 3, (void **)&call->value, value));
-    RETURN_IF(input(context, 3, 4, (void **)&past_keys, past));
-    RETURN_IF(input(context, 4, 4, (void **)&past_values, past_value));
-    RETURN_IF(input(context, 5, 1, (void **)&last, one));
+    int64_t query[3] = {0}, key[3], value[3], past[4], past_value[4], one[1] = {0}, table[2], sines[2], sinks[1];
+    const float *past_keys = NULL, *past_values = NULL;
+    const int32_t *last = NULL;
+    RETURN_IF(ranked(context, 0, 3, (void **)&call->query, query));
+    RETURN_IF(ranked(context, 1, 3, (void **)&call->key, key));
+    RETURN_IF(ranked(context, 2, 3, (void **)&call->value, value));
+    RETURN_IF(ranked(context, 3, 4, (void **)&past_keys, past));
+    RETURN_IF(ranked(context, 4, 4, (void **)&past_values, past_value));
+    RETURN_IF(ranked(context, 5, 1, (void **)&last, one));
     if (!call->query || !past_keys || !past_values || !last) return fault("queries, caches and lengths", "set of inputs");
     if (query[0] != 1 || one[0] != 1 || past[0] != 1) return fault("one sequence", "batch");
     call->length = query[1], call->dim = past[3];
@@ -96,21 +49,21 @@ static Status *prepare(const Attention *op, Opaque *context, Call *call) {
         call->query_row = queries, call->key_row = keys;
     }
     if (op->rotary) {
-        RETURN_IF(input(context, 7, 2, (void **)&call->cosines, table));
-        RETURN_IF(input(context, 8, 2, (void **)&call->sines, sines));
+        RETURN_IF(ranked(context, 7, 2, (void **)&call->cosines, table));
+        RETURN_IF(ranked(context, 8, 2, (void **)&call->sines, sines));
         if (!call->cosines || !call->sines || memcmp(table, sines, sizeof table) != 0 || table[0] < call->total ||
             table[1] * 2 > call->dim)
             return fault("tables of cosines and sines for all positions", "shape");
         call->turned = table[1] * 2;
     }
     size_t count = 0;
-    RETURN_IF(((Status * (*)(const Opaque *, size_t *)) api[KERNEL_CONTEXT_GET_INPUT_COUNT])(context, &count));
+    RETURN_IF(input_count(context, &count));
     for (size_t at = 9; at < 11 && at < count; at++) {
-        const Opaque *value = NULL;
-        RETURN_IF(value_of(context, at, &value));
-        if (value != NULL) return fault("no position ids and no bias", "set of inputs");
+        Tensor tensor;
+        RETURN_IF(input(context, at, &tensor));
+        if (tensor.data != NULL) return fault("no position ids and no bias", "set of inputs");
     }
-    if (count > 11) RETURN_IF(input(context, 11, 1, (void **)&call->sinks, sinks));
+    if (count > 11) RETURN_IF(ranked(context, 11, 1, (void **)&call->sinks, sinks));
     if (call->sinks && sinks[0] != op->heads) return fault("a sink for each head", "shape");
 
     call->capacity = most(past[2], call->total);
@@ -125,10 +78,6 @@ static Status *prepare(const Attention *op, Opaque *context, Call *call) {
             memmove(call->values + head * call->capacity * call->dim, past_values + head * past[2] * past[3], bytes);
         }
     return NULL;
-}
-
-static Status *no_memory(void) {
-    return ((Status * (*)(int, const char *)) api[CREATE_STATUS])(FAIL, "lepton attention: out of memory");
 }
 
 static Status *many(const Opaque *context, Call *call) {
@@ -173,27 +122,12 @@ static Status *compute(void *kernel, Opaque *context) {
     return call.length < FEW ? few(context, &call) : many(context, &call);
 }
 
-/* An attribute that is left out leaves a value as it is. */
-static void integer(const Opaque *info, const char *name, int64_t *value) {
-    Status *status = ((Status * (*)(const Opaque *, const char *, int64_t *)) api[KERNEL_INFO_GET_ATTRIBUTE_INT64])(
-        info, name, value);
-    if (status != NULL) ((void (*)(Status *))api[RELEASE_STATUS])(status);
-}
-
-static void number(const Opaque *info, const char *name, float *value) {
-    Status *status = ((Status * (*)(const Opaque *, const char *, float *)) api[KERNEL_INFO_GET_ATTRIBUTE_FLOAT])(
-        info, name, value);
-    if (status != NULL) ((void (*)(Status *))api[RELEASE_STATUS])(status);
-}
-
-static const CustomOp ops[2];
-
 static Status *create(const CustomOp *self, Api table, const Opaque *info, void **kernel) {
     (void)table;
     Attention *op = calloc(1, sizeof *op);
     if (op == NULL) return no_memory();
     op->window = -1;
-    op->bfloat16 = self == &ops[1];
+    op->bfloat16 = ((const Operator *)self)->variant;
     integer(info, "num_heads", &op->heads);
     integer(info, "kv_num_heads", &op->kv_heads);
     integer(info, "local_window_size", &op->window);
@@ -209,48 +143,9 @@ static Status *create(const CustomOp *self, Api table, const Opaque *info, void 
     return NULL;
 }
 
-static const char *name(const CustomOp *self) { return (void)self, "GroupQueryAttention"; }
-static const char *provider(const CustomOp *self) { return (void)self, NULL; }
-static size_t input_count(const CustomOp *self) { return (void)self, 12; }
-static size_t output_count(const CustomOp *self) { return (void)self, 3; }
-static int input_type(const CustomOp *self, size_t at) {
-    return (void)self, at == 5 || at == 6 ? INT32 : at == 9 ? INT64 : FLOAT;
-}
-static int output_type(const CustomOp *self, size_t at) { return (void)self, (void)at, FLOAT; }
-static int input_kind(const CustomOp *self, size_t at) { return (void)self, at == 0 ? REQUIRED : OPTIONAL; }
-static int output_kind(const CustomOp *self, size_t at) { return (void)self, (void)at, REQUIRED; }
-static int input_memory(const CustomOp *self, size_t at) { return (void)self, (void)at, 0; }
-static int none(const CustomOp *self) { return (void)self, 0; }
-static int first_version(const CustomOp *self) { return (void)self, 1; }
-static int last_version(const CustomOp *self) { return (void)self, INT32_MAX; }
+#define GROUP_QUERY_ATTENTION                                                                                     \
+    .abi = OPERATOR(create, compute, free), .name = "GroupQueryAttention", .inputs = 12, .needed = 1, .outputs = 3, \
+    .types = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, INT32, INT32, FLOAT, FLOAT, INT64, FLOAT, FLOAT}
 
-#define GROUP_QUERY_ATTENTION                                                                               \
-    {                                                                                                       \
-        .version = ABI_VERSION, .name = name, .provider = provider, .input_type = input_type,               \
-        .input_count = input_count, .output_type = output_type, .output_count = output_count,               \
-        .destroy = free, .input_kind = input_kind, .output_kind = output_kind, .input_memory = input_memory, \
-        .variadic = {none, none, none, none}, .create = create, .compute = compute,                         \
-        .start_version = first_version, .end_version = last_version,                                        \
-    }
-static const CustomOp ops[2] = {GROUP_QUERY_ATTENTION, GROUP_QUERY_ATTENTION}; /* float32, bfloat16 */
-
-/* Asks the kernel of the operating system for tiles; 0 where this process may not use them. */
-EXPORT int lepton_tiles(void) {
-    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* Linux: Documentation/arch/x86/xstate.rst */
-    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-}
-
-EXPORT Status *RegisterCustomOps(Opaque *options, const ApiBase *base) {
-    static const char *names[2] = {"float32", "bfloat16"};
-    Opaque *domain = NULL;
-    char wanted[16] = "";
-    size_t size = sizeof wanted;
-    api = base->get_api(ABI_VERSION);
-    RETURN_IF(((Status * (*)(const Opaque *, const char *, char *, size_t *)) api[GET_SESSION_CONFIG_ENTRY])(
-        options, "lepton.attention", wanted, &size));
-    const CustomOp *op = strcmp(wanted, names[1]) == 0 ? &ops[1] : strcmp(wanted, names[0]) == 0 ? &ops[0] : NULL;
-    if (op == NULL) return fault("float32 or bfloat16", "lepton.attention");
-    RETURN_IF(((Status * (*)(const char *, Opaque **)) api[CREATE_CUSTOM_OP_DOMAIN])("com.microsoft", &domain));
-    RETURN_IF(((Status * (*)(Opaque *, const CustomOp *)) api[CUSTOM_OP_DOMAIN_ADD])(domain, op));
-    return ((Status * (*)(Opaque *, Opaque *)) api[ADD_CUSTOM_OP_DOMAIN])(options, domain);
-}
+const Operator attention_float32 = {GROUP_QUERY_ATTENTION, .choice = "attention.float32"};
+const Operator attention_bfloat16 = {GROUP_QUERY_ATTENTION, .choice = "attention.bfloat16", .variant = 1};

@@ -4,6 +4,7 @@
 #include <stdalign.h>
 
 #include "attention.h"
+#include "tiles.h"
 
 #define ROWS 32
 #define BLOCK 256
@@ -148,12 +149,6 @@ static inline void load_tiles(const float *c, int64_t row) {
     _tile_loadd(2, c + 16 * row, row * 4);
     _tile_loadd(3, c + 16 * row + 16, row * 4);
 }
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t columns[16];
-    uint8_t rows[16];
-} TileConfig;
 
 static void to_bfloat16(const float *from, uint16_t *to, int64_t count) {
     for (int64_t i = 0; i < count; i += 32) _mm512_storeu_si512(to + i, rounded(from + i, from + i + 16));

@@ -1,0 +1,117 @@
+#define _GNU_SOURCE
+#include "operator.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+static const Operator *const operators[] = {&attention_float32, &attention_bfloat16, &product_int8};
+enum { OPERATORS = sizeof operators / sizeof *operators };
+
+static Api api;
+
+Status *fault(const char *expected, const char *name) {
+    char text[200];
+    snprintf(text, sizeof text, "lepton kernels: expected %s, found another %s", expected, name);
+    return ((Status * (*)(int, const char *)) api[CREATE_STATUS])(INVALID_ARGUMENT, text);
+}
+
+Status *no_memory(void) {
+    return ((Status * (*)(int, const char *)) api[CREATE_STATUS])(FAIL, "lepton kernels: out of memory");
+}
+
+static Status *describe(const Opaque *value, Tensor *tensor) {
+    Opaque *info = NULL;
+    *tensor = (Tensor){0};
+    if (value == NULL) return NULL;
+    RETURN_IF(((Status * (*)(const Opaque *, Opaque **)) api[GET_TENSOR_TYPE_AND_SHAPE])(value, &info));
+    Status *status = ((Status * (*)(const Opaque *, size_t *)) api[GET_DIMENSIONS_COUNT])(info, &tensor->rank);
+    if (status == NULL && tensor->rank > MOST_RANK) status = fault("a rank of at most 8", "rank");
+    if (status == NULL && tensor->rank > 0)
+        status = ((Status * (*)(const Opaque *, int64_t *, size_t)) api[GET_DIMENSIONS])(info, tensor->shape, tensor->rank);
+    ((void (*)(Opaque *))api[RELEASE_TENSOR_TYPE_AND_SHAPE])(info);
+    RETURN_IF(status);
+    return ((Status * (*)(const Opaque *, void **)) api[GET_TENSOR_MUTABLE_DATA])(value, &tensor->data);
+}
+
+Status *input_count(const Opaque *context, size_t *count) {
+    return ((Status * (*)(const Opaque *, size_t *)) api[KERNEL_CONTEXT_GET_INPUT_COUNT])(context, count);
+}
+
+Status *input(const Opaque *context, size_t at, Tensor *tensor) {
+    const Opaque *value = NULL;
+    RETURN_IF(((Status * (*)(const Opaque *, size_t, const Opaque **)) api[KERNEL_CONTEXT_GET_INPUT])(context, at, &value));
+    return describe(value, tensor);
+}
+
+Status *output(Opaque *context, size_t at, const int64_t *shape, size_t rank, float **data) {
+    Opaque *value = NULL;
+    RETURN_IF(((Status * (*)(Opaque *, size_t, const int64_t *, size_t, Opaque **)) api[KERNEL_CONTEXT_GET_OUTPUT])(
+        context, at, shape, rank, &value));
+    return ((Status * (*)(const Opaque *, void **)) api[GET_TENSOR_MUTABLE_DATA])(value, (void **)data);
+}
+
+Status *in_parallel(const Opaque *context, void (*task)(void *, size_t), int64_t count, void *call) {
+    return ((Status * (*)(const Opaque *, void (*)(void *, size_t), size_t, size_t, void *)) api[KERNEL_CONTEXT_PARALLEL_FOR])(
+        context, task, (size_t)count, 0, call);
+}
+
+static void release(Status *status) {
+    if (status != NULL) ((void (*)(Status *))api[RELEASE_STATUS])(status);
+}
+
+void integer(const Opaque *info, const char *name, int64_t *value) {
+    release(((Status * (*)(const Opaque *, const char *, int64_t *)) api[KERNEL_INFO_GET_ATTRIBUTE_INT64])(info, name, value));
+}
+
+void number(const Opaque *info, const char *name, float *value) {
+    release(((Status * (*)(const Opaque *, const char *, float *)) api[KERNEL_INFO_GET_ATTRIBUTE_FLOAT])(info, name, value));
+}
+
+Status *constant(const Opaque *info, size_t at, Tensor *tensor) {
+    const Opaque *value = NULL;
+    int is = 0;
+    RETURN_IF(((Status * (*)(const Opaque *, size_t, int *, const Opaque **)) api[KERNEL_INFO_GET_CONSTANT_INPUT])(
+        info, at, &is, &value));
+    return describe(is ? value : NULL, tensor);
+}
+
+static const Operator *of(const CustomOp *self) { return (const Operator *)self; }
+const char *operator_name(const CustomOp *self) { return of(self)->name; }
+const char *operator_provider(const CustomOp *self) { return (void)self, NULL; }
+size_t operator_inputs(const CustomOp *self) { return (size_t)of(self)->inputs; }
+size_t operator_outputs(const CustomOp *self) { return (size_t)of(self)->outputs; }
+int operator_type(const CustomOp *self, size_t at) { return of(self)->types[at]; }
+int operator_kind(const CustomOp *self, size_t at) { return (int)at < of(self)->needed ? REQUIRED : OPTIONAL; }
+int operator_zero(const CustomOp *self) { return (void)self, 0; }
+int operator_zero_at(const CustomOp *self, size_t at) { return (void)self, (void)at, 0; }
+int operator_float(const CustomOp *self, size_t at) { return (void)self, (void)at, FLOAT; }
+int operator_first(const CustomOp *self) { return (void)self, 1; }
+int operator_last(const CustomOp *self) { return (void)self, INT32_MAX; }
+
+/* Asks the kernel of the operating system for tiles; 0 where this process may not use them. */
+EXPORT int lepton_tiles(void) {
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* Linux: Documentation/arch/x86/xstate.rst */
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
+/* A session registers this library and runs the same graph; `lepton.kernels` in its configuration has the words of those
+ * that it wants, each followed by a space. */
+EXPORT Status *RegisterCustomOps(Opaque *options, const ApiBase *base) {
+    Opaque *domain = NULL;
+    char wanted[100] = "", word[40];
+    size_t size = sizeof wanted;
+    api = base->get_api(ABI_VERSION);
+    RETURN_IF(((Status * (*)(const Opaque *, const char *, char *, size_t *)) api[GET_SESSION_CONFIG_ENTRY])(
+        options, "lepton.kernels", wanted, &size));
+    RETURN_IF(((Status * (*)(const char *, Opaque **)) api[CREATE_CUSTOM_OP_DOMAIN])("com.microsoft", &domain));
+    for (int at = 0; at < OPERATORS; at++) {
+        snprintf(word, sizeof word, "%s ", operators[at]->choice);
+        if (strstr(wanted, word) != NULL)
+            RETURN_IF(((Status * (*)(Opaque *, const CustomOp *)) api[CUSTOM_OP_DOMAIN_ADD])(domain, &operators[at]->abi));
+    }
+    return ((Status * (*)(Opaque *, Opaque *)) api[ADD_CUSTOM_OP_DOMAIN])(options, domain);
+}

@@ -1,0 +1,68 @@
+/* A kernel of ours as a custom operator of ONNX Runtime, in the place of its own kernel of that name. */
+#ifndef LEPTON_OPERATOR_H
+#define LEPTON_OPERATOR_H
+
+#include "abi.h"
+
+#define LINE 64 /* bytes that memory is aligned to */
+#define MOST_RANK 8
+
+typedef struct {
+    CustomOp abi; /* begins it: functions there read the rest */
+    const char *choice, *name; /* the word in `lepton.kernels` that asks for it; the operator */
+    int inputs, needed, outputs; /* the first of the inputs are never left out; outputs are float32 */
+    int types[12]; /* of inputs */
+    int variant; /* what its own `create` makes of it */
+} Operator;
+
+typedef struct {
+    void *data; /* null where it is left out */
+    size_t rank;
+    int64_t shape[MOST_RANK];
+} Tensor;
+
+#define RETURN_IF(expression)                \
+    do {                                     \
+        Status *failed_ = (expression);      \
+        if (failed_ != NULL) return failed_; \
+    } while (0)
+
+extern const Operator attention_float32, attention_bfloat16, product_int8;
+
+Status *fault(const char *expected, const char *name); /* "expected EXPECTED, found another NAME" */
+Status *no_memory(void);
+
+Status *input_count(const Opaque *context, size_t *count);
+Status *input(const Opaque *context, size_t at, Tensor *tensor);
+Status *output(Opaque *context, size_t at, const int64_t *shape, size_t rank, float **data);
+Status *in_parallel(const Opaque *context, void (*task)(void *, size_t), int64_t count, void *call);
+
+/* While a kernel is created. Attributes that are left out leave a value as it is; an input that is no constant has null
+ * data. */
+void integer(const Opaque *info, const char *name, int64_t *value);
+void number(const Opaque *info, const char *name, float *value);
+Status *constant(const Opaque *info, size_t at, Tensor *tensor);
+
+/* What begins an Operator. */
+int operator_type(const CustomOp *self, size_t at);
+int operator_kind(const CustomOp *self, size_t at);
+const char *operator_name(const CustomOp *self);
+const char *operator_provider(const CustomOp *self);
+size_t operator_inputs(const CustomOp *self);
+size_t operator_outputs(const CustomOp *self);
+int operator_zero(const CustomOp *self);
+int operator_zero_at(const CustomOp *self, size_t at);
+int operator_float(const CustomOp *self, size_t at);
+int operator_first(const CustomOp *self);
+int operator_last(const CustomOp *self);
+
+#define OPERATOR(create_, compute_, destroy_)                                                                          \
+    {                                                                                                                  \
+        .version = ABI_VERSION, .name = operator_name, .provider = operator_provider, .input_type = operator_type,     \
+        .input_count = operator_inputs, .output_type = operator_float, .output_count = operator_outputs,               \
+        .destroy = destroy_, .input_kind = operator_kind, .output_kind = operator_zero_at,                             \
+        .input_memory = operator_zero_at, .variadic = {operator_zero, operator_zero, operator_zero, operator_zero},    \
+        .create = create_, .compute = compute_, .start_version = operator_first, .end_version = operator_last,         \
+    }
+
+#endif

@@ -1,0 +1,103 @@
+/* `MatMulIntegerToFloat` of ONNX Runtime's domain, with unsigned codes and constant signed weights, as a custom operator
+ * in the place of its own kernel: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md */
+#include <stdlib.h>
+#include <string.h>
+
+#include "attention.h"
+#include "operator.h"
+#include "tiles.h"
+
+#define SMALL (2 << 20)      /* bytes of weights that stay in a core's second cache beside what 32 rows become */
+#define MANY 256             /* rows for which others are read once */
+#define TASKS 16             /* at least, where rows are few or weights small */
+#define LEAST_WORK (1 << 17) /* of a task: weights times 16 rows */
+
+static Status *create(const CustomOp *self, Api table, const Opaque *info, void **kernel) {
+    (void)self, (void)table;
+    Tensor given;
+    RETURN_IF(constant(info, 1, &given));
+    if (given.data == NULL || given.rank != 2 || given.shape[0] < 1 || given.shape[1] < 1)
+        return fault("constant weights [inputs, channels]", "second input");
+    Weights *weights = calloc(1, sizeof *weights);
+    if (weights == NULL) return no_memory();
+    weights->depth = given.shape[0], weights->width = given.shape[1], weights->steps = (weights->depth + 63) / 64;
+    const int64_t wide = up32(weights->width);
+    weights->tiles = aligned_alloc(LINE, (size_t)(wide * weights->steps * 64));
+    weights->sums = aligned_alloc(LINE, (size_t)wide * sizeof *weights->sums);
+    *kernel = weights;
+    if (weights->tiles == NULL || weights->sums == NULL) return no_memory();
+    pack_weights(weights, given.data);
+    return NULL;
+}
+
+static void destroy(void *kernel) {
+    Weights *weights = kernel;
+    free(weights->tiles);
+    free(weights->sums);
+    free(weights);
+}
+
+/* An input of `count` numbers, null where it is left out. */
+static Status *numbers(const Opaque *context, size_t at, int64_t count, void **data) {
+    Tensor tensor;
+    RETURN_IF(input(context, at, &tensor));
+    if (tensor.rank > 1 || (tensor.data != NULL && (tensor.rank ? tensor.shape[0] : 1) != count))
+        return fault("one step and zero point, and a scale for each channel", "shape");
+    *data = tensor.data;
+    return NULL;
+}
+
+/* Divides it into tasks. */
+static void plan(Product *product) {
+    const int64_t blocks = up32(product->weights->width) / 32, bytes = 32 * product->weights->steps * 64; /* of a block */
+    product->rows_a_task = blocks * bytes <= SMALL ? 32 : MANY;
+    const int64_t down = (product->rows + product->rows_a_task - 1) / product->rows_a_task;
+    const int64_t work = bytes * ((least(product->rows, product->rows_a_task) + 15) / 16);
+    const int64_t wanted = product->rows_a_task == MANY ? 1 : (blocks * down + TASKS - 1) / TASKS;
+    product->columns = least(blocks, most(wanted, (LEAST_WORK + work - 1) / work));
+}
+
+static Status *compute(void *kernel, Opaque *context) {
+    const Weights *weights = kernel;
+    Product product = {.weights = weights, .rows = 1};
+    Tensor codes;
+    float *step = NULL;
+    uint8_t *zero = NULL, *padded = NULL;
+    void *zeros = NULL;
+    size_t count = 0;
+    RETURN_IF(input_count(context, &count));
+    RETURN_IF(input(context, 0, &codes));
+    RETURN_IF(numbers(context, 2, 1, (void **)&step));
+    RETURN_IF(numbers(context, 3, weights->width, (void **)&product.scales));
+    if (count > 4) RETURN_IF(numbers(context, 4, 1, (void **)&zero));
+    if (count > 5) RETURN_IF(numbers(context, 5, weights->width, &zeros));
+    if (count > 6) RETURN_IF(numbers(context, 6, weights->width, (void **)&product.bias));
+    if (zeros != NULL) return fault("weights whose zero point is zero", "set of inputs");
+    if (codes.rank < 1 || codes.shape[codes.rank - 1] != weights->depth)
+        return fault("as many inputs as the weights have", "shape");
+    for (size_t at = 0; at + 1 < codes.rank; at++) product.rows *= codes.shape[at];
+    codes.shape[codes.rank - 1] = weights->width;
+    RETURN_IF(output(context, 0, codes.shape, codes.rank, &product.output));
+    if (product.rows == 0) return NULL;
+    product.codes = codes.data, product.step = *step, product.zero = zero ? *zero : 0;
+    const int64_t wide = weights->steps * 64, depth = weights->depth;
+    if (wide != depth) { /* tiles are read whole */
+        padded = aligned_alloc(LINE, (size_t)(product.rows * wide));
+        if (padded == NULL) return no_memory();
+        memset(padded, 0, (size_t)(product.rows * wide));
+        for (int64_t row = 0; row < product.rows; row++)
+            memcpy(padded + row * wide, product.codes + row * depth, (size_t)depth);
+        product.codes = padded;
+    }
+    plan(&product);
+    const int64_t across = (up32(weights->width) / 32 + product.columns - 1) / product.columns;
+    const int64_t down = (product.rows + product.rows_a_task - 1) / product.rows_a_task;
+    Status *status = in_parallel(context, multiply, across * down, &product);
+    free(padded);
+    return status;
+}
+
+const Operator product_int8 = {
+    .abi = OPERATOR(create, compute, destroy), .name = "MatMulIntegerToFloat", .choice = "product.int8", .inputs = 7,
+    .needed = 4, .outputs = 1, .types = {UINT8, INT8, FLOAT, FLOAT, UINT8, INT8, FLOAT},
+};

@@ -1,0 +1,37 @@
+/* AMX: tiles of this thread, and products of 8-bit integers in them. */
+#ifndef LEPTON_TILES_H
+#define LEPTON_TILES_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t columns[16]; /* bytes of a row */
+    uint8_t rows[16];
+} TileConfig;
+
+/* Constant weights [depth, width]: tiles of 64 inputs by 16 channels, four inputs of a channel side by side, those of 32
+ * channels after each other; zeros beyond the ends. */
+typedef struct {
+    int64_t depth, width, steps; /* steps of 64 inputs */
+    int8_t *tiles;
+    int32_t *sums; /* of each channel's weights, [width] and up to 31 more */
+} Weights;
+
+/* What one call multiplies. */
+typedef struct {
+    const Weights *weights;
+    const uint8_t *codes; /* [rows, steps * 64] */
+    int64_t rows;
+    const float *scales, *bias; /* [width]; bias may be null */
+    float step;
+    int32_t zero;
+    float *output; /* [rows, width] */
+    int64_t columns, rows_a_task; /* of a task: blocks of 32 channels; rows, a multiple of 32 */
+} Product;
+
+void pack_weights(Weights *weights, const int8_t *from);
+void multiply(void *product, size_t task);
+
+#endif
