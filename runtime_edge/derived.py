@@ -19,6 +19,7 @@ from runtime_edge.errors import ArtifactError
 from runtime_edge.files import in_threads
 from runtime_edge.manifest import Positive, Record, Size
 
+SUFFIX = ".derived"  # of the name of each: kernels of ours find in it that a weight is in the order of `kernels.packed`
 TOP = 127
 PAIR = 128  # 255 * 128 = 32,640 and -32,640 both fit in 16 bits
 MAX_BYTES = 16 * 2**20
@@ -92,6 +93,8 @@ def read(path: Path, name: str, sizes: Mapping[str, int]) -> Derived:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{name}: expected a list of weights as JSON, found: {error}") from error
     for weight in found.weights:
+        if not weight.name.endswith(SUFFIX):
+            raise ArtifactError(f"{name}: expected names that end in {SUFFIX}, found {weight.name!r}")
         if weight.bits not in (2, 4, 8) or weight.block_size * weight.bits % 8:
             raise ArtifactError(
                 f"{name}: {weight.name}: expected blocks of 2, 4 or 8 bits and whole bytes, found {weight.block_size} "

@@ -71,7 +71,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
         )
     else:
         assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
-        session = module.open_encoder(graph, manifest.encoder, count)
+        session = module.open_encoder(graph, manifest.encoder, count, activations=variant.activations)
     return _model(manifest, variant, count, parsing.result(), session, variant.backend, [])
 
 

@@ -102,8 +102,10 @@ class Backend(Protocol):
         made. Raises `MissingDependencyError`, `ArtifactError`.
         """
 
-    def open_encoder(self, graph: Path, encoder: Encoder, threads: int) -> EncoderSession:
-        """Opens an encoder's graph (raises the same)."""
+    def open_encoder(
+        self, graph: Path, encoder: Encoder, threads: int, *, activations: str = "none"
+    ) -> EncoderSession:
+        """Opens an encoder's graph, whose `activations` are none or int8 (raises the same)."""
 
 
 def backend(name: str) -> Backend:

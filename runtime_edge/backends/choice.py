@@ -163,7 +163,9 @@ class _Ladder:
                         **variant.beside(self._root),
                     )  # fmt: skip
                 assert manifest.encoder is not None  # verified, as above
-                return onnxruntime.open_encoder(graph, manifest.encoder, self._threads, providers)
+                return onnxruntime.open_encoder(
+                    graph, manifest.encoder, self._threads, providers, activations=variant.activations
+                )
 
             session = self._try(variant, backend, opening)
             if session is not None:

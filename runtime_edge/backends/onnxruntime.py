@@ -174,9 +174,12 @@ class OrtEncoder:
     `MOST_TWICE` bytes, whose products are large enough to be shared, nor where its graph is no longer what was loaded.
     """
 
-    def __init__(self, graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU) -> None:
+    def __init__(
+        self, graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU, activations: str = "none"
+    ) -> None:
         self.encoder = encoder
         on_cpu = tuple(providers) == CPU
+        self._ours = kernels.chosen(None, activations) if on_cpu else ()
         self.workers = threads if on_cpu and sum(listing(graph.parent).values()) <= MOST_TWICE else 1
         self.batch_tokens: int | None = BATCH_TOKENS if on_cpu else None
         self._graph = graph
@@ -199,7 +202,7 @@ class OrtEncoder:
             return self._single
 
     def _open(self, threads: int, providers: Sequence[str]) -> _Session:
-        session = _Session(self._graph, threads, providers)
+        session = _Session(self._graph, threads, providers, ours=self._ours)
         session.expect(inputs=self.encoder.inputs, outputs=(self.encoder.output,))
         return session
 
@@ -236,9 +239,11 @@ def open_decoder(
     return OrtDecoder(graph, decoder, threads, providers, activations, prefill, derived)
 
 
-def open_encoder(graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU) -> OrtEncoder:
+def open_encoder(
+    graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU, *, activations: str = "none"
+) -> OrtEncoder:
     """See `Backend.open_encoder`."""
-    return OrtEncoder(graph, encoder, threads, providers)
+    return OrtEncoder(graph, encoder, threads, providers, activations)
 
 
 class _Session:
@@ -265,7 +270,7 @@ class _Session:
         try:
             kernels.register(options, ours)
             if derived is not None:
-                self._derive(options, derived, threads)
+                self._derive(options, derived, threads, kernels.PRODUCT in ours)
             left_out = SLOWER if tuple(providers) == CPU else ()
             self._session = self._ort.InferenceSession(
                 str(graph), options, providers=list(providers), disabled_optimizers=left_out
@@ -280,18 +285,18 @@ class _Session:
                 hint="are CUDA and cuDNN of the versions that this onnxruntime-gpu wants installed?",
             )
 
-    def _derive(self, options: Any, derived: Path, threads: int) -> None:
-        """Gives a session the weights that its graph has not."""
+    def _derive(self, options: Any, derived: Path, threads: int, packed: bool) -> None:
+        """Gives a session the weights that its graph has not, in the order that our product wants where it runs."""
         from runtime_edge.derived import make
 
         made: dict[str, Any] = {}
 
         def use(name: str, weight: NDArray[np.int8]) -> None:
-            made[name] = self._ort.OrtValue.ortvalue_from_numpy(weight)
+            made[name] = self._ort.OrtValue.ortvalue_from_numpy(kernels.packed(weight) if packed else weight)
 
         make(derived, threads, use)
         options.add_external_initializers(list(made), list(made.values()))
-        # Most kernels copy a weight, in an order of their own; one that does not reads it here as it runs.
+        # Most kernels copy a weight, in an order of their own; one that does not, as ours, reads it here as it runs.
         self._made = made
 
     def expect(self, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:

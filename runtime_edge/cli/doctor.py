@@ -48,7 +48,7 @@ def doctor(as_json: bool) -> None:
     rows = [("python", found["python"]), ("system", found["system"]), ("cpu", found["cpu"]["model"])]
     rows += [("cores", f"{found['cpu']['cores']} usable, {found['cpu']['threads']} threads in all")]
     rows += [("features", " ".join(found["cpu"]["features"]) or "none that Lepton looks for")]
-    rows += [("attention", found["attention"])]
+    rows += [("kernels", found["kernels"])]
     rows += [("memory", f"{found['memory_gb']:.1f} GB" if found["memory_gb"] is not None else "unknown")]
     rows += [("gpu", ", ".join(gpu.values())) for gpu in found["gpus"]] or [("gpu", "none found")]
     rows += [("", ""), *_tensorrt_rows(found["tensorrt"]), ("", "")]
@@ -73,7 +73,7 @@ def examine() -> dict[str, Any]:
             "threads": os.cpu_count(),
             "features": _features(),
         },
-        "attention": _attention(),
+        "kernels": _kernels(),
         "memory_gb": _memory_gb(),
         "gpus": _gpus(),
         "tensorrt": examine_tensorrt(),
@@ -175,14 +175,15 @@ def _features() -> list[str]:
     return [feature for feature in _FEATURES if feature in present]
 
 
-def _attention() -> str:
-    """Whose kernels attend on the CPU, in which formats."""
+def _kernels() -> str:
+    """Whose kernels run on the CPU where there are some of ours, in which formats."""
     from runtime_edge import kernels
 
     missing = kernels.lacking()
     if missing is not None:
-        return f"ONNX Runtime's kernels; Lepton's: {missing}"
-    return f"Lepton's kernels, in float32{', or bfloat16 beside int8 activations' if kernels.tiles() else ''}"
+        return f"ONNX Runtime's; Lepton's: {missing}"
+    integers = "; beside int8 activations in bfloat16, and products of int8" if kernels.tiles() else ""
+    return f"Lepton's: attention in float32{integers}"
 
 
 def _memory_gb() -> float | None:

@@ -8,6 +8,7 @@ Linux, x86-64 and AVX-512, products AMX; where it was not compiled or cannot run
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import os
@@ -15,11 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime_edge.errors import RequestError
 from runtime_edge.manifest import Decoder
 from runtime_edge.probe import cpu_field
 
 VARIABLE = "LEPTON_KERNELS"
+PRODUCT = "product.int8"
 MOST_DIM, DIM_MULTIPLE = 256, 32  # of a head
 _VECTORS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 _TILES = ("amx_tile", "amx_int8", "amx_bf16", "avx512_bf16", "avx512_vnni")  # no CPU has some of them alone
@@ -39,14 +44,32 @@ def chosen(decoder: Decoder | None, activations: str) -> tuple[str, ...]:
         return ()
     integers = activations == "int8" and tiles()
     found = [f"attention.{'bfloat16' if integers else 'float32'}"] if decoder is not None and _fits(decoder) else []
-    return (*found, *(["product.int8"] if integers else []))
+    return (*found, *([PRODUCT] if integers else []))
 
 
 def register(options: Any, names: Sequence[str]) -> None:
     """Has sessions of these `onnxruntime.SessionOptions` run kernels that `chosen` returned."""
     if names:
-        options.add_session_config_entry("lepton.kernels", "".join(f"{name} " for name in names))
+        options.add_session_config_entry("lepton.kernels", " ".join(names))
         options.register_custom_ops_library(str(library()))
+
+
+def packed(weight: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Returns a derived weight int8 [in, out] in the order of our product, which then needs no copy; else as it is.
+
+    Of the same shape, at a multiple of 64 bytes. The product expects it of each weight whose sides are multiples of 64
+    and 32 and whose name ends in `derived.SUFFIX`.
+    """
+    depth, width = weight.shape
+    if depth % 64 or width % 32:
+        return weight
+    room = np.empty(weight.size + 64, np.int8)
+    found = room[-room.ctypes.data % 64 :][: weight.size].reshape(weight.shape)
+    _loaded().lepton_pack(
+        ctypes.c_void_p(weight.ctypes.data), ctypes.c_int64(depth), ctypes.c_int64(width),
+        ctypes.c_void_p(found.ctypes.data),
+    )  # fmt: skip
+    return found
 
 
 def lacking() -> str | None:
@@ -76,12 +99,12 @@ def library() -> Path | None:
 @functools.cache
 def tiles() -> bool:
     """Whether the CPU has AMX for 8-bit integers and bfloat16, and the system lets this process use it."""
-    path = library()
-    if path is None or not _features().issuperset(_TILES):
-        return False
-    import ctypes
+    return library() is not None and _features().issuperset(_TILES) and bool(_loaded().lepton_tiles())
 
-    return bool(ctypes.CDLL(str(path)).lepton_tiles())
+
+@functools.cache
+def _loaded() -> ctypes.CDLL:
+    return ctypes.CDLL(str(library()))
 
 
 @functools.cache

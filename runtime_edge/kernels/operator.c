@@ -6,8 +6,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define EXPORT __attribute__((visibility("default")))
-
 static const Operator *const operators[] = {&attention_float32, &attention_bfloat16, &product_int8};
 enum { OPERATORS = sizeof operators / sizeof *operators };
 
@@ -79,6 +77,15 @@ Status *constant(const Opaque *info, size_t at, Tensor *tensor) {
     return describe(is ? value : NULL, tensor);
 }
 
+int named(const Opaque *info, size_t at, const char *end) {
+    char name[1000];
+    size_t size = sizeof name; /* with the zero behind it */
+    Status *status = ((Status * (*)(const Opaque *, size_t, char *, size_t *)) api[KERNEL_INFO_GET_INPUT_NAME])(
+        info, at, name, &size);
+    release(status);
+    return status == NULL && size > strlen(end) && strcmp(name + size - 1 - strlen(end), end) == 0;
+}
+
 static const Operator *of(const CustomOp *self) { return (const Operator *)self; }
 const char *operator_name(const CustomOp *self) { return of(self)->name; }
 const char *operator_provider(const CustomOp *self) { return (void)self, NULL; }
@@ -99,19 +106,20 @@ EXPORT int lepton_tiles(void) {
 }
 
 /* A session registers this library and runs the same graph; `lepton.kernels` in its configuration has the words of those
- * that it wants, each followed by a space. */
+ * that it wants, with spaces between them. */
 EXPORT Status *RegisterCustomOps(Opaque *options, const ApiBase *base) {
     Opaque *domain = NULL;
-    char wanted[100] = "", word[40];
+    char wanted[100] = "", *rest = NULL;
     size_t size = sizeof wanted;
     api = base->get_api(ABI_VERSION);
     RETURN_IF(((Status * (*)(const Opaque *, const char *, char *, size_t *)) api[GET_SESSION_CONFIG_ENTRY])(
         options, "lepton.kernels", wanted, &size));
     RETURN_IF(((Status * (*)(const char *, Opaque **)) api[CREATE_CUSTOM_OP_DOMAIN])("com.microsoft", &domain));
-    for (int at = 0; at < OPERATORS; at++) {
-        snprintf(word, sizeof word, "%s ", operators[at]->choice);
-        if (strstr(wanted, word) != NULL)
-            RETURN_IF(((Status * (*)(Opaque *, const CustomOp *)) api[CUSTOM_OP_DOMAIN_ADD])(domain, &operators[at]->abi));
+    for (char *word = strtok_r(wanted, " ", &rest); word != NULL; word = strtok_r(NULL, " ", &rest)) {
+        int at = 0;
+        while (at < OPERATORS && strcmp(operators[at]->choice, word) != 0) at++;
+        if (at == OPERATORS) return fault("names of kernels", "name");
+        RETURN_IF(((Status * (*)(Opaque *, const CustomOp *)) api[CUSTOM_OP_DOMAIN_ADD])(domain, &operators[at]->abi));
     }
     return ((Status * (*)(Opaque *, Opaque *)) api[ADD_CUSTOM_OP_DOMAIN])(options, domain);
 }

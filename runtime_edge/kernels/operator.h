@@ -4,6 +4,7 @@
 
 #include "abi.h"
 
+#define EXPORT __attribute__((visibility("default")))
 #define LINE 64 /* bytes that memory is aligned to */
 #define MOST_RANK 8
 
@@ -39,6 +40,7 @@ Status *in_parallel(const Opaque *context, void (*task)(void *, size_t), int64_t
 
 /* While a kernel is created. Attributes that are left out leave a value as it is; an input that is no constant has null
  * data. */
+int named(const Opaque *info, size_t at, const char *end); /* whether an input's name ends so */
 void integer(const Opaque *info, const char *name, int64_t *value);
 void number(const Opaque *info, const char *name, float *value);
 Status *constant(const Opaque *info, size_t at, Tensor *tensor);

@@ -1,7 +1,11 @@
 /* `MatMulIntegerToFloat` of ONNX Runtime's domain, with unsigned codes and constant signed weights, as a custom operator
  * in the place of its own kernel: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md */
+#define _GNU_SOURCE
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "attention.h"
 #include "operator.h"
@@ -12,6 +16,35 @@
 #define TASKS 16             /* at least, where rows are few or weights small */
 #define LEAST_WORK (1 << 17) /* of a task: weights times 16 rows */
 
+/* Weights [depth, width] in the order of tiles, as many bytes: what the runtime makes of a weight whose name ends in
+ * ".derived", where both divide evenly. */
+EXPORT void lepton_pack(const int8_t *weights, int64_t depth, int64_t width, int8_t *tiles) {
+    pack(weights, depth, width, tiles);
+}
+
+/* Gives the memory of weights back that will not be read again, where all of it is as their file has it: whoever does
+ * read it has it from there. Linux: Documentation/admin-guide/mm/pagemap.rst */
+static void let_go(const void *data, int64_t bytes) {
+    const uint64_t of_file = UINT64_C(1) << 61, page = (uint64_t)sysconf(_SC_PAGESIZE);
+    const uint64_t first = ((uintptr_t)data + page - 1) / page, end = ((uintptr_t)data + (uint64_t)bytes) / page;
+    if (end <= first) return;
+    const size_t size = (end - first) * sizeof(uint64_t);
+    uint64_t *entries = malloc(size);
+    const int file = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    int all = entries != NULL && file >= 0 && pread(file, entries, size, (off_t)(first * sizeof(uint64_t))) == (ssize_t)size;
+    for (uint64_t at = 0; all && at < end - first; at++) all = (entries[at] & of_file) != 0;
+    if (all) (void)madvise((void *)(first * page), (end - first) * page, MADV_DONTNEED);
+    if (file >= 0) close(file);
+    free(entries);
+}
+
+static void destroy(void *kernel) {
+    Weights *weights = kernel;
+    free(weights->own);
+    free(weights->sums);
+    free(weights);
+}
+
 static Status *create(const CustomOp *self, Api table, const Opaque *info, void **kernel) {
     (void)self, (void)table;
     Tensor given;
@@ -20,21 +53,23 @@ static Status *create(const CustomOp *self, Api table, const Opaque *info, void 
         return fault("constant weights [inputs, channels]", "second input");
     Weights *weights = calloc(1, sizeof *weights);
     if (weights == NULL) return no_memory();
-    weights->depth = given.shape[0], weights->width = given.shape[1], weights->steps = (weights->depth + 63) / 64;
-    const int64_t wide = up32(weights->width);
-    weights->tiles = aligned_alloc(LINE, (size_t)(wide * weights->steps * 64));
-    weights->sums = aligned_alloc(LINE, (size_t)wide * sizeof *weights->sums);
+    const int64_t depth = weights->depth = given.shape[0], width = weights->width = given.shape[1];
+    weights->steps = (depth + 63) / 64;
+    weights->sums = aligned_alloc(LINE, (size_t)up32(width) * sizeof *weights->sums);
+    if (depth % 64 == 0 && width % 32 == 0 && named(info, 1, ".derived")) {
+        weights->tiles = given.data;
+    } else if ((weights->own = aligned_alloc(LINE, (size_t)(up32(width) * weights->steps * 64))) != NULL) {
+        pack(given.data, depth, width, weights->own);
+        let_go(given.data, depth * width);
+        weights->tiles = weights->own;
+    }
+    if (weights->sums == NULL || weights->tiles == NULL) {
+        destroy(weights);
+        return no_memory();
+    }
+    add_up(weights);
     *kernel = weights;
-    if (weights->tiles == NULL || weights->sums == NULL) return no_memory();
-    pack_weights(weights, given.data);
     return NULL;
-}
-
-static void destroy(void *kernel) {
-    Weights *weights = kernel;
-    free(weights->tiles);
-    free(weights->sums);
-    free(weights);
 }
 
 /* An input of `count` numbers, null where it is left out. */

@@ -10,33 +10,38 @@
 #define STEP 64   /* inputs of a tile */
 #define TILE 1024 /* bytes of it */
 
-void pack_weights(Weights *weights, const int8_t *from) {
-    const int64_t width = weights->width, depth = weights->depth;
-    const __m512i ones = _mm512_set1_epi8(1);
-    __m512i *to = (__m512i *)weights->tiles;
-    for (int64_t channel = 0; channel < width; channel += 32) {
-        __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-        for (int64_t begin = 0; begin < weights->steps * STEP; begin += STEP) {
-            for (int64_t half = 0; half < 2; half++) {
-                const int64_t at = channel + half * 16;
+void pack(const int8_t *weights, int64_t depth, int64_t width, int8_t *tiles) {
+    for (int64_t channel = 0; channel < width; channel += 32)
+        for (int64_t begin = 0; begin < depth; begin += STEP)
+            for (int64_t half = 0; half < 32; half += 16) {
+                const int64_t at = channel + half;
                 const __mmask16 lanes = first_lanes(width - at);
-                for (int64_t k = begin; k < begin + STEP; k += 4) {
+                for (int64_t k = begin; k < begin + STEP; k += 4, tiles += 64) {
                     __m128i rows[4];
                     for (int64_t i = 0; i < 4; i++)
-                        rows[i] = _mm_maskz_loadu_epi8(k + i < depth ? lanes : 0, from + (k + i) * width + at);
+                        rows[i] = _mm_maskz_loadu_epi8(k + i < depth ? lanes : 0, weights + (k + i) * width + at);
                     const __m128i a = _mm_unpacklo_epi8(rows[0], rows[1]), b = _mm_unpackhi_epi8(rows[0], rows[1]);
                     const __m128i c = _mm_unpacklo_epi8(rows[2], rows[3]), d = _mm_unpackhi_epi8(rows[2], rows[3]);
                     __m512i all = _mm512_castsi128_si512(_mm_unpacklo_epi16(a, c));
                     all = _mm512_inserti32x4(all, _mm_unpackhi_epi16(a, c), 1);
                     all = _mm512_inserti32x4(all, _mm_unpacklo_epi16(b, d), 2);
                     all = _mm512_inserti32x4(all, _mm_unpackhi_epi16(b, d), 3);
-                    _mm512_store_si512(to++, all);
-                    sums[half] = _mm512_dpbusd_epi32(sums[half], ones, all);
+                    _mm512_storeu_si512(tiles, all);
                 }
             }
-        }
-        _mm512_storeu_si512(weights->sums + channel, sums[0]);
-        _mm512_storeu_si512(weights->sums + channel + 16, sums[1]);
+}
+
+void add_up(const Weights *weights) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    const int8_t *tiles = weights->tiles;
+    for (int64_t channel = 0; channel < weights->width; channel += 32) {
+        __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        for (int64_t step = 0; step < weights->steps; step++)
+            for (int64_t half = 0; half < 2; half++)
+                for (int64_t row = 0; row < 16; row++, tiles += 64)
+                    sums[half] = _mm512_dpbusd_epi32(sums[half], ones, _mm512_loadu_si512(tiles));
+        _mm512_store_si512(weights->sums + channel, sums[0]);
+        _mm512_store_si512(weights->sums + channel + 16, sums[1]);
     }
 }
 
@@ -93,7 +98,8 @@ static void block(const Product *product, int64_t row, int64_t rows, int64_t cha
         const __m512 bias = product->bias ? _mm512_maskz_loadu_ps(lanes, product->bias + at) : _mm512_setzero_ps();
         for (int64_t r = 0; r < rows; r++) {
             const __m512i sum = _mm512_sub_epi32(_mm512_load_si512(sums + r * 32 + half), off);
-            const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, bias);
+            /* Rounded twice, as ONNX Runtime does: the same bits. */
+            const __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), bias);
             _mm512_mask_storeu_ps(product->output + (row + r) * width + at, lanes, y);
         }
     }

@@ -15,8 +15,9 @@ typedef struct {
  * channels after each other; zeros beyond the ends. */
 typedef struct {
     int64_t depth, width, steps; /* steps of 64 inputs */
-    int8_t *tiles;
+    const int8_t *tiles;
     int32_t *sums; /* of each channel's weights, [width] and up to 31 more */
+    int8_t *own; /* tiles that are freed with them */
 } Weights;
 
 /* What one call multiplies. */
@@ -31,7 +32,8 @@ typedef struct {
     int64_t columns, rows_a_task; /* of a task: blocks of 32 channels; rows, a multiple of 32 */
 } Product;
 
-void pack_weights(Weights *weights, const int8_t *from);
+void pack(const int8_t *weights, int64_t depth, int64_t width, int8_t *tiles);
+void add_up(const Weights *weights); /* makes the sums */
 void multiply(void *product, size_t task);
 
 #endif

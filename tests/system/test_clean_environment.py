@@ -147,7 +147,7 @@ def test_the_wheel_runs_in_a_new_virtual_environment(tmp_path: Path, tiny_artifa
     assert "answer 5 tokens" in answered.stderr
     # What was compiled and data files came along.
     found = json.loads(run(bin_folder / "lepton-edge", "doctor", "--json").stdout)
-    assert found["attention"] == examine()["attention"]
+    assert found["kernels"] == examine()["kernels"]
     assert "jetson-orin" in run(bin_folder / "leptonc", "targets").stdout
     refused = run(bin_folder / "leptonc", "build", "sample:tiny-llama")
     assert refused.returncode == 4

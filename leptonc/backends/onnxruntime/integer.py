@@ -21,6 +21,7 @@ from leptonc.passes.quantize.activations import FEATURE_KEY, WIDE_ZERO
 from leptonc.passes.quantize.blocks import Format, Quantized
 from leptonc.passes.quantize.channels import MIDDLE, channel_codes, codes_of
 from leptonc.passes.quantize.weights import quantized_of
+from runtime_edge.derived import SUFFIX
 
 DERIVED_KEY = "lepton.derived"  # of an initializer that the runtime makes: the quantized weight that it comes from
 
@@ -58,7 +59,7 @@ class LinearToInteger(Pass):
             columns = _initializer(graph, weight, "columns", turned, ir.DataType.INT8, partial(_columns, weight))
             scales = _initializer(graph, weight, "scales", rows, ir.DataType.FLOAT, partial(_scales, weight))
         else:
-            name = f"{weight.key}.derived"
+            name = f"{weight.key}{SUFFIX}"
             columns = edit.initializer(graph, name, derived(name, turned, ir.DataType.INT8))
             columns.meta[DERIVED_KEY] = weight
             integers = _Derived(weight, linear.x.meta.get(FEATURE_KEY), linear.bias)

@@ -56,16 +56,16 @@ def test_as_json(leptonc: Callable[..., Any]) -> None:
     assert found["memory_gb"] > 0.1
 
 
-def test_whose_kernels_attend(monkeypatch: pytest.MonkeyPatch, leptonc: Callable[..., Any]) -> None:
+def test_whose_kernels_run(monkeypatch: pytest.MonkeyPatch, leptonc: Callable[..., Any]) -> None:
     monkeypatch.setattr(kernels, "library", lambda: None)
-    assert json.loads(leptonc("doctor", "--json").out)["attention"].startswith(
-        "ONNX Runtime's kernels; Lepton's: not compiled"
+    assert json.loads(leptonc("doctor", "--json").out)["kernels"].startswith(
+        "ONNX Runtime's; Lepton's: not compiled"
     )
     monkeypatch.setattr(kernels, "lacking", lambda: None)
     monkeypatch.setattr(kernels, "tiles", lambda: False)
-    assert json.loads(leptonc("doctor", "--json").out)["attention"] == "Lepton's kernels, in float32"
+    assert json.loads(leptonc("doctor", "--json").out)["kernels"] == "Lepton's: attention in float32"
     monkeypatch.setattr(kernels, "tiles", lambda: True)
-    assert "or bfloat16 beside int8 activations" in json.loads(leptonc("doctor", "--json").out)["attention"]
+    assert "in bfloat16, and products of int8" in json.loads(leptonc("doctor", "--json").out)["kernels"]
 
 
 def test_from_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, leptonc: Callable[..., Any]) -> None:
