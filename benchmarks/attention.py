@@ -51,7 +51,7 @@ class Kernel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = args.threads
         if format is not None:
-            kernels.register(options, format)
+            kernels.register(options, [f"attention.{format}"])
         graph = model(args.heads, args.kv_heads, dim)
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         angles = np.arange(past + tokens)[:, None] / 1e4 ** (np.arange(dim // 2) * 2 / dim)

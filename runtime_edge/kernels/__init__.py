@@ -1,9 +1,10 @@
 """Kernels of our own that run in the place of ONNX Runtime's: a library in C, compiled where the package is installed.
 
-`operator.c` is what ONNX Runtime loads; each kernel is an operator of ONNX Runtime's name, so a session that registers the
-library runs its graph as it is. `attention.c` is GroupQueryAttention: `many.c` attends with many queries, `few.c` with
-few, `rows.c` has what both do to a row. `product.c` is MatMulIntegerToFloat, which `tiles.c` computes. The library needs
-Linux, x86-64 and AVX-512, products AMX; where it was not compiled or cannot run, ONNX Runtime's own kernels do the same.
+`operator.c` is what ONNX Runtime loads; each kernel is an operator of ONNX Runtime's name, so a session that registers
+the library runs its graph as it is. `attention.c` is GroupQueryAttention: `many.c` attends with many queries, `few.c`
+with few, `rows.c` has what both do to a row. `product.c` is MatMulIntegerToFloat, which `tiles.c` computes. The library
+needs Linux, x86-64 and AVX-512, and products AMX; where it was not compiled or cannot run, ONNX Runtime's own kernels
+do the same.
 """
 
 from __future__ import annotations

@@ -14,8 +14,10 @@ from leptonc.artifact.pack import pack
 from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.errors import BoundError, InputError
 from leptonc.recipe import LayerRule
+from runtime_edge import kernels
 from runtime_edge.derived import PAIR, integers, read
 from runtime_edge.verify import read_manifest
+from tests.runtime_edge.kernels import with_tiles
 
 TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 12
 
@@ -113,6 +115,18 @@ def test_weights_that_both_graphs_share(
     assert packed.variants == (variant,)
     with runtime_edge.load(tmp_path / "c") as model, runtime_edge.load(result.path) as whole:
         np.testing.assert_array_equal(model.score(long), whole.score(long))
+
+
+@with_tiles
+def test_our_products_change_no_bit(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = built("tiny-llama", text, tmp_path / "a", prefill="shared", check=False).path
+    monkeypatch.setattr(kernels, "_fits", lambda decoder: False)  # attention, which sums in another order
+    long = list(range(3, 43))
+    with runtime_edge.load(path) as model:
+        ours = model.score(long)
+    monkeypatch.setenv(kernels.VARIABLE, "onnxruntime")
+    with runtime_edge.load(path) as model:
+        np.testing.assert_array_equal(ours, model.score(long))
 
 
 def test_what_decodes_is_as_without_a_graph_for_prompts(text: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def stored(
     for name, given in (("zeros", zeros), ("inputs", inputs)):
         if not given:
             parts.pop(name)
-    return Weight(name="w", rows=rows, columns=columns, bits=bits, block_size=size, **parts), exact, steps
+    return Weight(name="w.derived", rows=rows, columns=columns, bits=bits, block_size=size, **parts), exact, steps
 
 
 @pytest.mark.parametrize(("zeros", "inputs"), [(False, False), (True, False), (True, True)])
@@ -81,7 +81,7 @@ def test_the_nearest_integers(
 
 def test_all_of_them_whatever_the_threads(tmp_path: Path) -> None:
     weight, _, _ = stored(tmp_path, 64, 100, 32, 4, True)
-    names = [f"w{i}" for i in range(9)]
+    names = [f"w{i}.derived" for i in range(9)]
     weights = tuple(msgspec.structs.replace(weight, name=name, columns=100 - i) for i, name in enumerate(names))
     (tmp_path / "how.json").write_bytes(msgspec.json.encode(Derived(weights=weights)))
     for threads in (1, 3):
@@ -102,7 +102,8 @@ def test_what_says_how_must_be_right(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=message):
             read(path, "how.json", {"blob": size})
 
-    refused({"bits": 3}, "how.json: w: expected blocks of 2, 4 or 8 bits and whole bytes, found 32 of 3 bits")
+    refused({"bits": 3}, "how.json: w.derived: expected blocks of 2, 4 or 8 bits and whole bytes, found 32 of 3 bits")
+    refused({"name": "w"}, "how.json: expected names that end in .derived, found 'w'")
     refused({"block_size": 33}, "found 33 of 4 bits")
     refused({"rows": 0}, "expected a list of weights as JSON")
     refused({"rows": "many"}, "expected a list of weights as JSON")

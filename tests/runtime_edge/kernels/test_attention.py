@@ -1,10 +1,9 @@
-"""Kernels of our own, one operator at a time, against float64 and ONNX Runtime's own."""
+"""Attention over a cache, against float64 and ONNX Runtime's own kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-import runtime_edge
 from runtime_edge import kernels
-from runtime_edge.errors import ArtifactError, RequestError
-from runtime_edge.manifest import CacheLayer, Decoder
-from tests.runtime_edge import tiny
+from tests.runtime_edge.kernels import here, with_tiles
 
 Array = NDArray[np.float32]
-here = pytest.mark.skipif(kernels.lacking() is not None, reason=f"no kernels of ours: {kernels.lacking()}")
 FORMATS = [
     pytest.param("float32", marks=here),
-    pytest.param("bfloat16", marks=[here, pytest.mark.skipif(not kernels.tiles(), reason="this CPU has no AMX")]),
+    pytest.param("bfloat16", marks=with_tiles),
 ]
 
 
@@ -99,7 +94,7 @@ def session(form: Form, format: str | None) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 2
     options.log_severity_level = 4
     if format is not None:
-        kernels.register(options, format)
+        kernels.register(options, [f"attention.{format}"])
     return onnxruntime.InferenceSession(form.model(), options, providers=["CPUExecutionProvider"])
 
 
@@ -239,69 +234,12 @@ def _changed(inputs: dict[str, NDArray[Any]], change: str) -> dict[str, NDArray[
 def test_inputs_that_do_not_fit_are_refused(change: str, said: str) -> None:
     form = FORMS["llama"]
     opened = session(form, "float32")
-    with pytest.raises(Exception, match=f"lepton attention: expected {said}"):
+    with pytest.raises(Exception, match=f"lepton kernels: expected {said}"):
         opened.run(None, _changed(form.inputs(20, 30, 80), change))
 
 
 @here
 def test_heads_of_another_width_are_refused() -> None:
     form = replace(FORMS["llama"], dim=48, rotary=48)
-    with pytest.raises(Exception, match="lepton attention: expected heads of 32, 64"):
+    with pytest.raises(Exception, match="lepton kernels: expected heads of 32, 64"):
         session(form, "float32").run(None, form.inputs(20, 30, 80))
-
-
-@here
-def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(Exception, match="lepton attention: expected float32 or bfloat16"):
-        session(FORMS["llama"], "float16")
-
-
-def decoder(dim: int = 64, dtype: str = "float32") -> Decoder:
-    layers = (CacheLayer(kv_heads=3, key_dim=dim, value_dim=dim),) * 2
-    return Decoder(vocab_size=10, max_seq_len=100, cache=layers, cache_dtype=dtype)
-
-
-@here
-def test_the_format_follows_from_the_artifact() -> None:
-    assert kernels.attention(decoder(), "none") == "float32"
-    assert kernels.attention(decoder(), "int8") == ("bfloat16" if kernels.tiles() else "float32")
-    assert kernels.attention(decoder(80), "none") is None
-    assert kernels.attention(decoder(512), "none") is None
-    assert kernels.attention(decoder(dtype="int8"), "int8") is None
-
-
-@here
-def test_an_artifact_runs_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny, "HEAD_DIM", 32)
-    weights = tiny.Weights.seeded(3)
-    artifact = tiny.write_decoder(tmp_path / "wide", weights=weights)
-    tokens = [int(token) for token in np.random.default_rng(1).integers(0, 250, 400)]
-    with runtime_edge.load(artifact) as model:
-        ours, said = model.score(tokens), model.generate(tokens, max_new_tokens=40, stop_token_ids=[])
-    monkeypatch.setenv(kernels.VARIABLE, "onnxruntime")
-    with runtime_edge.load(artifact) as model:
-        np.testing.assert_allclose(ours, model.score(tokens), rtol=0, atol=2e-5)
-        assert said.token_ids == model.generate(tokens, max_new_tokens=40, stop_token_ids=[]).token_ids
-    monkeypatch.delenv(kernels.VARIABLE)
-    monkeypatch.setattr(kernels, "library", lambda: tmp_path / "absent.so")  # it is opened: they were ours
-    with pytest.raises(ArtifactError, match=r"absent\.so"):
-        runtime_edge.load(artifact)
-
-
-def test_kernels_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(kernels.VARIABLE, "onnxruntime")
-    assert kernels.lacking() == "LEPTON_KERNELS=onnxruntime"
-    assert kernels.attention(decoder(), "none") is None
-    monkeypatch.setenv(kernels.VARIABLE, "ours")
-    with pytest.raises(RequestError, match="LEPTON_KERNELS: expected onnxruntime, or nothing, found 'ours'"):
-        kernels.lacking()
-
-
-def test_where_they_were_not_compiled_or_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(kernels.VARIABLE, raising=False)
-    monkeypatch.setattr(kernels, "_features", lambda: frozenset({"fma", "avx512f"}))
-    monkeypatch.setattr(kernels, "library", lambda: Path("library.so"))
-    assert kernels.lacking() == "this CPU has no avx512bw, avx512dq, avx512vl"
-    monkeypatch.setattr(kernels, "library", lambda: None)
-    assert str(kernels.lacking()).startswith("not compiled")
-    assert kernels.attention(decoder(), "none") is None

@@ -1,0 +1,78 @@
+"""Which of our kernels run, and where they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import runtime_edge
+from runtime_edge import kernels
+from runtime_edge.errors import ArtifactError, RequestError
+from runtime_edge.manifest import CacheLayer, Decoder
+from tests.runtime_edge import tiny
+from tests.runtime_edge.kernels import here
+
+
+def decoder(dim: int = 64, dtype: str = "float32") -> Decoder:
+    layers = (CacheLayer(kv_heads=3, key_dim=dim, value_dim=dim),) * 2
+    return Decoder(vocab_size=10, max_seq_len=100, cache=layers, cache_dtype=dtype)
+
+
+@here
+@pytest.mark.parametrize("tiles", [False, True])
+def test_what_is_chosen_follows_from_the_artifact(tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "tiles", lambda: tiles)
+    products = ("product.int8",) if tiles else ()
+    assert kernels.chosen(decoder(), "none") == ("attention.float32",)
+    assert kernels.chosen(decoder(), "int8") == (f"attention.{'bfloat16' if tiles else 'float32'}", *products)
+    assert kernels.chosen(decoder(80), "none") == ()
+    assert kernels.chosen(decoder(512), "none") == ()
+    assert kernels.chosen(decoder(dtype="int8"), "int8") == products
+    assert kernels.chosen(None, "none") == ()
+    assert kernels.chosen(None, "int8") == products
+
+
+@here
+def test_names_that_are_not_known_are_refused() -> None:
+    with pytest.raises(Exception, match="lepton kernels: expected names of kernels, found another name"):
+        kernels.register(onnxruntime.SessionOptions(), ["attention.float32", "attention.float16"])
+
+
+@here
+def test_an_artifact_runs_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "HEAD_DIM", 32)
+    weights = tiny.Weights.seeded(3)
+    artifact = tiny.write_decoder(tmp_path / "wide", weights=weights)
+    tokens = [int(token) for token in np.random.default_rng(1).integers(0, 250, 400)]
+    with runtime_edge.load(artifact) as model:
+        ours, said = model.score(tokens), model.generate(tokens, max_new_tokens=40, stop_token_ids=[])
+    monkeypatch.setenv(kernels.VARIABLE, "onnxruntime")
+    with runtime_edge.load(artifact) as model:
+        np.testing.assert_allclose(ours, model.score(tokens), rtol=0, atol=2e-5)
+        assert said.token_ids == model.generate(tokens, max_new_tokens=40, stop_token_ids=[]).token_ids
+    monkeypatch.delenv(kernels.VARIABLE)
+    monkeypatch.setattr(kernels, "library", lambda: tmp_path / "absent.so")  # it is opened: they were ours
+    with pytest.raises(ArtifactError, match=r"absent\.so"):
+        runtime_edge.load(artifact)
+
+
+def test_kernels_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernels.VARIABLE, "onnxruntime")
+    assert kernels.lacking() == "LEPTON_KERNELS=onnxruntime"
+    assert kernels.chosen(decoder(), "none") == ()
+    monkeypatch.setenv(kernels.VARIABLE, "ours")
+    with pytest.raises(RequestError, match="LEPTON_KERNELS: expected onnxruntime, or nothing, found 'ours'"):
+        kernels.lacking()
+
+
+def test_where_they_were_not_compiled_or_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    monkeypatch.setattr(kernels, "_features", lambda: frozenset({"fma", "avx512f"}))
+    monkeypatch.setattr(kernels, "library", lambda: Path("library.so"))
+    assert kernels.lacking() == "this CPU has no avx512bw, avx512dq, avx512vl"
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert str(kernels.lacking()).startswith("not compiled")
+    assert kernels.chosen(decoder(), "none") == ()
