@@ -1,10 +1,10 @@
-"""Kernels of our own that run in the place of ONNX Runtime's: a library in C, compiled where the package is installed.
+"""Kernels of our own that run in the place of ONNX Runtime's: libraries in C, compiled where the package is installed.
 
 `operator.c` is what ONNX Runtime loads; each kernel is an operator of ONNX Runtime's name, so a session that registers
-the library runs its graph as it is. `attention.c` is GroupQueryAttention: `many.c` attends with many queries, `few.c`
-with few, `rows.c` has what both do to a row. `product.c` is MatMulIntegerToFloat, which `tiles.c` computes. The library
-needs Linux, x86-64 and AVX-512, and products AMX; where it was not compiled or cannot run, ONNX Runtime's own kernels
-do the same.
+a library runs its graph as it is. `attention.c` is GroupQueryAttention: `many.c` and `bfloat16.c` attend with many
+queries, `few.c` with few, `rows.c` has what all do to a row. `product.c` is MatMulIntegerToFloat, which `multiply.c`
+computes. The libraries need Linux and x86-64, one AVX-512 and one AVX2 alone; bfloat16 and products need AMX. Where
+none was compiled or can run, ONNX Runtime's own kernels do the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ from runtime_edge.probe import cpu_field
 VARIABLE = "LEPTON_KERNELS"
 PRODUCT = "product.int8"
 MOST_DIM, DIM_MULTIPLE = 256, 32  # of a head
-_VECTORS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
+_BEST = "_kernels"
+_LIBRARIES = {  # and what they need, the best first
+    _BEST: ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"),
+    "_kernels_avx2": ("avx2", "fma"),
+}
 _TILES = ("amx_tile", "amx_int8", "amx_bf16", "avx512_bf16", "avx512_vnni")  # no CPU has some of them alone
 
 
@@ -66,7 +70,7 @@ def packed(weight: NDArray[np.int8]) -> NDArray[np.int8]:
         return weight
     room = np.empty(weight.size + 64, np.int8)
     found = room[-room.ctypes.data % 64 :][: weight.size].reshape(weight.shape)
-    _loaded().lepton_pack(
+    ctypes.CDLL(str(library())).lepton_pack(
         ctypes.c_void_p(weight.ctypes.data), ctypes.c_int64(depth), ctypes.c_int64(width),
         ctypes.c_void_p(found.ctypes.data),
     )  # fmt: skip
@@ -82,30 +86,43 @@ def lacking() -> str | None:
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "onnxruntime":
         return f"{VARIABLE}=onnxruntime"
-    if wanted:
-        raise RequestError(f"{VARIABLE}: expected onnxruntime, or nothing, found {wanted!r}")
-    if library() is None:
+    if wanted not in ("", "avx2"):
+        raise RequestError(f"{VARIABLE}: expected onnxruntime, avx2, or nothing, found {wanted!r}")
+    if library() is not None:
+        return None
+    compiled = list(_compiled().values())
+    if not compiled:
         return "not compiled: that needs Linux on x86-64, and GCC 11 or Clang 12, while lepton-edge is installed"
-    missing = [feature for feature in _VECTORS if feature not in _features()]
-    return f"this CPU has no {', '.join(missing)}" if missing else None
+    return f"this CPU has no {', '.join(name for name in compiled[-1] if name not in _features())}"
+
+
+def library() -> Path | None:
+    """The best library that is compiled and that this CPU runs; None where there is none."""
+    return next((path for path, needed in _compiled().items() if _features().issuperset(needed)), None)
+
+
+def _compiled() -> dict[Path, tuple[str, ...]]:
+    """Libraries that are there, and what they need."""
+    least = os.environ.get(VARIABLE) == "avx2"
+    found = {_path(name): needed for name, needed in _LIBRARIES.items() if name != _BEST or not least}
+    return {path: needed for path, needed in found.items() if path is not None}
 
 
 @functools.cache
-def library() -> Path | None:
-    """The compiled library; None where there is none."""
-    found = importlib.util.find_spec("runtime_edge.kernels._kernels")
+def _path(name: str) -> Path | None:
+    found = importlib.util.find_spec(f"{__name__}.{name}")
     return None if found is None or found.origin is None else Path(found.origin)
 
 
-@functools.cache
 def tiles() -> bool:
     """Whether the CPU has AMX for 8-bit integers and bfloat16, and the system lets this process use it."""
-    return library() is not None and _features().issuperset(_TILES) and bool(_loaded().lepton_tiles())
+    path = library()
+    return path is not None and path == _path(_BEST) and _features().issuperset(_TILES) and _permitted(path)
 
 
 @functools.cache
-def _loaded() -> ctypes.CDLL:
-    return ctypes.CDLL(str(library()))
+def _permitted(path: Path) -> bool:
+    return bool(ctypes.CDLL(str(path)).lepton_tiles())
 
 
 @functools.cache

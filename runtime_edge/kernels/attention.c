@@ -85,8 +85,12 @@ static Status *many(const Opaque *context, Call *call) {
     call->packed_keys = aligned_alloc(LINE, (size_t)bytes);
     if (call->packed_keys == NULL) return no_memory();
     call->packed_values = (char *)call->packed_keys + bytes / 2;
-    Status *status = in_parallel(context, pack_keys, call->op->kv_heads * (up32(call->total) / 32), call);
-    if (status == NULL) status = in_parallel(context, attend_many, call->op->heads * (up32(call->length) / 32), call);
+    void (*pack)(void *, size_t) = pack_many, (*attend)(void *, size_t) = attend_many;
+#ifdef __AMX_BF16__
+    if (call->op->bfloat16) pack = pack_many_bfloat16, attend = attend_many_bfloat16;
+#endif
+    Status *status = in_parallel(context, pack, call->op->kv_heads * (up32(call->total) / 32), call);
+    if (status == NULL) status = in_parallel(context, attend, call->op->heads * (up32(call->length) / 32), call);
     free(call->packed_keys);
     return status;
 }
@@ -148,4 +152,6 @@ static Status *create(const CustomOp *self, Api table, const Opaque *info, void 
     .types = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, INT32, INT32, FLOAT, FLOAT, INT64, FLOAT, FLOAT}
 
 const Operator attention_float32 = {GROUP_QUERY_ATTENTION, .choice = "attention.float32"};
+#ifdef __AMX_BF16__
 const Operator attention_bfloat16 = {GROUP_QUERY_ATTENTION, .choice = "attention.bfloat16", .variant = 1};
+#endif

@@ -2,11 +2,12 @@
 #ifndef LEPTON_ATTENTION_H
 #define LEPTON_ATTENTION_H
 
-#include <immintrin.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "vector.h"
 
 #define MOST_DIM 256 /* of a head, a multiple of 32 */
 #define FEW 16       /* queries of a head below which keys are not packed */
@@ -38,8 +39,12 @@ typedef struct {
 } Seen;
 
 int64_t packed_bytes(const Call *call);
-void pack_keys(void *call, size_t task);     /* tasks: kv_heads * ceil(total / 32); writes new rows to the cache */
-void attend_many(void *call, size_t task);   /* tasks: heads * ceil(length / 32) */
+void pack_many(void *call, size_t task);   /* tasks: kv_heads * ceil(total / 32); writes new rows to the cache */
+void attend_many(void *call, size_t task); /* tasks: heads * ceil(length / 32) */
+#ifdef __AMX_BF16__
+void pack_many_bfloat16(void *call, size_t task);
+void attend_many_bfloat16(void *call, size_t task);
+#endif
 
 void plan_few(Call *call);                   /* sets first, part and part_count */
 int64_t few_floats(const Call *call);        /* of parts */
@@ -60,10 +65,6 @@ static inline int64_t up32(int64_t n) { return (n + 31) / 32 * 32; }
 /* The first key that the query at `position` sees. */
 static inline int64_t first_seen(const Attention *op, int64_t position) {
     return op->window > 0 ? most(0, position - op->window + 1) : 0;
-}
-
-static inline __mmask16 first_lanes(int64_t count) {
-    return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
 }
 
 #endif

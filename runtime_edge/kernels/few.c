@@ -5,6 +5,7 @@
 #include "attention.h"
 
 #define MOST_PART 256
+#define WIDE (LANES / 4) /* vectors of a row's sums that are in registers beside those of three others */
 #define TASKS 8 /* that a call is cut into, where parts are not too small */
 
 void plan_few(Call *call) {
@@ -24,15 +25,6 @@ static inline float *sums_of(const Call *call, int64_t task) {
     return call->parts + task * shared_rows(call) * (call->dim + 2);
 }
 
-/* Sums of the lanes of four vectors. */
-static inline __m128 sums4(const __m512 *v) {
-    __m256 half[4];
-    for (int i = 0; i < 4; i++)
-        half[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
-    const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
-    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-}
-
 /* scores [rows, MOST_PART] of queries [rows, dim] and `count` keys; up to three more columns are written */
 static inline __attribute__((always_inline)) void dots(
     int rows, const float *queries, const float *keys, int64_t count, int64_t dim, float *scores
@@ -40,35 +32,39 @@ static inline __attribute__((always_inline)) void dots(
     for (int64_t n = 0; n < count; n += 4) {
         const float *key[4];
         for (int j = 0; j < 4; j++) key[j] = keys + least(n + j, count - 1) * dim;
-        __m512 sum[4][4];
+        /* As many keys at once as there are registers for sums: four, or two and two. */
+        Vector sum[4][4];
+        for (int first = 0; first < 4; first += LANES / 4) {
+            for (int r = 0; r < rows; r++)
+                for (int j = first; j < first + LANES / 4; j++) sum[r][j] = splat(0);
+            for (int64_t i = 0; i < dim; i += LANES)
+                for (int r = 0; r < rows; r++) {
+                    const Vector query = load(queries + r * dim + i);
+                    for (int j = first; j < first + LANES / 4; j++) sum[r][j] = times_add(query, load(key[j] + i), sum[r][j]);
+                }
+        }
         for (int r = 0; r < rows; r++)
-            for (int j = 0; j < 4; j++) sum[r][j] = _mm512_setzero_ps();
-        for (int64_t i = 0; i < dim; i += 16)
-            for (int r = 0; r < rows; r++) {
-                const __m512 query = _mm512_loadu_ps(queries + r * dim + i);
-                for (int j = 0; j < 4; j++) sum[r][j] = _mm512_fmadd_ps(query, _mm512_loadu_ps(key[j] + i), sum[r][j]);
-            }
-        for (int r = 0; r < rows; r++) _mm_storeu_ps(scores + r * MOST_PART + n, sums4(sum[r]));
+            _mm_storeu_ps(scores + r * MOST_PART + n, sums4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
     }
 }
 
-/* sums [rows, width of dim] = weights [rows, count] values; width is 16 * vectors */
+/* sums [rows, width of dim] = weights [rows, count] values; width is LANES * vectors */
 static inline __attribute__((always_inline)) void mix(
     int rows, int vectors, const float *weights, const float *values, int64_t count, int64_t dim, float *sums
 ) {
-    __m512 sum[4][4];
+    Vector sum[4][WIDE];
     for (int r = 0; r < rows; r++)
-        for (int j = 0; j < vectors; j++) sum[r][j] = _mm512_setzero_ps();
+        for (int j = 0; j < vectors; j++) sum[r][j] = splat(0);
     for (int64_t n = 0; n < count; n++) {
-        __m512 value[4];
-        for (int j = 0; j < vectors; j++) value[j] = _mm512_loadu_ps(values + n * dim + j * 16);
+        Vector value[WIDE];
+        for (int j = 0; j < vectors; j++) value[j] = load(values + n * dim + j * LANES);
         for (int r = 0; r < rows; r++) {
-            const __m512 weight = _mm512_set1_ps(weights[r * MOST_PART + n]);
-            for (int j = 0; j < vectors; j++) sum[r][j] = _mm512_fmadd_ps(weight, value[j], sum[r][j]);
+            const Vector weight = splat(weights[r * MOST_PART + n]);
+            for (int j = 0; j < vectors; j++) sum[r][j] = times_add(weight, value[j], sum[r][j]);
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int j = 0; j < vectors; j++) _mm512_storeu_ps(sums + r * dim + j * 16, sum[r][j]);
+        for (int j = 0; j < vectors; j++) store(sums + r * dim + j * LANES, sum[r][j]);
 }
 
 /* One to four rows, of a count that the compiler knows. */
@@ -86,8 +82,9 @@ static inline __attribute__((always_inline)) void attend_rows(
         soften(call->op, scores + r * MOST_PART, from, to, call->part, seen + r);
     }
     int64_t i = 0;
-    for (; i + 64 <= dim; i += 64) mix(rows, 4, scores, call->values + at + i, end - begin, dim, sums + i);
-    for (; i < dim; i += 32) mix(rows, 2, scores, call->values + at + i, end - begin, dim, sums + i);
+    for (; i + WIDE * LANES <= dim; i += WIDE * LANES)
+        mix(rows, WIDE, scores, call->values + at + i, end - begin, dim, sums + i);
+    for (; i < dim; i += 2 * LANES) mix(rows, 2, scores, call->values + at + i, end - begin, dim, sums + i);
 }
 
 void attend_few(void *argument, size_t task) {

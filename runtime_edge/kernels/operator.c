@@ -2,11 +2,18 @@
 #include "operator.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const Operator *const operators[] = {&attention_float32, &attention_bfloat16, &product_int8};
+static const Operator *const operators[] = {
+    &attention_float32,
+#ifdef __AMX_INT8__
+    &attention_bfloat16,
+    &product_int8,
+#endif
+};
 enum { OPERATORS = sizeof operators / sizeof *operators };
 
 static Api api;
@@ -77,13 +84,16 @@ Status *constant(const Opaque *info, size_t at, Tensor *tensor) {
     return describe(is ? value : NULL, tensor);
 }
 
-int named(const Opaque *info, size_t at, const char *end) {
-    char name[1000];
-    size_t size = sizeof name; /* with the zero behind it */
-    Status *status = ((Status * (*)(const Opaque *, size_t, char *, size_t *)) api[KERNEL_INFO_GET_INPUT_NAME])(
-        info, at, name, &size);
-    release(status);
-    return status == NULL && size > strlen(end) && strcmp(name + size - 1 - strlen(end), end) == 0;
+Status *named(const Opaque *info, size_t at, const char *end, int *is) {
+    typedef Status *GetName(const Opaque *, size_t, char *, size_t *);
+    size_t size = 0; /* with the zero behind it */
+    RETURN_IF(((GetName *)api[KERNEL_INFO_GET_INPUT_NAME])(info, at, NULL, &size));
+    char *name = malloc(size);
+    if (name == NULL) return no_memory();
+    Status *status = ((GetName *)api[KERNEL_INFO_GET_INPUT_NAME])(info, at, name, &size);
+    *is = status == NULL && size > strlen(end) && strcmp(name + size - 1 - strlen(end), end) == 0;
+    free(name);
+    return status;
 }
 
 static const Operator *of(const CustomOp *self) { return (const Operator *)self; }
@@ -114,12 +124,16 @@ EXPORT Status *RegisterCustomOps(Opaque *options, const ApiBase *base) {
     api = base->get_api(ABI_VERSION);
     RETURN_IF(((Status * (*)(const Opaque *, const char *, char *, size_t *)) api[GET_SESSION_CONFIG_ENTRY])(
         options, "lepton.kernels", wanted, &size));
-    RETURN_IF(((Status * (*)(const char *, Opaque **)) api[CREATE_CUSTOM_OP_DOMAIN])("com.microsoft", &domain));
-    for (char *word = strtok_r(wanted, " ", &rest); word != NULL; word = strtok_r(NULL, " ", &rest)) {
+    const Operator *found[OPERATORS];
+    int count = 0;
+    for (char *word = strtok_r(wanted, " ", &rest); word != NULL && count < OPERATORS; word = strtok_r(NULL, " ", &rest)) {
         int at = 0;
         while (at < OPERATORS && strcmp(operators[at]->choice, word) != 0) at++;
         if (at == OPERATORS) return fault("names of kernels", "name");
-        RETURN_IF(((Status * (*)(Opaque *, const CustomOp *)) api[CUSTOM_OP_DOMAIN_ADD])(domain, &operators[at]->abi));
+        found[count++] = operators[at];
     }
+    RETURN_IF(((Status * (*)(const char *, Opaque **)) api[CREATE_CUSTOM_OP_DOMAIN])("com.microsoft", &domain));
+    for (int at = 0; at < count; at++)
+        RETURN_IF(((Status * (*)(Opaque *, const CustomOp *)) api[CUSTOM_OP_DOMAIN_ADD])(domain, &found[at]->abi));
     return ((Status * (*)(Opaque *, Opaque *)) api[ADD_CUSTOM_OP_DOMAIN])(options, domain);
 }

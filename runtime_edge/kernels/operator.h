@@ -40,7 +40,7 @@ Status *in_parallel(const Opaque *context, void (*task)(void *, size_t), int64_t
 
 /* While a kernel is created. Attributes that are left out leave a value as it is; an input that is no constant has null
  * data. */
-int named(const Opaque *info, size_t at, const char *end); /* whether an input's name ends so */
+Status *named(const Opaque *info, size_t at, const char *end, int *is); /* whether an input's name ends so */
 void integer(const Opaque *info, const char *name, int64_t *value);
 void number(const Opaque *info, const char *name, float *value);
 Status *constant(const Opaque *info, size_t at, Tensor *tensor);

@@ -9,7 +9,7 @@
 
 #include "attention.h"
 #include "operator.h"
-#include "tiles.h"
+#include "product.h"
 
 #define SMALL (2 << 20)      /* bytes of weights that stay in a core's second cache beside what 32 rows become */
 #define MANY 256             /* rows for which others are read once */
@@ -25,14 +25,15 @@ EXPORT void lepton_pack(const int8_t *weights, int64_t depth, int64_t width, int
 /* Gives the memory of weights back that will not be read again, where all of it is as their file has it: whoever does
  * read it has it from there. Linux: Documentation/admin-guide/mm/pagemap.rst */
 static void let_go(const void *data, int64_t bytes) {
-    const uint64_t of_file = UINT64_C(1) << 61, page = (uint64_t)sysconf(_SC_PAGESIZE);
+    const uint64_t of_file = UINT64_C(1) << 61; /* above it: swapped, present */
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     const uint64_t first = ((uintptr_t)data + page - 1) / page, end = ((uintptr_t)data + (uint64_t)bytes) / page;
     if (end <= first) return;
     const size_t size = (end - first) * sizeof(uint64_t);
     uint64_t *entries = malloc(size);
     const int file = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     int all = entries != NULL && file >= 0 && pread(file, entries, size, (off_t)(first * sizeof(uint64_t))) == (ssize_t)size;
-    for (uint64_t at = 0; all && at < end - first; at++) all = (entries[at] & of_file) != 0;
+    for (uint64_t at = 0; all && at < end - first; at++) all = entries[at] >> 62 == 0 || (entries[at] & of_file) != 0;
     if (all) (void)madvise((void *)(first * page), (end - first) * page, MADV_DONTNEED);
     if (file >= 0) close(file);
     free(entries);
@@ -56,16 +57,18 @@ static Status *create(const CustomOp *self, Api table, const Opaque *info, void 
     const int64_t depth = weights->depth = given.shape[0], width = weights->width = given.shape[1];
     weights->steps = (depth + 63) / 64;
     weights->sums = aligned_alloc(LINE, (size_t)up32(width) * sizeof *weights->sums);
-    if (depth % 64 == 0 && width % 32 == 0 && named(info, 1, ".derived")) {
+    int derived = 0;
+    Status *status = named(info, 1, ".derived", &derived);
+    if (status == NULL && derived && depth % 64 == 0 && width % 32 == 0) {
         weights->tiles = given.data;
-    } else if ((weights->own = aligned_alloc(LINE, (size_t)(up32(width) * weights->steps * 64))) != NULL) {
+    } else if (status == NULL && (weights->own = aligned_alloc(LINE, (size_t)(up32(width) * weights->steps * 64))) != NULL) {
         pack(given.data, depth, width, weights->own);
         let_go(given.data, depth * width);
         weights->tiles = weights->own;
     }
     if (weights->sums == NULL || weights->tiles == NULL) {
         destroy(weights);
-        return no_memory();
+        return status != NULL ? status : no_memory();
     }
     add_up(weights);
     *kernel = weights;
@@ -107,6 +110,7 @@ static Status *compute(void *kernel, Opaque *context) {
     if (count > 4) RETURN_IF(numbers(context, 4, 1, (void **)&zero));
     if (count > 5) RETURN_IF(numbers(context, 5, weights->width, &zeros));
     if (count > 6) RETURN_IF(numbers(context, 6, weights->width, (void **)&product.bias));
+    if (step == NULL || product.scales == NULL) return fault("a step and scales", "set of inputs");
     if (zeros != NULL) return fault("weights whose zero point is zero", "set of inputs");
     if (codes.rank < 1 || codes.shape[codes.rank - 1] != weights->depth)
         return fault("as many inputs as the weights have", "shape");

@@ -13,30 +13,29 @@ void rotate(const Call *call, const float *from, float *to, int64_t position, fl
             to[2 * i + 1] = scale * (a * sines[i] + b * cosines[i]);
         }
     } else {
-        const __m512 s = _mm512_set1_ps(scale);
-        for (int64_t i = 0; i < half; i += 16) {
-            const __mmask16 lanes = first_lanes(half - i);
-            const __m512 a = _mm512_maskz_loadu_ps(lanes, from + i), b = _mm512_maskz_loadu_ps(lanes, from + half + i);
-            const __m512 c = _mm512_maskz_loadu_ps(lanes, cosines + i), d = _mm512_maskz_loadu_ps(lanes, sines + i);
-            _mm512_mask_storeu_ps(to + i, lanes, _mm512_mul_ps(s, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, d))));
-            _mm512_mask_storeu_ps(to + half + i, lanes, _mm512_mul_ps(s, _mm512_fmadd_ps(a, d, _mm512_mul_ps(b, c))));
+        const Vector s = splat(scale);
+        for (int64_t i = 0; i < half; i += LANES) {
+            const int64_t left = half - i;
+            const Vector a = load_first(from + i, left), b = load_first(from + half + i, left);
+            const Vector c = load_first(cosines + i, left), d = load_first(sines + i, left);
+            store_first(to + i, times(s, times_less(a, c, times(b, d))), left);
+            store_first(to + half + i, times(s, times_add(a, d, times(b, c))), left);
         }
     }
     for (int64_t i = call->turned; i < call->dim; i++) to[i] = scale * from[i];
 }
 
 /* 2^x to 2e-7 of itself: the series of 2^f, |f| <= 1/2, and an exponent. */
-static inline __m512 exp2_of(__m512 x) {
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 f = _mm512_sub_ps(x, whole);
-    __m512 p = _mm512_set1_ps(1.5403530e-4f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, whole);
+static inline Vector exp2_of(Vector x) {
+    const Vector whole = rounded(x), f = times_add(whole, splat(-1), x);
+    Vector p = splat(1.5403530e-4f);
+    p = times_add(p, f, splat(1.3333558e-3f));
+    p = times_add(p, f, splat(9.6181291e-3f));
+    p = times_add(p, f, splat(5.5504109e-2f));
+    p = times_add(p, f, splat(2.4022651e-1f));
+    p = times_add(p, f, splat(6.9314718e-1f));
+    p = times_add(p, f, splat(1.0f));
+    return scaled(p, whole);
 }
 
 float soften(const Attention *op, float *scores, int64_t begin, int64_t end, int64_t width, Seen *seen) {
@@ -46,27 +45,22 @@ float soften(const Attention *op, float *scores, int64_t begin, int64_t end, int
     }
     if (op->softcap > 0)
         for (int64_t i = begin; i < end; i++) scores[i] = op->softcap * tanhf(scores[i] / op->softcap);
-    const int64_t start = begin / 16 * 16;
-    const __mmask16 after = (__mmask16)(0xffffu << (begin - start));
-    __m512 greatest = _mm512_set1_ps(-INFINITY);
-    for (int64_t i = start; i < end; i += 16) {
-        const __mmask16 lanes = first_lanes(end - i) & (i == start ? after : 0xffff);
-        greatest = _mm512_mask_max_ps(greatest, lanes, greatest, _mm512_loadu_ps(scores + i));
-    }
-    const float before = seen->most, now = fmaxf(before, _mm512_reduce_max_ps(greatest));
-    const __m512 log2_e = _mm512_set1_ps(LOG2_E), less = _mm512_set1_ps(-now * LOG2_E);
-    __m512 sum = _mm512_setzero_ps();
+    const int64_t start = begin / LANES * LANES;
+    Vector most = splat(-INFINITY);
+    for (int64_t i = start; i < end; i += LANES) most = greater(most, kept(load(scores + i), begin - i, end - i, most));
+    const float before = seen->most, now = fmaxf(before, greatest_of(most));
+    const Vector log2_e = splat(LOG2_E), less = splat(-now * LOG2_E), zero = splat(0);
+    Vector sum = zero;
     memset(scores, 0, (size_t)start * sizeof(float));
     int64_t i = start;
-    for (; i < end; i += 16) {
-        const __mmask16 lanes = first_lanes(end - i) & (i == start ? after : 0xffff);
-        const __m512 weight = _mm512_maskz_mov_ps(lanes, exp2_of(_mm512_fmadd_ps(_mm512_loadu_ps(scores + i), log2_e, less)));
-        sum = _mm512_add_ps(sum, weight);
-        _mm512_storeu_ps(scores + i, weight);
+    for (; i < end; i += LANES) {
+        const Vector weight = kept(exp2_of(times_add(load(scores + i), log2_e, less)), begin - i, end - i, zero);
+        sum = add(sum, weight);
+        store(scores + i, weight);
     }
     memset(scores + i, 0, (size_t)(width - i) * sizeof(float));
     const float factor = before == -INFINITY ? 0 : expf(before - now);
     seen->most = now;
-    seen->sum = seen->sum * factor + _mm512_reduce_add_ps(sum);
+    seen->sum = seen->sum * factor + sum_of(sum);
     return factor;
 }

@@ -1,4 +1,4 @@
-/* AMX: tiles of this thread, and products of 8-bit integers in them. */
+/* AMX: this thread's tiles. */
 #ifndef LEPTON_TILES_H
 #define LEPTON_TILES_H
 
@@ -11,29 +11,24 @@ typedef struct {
     uint8_t rows[16];
 } TileConfig;
 
-/* Constant weights [depth, width]: tiles of 64 inputs by 16 channels, four inputs of a channel side by side, those of 32
- * channels after each other; zeros beyond the ends. */
-typedef struct {
-    int64_t depth, width, steps; /* steps of 64 inputs */
-    const int8_t *tiles;
-    int32_t *sums; /* of each channel's weights, [width] and up to 31 more */
-    int8_t *own; /* tiles that are freed with them */
-} Weights;
+/* What GCC's intrinsics before 14 do not say: that loads of tiles and their configuration read memory (its bug 114098). */
+static inline void memory_is_written(void) { __asm__ volatile("" ::: "memory"); }
 
-/* What one call multiplies. */
-typedef struct {
-    const Weights *weights;
-    const uint8_t *codes; /* [rows, steps * 64] */
-    int64_t rows;
-    const float *scales, *bias; /* [width]; bias may be null */
-    float step;
-    int32_t zero;
-    float *output; /* [rows, width] */
-    int64_t columns, rows_a_task; /* of a task: blocks of 32 channels; rows, a multiple of 32 */
-} Product;
+/* Gives this thread tiles for products of 32 by 32: rows of 16, and the rest of up to 32. Returns what they were, for
+ * ONNX Runtime's own kernels use tiles on this thread, too. */
+static inline TileConfig take_tiles(int64_t rows) {
+    TileConfig before, tiles = {.palette = 1};
+    __asm__ volatile("sttilecfg %0" : "=m"(before));
+    for (int t = 0; t < 8; t++) tiles.columns[t] = 64, tiles.rows[t] = 16;
+    if (rows < 16) tiles.rows[0] = tiles.rows[1] = tiles.rows[4] = (uint8_t)rows;
+    if (rows > 16) tiles.rows[2] = tiles.rows[3] = tiles.rows[5] = (uint8_t)(rows - 16);
+    __asm__ volatile("ldtilecfg %0" ::"m"(tiles));
+    return before;
+}
 
-void pack(const int8_t *weights, int64_t depth, int64_t width, int8_t *tiles);
-void add_up(const Weights *weights); /* makes the sums */
-void multiply(void *product, size_t task);
+static inline void give_back_tiles(const TileConfig *before) {
+    if (before->palette) __asm__ volatile("ldtilecfg %0" ::"m"(*before));
+    else _tile_release();
+}
 
 #endif

@@ -122,8 +122,11 @@ def test_our_products_change_no_bit(text: Path, tmp_path: Path, monkeypatch: pyt
     path = built("tiny-llama", text, tmp_path / "a", prefill="shared", check=False).path
     monkeypatch.setattr(kernels, "_fits", lambda decoder: False)  # attention, which sums in another order
     long = list(range(3, 43))
+    packed, pack = [], kernels.packed
+    monkeypatch.setattr(kernels, "packed", lambda weight: packed.append(weight.shape) or pack(weight))
     with runtime_edge.load(path) as model:
         ours = model.score(long)
+    assert packed  # they were ours
     monkeypatch.setenv(kernels.VARIABLE, "onnxruntime")
     with runtime_edge.load(path) as model:
         np.testing.assert_array_equal(ours, model.score(long))

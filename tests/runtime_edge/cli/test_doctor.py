@@ -57,7 +57,7 @@ def test_as_json(leptonc: Callable[..., Any]) -> None:
 
 
 def test_whose_kernels_run(monkeypatch: pytest.MonkeyPatch, leptonc: Callable[..., Any]) -> None:
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(kernels, "_path", lambda name: None)
     assert json.loads(leptonc("doctor", "--json").out)["kernels"].startswith(
         "ONNX Runtime's; Lepton's: not compiled"
     )

@@ -64,15 +64,35 @@ def test_kernels_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.lacking() == "LEPTON_KERNELS=onnxruntime"
     assert kernels.chosen(decoder(), "none") == ()
     monkeypatch.setenv(kernels.VARIABLE, "ours")
-    with pytest.raises(RequestError, match="LEPTON_KERNELS: expected onnxruntime, or nothing, found 'ours'"):
+    with pytest.raises(RequestError, match="LEPTON_KERNELS: expected onnxruntime, avx2, or nothing, found 'ours'"):
         kernels.lacking()
 
 
-def test_where_they_were_not_compiled_or_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("features", "library", "lacking"),
+    [
+        ("avx512f avx512bw avx512dq avx512vl fma avx2", "best.so", None),
+        ("avx512f fma avx2", "avx2.so", None),
+        ("avx2", None, "this CPU has no fma"),
+        ("", None, "this CPU has no avx2, fma"),
+    ],
+)
+def test_the_best_library_that_the_cpu_runs(
+    features: str, library: str | None, lacking: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
-    monkeypatch.setattr(kernels, "_features", lambda: frozenset({"fma", "avx512f"}))
-    monkeypatch.setattr(kernels, "library", lambda: Path("library.so"))
-    assert kernels.lacking() == "this CPU has no avx512bw, avx512dq, avx512vl"
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(kernels, "_features", lambda: frozenset(features.split()))
+    monkeypatch.setattr(kernels, "_path", lambda name: Path("best.so" if name == "_kernels" else "avx2.so"))
+    assert kernels.library() == (None if library is None else Path(library))
+    assert kernels.lacking() == lacking
+    assert kernels.chosen(decoder(), "none") == (() if library is None else ("attention.float32",))
+    monkeypatch.setenv(kernels.VARIABLE, "avx2")
+    assert kernels.library() == (None if library is None else Path("avx2.so"))
+    assert not kernels.tiles()
+
+
+def test_where_they_were_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    monkeypatch.setattr(kernels, "_path", lambda name: None)
     assert str(kernels.lacking()).startswith("not compiled")
     assert kernels.chosen(decoder(), "none") == ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ ROWS = [0, 1, 5, 16, 17, 32, 33, 100, 300]
 
 
 def model(
-    inputs: int, channels: int, bias: bool = False, name: str = "weight", change: str = "", held: bool = True
-) -> onnx.ModelProto:
-    """MatMulIntegerToFloat of random weights."""
+    inputs: int, channels: int, bias: bool = False, name: str = "weight", change: str = "", held: bool = True,
+    rank: int = 3,
+) -> onnx.ModelProto:  # fmt: skip
+    """MatMulIntegerToFloat of random weights; `change` "twice" has it two times, the outputs added."""
     random = np.random.default_rng(inputs)
     arrays = {
         name: random.integers(-127, 128, (inputs, channels)).astype(np.int8),
@@ -38,13 +41,20 @@ def model(
         arrays["zeros"] = np.zeros(channels, np.int8)
     if bias:
         arrays["bias"] = random.standard_normal(channels).astype(np.float32)
+    if change == "no zero":
+        names[4] = ""
+        arrays.pop("zero")
     names += ["zeros" if change == "zeros" else "", "bias" if bias else ""]
-    node = helper.make_node("MatMulIntegerToFloat", names, ["y"], domain="com.microsoft")
-    given = [helper.make_tensor_value_info("codes", TensorProto.UINT8, [None, None, None])]
+    nodes = [helper.make_node("MatMulIntegerToFloat", names, ["y"], domain="com.microsoft")]
+    if change == "twice":
+        nodes[0].output[0] = "one"
+        nodes.append(helper.make_node("MatMulIntegerToFloat", names, ["two"], domain="com.microsoft", name="again"))
+        nodes.append(helper.make_node("Add", ["one", "two"], ["y"]))
+    given = [helper.make_tensor_value_info("codes", TensorProto.UINT8, [None] * rank)]
     if not held:
         given.append(helper.make_tensor_value_info(name, TensorProto.INT8, arrays.pop(name).shape))
     graph = helper.make_graph(
-        [node], "product", given, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        nodes, "product", given, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
@@ -77,7 +87,7 @@ def test_integers_are_exact_and_the_rest_is_onnxruntimes(inputs: int, channels: 
     for rows in ROWS:
         x = codes(rows, inputs)
         (y,) = ours.run(None, {"codes": x})
-        # Up to 2^24 a float32 holds each integer, and these sums are below 1024 * 255 * 127.
+        # Above 2^24 a sum is rounded as it becomes a float32.
         sums = (x.astype(np.int64) - ZERO) @ arrays["weight"].astype(np.int64)
         exact = sums * (arrays["scales"].astype(np.float64) * STEP) + arrays.get("bias", 0.0)
         np.testing.assert_allclose(y, exact, rtol=3e-7, atol=1e-6 * np.abs(exact).max(initial=1))
@@ -86,15 +96,52 @@ def test_integers_are_exact_and_the_rest_is_onnxruntimes(inputs: int, channels: 
 
 def test_the_same_at_any_number_of_leading_dimensions() -> None:
     x = np.random.default_rng(0).integers(0, 256, (3, 20, 576)).astype(np.uint8)
-    opened = session(model(576, 960))
-    (y,) = opened.run(None, {"codes": x})
+    (y,) = session(model(576, 960)).run(None, {"codes": x})
     assert y.shape == (3, 20, 960)
-    np.testing.assert_array_equal(y.reshape(1, 60, 960), opened.run(None, {"codes": x.reshape(1, 60, 576)})[0])
+    for shape in [(576,), (60, 576), (1, 60, 576), (1, 3, 1, 20, 576)]:
+        opened, given = session(model(576, 960, rank=len(shape))), x.reshape(-1)[: np.prod(shape)].reshape(shape)
+        (found,) = opened.run(None, {"codes": given})
+        assert found.shape == (*shape[:-1], 960)
+        np.testing.assert_array_equal(found.reshape(-1), y.reshape(-1)[: found.size])
+
+
+def test_a_zero_point_that_is_left_out_is_zero() -> None:
+    built, x = model(100, 70, bias=True, change="no zero"), codes(20, 100)
+    (expected,) = session(built, ours=False).run(None, {"codes": x})
+    np.testing.assert_array_equal(session(built).run(None, {"codes": x})[0], expected)
+
+
+@pytest.mark.parametrize("of_file", [False, True])
+def test_two_products_of_one_weight(of_file: bool, tmp_path: Path) -> None:
+    built, x = model(576, 1536, change="twice"), codes(40, 576)
+    (expected,) = session(built, ours=False).run(None, {"codes": x})
+    if of_file:
+        onnx.save(built, tmp_path / "graph.onnx", save_as_external_data=True, location="weights")
+    opened = session(tmp_path / "graph.onnx" if of_file else built)
+    np.testing.assert_array_equal(opened.run(None, {"codes": x})[0], expected)
+
+
+def test_runs_beside_each_other_and_beside_onnxruntimes_products() -> None:
+    built = model(576, 960)
+    ours, theirs = session(built), session(built, ours=False)
+    inputs = [codes(rows, 576) for rows in (1, 40, 256)]
+    expected = [theirs.run(None, {"codes": x})[0] for x in inputs]
+
+    def agree(opened: onnxruntime.InferenceSession) -> bool:
+        pairs = list(zip(inputs, expected, strict=True)) * 30
+        return all(np.array_equal(opened.run(None, {"codes": x})[0], y) for x, y in pairs)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(agree, [ours, theirs, ours, theirs]))
 
 
 @pytest.mark.parametrize(("inputs", "channels"), [(576, 960), (128, 32), (100, 64), (128, 40)])
-def test_derived_weights_are_taken_as_they_were_packed(inputs: int, channels: int, tmp_path: Path) -> None:
-    built = model(inputs, channels, name="layer.derived")
+@pytest.mark.parametrize("layer", ["layer", "layer" * 300])
+def test_derived_weights_are_taken_as_they_were_packed(
+    inputs: int, channels: int, layer: str, tmp_path: Path
+) -> None:
+    name = f"{layer}.derived"
+    built = model(inputs, channels, name=name)
     weight = numpy_helper.to_array(built.graph.initializer[0])
     x = codes(40, inputs)
     (expected,) = session(built, ours=False).run(None, {"codes": x})
@@ -107,10 +154,11 @@ def test_derived_weights_are_taken_as_they_were_packed(inputs: int, channels: in
     assert packed.shape == weight.shape
     assert np.array_equal(packed, weight) == (inputs % 64 != 0 or channels % 32 != 0)
     assert np.array_equal(np.sort(packed, axis=None), np.sort(weight, axis=None))
-    opened = session(tmp_path / "graph.onnx", given={"layer.derived": packed})
+    opened = session(tmp_path / "graph.onnx", given={name: packed})
     np.testing.assert_array_equal(opened.run(None, {"codes": x})[0], expected)
 
 
+@pytest.mark.skipif(not os.access("/proc/self/pagemap", os.R_OK), reason="this system does not tell of pages")
 def test_weights_of_a_file_are_not_held_twice(tmp_path: Path) -> None:
     inputs, channels = 1024, 32 * 1024
     onnx.save(model(inputs, channels), tmp_path / "graph.onnx", save_as_external_data=True, location="weights")

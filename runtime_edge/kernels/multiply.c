@@ -1,11 +1,10 @@
 /* Products of unsigned codes and constant signed weights on AMX: 32 rows by 32 channels at a time, sums in registers over
  * all inputs; then the zero point, scales and bias. */
-#include "tiles.h"
-
 #include <stdalign.h>
-#include <string.h>
 
 #include "attention.h"
+#include "product.h"
+#include "tiles.h"
 
 #define STEP 64   /* inputs of a tile */
 #define TILE 1024 /* bytes of it */
@@ -47,6 +46,7 @@ void add_up(const Weights *weights) {
 
 /* Tiles 0 to 3: rows of 16 and `lower` by two tiles of channels. */
 static inline void sums32(const uint8_t *a, int64_t row, const int8_t *b, int64_t steps, int32_t *c) {
+    memory_is_written();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -68,6 +68,7 @@ static inline void sums32(const uint8_t *a, int64_t row, const int8_t *b, int64_
 }
 
 static inline void sums16(const uint8_t *a, int64_t row, const int8_t *b, int64_t steps, int32_t *c) {
+    memory_is_written();
     _tile_zero(0);
     _tile_zero(1);
     for (int64_t k = 0; k < steps; k++) {
@@ -105,15 +106,6 @@ static void block(const Product *product, int64_t row, int64_t rows, int64_t cha
     }
 }
 
-/* For rows of 16 above, and the rest of up to 32 below. */
-static void configure(int64_t rows) {
-    TileConfig tiles = {.palette = 1};
-    for (int t = 0; t < 8; t++) tiles.columns[t] = 64, tiles.rows[t] = 16;
-    tiles.rows[0] = tiles.rows[1] = tiles.rows[4] = (uint8_t)least(16, rows);
-    if (rows > 16) tiles.rows[2] = tiles.rows[3] = tiles.rows[5] = (uint8_t)(rows - 16);
-    _tile_loadconfig(&tiles);
-}
-
 void multiply(void *argument, size_t task) {
     const Product *product = argument;
     const int64_t width = product->weights->width;
@@ -122,17 +114,15 @@ void multiply(void *argument, size_t task) {
     const int64_t last = least(width, first + product->columns * 32);
     const int64_t top = (int64_t)task / across * product->rows_a_task;
     const int64_t bottom = least(product->rows, top + product->rows_a_task), whole = top + (bottom - top) / 32 * 32;
-    TileConfig before;
-    _tile_storeconfig(&before);
     if (whole > top) {
-        configure(32);
+        const TileConfig before = take_tiles(32);
         for (int64_t channel = first; channel < last; channel += 32)
             for (int64_t row = top; row < whole; row += 32) block(product, row, 32, channel);
+        give_back_tiles(&before);
     }
     if (whole < bottom) {
-        configure(bottom - whole);
+        const TileConfig before = take_tiles(bottom - whole);
         for (int64_t channel = first; channel < last; channel += 32) block(product, whole, bottom - whole, channel);
+        give_back_tiles(&before);
     }
-    if (before.palette) _tile_loadconfig(&before);
-    else _tile_release();
 }
