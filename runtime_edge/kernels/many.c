@@ -58,9 +58,13 @@ static void add_values(
 ) {
     const int64_t dim = call->dim;
     const float *values = call->values + (head * call->capacity + begin) * dim;
+    /* A few keys at a time: their values, a row's width apart, share few lines of the cache. */
     for (int64_t i = 0; i < dim; i += ACROSS)
-        for (int r = 0; r < ROWS; r += HIGH)
-            product(weights + r * BLOCK, BLOCK, values + i, dim, sums + r * dim + i, dim, count, 1);
+        for (int64_t k = 0; k < count; k += 32)
+            for (int r = 0; r < ROWS; r += HIGH)
+                product(
+                    weights + r * BLOCK + k, BLOCK, values + k * dim + i, dim, sums + r * dim + i, dim, least(32, count - k), 1
+                );
 }
 
 void pack_many(void *call, size_t task) { pack_block(call, task, pack); }

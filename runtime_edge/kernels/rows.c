@@ -47,14 +47,18 @@ float soften(const Attention *op, float *scores, int64_t begin, int64_t end, int
         for (int64_t i = begin; i < end; i++) scores[i] = op->softcap * tanhf(scores[i] / op->softcap);
     const int64_t start = begin / LANES * LANES;
     Vector most = splat(-INFINITY);
-    for (int64_t i = start; i < end; i += LANES) most = greater(most, kept(load(scores + i), begin - i, end - i, most));
+    for (int64_t i = start; i < end; i += LANES) {
+        const Vector score = load(scores + i);
+        most = greater(most, begin <= i && i + LANES <= end ? score : kept(score, begin - i, end - i, most));
+    }
     const float before = seen->most, now = fmaxf(before, greatest_of(most));
     const Vector log2_e = splat(LOG2_E), less = splat(-now * LOG2_E), zero = splat(0);
     Vector sum = zero;
     memset(scores, 0, (size_t)start * sizeof(float));
     int64_t i = start;
     for (; i < end; i += LANES) {
-        const Vector weight = kept(exp2_of(times_add(load(scores + i), log2_e, less)), begin - i, end - i, zero);
+        Vector weight = exp2_of(times_add(load(scores + i), log2_e, less));
+        if (i < begin || i + LANES > end) weight = kept(weight, begin - i, end - i, zero);
         sum = add(sum, weight);
         store(scores + i, weight);
     }
