@@ -13,6 +13,14 @@ ROWS = 2048  # tokens whose products are summed at once
 SINK = 25.0  # a token whose energy is so many times the median's is an attention sink's
 
 
+def not_finite(path: str) -> InputError:
+    """Returns the error of inputs at `path` that float32 does not hold, or whose squares' sum it does not."""
+    return InputError(
+        f"expected finite activations on the calibration text, found others at the input of {path}",
+        hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+    )
+
+
 def finite_energy(rows: NDArray[Any], path: str) -> NDArray[Any]:
     """Returns the sum of squares of each token's features [tokens, width].
 
@@ -21,10 +29,7 @@ def finite_energy(rows: NDArray[Any], path: str) -> NDArray[Any]:
     """
     energy: NDArray[Any] = np.einsum("ij,ij->i", rows, rows)
     if not np.isfinite(energy).all():
-        raise InputError(
-            f"expected finite activations on the calibration text, found others at the input of {path}",
-            hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
-        )
+        raise not_finite(path)
     return energy
 
 
@@ -86,9 +91,15 @@ class Moments:
         self._waiting.clear()
 
     def hessian(self) -> NDArray[np.float32]:
-        """Returns the second moments, float32 [width, width]."""
+        """Returns the second moments, float32 [width, width].
+
+        Raises:
+            InputError: Their sum is more than float32 holds.
+        """
         self._sum()
         ordinary, sinks = float(np.trace(self._ordinary)), float(np.trace(self._sinks))
+        if not np.isfinite(ordinary + sinks):
+            raise not_finite(self.path)
         if sinks <= ordinary or ordinary == 0:
             return self._ordinary + self._sinks
         found: NDArray[np.float32] = self._ordinary + self._sinks * np.float32(ordinary / sinks)

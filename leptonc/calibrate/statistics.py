@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leptonc.calibrate.moments import finite_energy, is_sink
+from leptonc.calibrate.moments import finite_energy, is_sink, not_finite
 
 BINS = 4096  # of a histogram, half of them on each side of zero
 ROWS = 1024  # ordinary tokens whose inputs are kept, drawn evenly from all
@@ -93,7 +93,7 @@ class Statistics:
         """Counts inputs float32 [..., width].
 
         Raises:
-            InputError: One is not finite.
+            InputError: One is not finite, or the sum of their squares is more than float32 holds.
         """
         rows = x.reshape(-1, self.width)
         energy = finite_energy(rows, self.path)
@@ -103,6 +103,8 @@ class Statistics:
         self.sum += rows.sum(0, dtype=np.float64)
         self.square += np.einsum("ij,ij->j", rows, rows)
         self.sink_square += np.einsum("ij,ij->j", massive, massive)
+        if not np.isfinite(self.square.sum() + self.sink_square.sum()):
+            raise not_finite(self.path)
         self.histogram.add(rows)
         self.tokens = self._keep(self._rows, rows, self.tokens, ROWS)
         self.sinks = self._keep(self._sink_rows, massive, self.sinks, SINKS)

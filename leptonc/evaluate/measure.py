@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from leptonc.errors import BoundError
+from leptonc.errors import BoundError, InputError
 from leptonc.evaluate import fidelity
 from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Original, Reference
@@ -129,6 +130,7 @@ def judge(found: dict[str, Any], bound: float | None, whom: str, hint: str) -> N
 
     Raises:
         BoundError: It lost more.
+        InputError: What it lost is no number: outputs, of the original most often, are not finite.
     """
     what, lost = loss(found)
     if bound is not None and lost > bound:
@@ -136,6 +138,11 @@ def judge(found: dict[str, Any], bound: float | None, whom: str, hint: str) -> N
             f"expected a loss of at most {bound:g} % for {whom}, found that {what} by {lost:.2f} %; nothing was "
             "written",
             hint=hint,
+        )
+    if not math.isfinite(lost):
+        raise InputError(
+            f"expected finite outputs on the text that is measured, found that {what} by {lost} % for {whom}",
+            hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
         )
 
 

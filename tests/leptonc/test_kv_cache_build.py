@@ -102,6 +102,22 @@ def test_scales_are_the_greatest_magnitudes_of_channels(tmp_path: Path) -> None:
             np.testing.assert_allclose(found[f"past_key_values.{at}.{part}"], want, rtol=1e-4)
 
 
+@pytest.mark.parametrize("gain", [1e30, np.nan])
+def test_keys_and_values_that_are_not_finite_are_refused(gain: float, tmp_path: Path) -> None:
+    """Of a gain and a weight that float32 holds, and a product that it does not; and of no number at all."""
+    model = models.captured("tiny-llama").model
+    for part, by in (("input_layernorm", gain), ("self_attn.v_proj", 1e15)):
+        weight = next(v for name, v in model.graph.initializers.items() if name.endswith(f"layers.1.{part}.weight"))
+        array = weight.const_value.numpy() * np.float32(by)  # type: ignore[union-attr]
+        weight.const_value = ir.tensor(array, name=weight.name)
+    message = r"expected finite keys and values on the calibration text, found others in past_key_values\.1\."
+    with pytest.raises(InputError, match=message) as caught:
+        cache_scales(model, [np.asarray(models.token_ids(20), np.int64)], tmp_path)
+    assert caught.value.hint is not None
+    assert "overflows float32" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_quarter_of_the_memory_and_the_same_text(text: Path, tmp_path: Path) -> None:
     """Prefixes are kept, the cache grows, and a prompt's continuation is that of a float cache, nearly."""
     whole = build(BuildOptions("sample:tiny-llama", out=tmp_path / "f", weights="fp32", check=False)).path

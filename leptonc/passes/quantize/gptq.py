@@ -148,9 +148,16 @@ def _solved(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: F
     searched = (channel_codes if form.paired else clip_search)(weight, form, np.diag(hessian))
     if factor is None:
         return searched
-    solved = Codes(_Columns(weight, form, searched, factor).solve(), searched.scales, searched.zeros)
-    energies = [energy(weight - dequantize(each, form), hessian) for each in (solved, searched)]
-    return solved if energies[0] <= energies[1] else searched
+    solved = searched._replace(codes=_Columns(weight, form, searched, factor).solve())
+    costs = [_energies(weight - dequantize(each, form), hessian) for each in (solved, searched)]
+    codes = np.where((costs[0] <= costs[1])[:, None], solved.codes, searched.codes)
+    return searched._replace(codes=codes)
+
+
+def _energies(weight: NDArray[Any], hessian: NDArray[Any]) -> NDArray[Any]:
+    """Returns the sum of squares of each output of a weight [out, in]: the diagonal of W H W^T, [out]."""
+    found: NDArray[Any] = np.einsum("oi,oi->o", weight @ hessian, weight)
+    return found
 
 
 class _Columns:

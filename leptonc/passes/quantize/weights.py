@@ -178,7 +178,7 @@ class QuantizeWeights(Pass):
     """
 
     name = "quantize-weights"
-    version = 5  # codes are chosen for what earlier layers made
+    version = 6  # each output keeps the better of two choices of codes
     config: QuantizeWeightsConfig
 
     def __init__(
