@@ -284,7 +284,7 @@ class _Build:
 
     def _variant(self, job: Job, model: Any, writer: Any) -> dict[str, int]:
         """Lowers, writes, measures and compiles one variant; returns how often each op occurs in it."""
-        from leptonc.artifact.report import advice, linear_rows, rounded_of
+        from leptonc.artifact.report import add_rows, advice, prompts_advice, rounded_of
         from leptonc.backends.onnxruntime import SHARED, lowering_of
         from leptonc.ir.dialect import count_ops
         from leptonc.passes.base import Manager
@@ -314,22 +314,20 @@ class _Build:
         if job.check:
             job.sample.rounded = rounded
             self._measure(job, variant, writer, f"{prefix}check", job.report)
-        noise = job.sample.noise if job.check else {}
-        half = job.target.backend != "onnxruntime" and job.scheme != "fp32"
-        kept = "fp8" if job.scheme == "fp8" else "fp16" if half else "fp32"
-        rows = linear_rows(self.shapes, rounded, noise, job.report.get("quantization", {}), kept=kept)
-        job.report["linears"] = rows
+        add_rows(job, self.shapes, rounded)
         if job.check:
-            self._judge(job, job.report["fidelity"], advice(rows, kept, job.budget))
+            self._judge(job, job.report["fidelity"], advice(job))
         if prefill is not None:
             from leptonc.prefill import add_prefill
 
+            before = sum(file.size for file in writer.listing())
             variant, records = add_prefill(job, prefill, model, variant, writer, clock, prefix)
+            job.report["prefill"]["bytes"] = sum(file.size for file in writer.listing()) - before
             self.records += [record for record in records if record not in self.records]
             if job.check:
                 job.sample.rounded = {}
                 self._measure(job, variant, writer, f"{prefix}prefill check", job.report["prefill"])
-                self._judge(job, job.report["prefill"]["fidelity"], "prompts need more bits: leave out --prefill")
+                self._judge(job, job.report["prefill"]["fidelity"], prompts_advice(job), " in prompts")
         self.variants.append(backend.compile(job, writer, model, variant))
         return counted
 
@@ -362,11 +360,11 @@ class _Build:
             report="report.json" if "report.json" in writer.files else None,
         )  # fmt: skip
 
-    def _judge(self, job: Job, fidelity: dict[str, Any], hint: str | None) -> None:
+    def _judge(self, job: Job, fidelity: dict[str, Any], hint: str | None, where: str = "") -> None:
         from leptonc.evaluate.measure import judge
 
         fewer = "more bits (--weights int8), smaller blocks (--block-size 16), --asymmetric or no --prune lose less"
-        judge(fidelity, self.options.max_loss, job.target.spec, hint or fewer)
+        judge(fidelity, self.options.max_loss, f"{job.target.spec}{where}", hint or fewer)
 
 
 def sizes_of(writer: Any) -> dict[str, int]:

@@ -97,16 +97,18 @@ def _variant(manifest: Manifest, variant: Variant, found: Mapping[str, Any]) -> 
     cards = [("graph and weights", f"{stored / 1e6:,.1f} MB"), ("weights", variant.weights)]
     if variant.activations != "none":
         cards.append(("activations", variant.activations))
-    if "fidelity" in found:
-        from leptonc.evaluate.measure import loss
+    for what, about in (("against float32", found), ("prompts against float32", found.get("prefill", {}))):
+        if "fidelity" in about:
+            from leptonc.evaluate.measure import loss
 
-        cards.append(("against float32: {}".format(*loss(found["fidelity"])), f"{loss(found['fidelity'])[1]:.2f} %"))
+            how, lost = loss(about["fidelity"])
+            cards.append((f"{what}: {how}", f"{lost:.2f} %"))
     shown = "".join(f"<div>{escape(name)}<b>{escape(value)}</b></div>" for name, value in cards)
     parts = [f'<div class="cards">{shown}</div>']
     for title, make in _SECTIONS:
         content = make(found)
         parts.append(f"<h3>{title}</h3>{content}" if content else "")
-    rest = {name: value for name, value in found.items() if name not in ("linears", "fidelity")}
+    rest = {name: value for name, value in found.items() if name not in ("linears", "embeddings", "fidelity")}
     parts.append(f"<h3>Everything reported</h3>{facts(rest)}" if rest else "")
     return f"<h2>{escape(variant.target)}, {escape(variant.backend)}</h2>{''.join(parts)}"
 
@@ -134,8 +136,13 @@ def _axes(rows: Rows) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(p[1] or p[2] for p in places)), list(dict.fromkeys(p[2] if p[1] else "" for p in places))
 
 
+def _embeddings(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of embeddings by a name that stands in the place of a layer's number."""
+    return [{**row, "path": "embedding"} for row in found.get("embeddings", [])]
+
+
 def _precision(found: Mapping[str, Any]) -> str:
-    rows = found.get("linears", [])
+    rows = [*_embeddings(found), *found.get("linears", [])]
     if not rows:
         return ""
     layers, kinds = _axes(rows)
@@ -146,8 +153,9 @@ def _precision(found: Mapping[str, Any]) -> str:
         form = str(row["weights"])
         blocks = f", blocks of {row['block_size']}" if "block_size" in row else ""
         cells[kind if layer else "", layer or kind] = (forms.index(form), 1.0, f"{row['path']}: {form}{blocks}")
-    picture = plots.grid("Number format of each linear layer", kinds, layers, cells) + plots.key(forms)
-    return picture + behind("as a table, with bytes and losses", table([_readable(row) for row in rows]))
+    picture = plots.grid("Number format of each matrix of weights", kinds, layers, cells) + plots.key(forms)
+    listed = [*found.get("embeddings", []), *found.get("linears", [])]
+    return picture + behind("as a table, with bytes and losses", table([_readable(row) for row in listed]))
 
 
 def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +174,8 @@ def _by_kind(rows: Rows, field: str) -> tuple[list[str], list[Dot], list[str]]:
 
 
 def _noise(found: Mapping[str, Any]) -> str:
-    layers, points, kinds = _by_kind(found.get("linears", []), "snr_db")
+    # Behind the layers, whose numbers the axis has.
+    layers, points, kinds = _by_kind([*found.get("linears", []), *_embeddings(found)], "snr_db")
     if not points:
         return ""
     x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("dB", [point.y for point in points])
@@ -175,7 +184,8 @@ def _noise(found: Mapping[str, Any]) -> str:
 
 
 def _sensitivity(found: Mapping[str, Any]) -> str:
-    rows = [row for row in found.get("linears", []) if row.get("sensitivity", 0) > 0]
+    whole = [*found.get("linears", []), *_embeddings(found)]
+    rows = [row for row in whole if row.get("sensitivity", 0) > 0]
     layers, points, kinds = _by_kind(rows, "sensitivity")
     if not points:
         return ""
@@ -185,7 +195,7 @@ def _sensitivity(found: Mapping[str, Any]) -> str:
 
 
 def _sizes(found: Mapping[str, Any]) -> str:
-    rows = found.get("linears", [])
+    rows = [*_embeddings(found), *found.get("linears", [])]
     if not rows:
         return ""
     layers, kinds = _axes(rows)
@@ -196,11 +206,15 @@ def _sizes(found: Mapping[str, Any]) -> str:
         sums[at] = sums.get(at, 0.0) + row["bytes"] / 1e6
     stacks = [(layer, [sums.get((layer, kind), 0.0) for kind in kinds]) for layer in layers]
     names = [kind or "outside the layers" for kind in kinds]
-    return plots.columns("Megabytes of each layer's linear weights", stacks, "MB") + plots.key(names)
+    return plots.columns("Megabytes of each layer's weights", stacks, "MB") + plots.key(names)
 
 
 def _ranges(found: Mapping[str, Any]) -> str:
-    inputs = found.get("quantization", {}).get("activations", {}).get("inputs", [])
+    # Where a graph for prompts has them, the other has none.
+    inputs = [
+        each for part in ("quantization", "prefill")
+        for each in found.get(part, {}).get("activations", {}).get("inputs", [])
+    ]  # fmt: skip
     rows = [
         {"path": each["layers"][0], "largest": max(map(abs, each["range"]))} for each in inputs if each.get("layers")
     ]

@@ -1,11 +1,13 @@
-"""The report's table of linear layers, and what to do where a bound is not met."""
+"""The report's tables of linear layers and embeddings, and what to do where a bound is not met."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import linears, lookups
 from leptonc.passes.quantize.blocks import Format
 from runtime_edge.toml import toml
@@ -13,20 +15,44 @@ from runtime_edge.toml import toml
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from leptonc.backends import Job
     from leptonc.evaluate.noise import Rounded
     from leptonc.passes.base import Pass
 
 WIDTH = {"fp32": 4, "fp16": 2, "fp8": 1}  # bytes of a weight that has no integer codes
 _HIGHER = {"int2": "int4", "int4": "int8"}  # the next format; of others, what is not quantized
 NAMED = 8  # layers that a message names
+INPUTS = 3  # inputs of layers in the graph for prompts that it names
 
 Row = dict[str, Any]
+Shape = tuple[int, int]
 
 
-def shapes_of(model: ir.Model) -> dict[str, tuple[int, int]]:
-    """Returns (out, in) of each linear layer of a captured graph by its path; an embedding's table is left out."""
-    tables = lookups(model)
-    return {each.path: each.shape for each in linears(model) if each.weight not in tables}
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The matrices of a captured graph, each once.
+
+    Attributes:
+        linears: (out, in) of each linear layer by its path, but for heads that are tied to an embedding.
+        embeddings: (rows, columns) of each embedding's table by its path, and the path of a head tied to it, or None.
+    """
+
+    linears: Mapping[str, Shape]
+    embeddings: Mapping[str, tuple[Shape, str | None]]
+
+
+def shapes_of(model: ir.Model) -> Shapes:
+    """Reads the shapes off a captured graph, before passes change it."""
+    tables, found = lookups(model), linears(model)
+    heads = {each.weight: each.path for each in found if each.weight in tables}
+    return Shapes(
+        {each.path: each.shape for each in found if each.weight not in tables},
+        {
+            module_of(node): ((int(rows), int(columns)), heads.get(table))  # type: ignore[arg-type]
+            for table, node in tables.items() if table is not None and table.shape is not None
+            for rows, columns in [table.shape]
+        },
+    )  # fmt: skip
 
 
 def rounded_of(passes: Sequence[Pass]) -> dict[str, Rounded]:
@@ -38,8 +64,22 @@ def rounded_of(passes: Sequence[Pass]) -> dict[str, Rounded]:
     return {path: Rounded(*what) for some in made for path, what in some.items()}
 
 
+def add_rows(job: Job, shapes: Shapes, rounded: Mapping[str, Rounded]) -> None:
+    """Gives the report of a job, measured if it is to be, `linears` and `embeddings`: see `linear_rows`."""
+    noise = job.sample.noise if job.check else {}
+    about, kept = job.report.get("quantization", {}), kept_of(job)
+    job.report["linears"] = linear_rows(shapes.linears, rounded, noise, about, kept=kept)
+    job.report["embeddings"] = embedding_rows(shapes, rounded, noise, about, kept=kept)
+
+
+def kept_of(job: Job) -> str:
+    """Returns what the format of weights that are not quantized is called: fp32, fp16 or fp8."""
+    half = job.target.backend != "onnxruntime" and job.scheme != "fp32"
+    return "fp8" if job.scheme == "fp8" else "fp16" if half else "fp32"
+
+
 def linear_rows(
-    shapes: Mapping[str, tuple[int, int]], rounded: Mapping[str, Rounded], noise: Mapping[str, float],
+    shapes: Mapping[str, Shape], rounded: Mapping[str, Rounded], noise: Mapping[str, float],
     quantization: Mapping[str, Any], *, kept: str,
 ) -> list[Row]:  # fmt: skip
     """Returns a row for each linear layer: its path, shape, format, bytes, and what rounding it costs.
@@ -80,6 +120,23 @@ def linear_rows(
     return rows
 
 
+def embedding_rows(
+    shapes: Shapes, rounded: Mapping[str, Rounded], noise: Mapping[str, float], quantization: Mapping[str, Any], *,
+    kept: str,
+) -> list[Row]:  # fmt: skip
+    """Returns a row for each embedding, as `linear_rows` does; with a head tied to it, `head` and its noise."""
+    kept = "fp16" if kept == "fp8" else kept  # a table is no matrix of a product
+    rows = []
+    for path, (shape, head) in shapes.embeddings.items():
+        # `QuantizeWeights` knows a tied one by its head, another by no path.
+        own = rounded.get(head or "")
+        known = {path: own} if own is not None and own.shape == shape else {}
+        decibels = {path: noise[head]} if head is not None and head in noise else {}
+        (row,) = linear_rows({path: shape}, known, decibels, quantization, kept=kept)
+        rows.append(row if head is None else {**row, "head": head})
+    return rows
+
+
 def worst(rows: Sequence[Row]) -> list[Row]:
     """Returns the layers that lose most of those with the fewest bits, worst first: by sensitivity, or by noise."""
     known = [row for row in rows if "snr_db" in row or "sensitivity" in row]
@@ -91,23 +148,27 @@ def worst(rows: Sequence[Row]) -> list[Row]:
     return sorted((row for row in found if key in row), key=lambda row: row[key])
 
 
-def advice(table: Sequence[Row], kept: str, budget: int | None) -> str | None:
-    """Says which layers lose most, what it costs to raise them, and the recipe that does; None where nothing is known.
+def advice(job: Job) -> str | None:
+    """Says which layers lose most, what it costs to raise them, and the recipe that does; and the same of embeddings.
 
     Args:
-        table: See `linear_rows`.
-        kept: What the format of weights that are not quantized is called.
-        budget: Bytes of graph and weights that were asked for, or None.
+        job: It has its rows: see `add_rows`.
+
+    Returns:
+        The hint; None where nothing is known.
     """
-    found = worst(table)[:NAMED]
+    tables = [_raised(job, row) for row in job.report["embeddings"] if row["weights"] in _HIGHER]
+    found, kept = worst(job.report["linears"])[:NAMED], kept_of(job)
     if not found:
-        return None
+        return "\n".join(tables) or None
     higher = _HIGHER.get(found[0]["weights"], kept)
     rule: dict[str, Any] = {"match": [row["path"] for row in found], "weights": higher}
     cost = -sum(row["bytes"] for row in found)
     blocks = higher in _HIGHER.values() and kept == "fp32"  # TensorRT's int8 has a scale a channel
     if blocks:
         rule["block_size"] = 64 if all(row["shape"][1] % 64 == 0 for row in found) else 32
+        if not all(row["symmetric"] for row in found):
+            rule["symmetric"] = True
     for rows, columns in (row["shape"] for row in found):
         if higher in WIDTH:
             cost += rows * columns * WIDTH[higher]
@@ -115,14 +176,41 @@ def advice(table: Sequence[Row], kept: str, budget: int | None) -> str | None:
             form = Format(int(higher[3:]), rule.get("block_size", columns), True, half=blocks)
             cost += form.stored_bytes((rows, columns))
     listed = ", ".join(_worth(row) for row in found)
-    if budget is not None:
-        what = f"--weights auto:{math.ceil((budget + cost) / 1e5) / 10:g}MB has room for them, or a recipe"
+    if job.budget is not None:
+        what = f"--weights auto:{math.ceil((job.budget + cost) / 1e5) / 10:g}MB has room for them, or a recipe"
     else:
         what = "a recipe raises these" if higher == kept else f"--weights {higher} raises all; a recipe these"
-    return (
-        f"these layers lose most: {listed}. In {higher} they take {cost:,} bytes more.\n{what}:\n"
-        f"{toml({'layers': [rule]}).strip()}"
-    )
+    lines = [f"these layers lose most: {listed}. In {higher} they take {cost:,} bytes more.", *tables, f"{what}:"]
+    return "\n".join([*lines, toml({"layers": [rule]}).strip()])
+
+
+def prompts_advice(job: Job) -> str:
+    """Says what loses most in a graph for prompts, as far as calibration tells, and what helps, with its bytes.
+
+    Args:
+        job: It has its rows, and its report the graph's bytes and activations.
+    """
+    about = job.report["prefill"]
+    inputs = about["activations"]["inputs"]
+    found = sorted((each for each in inputs if each["bits"] == 8), key=lambda each: -each["divergence"])[:INPUTS]
+    listed = ", ".join(f"{' and '.join(each['layers'])} ({each['divergence']:.2g} nats)" for each in found)
+    lines = [f"in the graph for prompts, what these read loses most in 8 bits: {listed}."] if found else []
+    if about["weights"] != "int8":
+        own = {path for each in inputs if each["bits"] < 32 for path in each["layers"]}
+        more = sum(math.prod(row["shape"]) for row in job.report["linears"] if row["path"] in own)
+        lines.append(f"--prefill int8, with weights of its own, loses less and takes about {more:,} bytes more;")
+    return "\n".join([*lines, f"without --prefill prompts go through the other graph, and there are {about['bytes']:,} bytes less"])
+
+
+def _raised(job: Job, row: Row) -> str:
+    """What an embedding of few bits takes in 8, which backends that quantize embeddings have."""
+    from leptonc.backends import backend_of
+
+    config = dataclasses.replace(backend_of(job.target).config_of(job), embedding_bits=8)
+    more = config.form(row["shape"][1], table=True).stored_bytes(tuple(row["shape"])) - row["bytes"]
+    whose = f"{row['path']} and {row['head']}, tied to it, have" if "head" in row else f"{row['path']} has"
+    lost = f" ({row['snr_db']:g} dB)" if "snr_db" in row else ""
+    return f"{whose} {row['weights']}{lost}: --embeddings int8 takes {more:,} bytes more."
 
 
 def _worth(row: Row) -> str:

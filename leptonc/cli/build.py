@@ -33,6 +33,8 @@ _NEEDED = (
 
 # What a backend reports of a variant besides its fidelity, in the order that it is shown.
 _ABOUT = ("left_out", "preflight", "engine", "rehearsal", "kept_in_half_precision", "recovery", "sparsity")
+# What is said of a graph for prompts, of all that was measured.
+_OF_PROMPTS = ("kl_divergence", "top1_agreement", "perplexity")
 
 
 def _facts(found: object) -> str:
@@ -366,7 +368,10 @@ def build(
         found = result.report["variants"][variant.name]
         rows += [("target", f"{variant.target}, {variant.backend}, weights {variant.weights}")]
         rows += [(each.replace("_", " "), _facts(found[each])) for each in _ABOUT if found.get(each)]
-        rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in found.get("fidelity", {}).items()]
+        prompts = found.get("prefill", {}).get("fidelity", {})
+        other = {f"prompts: {name}": prompts[name] for name in _OF_PROMPTS if name in prompts}
+        measured = found.get("fidelity", {}) | other
+        rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in measured.items()]
     stages = [seconds for name, seconds in result.seconds.items() if not name.startswith("pass ")]
     rows += [("time", f"{sum(stages):.1f} s")]
     print_pairs(rows)

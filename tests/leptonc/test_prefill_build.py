@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import runtime_edge
 from leptonc.artifact.pack import pack
 from leptonc.build import BuildOptions, BuildResult, build
 from leptonc.errors import BoundError, InputError
+from leptonc.evaluate.measure import loss
 from leptonc.recipe import LayerRule
 from runtime_edge import kernels
 from runtime_edge.derived import PAIR, integers, read
@@ -191,6 +193,38 @@ def test_the_bound_holds_for_prompts_too(text: Path, tmp_path: Path) -> None:
     with pytest.raises(BoundError, match="expected a loss of at most"):
         built("tiny-llama", text, tmp_path / "a", weights="int8", max_loss=0.0)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("weights", "prefill"), [("int8", "int8"), ("int4", "shared")])
+def test_where_prompts_alone_lose_too_much_the_hint_is_about_them(
+    weights: str, prefill: str, text: Path, tmp_path: Path
+) -> None:
+    result = built("tiny-llama", text, tmp_path / "a", weights=weights, prefill=prefill)
+    about = result.report["variants"]["cpu"]
+    (_, decodes), (_, prompts) = loss(about["fidelity"]), loss(about["prefill"]["fidelity"])
+    assert decodes < prompts
+    message = f"for cpu in prompts, found that perplexity rises by {prompts:.2f} %"
+    bound = (decodes + prompts) / 2
+    with pytest.raises(BoundError, match=message) as caught:
+        built("tiny-llama", text, tmp_path / "b", weights=weights, prefill=prefill, max_loss=bound)
+    assert not (tmp_path / "b").exists()
+    hint = str(caught.value.hint)
+    inputs = [each for each in about["prefill"]["activations"]["inputs"] if each["bits"] == 8]
+    worst = sorted(inputs, key=lambda each: each["divergence"])[-3:]
+    named = [f"{' and '.join(each['layers'])} ({each['divergence']:.2g} nats)" for each in reversed(worst)]
+    assert f"what these read loses most in 8 bits: {', '.join(named)}." in hint
+    alone = {"weights": weights, "prefill": None, "calibration": None, "check": False}
+    without = built("tiny-llama", text, tmp_path / "c", **alone)
+    (less,) = re.findall(r"without --prefill prompts go through the other graph, and there are ([\d,]+) bytes less", hint)
+    derived = sum(f.size for f in result.manifest.files if f.path == "cpu.prefill.json")
+    added = graph_bytes(result) + derived - graph_bytes(without)
+    assert int(less.replace(",", "")) == pytest.approx(added, rel=0.01)
+    assert ("--prefill int8" in hint) == (prefill == "shared")
+    if prefill == "shared":
+        twice = built("tiny-llama", text, tmp_path / "d", weights=weights, prefill="int8", check=False)
+        (more,) = re.findall(r"takes about ([\d,]+) bytes more", hint)
+        # Of a model whose widths are 64, what the graph says of its weights is many bytes: the runtime's are none here.
+        assert int(more.replace(",", "")) == pytest.approx(graph_bytes(twice) - graph_bytes(result) - derived, rel=0.25)
 
 
 @pytest.mark.parametrize(

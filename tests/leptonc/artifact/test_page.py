@@ -16,6 +16,7 @@ import pytest
 import runtime_edge
 from leptonc.artifact.page import report_page
 from leptonc.artifact.plots import Axis, Dot, dots, number
+from leptonc.evaluate.measure import loss
 from runtime_edge.manifest import PassRecord
 
 VOID = {"meta"}
@@ -75,12 +76,20 @@ def test_an_artifacts_page_is_one_file_with_the_reports_figures(
     read = contained(page)
     assert len(page) < 200_000
     found = report["variants"]["cpu"]
-    for row in found["linears"]:
+    (embedding,) = found["embeddings"]
+    # The step of a block of 32 is 2 bytes beside 16 of codes.
+    assert (embedding["path"], embedding["head"], embedding["weights"]) == ("model.embed_tokens", "lm_head", "int4")
+    assert embedding["bytes"] == embedding["shape"][0] * embedding["shape"][1] // 32 * 18
+    assert f"{embedding['bytes']:,}" in read.cells
+    assert "embedding: int4, blocks of 32" in read.text
+    assert f"embedding: {number(embedding['bytes'] / 1e6)}" in read.text  # its column of megabytes
+    assert f"embedding: {number(embedding['snr_db'])}" in read.text
+    for row in (*found["linears"], embedding):
         assert row["path"] in read.cells
         assert number(row["snr_db"]) in read.cells
     assert number(found["fidelity"]["kl_divergence"]) in read.cells
     assert {"quantize-weights", f"{report['bytes']['weights']:,}"} <= set(read.cells)
-    assert page.count(b"<circle") == len(found["linears"])
+    assert page.count(b"<circle") == len(found["linears"]) + 1
     assert "Pruned" not in read.text
     listed = msgspec.structs.replace(
         manifest, report=None, files=tuple(f for f in manifest.files if not f.path.startswith("report."))
@@ -135,6 +144,19 @@ def test_sections_follow_from_what_is_reported(artifact: Callable[..., Path]) ->
     assert {"recovery before kl", "recovery after kl", "0.25", "cuts 5 of them"} <= set(read.cells)
     assert "Signal-to-noise" not in read.text  # not measured
     assert contained(report_page(manifest, {}))  # nothing known is a page too
+
+
+def test_a_page_of_two_graphs_shows_the_one_for_prompts(artifact: Callable[..., Path], text: Path) -> None:
+    options = {"weights": "int4", "prefill": "shared", "calibration": text, "eval_text": text, "check": True}
+    path = artifact("sample:tiny-llama", **options)
+    read = contained((path / "report.html").read_bytes())
+    found = json.loads((path / "report.json").read_text())["variants"]["cpu"]
+    for what, about in (("against float32", found), ("prompts against float32", found["prefill"])):
+        how, lost = loss(about["fidelity"])
+        assert f"{what}: {how}\n{lost:.2f} %" in read.text
+    assert "Ranges of activations" in read.text
+    for each in found["prefill"]["activations"]["inputs"]:
+        assert f"{each['layers'][0]}: {number(max(map(abs, each['range'])))}" in read.text
 
 
 @pytest.mark.parametrize("log", [False, True])

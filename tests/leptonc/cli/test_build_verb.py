@@ -95,6 +95,20 @@ def test_what_a_person_sees(leptonc: Callable[..., Any]) -> None:
 
 
 @pytest.mark.usefixtures("asked")
+def test_prompts_stand_beside_what_decodes(leptonc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = {"kl_divergence": 0.25, "perplexity": 20.5, "tokens": 512}
+    about = {"fidelity": {"kl_divergence": 0.125, "perplexity": 19.5}, "prefill": {"fidelity": prompts}}
+    monkeypatch.setitem(REPORT["variants"], "cpu", about)
+    rows = [line.strip().split("  ", 1) for line in leptonc("build", SOURCE).out.splitlines()]
+    found = [(name, value.strip()) for name, value in rows]
+    measured = [("kl divergence", "0.125"), ("perplexity", "19.5")]
+    measured += [("prompts: kl divergence", "0.25"), ("prompts: perplexity", "20.5")]
+    at = found.index(measured[0])
+    assert found[at : at + 4] == measured
+    assert found[at + 4][0] == "time"
+
+
+@pytest.mark.usefixtures("asked")
 def test_what_a_program_sees(leptonc: Callable[..., Any]) -> None:
     found = json.loads(leptonc("build", SOURCE, "--json").out)
     assert found["path"] == "made.lepton"

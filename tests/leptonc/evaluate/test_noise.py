@@ -79,20 +79,36 @@ def test_layers_that_keep_their_weights_have_no_noise(artifact: Callable[..., Pa
     assert sum(row["bytes"] for row in rows) == 4 * sum(row["shape"][0] * row["shape"][1] for row in rows)
 
 
-def test_a_bound_that_is_not_met_names_the_layers_and_the_recipe_that_raises_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "symmetric"), [("tiny-sentence", True), ("tiny-llama", True), ("tiny-llama", False)]
+)
+def test_a_bound_that_is_not_met_names_the_layers_and_the_recipe_that_raises_them(
+    source: str, symmetric: bool, text: Path, tmp_path: Path
+) -> None:
     from leptonc.recipe import with_recipe
 
-    source = "sample:tiny-sentence"
+    def options(name: str, **more: Any) -> BuildOptions:
+        out, given = tmp_path / name, {"weights": "int4", "symmetric": symmetric, "eval_text": text, **more}
+        return BuildOptions(f"sample:{source}", out=out, **given)
+
     with pytest.raises(BoundError) as caught:
-        build(BuildOptions(source, out=tmp_path / "m", weights="int4", max_loss=0.001))
+        build(options("m", max_loss=0.001))
     hint = str(caught.value.hint)
     assert not (tmp_path / "m").exists()
-    plain = build(BuildOptions(source, out=tmp_path / "m", weights="int4")).report
+    plain = build(options("m")).report
     rows = sorted(plain["variants"]["cpu"]["linears"], key=lambda row: row["snr_db"])
     assert f"these layers lose most: {rows[0]['path']} ({rows[0]['snr_db']:g} dB), {rows[1]['path']}" in hint
     (tmp_path / "r.toml").write_text(hint[hint.index("[[layers]]") :])
-    wanted = with_recipe(BuildOptions(source, out=tmp_path / "n", weights="int4"), str(tmp_path / "r.toml"))
-    raised = build(wanted).report
+    raised = build(with_recipe(options("n"), str(tmp_path / "r.toml"))).report
     cost = sum(row["bytes"] for row in raised["variants"]["cpu"]["linears"]) - sum(row["bytes"] for row in rows)
     assert f"In int8 they take {cost:,} bytes more" in hint
-    assert raised["fidelity"]["cosine_mean"] > plain["fidelity"]["cosine_mean"]
+    better = {"tiny-sentence": ("cosine_mean", 1), "tiny-llama": ("kl_divergence", -1)}[source]
+    assert better[1] * (raised["fidelity"][better[0]] - plain["fidelity"][better[0]]) > 0
+    (before,) = plain["variants"]["cpu"]["embeddings"]
+    (after,) = build(options("e", embeddings="int8", check=False)).report["variants"]["cpu"]["embeddings"]
+    assert (before["weights"], after["weights"]) == ("int4", "int8")
+    more = f"--embeddings int8 takes {after['bytes'] - before['bytes']:,} bytes more."
+    whose = "embeddings.word_embeddings has int4"
+    if source == "tiny-llama":
+        whose = f"model.embed_tokens and lm_head, tied to it, have int4 ({before['snr_db']:g} dB)"
+    assert f"\n{whose}: {more}\n" in hint
