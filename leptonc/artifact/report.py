@@ -199,7 +199,8 @@ def prompts_advice(job: Job) -> str:
         own = {path for each in inputs if each["bits"] < 32 for path in each["layers"]}
         more = sum(math.prod(row["shape"]) for row in job.report["linears"] if row["path"] in own)
         lines.append(f"--prefill int8, with weights of its own, loses less and takes about {more:,} bytes more;")
-    return "\n".join([*lines, f"without --prefill prompts go through the other graph, and there are {about['bytes']:,} bytes less"])
+    lines.append(f"without --prefill, prompts go through the other graph, and there are {about['bytes']:,} bytes less")
+    return "\n".join(lines)
 
 
 def _raised(job: Job, row: Row) -> str:
