@@ -126,10 +126,10 @@ EXPORT Status *RegisterCustomOps(Opaque *options, const ApiBase *base) {
         options, "lepton.kernels", wanted, &size));
     const Operator *found[OPERATORS];
     int count = 0;
-    for (char *word = strtok_r(wanted, " ", &rest); word != NULL && count < OPERATORS; word = strtok_r(NULL, " ", &rest)) {
+    for (char *word = strtok_r(wanted, " ", &rest); word != NULL; word = strtok_r(NULL, " ", &rest)) {
         int at = 0;
         while (at < OPERATORS && strcmp(operators[at]->choice, word) != 0) at++;
-        if (at == OPERATORS) return fault("names of kernels", "name");
+        if (at == OPERATORS || count == OPERATORS) return fault("names of kernels", "name");
         found[count++] = operators[at];
     }
     RETURN_IF(((Status * (*)(const char *, Opaque **)) api[CREATE_CUSTOM_OP_DOMAIN])("com.microsoft", &domain));
