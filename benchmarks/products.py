@@ -18,6 +18,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime_edge import kernels
+from runtime_edge.backends.onnxruntime import SPIN_US
 
 ROUNDS, REPETITIONS = 40, 6
 
@@ -46,7 +47,7 @@ class Kernel:
     def __init__(self, graph: bytes, codes: np.ndarray, output: np.ndarray, threads: int, ours: bool) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         kernels.register(options, [kernels.PRODUCT] if ours else [])
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.binding = self.session.io_binding()

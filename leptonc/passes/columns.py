@@ -114,3 +114,9 @@ def shift_of(off: NDArray[np.float32], factor: Factor, part: float) -> NDArray[n
 def energy(weight: NDArray[Any], hessian: NDArray[Any]) -> float:
     """Returns the sum of squares of a weight's outputs: tr(W H W^T)."""
     return float(np.vdot(weight @ hessian, weight))
+
+
+def energies(weight: NDArray[Any], hessian: NDArray[Any]) -> NDArray[Any]:
+    """Returns it for each output of a weight [out, in]: the diagonal of W H W^T, [out]."""
+    found: NDArray[Any] = np.einsum("oi,oi->o", weight @ hessian, weight)
+    return found

@@ -52,7 +52,6 @@ static inline void attend_block(const Call *call, size_t task, Scores *scores_of
 
     memset(queries, 0, sizeof(float) * (size_t)(ROWS * dim));
     memset(sums, 0, sizeof(float) * (size_t)(ROWS * dim));
-    memset(scores + rows * BLOCK, 0, sizeof(float) * (size_t)((ROWS - rows) * BLOCK));
     for (int64_t r = 0; r < rows; r++) {
         const float *query = call->query + (row + r) * call->query_row + head * dim;
         rotate(call, query, queries + r * dim, call->past + row + r, call->scale);

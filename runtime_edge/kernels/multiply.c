@@ -44,42 +44,35 @@ void add_up(const Weights *weights) {
     }
 }
 
-/* Tiles 0 to 3: rows of 16 and `lower` by two tiles of channels. */
-static inline void sums32(const uint8_t *a, int64_t row, const int8_t *b, int64_t steps, int32_t *c) {
+/* Sums of 16 rows by 32 channels, or of those and the rows below up to 32: a choice that the compiler knows. */
+static inline __attribute__((always_inline)) void sums_of(
+    int below, const uint8_t *a, int64_t row, const int8_t *b, int64_t steps, int32_t *c
+) {
     memory_is_written();
     _tile_zero(0);
     _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    if (below) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
     for (int64_t k = 0; k < steps; k++) {
         _tile_loadd(4, a + k * STEP, row);
         _tile_loadd(6, b + k * 2 * TILE, 64);
         _tile_loadd(7, b + k * 2 * TILE + TILE, 64);
-        _tile_loadd(5, a + 16 * row + k * STEP, row);
+        if (below) _tile_loadd(5, a + 16 * row + k * STEP, row);
         _tile_dpbusd(0, 4, 6);
         _tile_dpbusd(1, 4, 7);
-        _tile_dpbusd(2, 5, 6);
-        _tile_dpbusd(3, 5, 7);
+        if (below) {
+            _tile_dpbusd(2, 5, 6);
+            _tile_dpbusd(3, 5, 7);
+        }
     }
     _tile_stored(0, c, 128);
     _tile_stored(1, c + 16, 128);
-    _tile_stored(2, c + 16 * 32, 128);
-    _tile_stored(3, c + 16 * 32 + 16, 128);
-}
-
-static inline void sums16(const uint8_t *a, int64_t row, const int8_t *b, int64_t steps, int32_t *c) {
-    memory_is_written();
-    _tile_zero(0);
-    _tile_zero(1);
-    for (int64_t k = 0; k < steps; k++) {
-        _tile_loadd(4, a + k * STEP, row);
-        _tile_loadd(6, b + k * 2 * TILE, 64);
-        _tile_loadd(7, b + k * 2 * TILE + TILE, 64);
-        _tile_dpbusd(0, 4, 6);
-        _tile_dpbusd(1, 4, 7);
+    if (below) {
+        _tile_stored(2, c + 16 * 32, 128);
+        _tile_stored(3, c + 16 * 32 + 16, 128);
     }
-    _tile_stored(0, c, 128);
-    _tile_stored(1, c + 16, 128);
 }
 
 /* Rows by 32 channels. */
@@ -89,8 +82,8 @@ static void block(const Product *product, int64_t row, int64_t rows, int64_t cha
     const uint8_t *codes = product->codes + row * steps * STEP;
     const int8_t *tiles = weights->tiles + channel * steps * STEP;
     alignas(64) int32_t sums[32 * 32];
-    if (rows > 16) sums32(codes, steps * STEP, tiles, steps, sums);
-    else sums16(codes, steps * STEP, tiles, steps, sums);
+    if (rows > 16) sums_of(1, codes, steps * STEP, tiles, steps, sums);
+    else sums_of(0, codes, steps * STEP, tiles, steps, sums);
     for (int64_t half = 0; half < 32; half += 16) {
         const int64_t at = channel + half;
         const __mmask16 lanes = first_lanes(width - at);

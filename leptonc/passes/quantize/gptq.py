@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leptonc.passes.columns import Factor, decide, energy, factorize
+from leptonc.passes.columns import Factor, decide, energies, energy, factorize
 from leptonc.passes.quantize.blocks import CHUNK, Codes, Format, chunks, dequantize, round_to_nearest, storable
 from leptonc.passes.quantize.channels import Neighbours, channel_codes
 
@@ -149,15 +149,9 @@ def _solved(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: F
     if factor is None:
         return searched
     solved = searched._replace(codes=_Columns(weight, form, searched, factor).solve())
-    costs = [_energies(weight - dequantize(each, form), hessian) for each in (solved, searched)]
+    costs = [energies(weight - dequantize(each, form), hessian) for each in (solved, searched)]
     codes = np.where((costs[0] <= costs[1])[:, None], solved.codes, searched.codes)
     return searched._replace(codes=codes)
-
-
-def _energies(weight: NDArray[Any], hessian: NDArray[Any]) -> NDArray[Any]:
-    """Returns the sum of squares of each output of a weight [out, in]: the diagonal of W H W^T, [out]."""
-    found: NDArray[Any] = np.einsum("oi,oi->o", weight @ hessian, weight)
-    return found
 
 
 class _Columns:
