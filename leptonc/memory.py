@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import mmap
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST_THRESHOLD = 2**25  # glibc takes no larger one
@@ -60,9 +62,34 @@ def dropping_cycles() -> Iterator[Callable[[], object]]:
         gc.unfreeze()
 
 
+def resident() -> int:
+    """Returns how many bytes of this process are in memory; where the system does not say, how many were at most."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return most_resident()
+
+
+def most_resident() -> int:
+    """Returns how many bytes of this process were in memory at most; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
 def give_back() -> None:
     """Gives what is free in the heap back to the system now, holes between arrays too."""
     _call("malloc_trim", 0)
+
+
+def drop_pages(mapped: mmap.mmap, first: int = 0, last: int | None = None) -> None:
+    """Lets the bytes from `first` to `last` of a mapped file leave the memory; they come back as they are read."""
+    first, last = first - first % mmap.PAGESIZE, len(mapped) if last is None else last
+    if first < last and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _set(option: int, value: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
-VERSION = 3
+VERSION = 4
 STEPS = "steps"
 SMALL = 2**16  # numbers of a weight that is read to tell models apart: gains, biases, of which no two models share all
 
@@ -104,6 +104,13 @@ class Kept:
         made = {key: np.asarray(array, order="C") for key, array in make().items()}
         self._write(path, save(made, {"mark": self._mark}))
         return made
+
+    def read(self, name: str, keys: Sequence[str]) -> Arrays:
+        """Returns those of `keys` that are among the arrays of a step that was done; needs a directory."""
+        from safetensors import safe_open
+
+        with safe_open(str(self._file(f"{name}.safetensors")), framework="np") as file:
+            return {key: file.get_tensor(key) for key in keys if key in file.keys()}  # noqa: SIM118 (it is no mapping)
 
     def has(self, name: str) -> bool:
         """Whether the arrays of that name were made before."""

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from leptonc.errors import InputError
 
-ROWS = 2048  # tokens whose products are summed at once
+WAITING = 2**25  # bytes of tokens whose products are summed at once
+HELD = 4  # of so many texts one is held out
 SINK = 25.0  # a token whose energy is so many times the median's is an attention sink's
 
 
@@ -49,20 +50,22 @@ class Moments:
     Args:
         path: What error messages call the inputs.
         width: Features of an input.
+        hold_out: Whether some texts are summed apart, too; see `held_out`.
 
     Attributes:
         tokens: How many were counted.
     """
 
-    def __init__(self, path: str, width: int) -> None:
+    def __init__(self, path: str, width: int, *, hold_out: bool = False) -> None:
         self.path, self.width, self.tokens = path, width, 0
-        self._ordinary = np.zeros((width, width), np.float32)
-        self._sinks = np.zeros((width, width), np.float32)
-        self._off: NDArray[np.float32] | None = None
-        self._waiting: list[tuple[NDArray[Any], NDArray[Any] | None]] = []
+        self._hold_out, self._texts = hold_out, 0
+        self._sums: dict[str, NDArray[np.float32]] = {}  # [width, width], each made when something is added to it
+        self._rows = {"learnt": 0, "held": 0}
+        self._waiting: list[tuple[str, NDArray[Any], NDArray[Any] | None]] = []
+        self._sinks: list[NDArray[Any]] = []  # few: they wait to the end
 
     def add(self, x: NDArray[Any], exact: NDArray[Any] | None = None) -> None:
-        """Counts inputs float32 [..., width], and how far they are from exact ones.
+        """Counts inputs float32 [..., width] of a text, and how far they are from exact ones.
 
         Raises:
             InputError: One is not finite.
@@ -72,40 +75,81 @@ class Moments:
         sink = is_sink(energy)
         off = None if exact is None else exact.reshape(rows.shape) - rows
         if sink.any():
-            massive, rows, off = rows[sink], rows[~sink], None if off is None else off[~sink]
-            self._sinks += massive.T @ massive
-        self._waiting.append((np.array(rows), off))
+            self._sinks.append(rows[sink])
+            rows, off = rows[~sink], None if off is None else off[~sink]
+        self._texts += 1
+        part = "held" if self._hold_out and self._texts % HELD == 0 else "learnt"
+        self._waiting.append((part, np.array(rows), off))
+        self._rows[part] += len(rows)
         self.tokens += len(energy)
-        if sum(len(each) for each, _ in self._waiting) >= ROWS:
+        if sum(each.nbytes * (1 if off is None else 2) for _, each, off in self._waiting) >= WAITING:
             self._sum()
+        if sum(each.nbytes for each in self._sinks) >= WAITING:
+            self._sum_sinks()
 
     def _sum(self) -> None:
-        if not self._waiting:
-            return
-        rows = np.concatenate([each for each, _ in self._waiting])
-        offs = [off for _, off in self._waiting if off is not None]
-        self._ordinary += rows.T @ rows  # one array with itself: half the work of two
-        if offs:
-            self._off = np.zeros_like(self._ordinary) if self._off is None else self._off
-            self._off += np.concatenate(offs).T @ rows
+        """Adds the products of what waits; an array with itself is half the work of two."""
+        for part in self._rows:
+            some = [each for name, each, _ in self._waiting if name == part]
+            if some:
+                rows = np.concatenate(some)
+                self._add(part, rows.T @ rows)
+        beside = [(off, rows) for _, rows, off in self._waiting if off is not None]
+        if beside:
+            offs, inputs = (np.concatenate(each) for each in zip(*beside, strict=True))
+            self._add("off", offs.T @ inputs)
         self._waiting.clear()
 
+    def _sum_sinks(self) -> None:
+        if self._sinks:
+            rows = np.concatenate(self._sinks)
+            self._add("sinks", rows.T @ rows)
+            self._sinks.clear()
+
+    def _add(self, name: str, product: NDArray[np.float32]) -> None:
+        if name in self._sums:
+            self._sums[name] += product
+        else:
+            self._sums[name] = product
+
+    def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Returns second moments of the texts but for each fourth, and of these, float32 [width, width] each.
+
+        None where either has fewer tokens than features, or where none was held out; not to be had after `hessian`.
+        """
+        if min(self._rows.values()) < self.width:
+            return None
+        self._sum()
+        return self._with_sinks(np.array(self._sums["learnt"])), self._with_sinks(np.array(self._sums["held"]))
+
     def hessian(self) -> NDArray[np.float32]:
-        """Returns the second moments, float32 [width, width].
+        """Returns the second moments, float32 [width, width]; nothing is counted afterwards.
 
         Raises:
             InputError: Their sum is more than float32 holds.
         """
         self._sum()
-        ordinary, sinks = float(np.trace(self._ordinary)), float(np.trace(self._sinks))
-        if not np.isfinite(ordinary + sinks):
-            raise not_finite(self.path)
-        if sinks <= ordinary or ordinary == 0:
-            return self._ordinary + self._sinks
-        found: NDArray[np.float32] = self._ordinary + self._sinks * np.float32(ordinary / sinks)
+        found = self._sums.pop("learnt", None)
+        if found is None:
+            found = np.zeros((self.width, self.width), np.float32)
+        if "held" in self._sums:
+            found += self._sums.pop("held")
+        self._sums["learnt"] = found = self._with_sinks(found)
+        self._sums.pop("sinks", None)
         return found
+
+    def _with_sinks(self, ordinary: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Adds the moments of massive tokens, scaled down, in place."""
+        self._sum_sinks()
+        sinks = self._sums.get("sinks")
+        energies = float(np.trace(ordinary)), 0.0 if sinks is None else float(np.trace(sinks))
+        if not np.isfinite(sum(energies)):
+            raise not_finite(self.path)
+        if sinks is not None:
+            ordinary += sinks * np.float32(energies[0] / energies[1]) if energies[1] > energies[0] > 0 else sinks
+        return ordinary
 
     def off(self) -> NDArray[np.float32] | None:
         """Returns (E - X)^T X of inputs X and exact ones E, float32 [width, width], massive ones left out; or None."""
         self._sum()
-        return self._off
+        return self._sums.get("off")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from leptonc.calibrate.walk import Stage, Weights, linear_stages, walk
 from leptonc.ir.structure import Linear, layer_of, lookups, weight_of
 from leptonc.passes.columns import DAMPING, Factor, factorize, shift_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
-from leptonc.passes.quantize.gptq import clip_search, gptq, output_error
+from leptonc.passes.quantize.gptq import clip_search, damping_of, gptq, output_error
 
 
 def inputs_of(model: ir.Model, token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -56,6 +59,7 @@ Arrays = dict[str, NDArray[Any]]
 MomentsOf = Callable[[str], Moments]  # of a value that linear layers of the stage read; to be had once
 # Weights make up for half of what inputs lack, and for less where there are fewer than 8 tokens for each feature.
 MADE_UP, TOKENS = 0.5, 8
+TRIED = 64  # outputs of a layer that tell its damping
 LOOKED_UP = 0.1  # of the mean second moment, added to all for a head whose rows are looked up as embeddings, too
 
 
@@ -63,7 +67,7 @@ def by_layer(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], choose: Callable[[Stage, MomentsOf], Arrays],
     use: Callable[[Stage, Arrays], Weights], folder: Path, *, memory: int,
     advance: Callable[[int], Any] = lambda _: None, kept: Kept | None = None, name: str, outside: bool = False,
-    beside: bool = False,
+    beside: bool = False, hold_out: bool = False,
 ) -> None:  # fmt: skip
     """Chooses weights layer by layer: each sees inputs that the layers before it made with theirs.
 
@@ -79,26 +83,29 @@ def by_layer(
         name: Of what is chosen.
         outside: Whether linear layers outside of the layers get weights, too.
         beside: Whether moments know how far inputs are from those of the model as it was; see `walk`.
+        hold_out: Whether moments know those of some texts apart.
     """
     steps = kept or Kept()
     moments: dict[str, Moments] = {}
 
-    def step(stage: Stage) -> str:
-        return f"{name}-{stage.path or 'first'}"
-
     def see(stage: Stage, value: str, *x: NDArray[Any]) -> None:
         if value not in moments:
-            moments[value] = Moments(stage.linears[value][0].path, x[0].shape[-1])
+            moments[value] = Moments(stage.linears[value][0].path, x[0].shape[-1], hold_out=hold_out)
         moments[value].add(*x)
 
     def solve(stage: Stage) -> Weights:
-        found = steps.arrays(step(stage), lambda: choose(stage, moments.pop))
+        found = steps.arrays(step_of(name, stage), lambda: choose(stage, moments.pop))
         return use(stage, found)
 
     walk(
         model, [inputs_of(model, window) for window in windows], see, solve, folder, memory=memory, advance=advance,
-        solved_before=lambda stage: steps.has(step(stage)), outside=outside, beside=beside,
+        solved_before=lambda stage: steps.has(step_of(name, stage)), outside=outside, beside=beside,
     )  # fmt: skip
+
+
+def step_of(name: str, stage: Stage) -> str:
+    """What a stage's step of `by_layer` is called where it is kept."""
+    return f"{name}-{stage.path or 'first'}"
 
 
 class Solver:
@@ -120,11 +127,16 @@ class Solver:
     ) -> None:  # fmt: skip
         self._windows, self._folder, self._memory = windows, folder, memory
         self._stage, self._report, self._method = stage, report, method
-        self._kept, self._name = kept, name
+        self._kept, self._name = kept or Kept(), name
 
     def __call__(self, model: ir.Model, form: Callable[[Linear], Format | None]) -> Mapping[str, Codes]:
         """Returns the codes of linear layers, those of a head of fewer than 8 bits too, by the name of the weight."""
-        codes: dict[str, Codes] = {}
+        steps, place = self._kept, None
+        if steps.folder is None:  # codes go to files all the same, which are gone with what reads them
+            steps = Kept(place := Path(tempfile.mkdtemp(dir=self._folder, prefix=".codes.")))
+        codes = _Chosen(steps)
+        if place is not None:
+            weakref.finalize(codes, shutil.rmtree, place, ignore_errors=True)
         errors: list[dict[str, Any]] = []
         tables = lookups(model)
 
@@ -150,17 +162,19 @@ class Solver:
             for linear, given in (each for group in forms(stage).values() for each in group):
                 key = str(linear.weight.name)
                 if key not in codes:
-                    codes[key] = Codes(*(arrays.get(f"{key} {part}") for part in Codes._fields))  # type: ignore[arg-type]
-                    errors.append({"path": linear.path, "error": round(float(arrays[f"{key} error"]), 6)})
+                    codes.add(key, step_of(self._name, stage))
+                    about = {"path": linear.path, "error": round(float(arrays[f"{key} error"]), 6)}
+                    damping = arrays.get(f"{key} damping")
+                    errors.append(about if damping is None else {**about, "damping": float(damping)})
                 if stage.outputs:  # a head is the last: nothing reads what it makes of the text
                     made[key] = as_stored(dequantize(codes[key], given), linear)
             return made
 
-        beside = self._method == "gptq"
+        solved = self._method == "gptq"
         with self._stage("pass calibrate", len(linear_stages(model))) as advance:
             by_layer(
-                model, self._windows, choose, use, self._folder, memory=self._memory, advance=advance, kept=self._kept,
-                name=self._name, outside=True, beside=beside,
+                model, self._windows, choose, use, self._folder, memory=self._memory, advance=advance, kept=steps,
+                name=self._name, outside=True, beside=solved, hold_out=solved,
             )  # fmt: skip
         self._report["linears"] = errors
         return codes
@@ -169,16 +183,19 @@ class Solver:
         self, forms: Mapping[str, Sequence[tuple[Linear, Format]]], moments_of: MomentsOf,
         tables: Container[ir.Value | None],
     ) -> Arrays:  # fmt: skip
-        """Returns the parts of each layer's codes, and the error of its outputs."""
+        """Returns the parts of each layer's codes, the error of its outputs, and the damping that was chosen."""
         found: Arrays = {}
         for name, group in forms.items():
             moments = moments_of(name)
-            hessian = moments.hessian()
             # One token a text, as a classifier has: what is made up for in features unseen would be anything.
             enough = moments.tokens >= moments.width or all(layer_of(linear.path) for linear, _ in group)
-            solved = self._method == "gptq" and enough
-            table = any(linear.weight in tables for linear, _ in group)
-            factor, shift = _aim(moments, hessian, table=table) if solved and group else (None, None)
+            solved = self._method == "gptq" and enough and bool(group)
+            more = LOOKED_UP if any(linear.weight in tables for linear, _ in group) else 0.0
+            damping = _damping(moments, group, more) if solved else None
+            hessian = moments.hessian()
+            factor = factorize(hessian, (DAMPING if damping is None else damping) + more) if solved else None
+            shift = None if factor is None or more else _shift(moments, factor)
+            del moments
             for linear, form in group:
                 key, weight = str(linear.weight.name), weight_of(linear)
                 if solved:
@@ -187,20 +204,48 @@ class Solver:
                     codes = clip_search(weight, form, np.diag(hessian))
                 found |= {f"{key} {part}": array for part, array in codes._asdict().items() if array is not None}
                 found[f"{key} error"] = np.array(output_error(weight, codes, form, hessian, shift))
+                if damping is not None:
+                    found[f"{key} damping"] = np.array(damping)
         return found
 
 
-def _aim(
-    moments: Moments, hessian: NDArray[Any], *, table: bool
-) -> tuple[Factor | None, NDArray[np.float32] | None]:  # fmt: skip
-    """What GPTQ needs for all layers that read one value: the factor of its moments, and how far weights aim beside.
+class _Chosen(Mapping[str, Codes]):
+    """Codes by the name of the weight, which lie in the files of the steps that chose them."""
 
-    `table` says that rows are looked up, too: these stay what they are.
+    def __init__(self, steps: Kept) -> None:
+        self._steps, self._step = steps, dict[str, str]()
+
+    def add(self, weight: str, step: str) -> None:
+        self._step[weight] = step
+
+    def __getitem__(self, weight: str) -> Codes:
+        found = self._steps.read(self._step[weight], [f"{weight} {part}" for part in Codes._fields])
+        return Codes(*(found.get(f"{weight} {part}") for part in Codes._fields))  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._step)
+
+    def __len__(self) -> int:
+        return len(self._step)
+
+
+def _damping(moments: Moments, group: Sequence[tuple[Linear, Format]], more: float) -> float | None:
+    """Chooses the damping for all layers that read one value; None where the text is too short to choose by.
+
+    Eight bits leave too little error for it to matter.
     """
-    factor = factorize(hessian, DAMPING + (LOOKED_UP if table else 0))
-    off = None if table else moments.off()
-    part = MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
-    return factor, None if off is None or factor is None else shift_of(off, factor, part)
+    few = [(linear, form) for linear, form in group if form.bits < 8]
+    parts = moments.held_out() if few else None
+    if parts is None:
+        return None
+    rows = [(weight_of(linear)[:: max(1, linear.shape[0] // TRIED)], form) for linear, form in few]
+    return damping_of(rows, *parts, more)
+
+
+def _shift(moments: Moments, factor: Factor) -> NDArray[np.float32] | None:
+    """How far weights aim beside their own values, for what their inputs lack; rows that are looked up, too, do not."""
+    off, part = moments.off(), MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
+    return None if off is None else shift_of(off, factor, part)
 
 
 def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from leptonc.ir import edit
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import Linear, layer_of, linear_of
 from leptonc.ir.types import fill_types
-from leptonc.memory import dropping_cycles
+from leptonc.memory import drop_pages, dropping_cycles, give_back
 
 TOGETHER = 512  # tokens of short texts that run at once
 LOGITS = 2**24  # numbers of a run's output, at most
@@ -110,8 +110,10 @@ class Store:
 
     def __init__(self, limit: int, folder: Path) -> None:
         self._left, self._folder, self._count = limit, folder, 0
+        self._mapped: dict[str, Any] = {}  # by file
 
     def put(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Keeps an array; what is returned for it is read when it is used."""
         if array.nbytes <= self._left:
             self._left -= array.nbytes
             return np.array(array)
@@ -119,10 +121,19 @@ class Store:
         path = self._folder / f"{self._count}.npy"
         np.save(path, array)
         loaded: NDArray[Any] = np.load(path, mmap_mode="r")
+        self._mapped[str(path)] = loaded.base
+        self.rest()
         return loaded
 
+    def rest(self) -> None:
+        """Lets what was read of arrays on disk leave the memory."""
+        for mapped in self._mapped.values():
+            drop_pages(mapped)
+
     def release(self, array: NDArray[Any]) -> None:
+        """Forgets an array that `put` returned."""
         if isinstance(array, np.memmap):
+            self._mapped.pop(str(array.filename), None)
             Path(str(array.filename)).unlink(missing_ok=True)
         else:
             self._left += array.nbytes
@@ -140,7 +151,9 @@ class _Texts:
 
     def read(self, name: str) -> Iterator[NDArray[Any]]:
         """Yields a value of each text, that a stage made before."""
-        return (each[name] for each in self._values)
+        for each in self._values:
+            yield each[name]
+            self._store.rest()
 
     def run(self, stage: Stage, needed: Sequence[str], weights: Weights) -> None:
         """Runs a stage, some of its weights replaced, and keeps what is needed of it."""
@@ -194,10 +207,12 @@ def walk(
             needed = [name for name in stage.outputs if users.get(name, -1) > at]
             for each, weights in zip(texts, (solved, {}), strict=False) if needed else ():
                 each.run(stage, needed, weights)
+                drop_cycles()
             for name in [name for name, user in users.items() if user == at and name not in batches[0]]:
                 for each in texts:
                     each.drop(name)
-            drop_cycles()
+            drop_cycles()  # what was solved, too
+            give_back()
             advance(1)
 
 

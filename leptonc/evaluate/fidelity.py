@@ -70,9 +70,9 @@ def compare_logits(
 def _aligned(
     left: Iterable[tuple[int, Floats]], right: Iterable[tuple[int, Floats]]
 ) -> Iterator[tuple[int, Floats, Floats]]:
-    """Yields both sequences of blocks cut at the same positions."""
+    """Yields both sequences of blocks cut at the same positions; the left one loads what it needs first."""
     others = iter(right)
-    other_start, other = next(others)
+    other_start, other = 0, np.empty((0, 0), np.float32)
     for start, block in left:
         at = 0
         while at < len(block):

@@ -32,28 +32,35 @@ class Factor:
     upper: NDArray[np.float32]
 
 
-def factorize(hessian: NDArray[Any], damping: float = DAMPING, *, largest_first: bool = True) -> Factor | None:
+def factorize(
+    hessian: NDArray[Any], damping: float = DAMPING, *, largest_first: bool = True, rough: bool = False
+) -> Factor | None:  # fmt: skip
     """Returns the factor of second moments [in, in]; None for inputs that are always zero, which say nothing.
 
     Args:
         hessian: The moments.
         damping: Part of their mean that is added to all.
         largest_first: Whether inputs are decided by their moments; else in their own order.
+        rough: Whether float32 does, in a quarter of the time of float64; where it does not, float64 is taken after all.
     """
     import torch
 
-    moments = hessian.astype(np.float64)
-    diagonal = np.diag(moments)
+    diagonal = np.diag(hessian).astype(np.float64)
     mean = float(diagonal.mean())
     if mean <= 0:
         return None
     order = np.argsort(-diagonal, kind="stable") if largest_first else np.arange(len(diagonal))
     # With J, which turns the order round, and J H J = L L^T, U is J L^-1 J: one triangular inverse in place of a whole.
     back = order[::-1]
-    turned = moments[np.ix_(back, back)]
-    turned[np.diag_indices_from(turned)] += damping * mean
-    lower = torch.linalg.cholesky(torch.from_numpy(turned))
-    inverted = torch.linalg.solve_triangular(lower, torch.eye(len(order), dtype=torch.float64), upper=False)
+    for dtype in (torch.float32, torch.float64)[not rough :]:
+        turned = torch.from_numpy(hessian[np.ix_(back, back)]).to(dtype)
+        turned.diagonal().add_(damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(turned, check_errors=dtype == torch.float64)
+        del turned
+        if not failed:
+            break
+    inverted = torch.eye(len(order), dtype=dtype).mT  # by columns, as LAPACK has it: then it is solved in place
+    torch.linalg.solve_triangular(lower, inverted, upper=False, out=inverted)
     return Factor(order, np.ascontiguousarray(inverted.numpy()[::-1, ::-1], np.float32))
 
 

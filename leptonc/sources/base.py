@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -137,10 +136,3 @@ class ComputedTensor:
         if array.shape != self.shape:
             raise ValueError(f"expected a tensor of shape {self.shape}, computed one of {array.shape}")
         return array
-
-
-def as_float32(array: Array) -> Array:
-    """Returns floats as float32 (the same array if they are already); integers and booleans unchanged."""
-    if array.dtype.kind == "f" and array.dtype != np.float32:
-        return array.astype(np.float32)
-    return array

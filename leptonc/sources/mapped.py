@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leptonc.errors import InputError
+from leptonc.memory import drop_pages
 
 _HASH_CHUNK = 4 * 2**20
 
@@ -69,7 +70,7 @@ class MappedBytes:
     def release(self, offset: int, count: int) -> None:
         """Tells the system that these bytes will not be read again soon, so they leave this process's memory."""
         for start, mapped in zip(self._starts, self._maps, strict=True):
-            _drop(mapped, max(offset - start, 0), min(offset + count - start, len(mapped)))
+            drop_pages(mapped, max(offset - start, 0), min(offset + count - start, len(mapped)))
 
     def sha256(self) -> str:
         """Returns the hash of all bytes; they do not stay in memory."""
@@ -77,7 +78,7 @@ class MappedBytes:
         for mapped in self._maps:
             for start in range(0, len(mapped), _HASH_CHUNK):
                 digest.update(mapped[start : start + _HASH_CHUNK])
-                _drop(mapped, start, min(start + _HASH_CHUNK, len(mapped)))
+                drop_pages(mapped, start, min(start + _HASH_CHUNK, len(mapped)))
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -89,12 +90,10 @@ class MappedBytes:
                 continue
 
 
-def _drop(mapped: mmap.mmap, first: int, last: int) -> None:
-    first -= first % mmap.PAGESIZE
-    if first < last and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
-        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
-
-
-def bfloat16_to_float32(raw: NDArray[Any]) -> NDArray[np.float32]:
-    """Widens bfloat16 bit patterns (uint16) to float32, exactly."""
-    return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+def bfloat16_to_float32(raw: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Widens bfloat16 bit patterns (uint16) to float32, exactly; into `out` where it is given."""
+    found = np.empty(raw.shape, np.float32) if out is None else out
+    bits = found.view(np.uint32)
+    bits[:] = raw
+    bits <<= np.uint32(16)
+    return found

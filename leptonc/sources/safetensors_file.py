@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from leptonc.errors import InputError
-from leptonc.sources.base import Array, as_float32
+from leptonc.sources.base import Array
 from leptonc.sources.mapped import MappedBytes, bfloat16_to_float32
 
 MAX_HEADER_BYTES = 100 * 10**6  # the limit that the format's own library has
 _MAX_RANK = 64
+_PIECE = 2**24  # bytes that are read at a time: of a large tensor no second copy, nor its pages, are in memory
 _DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -51,12 +52,18 @@ class SafetensorsTensor:
 
     def read(self) -> Array:
         """Returns float32, or the stored integers. Always a copy: pages of the file do not count as this process's."""
-        raw = self.file.array(self.begin, self.end - self.begin)
-        stored = raw.view(_DTYPES[self.dtype]).reshape(self.shape)
-        widened = bfloat16_to_float32(stored) if self.dtype == "BF16" else as_float32(stored)
-        result = widened.copy() if widened is stored else widened
-        self.file.release(self.begin, self.end - self.begin)
-        return result
+        kind = np.dtype(_DTYPES[self.dtype])
+        result = np.empty(math.prod(self.shape), kind if kind.kind in "iub" and self.dtype != "BF16" else np.float32)
+        for start in range(self.begin, self.end, _PIECE):
+            size, at = min(_PIECE, self.end - start), (start - self.begin) // kind.itemsize
+            some = result[at : at + size // kind.itemsize]
+            stored = self.file.array(start, size).view(kind)
+            if self.dtype == "BF16":
+                bfloat16_to_float32(stored, some)
+            else:
+                some[:] = stored
+            self.file.release(start, size)
+        return result.reshape(self.shape)
 
 
 class SafetensorsFile(Mapping[str, SafetensorsTensor]):

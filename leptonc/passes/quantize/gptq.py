@@ -6,7 +6,7 @@ tr((W - Q) H (W - Q)^T) in the layer's outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from leptonc.passes.quantize.blocks import CHUNK, Codes, Format, chunks, dequant
 from leptonc.passes.quantize.channels import Neighbours, channel_codes
 
 CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's range that are tried
+DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3)  # parts of the mean second moment that are tried
 CACHED = 2**17  # elements that are searched at a time: a processor's cache has room for them
 
 
@@ -144,14 +145,56 @@ def gptq(
     return _by_rows(weight, form, CHUNK, lambda rows: _solved(_shifted(rows, shift), form, hessian, factor))
 
 
+def damping_of(
+    weights: Sequence[tuple[NDArray[Any], Format]], learnt: NDArray[Any], held: NDArray[Any], more: float = 0
+) -> float:  # fmt: skip
+    """Chooses the damping of GPTQ's moments whose codes are off least on inputs that they were not chosen by.
+
+    Args:
+        weights: Some outputs of each layer that reads the inputs, float32 [n, in], and its format.
+        learnt: Second moments of inputs that codes are tried with, [in, in].
+        held: Of others.
+        more: What is added to each damping.
+
+    Returns:
+        One of `DAMPINGS`: from the middle one on, towards less error for as long as there is less.
+    """
+    tried = [(rows, form, _searched_codes(rows, form, learnt), energy(rows, held)) for rows, form in weights]
+    errors: dict[int, float] = {}
+
+    def error(at: int) -> float:
+        if at not in errors:
+            factor = factorize(learnt, DAMPINGS[at] + more, rough=True)
+            errors[at] = sum(
+                energy(rows - dequantize(_decided(rows, form, searched, factor), form), held) / whole
+                for rows, form, searched, whole in tried
+                if factor is not None and whole > 0
+            )
+        return errors[at]
+
+    at = len(DAMPINGS) // 2
+    for step in (1, -1):
+        while 0 <= at + step < len(DAMPINGS) and error(at + step) < error(at):
+            at += step
+    return DAMPINGS[at]
+
+
 def _solved(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None) -> Codes:
-    searched = (channel_codes if form.paired else clip_search)(weight, form, np.diag(hessian))
+    searched = _searched_codes(weight, form, hessian)
     if factor is None:
         return searched
-    solved = searched._replace(codes=_Columns(weight, form, searched, factor).solve())
+    solved = _decided(weight, form, searched, factor)
     costs = [energies(weight - dequantize(each, form), hessian) for each in (solved, searched)]
     codes = np.where((costs[0] <= costs[1])[:, None], solved.codes, searched.codes)
     return searched._replace(codes=codes)
+
+
+def _searched_codes(weight: NDArray[Any], form: Format, hessian: NDArray[Any]) -> Codes:
+    return (channel_codes if form.paired else clip_search)(weight, form, np.diag(hessian))
+
+
+def _decided(weight: NDArray[Any], form: Format, searched: Codes, factor: Factor) -> Codes:
+    return searched._replace(codes=_Columns(weight, form, searched, factor).solve())
 
 
 class _Columns:

@@ -178,7 +178,7 @@ class QuantizeWeights(Pass):
     """
 
     name = "quantize-weights"
-    version = 6  # each output keeps the better of two choices of codes
+    version = 7  # GPTQ searches its damping
     config: QuantizeWeightsConfig
 
     def __init__(

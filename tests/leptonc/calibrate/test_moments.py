@@ -54,3 +54,50 @@ def test_how_far_inputs_are_from_exact_ones_is_told_without_massive_ones() -> No
     alone = Moments("layer", 8)
     alone.add(x)
     assert alone.off() is None
+
+
+def test_a_fourth_of_the_texts_is_held_out_and_still_counted() -> None:
+    random = np.random.default_rng(0)
+    x = random.standard_normal((9, 40, 8)).astype(np.float32)
+    x[:, 0] *= 1000  # a sink in each text
+    moments = Moments("layer", 8, hold_out=True)
+    for part in x:
+        moments.add(part)
+
+    def wanted(texts: list[int]) -> np.ndarray:
+        rows = x[texts][:, 1:].reshape(-1, 8).astype(np.float64)
+        massive = x[:, 0].astype(np.float64)  # those of all texts
+        ordinary, sinks = rows.T @ rows, massive.T @ massive
+        return ordinary + sinks * np.trace(ordinary) / np.trace(sinks)
+
+    parts = moments.held_out()
+    assert parts is not None
+    for found, texts in zip(parts, ([0, 1, 2, 4, 5, 6, 8], [3, 7]), strict=True):
+        np.testing.assert_allclose(found, wanted(texts), rtol=1e-4, atol=1e-2)
+    for _ in range(2):
+        np.testing.assert_allclose(moments.hessian(), wanted(list(range(9))), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(("texts", "tokens", "hold_out"), [(4, 7, True), (3, 100, True), (8, 100, False)])
+def test_too_few_tokens_hold_nothing_out(texts: int, tokens: int, hold_out: bool) -> None:
+    moments = Moments("layer", 8, hold_out=hold_out)
+    for seed in range(texts):
+        moments.add(np.random.default_rng(seed).standard_normal((tokens, 8)).astype(np.float32))
+    assert moments.held_out() is None
+    assert moments.tokens == texts * tokens
+
+
+def test_sums_that_wait_are_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sums(waiting: int) -> list[np.ndarray]:
+        monkeypatch.setattr("leptonc.calibrate.moments.WAITING", waiting)
+        moments = Moments("layer", 8, hold_out=True)
+        for seed in range(8):
+            x = np.random.default_rng(seed).standard_normal((30, 8)).astype(np.float32)
+            x[0] *= 1000
+            moments.add(x, x + np.float32(0.1))
+        parts, off = moments.held_out(), moments.off()
+        assert parts is not None and off is not None  # noqa: PT018
+        return [*parts, off, moments.hessian()]
+
+    for one, other in zip(sums(0), sums(2**25), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-2)

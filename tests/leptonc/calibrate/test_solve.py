@@ -17,9 +17,9 @@ from leptonc.calibrate.solve import LOOKED_UP, Solver, inputs_of
 from leptonc.calibrate.walk import Stage, walk
 from leptonc.frontend.capture import capture
 from leptonc.ir.structure import embeddings, layer_of, linears, weight_of
-from leptonc.passes.columns import DAMPING, factorize
+from leptonc.passes.columns import factorize
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest
-from leptonc.passes.quantize.gptq import clip_search, gptq, output_error
+from leptonc.passes.quantize.gptq import DAMPINGS, clip_search, gptq, output_error
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from leptonc.sources import open_source
 from tests.leptonc import models
@@ -92,12 +92,15 @@ def test_a_heads_codes_are_gptqs_on_what_it_reads(name: str, tmp_path: Path) -> 
     model = captured(name)
     (head,) = [each for each in linears(model) if not layer_of(each.path)]
     # No layer gets other weights, so the head reads what it reads in the whole model.
-    chosen = solver(tmp_path, MANY)(model, lambda each: FORM if each.path == head.path else None)
+    report: dict[str, Any] = {}
+    chosen = solver(tmp_path, MANY, report)(model, lambda each: FORM if each.path == head.path else None)
     codes = chosen[str(head.weight.name)]
     hessian, weight = head_moments(model, tmp_path, MANY), weight_of(head)
     tied = head.weight in {node.inputs[0] for node in embeddings(model)}
     assert tied == (name == "tiny-gpt2")
-    factor = factorize(hessian, DAMPING + (LOOKED_UP if tied else 0))
+    (said,) = report["linears"]
+    assert said["damping"] in DAMPINGS
+    factor = factorize(hessian, said["damping"] + (LOOKED_UP if tied else 0))
     np.testing.assert_array_equal(codes.codes, gptq(weight, FORM, hessian, factor).codes)
     held_out = head_moments(model, tmp_path, HELD_OUT)
     rounded = output_error(weight, round_to_nearest(weight, FORM), FORM, held_out)
@@ -105,6 +108,34 @@ def test_a_heads_codes_are_gptqs_on_what_it_reads(name: str, tmp_path: Path) -> 
     # Rows that are looked up stay near what they were.
     off, plain = (dequantize(each, FORM) - weight for each in (codes, round_to_nearest(weight, FORM)))
     assert np.square(off).sum() < 3 * np.square(plain).sum()
+
+
+@pytest.mark.parametrize("windows", [WINDOWS, MANY])
+def test_a_damping_is_searched_where_there_is_text_enough_and_few_bits(
+    windows: list[np.ndarray], tmp_path: Path
+) -> None:  # fmt: skip
+    model, report = captured("tiny-llama"), {}
+    bits = {"q_proj": 4, "k_proj": 8, "v_proj": 4, "gate_proj": 8, "up_proj": 8}
+    form = lambda each: Format(bits.get(each.path.split(".")[-1], 4), 16, False)  # noqa: E731
+    solver(tmp_path, windows, report)(model, form)
+    for each in report["linears"]:  # type: ignore[attr-defined]
+        leaf = each["path"].split(".")[-1]
+        searched = windows is MANY and leaf not in ("gate_proj", "up_proj")
+        assert ("damping" in each) == searched, each
+    dampings = {leaf: [e.get("damping") for e in report["linears"] if e["path"].endswith(leaf)] for leaf in bits}  # type: ignore[attr-defined]
+    assert dampings["q_proj"] == dampings["k_proj"] == dampings["v_proj"]
+
+
+def test_codes_wait_in_files_that_are_gone_with_them(tmp_path: Path) -> None:
+    model = captured("tiny-llama")
+    codes = solver(tmp_path)(model, lambda _: FORM)
+    (place,) = tmp_path.iterdir()
+    stored = sum(each.stat().st_size for each in place.rglob("*.safetensors"))
+    assert stored > sum(each.shape[0] * each.shape[1] for each in linears(model))
+    name = str(next(iter(linears(model))).weight.name)
+    assert codes[name].codes is not codes[name].codes  # read each time
+    del codes
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_head_of_8_bits_is_near_enough_as_it_is(tmp_path: Path) -> None:

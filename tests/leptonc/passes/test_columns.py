@@ -50,6 +50,16 @@ def test_inputs_are_decided_by_their_moments_or_in_their_order() -> None:
     assert factorize(np.zeros_like(hessian)) is None
 
 
+def test_a_rough_factor_is_near_and_float64_takes_over_where_float32_fails() -> None:
+    _, hessian = layer(60)
+    exact, rough = factorize(hessian), factorize(hessian, rough=True)
+    assert exact is not None and rough is not None  # noqa: PT018
+    np.testing.assert_allclose(rough.upper, exact.upper, atol=1e-4 * np.abs(exact.upper).max())
+    again = factorize(np.full((60, 60), 1e4, np.float32), 1e-8, rough=True)  # one direction, and damping below its bits
+    assert again is not None
+    assert np.isfinite(again.upper).all()
+
+
 def test_energy_is_the_sum_of_squares_of_outputs() -> None:
     x, weight = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([[1, -2, 3]], np.float32)
     assert energy(weight, x.T @ x) == pytest.approx(float(((x @ weight.T) ** 2).sum()))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leptonc.passes.columns import DAMPING
+from leptonc.passes.columns import DAMPING, factorize
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest
 from leptonc.passes.quantize.channels import channel_codes
-from leptonc.passes.quantize.gptq import clip_search, gptq, output_error, spread
+from leptonc.passes.quantize.gptq import DAMPINGS, clip_search, damping_of, gptq, output_error, spread
 
 FORMS = [
     Format(2, 16, False), Format(4, 16, False), Format(4, 32, True), Format(8, 32, False),
@@ -188,3 +188,42 @@ def test_rows_that_the_search_serves_better_keep_its_codes() -> None:
     better = lost(weight, found, form, x) < lost(weight, searched, form, x)
     assert (better | same).all()
     assert better.mean() > 0.5
+
+
+def halves(tokens: int, columns: int = 48) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights, and second moments of two halves of inputs."""
+    random = np.random.default_rng(tokens)
+    mixed = random.standard_normal((columns, columns)) * np.linspace(0.1, 3, columns)
+    x = (random.standard_normal((2, tokens, columns)) @ mixed).astype(np.float32)
+    first, second = (each.T @ each for each in x)
+    return random.standard_normal((32, columns)).astype(np.float32), first, second
+
+
+@pytest.mark.parametrize("tokens", [50, 100, 400, 4000])
+def test_a_damping_is_best_among_its_neighbours_on_inputs_held_out(tokens: int) -> None:
+    """Against codes of each damping, their error in float64."""
+    form = Format(3, 16, False)
+    weight, learnt, held = halves(tokens)
+
+    def error(damping: float) -> float:
+        off = (dequantize(gptq(weight, form, learnt, factorize(learnt, damping)), form) - weight).astype(np.float64)
+        return float(np.vdot(off @ held, off))
+
+    errors = [error(each) for each in DAMPINGS]
+    chosen = DAMPINGS.index(damping_of([(weight, form)], learnt, held))
+    around = errors[max(0, chosen - 1) : chosen + 2]
+    assert errors[chosen] <= min(*around, errors[len(DAMPINGS) // 2]) * 1.03  # codes here keep the better of two
+
+
+def test_few_tokens_take_more_damping_than_many() -> None:
+    form = Format(3, 16, False)
+    few, many = (damping_of([(each[0], form)], *each[1:]) for each in (halves(50), halves(4000)))
+    assert few > many
+
+
+def test_all_layers_that_read_one_value_have_a_say_in_its_damping() -> None:
+    form = Format(3, 16, False)
+    weight, learnt, held = halves(100)
+    alone = damping_of([(weight, form)], learnt, held)
+    assert damping_of([(weight, form), (np.zeros_like(weight), form)], learnt, held) == alone  # zeros are never off
+    assert damping_of([(np.zeros_like(weight), form)], learnt, held) == DAMPINGS[len(DAMPINGS) // 2]
