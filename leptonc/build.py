@@ -48,7 +48,8 @@ class BuildOptions:
         heal_rank: Of what healing adds to each weight of a pruned model in float32, or full; None for 16.
         resume: Directory that keeps what an interrupted build's long steps made, and that the same build goes on from.
         embeddings: int8 or int4, of the embedding and a head tied to it; None for that of the weights.
-        memory_gb: Gigabytes of activations that calibration keeps in memory; others wait on disk.
+        memory_gb: Gigabytes that the build may take in all: activations that there is no room for wait on disk. None
+            for what it takes, with up to `leptonc.needs.ACTIVATIONS` bytes of activations.
         max_seq_len: Longest sequence; None for the target's default, at most the model's.
         max_loss: Largest loss of quality in percent, or None: of perplexity for causal models, of cosine similarity
             for embeddings, of agreement for classifiers.
@@ -84,7 +85,7 @@ class BuildOptions:
     heal_rank: str | None = None
     resume: Path | None = None
     embeddings: str | None = None
-    memory_gb: float = 0.5
+    memory_gb: float | None = None
     max_seq_len: int | None = None
     max_loss: float | None = None
     seed: int = 0

@@ -59,6 +59,7 @@ class Preparation:
         request: What is to be cut out, or None.
         captured: The model, once it is captured.
         sample: What measures it, likewise.
+        memory: Bytes of activations that may be in memory, likewise.
         report: What there is to report so far.
         records: What has changed the graph so far, for the manifest.
     """
@@ -71,6 +72,7 @@ class Preparation:
     request: Request | None
     captured: Captured = field(init=False)
     sample: Sample = field(init=False)
+    memory: int = field(init=False)
     calibration: Calibration = field(init=False)
     healing: Healing = field(init=False)
     report: dict[str, Any] = field(init=False, default_factory=dict)
@@ -86,6 +88,7 @@ class Preparation:
         from leptonc.evaluate.measure import Sample
         from leptonc.frontend.capture import capture
         from leptonc.ir.dialect import count_ops
+        from leptonc.needs import activations
         from leptonc.passes.base import Manager
 
         options, emitted = self.options, self.source.emitted
@@ -98,6 +101,10 @@ class Preparation:
             )
         with self.clock.stage("capture"):
             self.captured = capture(self.source, max_seq_len=longest)
+        self.memory = activations(
+            options.memory_gb, self.captured, self.jobs, healed=options.heal is not None,
+            writes=options.calibration is None and self.captured.task.cached,
+        )  # fmt: skip
         name = str(options.eval_text.name) if options.eval_text else "built-in"
         self.sample = Sample(self.source, self.captured, self.text, name)
         Manager(options.dump_ir).write(self.captured.model, "capture")
@@ -129,7 +136,7 @@ class Preparation:
         options, captured = self.options, self.captured
         self.sample.scratch = writer.scratch
         self.calibration = Calibration(
-            captured, self.sample, options.calibration, options.seed, int(options.memory_gb * 1e9), writer.scratch,
+            captured, self.sample, options.calibration, options.seed, self.memory, writer.scratch,
             self.clock, options.chat, WINDOWS if options.heal or self.request else count, texts,
             kept_of(options, captured),
         )  # fmt: skip

@@ -189,10 +189,9 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--memory-gb",
     type=click.FloatRange(min=0),
-    default=0.5,
-    show_default=True,
     metavar="GB",
-    help="Activations that calibration keeps in memory; others wait on disk.",
+    help="Memory that the build may take; activations that it has no room for wait on disk.  [default: what it takes, "
+    "with up to 0.5 GB of activations]",
 )
 @click.option(
     "--max-seq-len",
@@ -274,7 +273,7 @@ def build(
     heal_rank: str | None,
     resume: Path | None,
     embeddings: str | None,
-    memory_gb: float,
+    memory_gb: float | None,
     max_seq_len: int | None,
     max_loss: float | None,
     eval_text: Path | None,
@@ -307,7 +306,7 @@ def build(
             require(module, extra="compiler", needed_by="leptonc build")
     from leptonc.build import BuildOptions
     from leptonc.build import build as run_build
-    from leptonc.memory import collect_seldom
+    from leptonc.memory import collect_seldom, most_resident
     from leptonc.recipe import with_recipe
 
     wanted = with_recipe(
@@ -373,7 +372,7 @@ def build(
         measured = found.get("fidelity", {}) | other
         rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in measured.items()]
     stages = [seconds for name, seconds in result.seconds.items() if not name.startswith("pass ")]
-    rows += [("time", f"{sum(stages):.1f} s")]
+    rows += [("time", f"{sum(stages):.1f} s"), ("memory", f"{megabytes(most_resident())} at most")]
     print_pairs(rows)
 
 

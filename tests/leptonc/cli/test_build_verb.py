@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
 def test_what_a_person_sees(leptonc: Callable[..., Any]) -> None:
     done = leptonc("build", SOURCE)
     rows = dict(line.strip().split("  ", 1) for line in done.out.splitlines())
+    assert re.fullmatch(r" +[\d,]+\.\d MB at most", rows.pop("memory"))
     assert {key: value.strip() for key, value in rows.items()} == {
         "artifact": "made.lepton",
         "size": "0.4 MB",

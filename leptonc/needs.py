@@ -1,0 +1,88 @@
+"""What a build keeps in memory: what its steps take at the most, and what is left of a bound for activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from leptonc.calibrate.walk import linear_stages
+from leptonc.errors import InputError
+from leptonc.memory import resident
+
+if TYPE_CHECKING:
+    from leptonc.backends import Job
+    from leptonc.frontend.capture import Captured
+
+ACTIVATIONS = 5 * 10**8  # bytes that calibration keeps in memory where nothing is asked for; others wait on disk
+# What was measured, with some room (docs/quality.md). Temporaries of each step, whatever the model:
+WRITING, CALIBRATING, CHECKING = 15 * 10**7, 25 * 10**7, 33 * 10**7
+SQUARES = 40  # bytes for each product of two inputs of a layer: ten sums, factors and copies of them in float32
+OPENED = 1.7  # times the bytes of an artifact: ONNX Runtime lays out weights as its kernels read them
+BITS = {"int2": 3, "int4": 5, "int8": 9, "fp16": 16, "fp32": 32}  # of a weight, its part of a scale among them
+HEALING = 4.5  # times the weights in float32: the student, its gradients, moments and what it reads
+
+
+def activations(bound_gb: float | None, captured: Captured, jobs: Sequence[Job], *, healed: bool, writes: bool) -> int:
+    """Returns how many bytes of activations a build may keep in memory, so that all of it stays within a bound.
+
+    Args:
+        bound_gb: Gigabytes (10^9 bytes) that the process may take; None bounds nothing.
+        captured: The model.
+        jobs: What is built of it.
+        healed: Whether it learns.
+        writes: Whether it writes the text that it is calibrated on.
+
+    Raises:
+        InputError: A step takes more than there is.
+    """
+    if bound_gb is None:
+        return ACTIVATIONS
+    found = needs(captured, jobs, healed=healed, writes=writes)
+    taken, bound = resident(), int(bound_gb * 1e9)
+    step, most = max(found.items(), key=lambda item: item[1])
+    if taken + most > bound:
+        least = math.ceil((taken + most) / 1e8) / 10
+        raise InputError(
+            f"expected at least {least:g} GB for this model, found --memory-gb {bound_gb:g}: {taken / 1e9:.2f} GB are "
+            f"taken before anything is built, and {step} takes {most / 1e9:.2f}",
+            hint=f"--memory-gb {least:g}" + (", or --no-check" if step == "the check" else ""),
+        )
+    return bound - taken - most
+
+
+def needs(captured: Captured, jobs: Sequence[Job], *, healed: bool, writes: bool) -> dict[str, int]:
+    """Returns the bytes that each step of a build takes beyond what is there before it, activations left out."""
+    model = captured.model
+    sizes = {name: _bytes(value) for name, value in model.graph.initializers.items()}
+    largest, whole = max(sizes.values(), default=0), sum(sizes.values())
+    found = {"writing a weight": WRITING + 2 * largest}
+    if any(job.calibrated for job in jobs):
+        found["calibrating a layer"] = max(_stage(stage, sizes) for stage in linear_stages(model, outside=True))
+        if writes:
+            found["the model that writes"] = CALIBRATING + whole // 2
+    if any(job.check for job in jobs):
+        found["the check"] = CHECKING + largest + int(OPENED * max(_written(job, whole) for job in jobs))
+    if healed:
+        found["healing"] = CALIBRATING + int(HEALING * whole)
+    return found
+
+
+def _written(job: Job, whole: int) -> float:
+    """About how many bytes of weights an artifact has whose weights are so many in float32."""
+    bits = max(BITS[job.scheme], BITS[job.embeddings or "int4"])
+    if job.prefill is not None:
+        bits += BITS["int8"] * (2 if job.prefill == "shared" else 1)
+    return whole * bits / 32 if job.budget is None else max(job.budget, whole * bits / 32)
+
+
+def _stage(stage: Any, sizes: dict[str, int]) -> int:
+    read = {str(value.name) for node in stage.nodes for value in node.inputs if value is not None}
+    inputs = [linear.shape[1] for group in stage.linears.values() for linear in group]
+    return CALIBRATING + SQUARES * max(inputs, default=0) ** 2 + 2 * sum(sizes.get(name, 0) for name in read)
+
+
+def _bytes(value: ir.Value) -> int:
+    return 0 if value.const_value is None else 4 * value.const_value.size

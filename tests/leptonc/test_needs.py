@@ -1,0 +1,90 @@
+"""A bound on a build's memory: what it leaves for activations, and what it is too small for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leptonc import needs as needs_module
+from leptonc.build import BuildOptions, _jobs, build
+from leptonc.errors import InputError
+from leptonc.frontend.capture import Captured, capture
+from leptonc.memory import most_resident, resident
+from leptonc.needs import ACTIVATIONS, activations, needs
+from leptonc.progress import Silent, Timed
+from leptonc.sources import open_source
+
+TAKEN = 10**9
+
+
+@pytest.fixture(scope="module")
+def captured() -> Captured:
+    with open_source("sample:tiny-gpt2") as source:
+        return capture(source, max_seq_len=64)
+
+
+def steps(captured: Captured, *, healed: bool = False, writes: bool = False, **options: Any) -> dict[str, int]:
+    jobs = _jobs(BuildOptions("m", **options), Timed(Silent()))
+    return needs(captured, jobs, healed=healed, writes=writes)
+
+
+def room(captured: Captured, bound: float | None, **options: Any) -> int:
+    return activations(
+        bound, captured, _jobs(BuildOptions("m", **options), Timed(Silent())), healed=False, writes=False
+    )
+
+
+def test_steps_that_are_not_taken_need_nothing(captured: Captured) -> None:
+    assert set(steps(captured, check=False)) == {"writing a weight"}
+    assert set(steps(captured)) == {"writing a weight", "the check"}
+    whole = steps(captured, healed=True, writes=True, weights="int4", method="gptq")
+    assert set(whole) == {"writing a weight", "calibrating a layer", "the model that writes", "the check", "healing"}
+    assert "the model that writes" not in steps(captured, writes=True, weights="int4")
+
+
+def test_needs_follow_weights_inputs_and_bits(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WRITING", "CALIBRATING", "CHECKING"):
+        monkeypatch.setattr(needs_module, name, 0)
+    weights = [each.const_value for each in captured.model.graph.initializers.values()]
+    sizes = [4 * each.size for each in weights if each is not None]
+    found = steps(captured, weights="int4", method="gptq")
+    assert found["writing a weight"] == 2 * max(sizes)
+    assert found["calibrating a layer"] > needs_module.SQUARES * 256**2  # of the layer with most inputs
+    checks = [steps(captured, weights=each)["the check"] for each in ("int4", "int8", "fp32")]
+    assert checks == sorted(checks)
+    assert checks[2] == max(sizes) + int(needs_module.OPENED * sum(sizes))
+    assert steps(captured, weights="int4", prefill="int8")["the check"] > checks[0]
+
+
+def test_a_bound_leaves_the_rest_for_activations(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs_module, "resident", lambda: TAKEN)
+    most = max(steps(captured, weights="int4", method="gptq").values())
+    assert room(captured, None, weights="int4", method="gptq") == ACTIVATIONS
+    assert room(captured, 4, weights="int4", method="gptq") == 4 * 10**9 - TAKEN - most
+    least = (TAKEN + most) / 1e9
+    assert room(captured, least + 1e-6, weights="int4", method="gptq") < 2000
+    with pytest.raises(InputError, match=r"at least 1\.\d GB .* found --memory-gb 0\.25: 1\.00 GB are") as refused:
+        room(captured, 0.25, weights="int4", method="gptq")
+    assert re.fullmatch(r"--memory-gb 1\.\d, or --no-check", str(refused.value.hint))
+    assert float(str(refused.value.hint).split(",")[0].split()[-1]) >= least
+
+
+def test_a_bound_that_cannot_be_met_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "m.lepton"
+    with pytest.raises(InputError, match="GB are taken before anything is built") as refused:
+        build(BuildOptions("sample:tiny-gpt2", out=out, memory_gb=0.01))
+    assert not list(tmp_path.iterdir())
+    least = float(str(refused.value.hint).split(",")[0].split()[-1])
+    made = build(BuildOptions("sample:tiny-gpt2", out=out, weights="int4", memory_gb=least + 0.2))
+    assert made.report["recipe"]["memory_gb"] == least + 0.2
+
+
+def test_what_is_in_memory_is_known() -> None:
+    before = resident()
+    taken = bytearray(50 * 10**6)
+    taken[:: 4096] = b"x" * len(taken[:: 4096])
+    assert 40e6 < resident() - before < 70e6
+    assert most_resident() >= resident() - 2**20
