@@ -25,7 +25,10 @@ BITS = {"int2": 3, "int4": 5, "int8": 9, "fp16": 16, "fp32": 32}  # of a weight,
 HEALING = 4.5  # times the weights in float32: the student, its gradients, moments and what it reads
 
 
-def activations(bound_gb: float | None, captured: Captured, jobs: Sequence[Job], *, healed: bool, writes: bool) -> int:
+def activations(
+    bound_gb: float | None, captured: Captured, jobs: Sequence[Job], *, healed: bool = False, pruned: bool = False,
+    writes: bool = False,
+) -> int:  # fmt: skip
     """Returns how many bytes of activations a build may keep in memory, so that all of it stays within a bound.
 
     Args:
@@ -33,6 +36,7 @@ def activations(bound_gb: float | None, captured: Captured, jobs: Sequence[Job],
         captured: The model.
         jobs: What is built of it.
         healed: Whether it learns.
+        pruned: Whether something is cut out of it.
         writes: Whether it writes the text that it is calibrated on.
 
     Raises:
@@ -40,7 +44,7 @@ def activations(bound_gb: float | None, captured: Captured, jobs: Sequence[Job],
     """
     if bound_gb is None:
         return ACTIVATIONS
-    found = needs(captured, jobs, healed=healed, writes=writes)
+    found = needs(captured, jobs, healed=healed, pruned=pruned, writes=writes)
     taken, bound = resident(), int(bound_gb * 1e9)
     step, most = max(found.items(), key=lambda item: item[1])
     if taken + most > bound:
@@ -53,13 +57,15 @@ def activations(bound_gb: float | None, captured: Captured, jobs: Sequence[Job],
     return bound - taken - most
 
 
-def needs(captured: Captured, jobs: Sequence[Job], *, healed: bool, writes: bool) -> dict[str, int]:
+def needs(
+    captured: Captured, jobs: Sequence[Job], *, healed: bool = False, pruned: bool = False, writes: bool = False
+) -> dict[str, int]:
     """Returns the bytes that each step of a build takes beyond what is there before it, activations left out."""
     model = captured.model
     sizes = {name: _bytes(value) for name, value in model.graph.initializers.items()}
     largest, whole = max(sizes.values(), default=0), sum(sizes.values())
     found = {"writing a weight": WRITING + 2 * largest}
-    if any(job.calibrated for job in jobs):
+    if pruned or any(job.calibrated for job in jobs):
         found["calibrating a layer"] = max(_stage(stage, sizes) for stage in linear_stages(model, outside=True))
         if writes:
             found["the model that writes"] = CALIBRATING + whole // 2

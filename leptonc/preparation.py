@@ -103,7 +103,7 @@ class Preparation:
             self.captured = capture(self.source, max_seq_len=longest)
         self.memory = activations(
             options.memory_gb, self.captured, self.jobs, healed=options.heal is not None,
-            writes=options.calibration is None and self.captured.task.cached,
+            pruned=options.prune is not None, writes=options.calibration is None and self.captured.task.cached,
         )  # fmt: skip
         name = str(options.eval_text.name) if options.eval_text else "built-in"
         self.sample = Sample(self.source, self.captured, self.text, name)

@@ -1,4 +1,4 @@
-"""Quantized weights in torch: dequantized while a layer runs, with gradients for their scales alone."""
+"""Quantized weights in torch: dequantized while a layer runs, with gradients for their scales and zero points alone."""
 
 from __future__ import annotations
 
@@ -38,21 +38,33 @@ class Blocks:
         )
         return Blocks(torch.from_numpy(levels.reshape(rows, blocks, size)), columns)
 
-    def dense(self, scales: Tensor) -> Tensor:
-        """Returns float32 [out, in] for scales float32 [out, blocks]; one block a row may be [out]."""
-        found = torch.mul(self.levels, scales.reshape(*self.levels.shape[:2], 1)).flatten(1)
+    def dense(self, scales: Tensor, moved: Tensor | None = None) -> Tensor:
+        """Returns float32 [out, in].
+
+        Args:
+            scales: float32 [out, blocks]; one block a row may be [out].
+            moved: How far zero points are from those that the levels have, float32 [out, blocks]; None for not at all.
+        """
+        found = torch.mul(self._moved(moved), scales.reshape(*self.levels.shape[:2], 1)).flatten(1)
         return found if found.shape[1] == self.columns else found[:, : self.columns]
 
-    def linear(self, x: Tensor, scales: Tensor) -> Tensor:
+    def _moved(self, moved: Tensor | None) -> Tensor:
+        return self.levels if moved is None else self.levels - moved.reshape(*self.levels.shape[:2], 1)
+
+    def linear(self, x: Tensor, scales: Tensor, moved: Tensor | None = None) -> Tensor:
         """Returns x W^T, [..., out]."""
-        found: Tensor = _Linear.apply(x, scales, self)  # type: ignore[no-untyped-call]
+        found: Tensor = _Linear.apply(x, scales, moved, self)  # type: ignore[no-untyped-call]
         return found
 
-    def rows(self, ids: Tensor, scales: Tensor) -> Tensor:
+    def rows(self, ids: Tensor, scales: Tensor, moved: Tensor | None = None) -> Tensor:
         """Returns rows of the weight, [*ids, in]."""
         picked = torch.where(ids < 0, ids + self.levels.shape[0], ids).reshape(-1)
-        spread = F.embedding(picked, scales.reshape(self.levels.shape[:2])).unsqueeze(-1)
-        found = (self.levels[picked] * spread).flatten(1)[:, : self.columns]
+
+        def of(part: Tensor) -> Tensor:
+            return F.embedding(picked, part.reshape(self.levels.shape[:2])).unsqueeze(-1)
+
+        levels = self.levels[picked] if moved is None else self.levels[picked] - of(moved)
+        found = (levels * of(scales)).flatten(1)[:, : self.columns]
         return found.reshape(*ids.shape, self.columns)
 
 
@@ -60,24 +72,27 @@ class _Linear(torch.autograd.Function):
     """x W^T; backward dequantizes again, so that no weight waits for it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: Tensor, weight: Blocks) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scales: Tensor, moved: Tensor | None, weight: Blocks) -> Tensor:
         ctx.weight = weight
-        ctx.save_for_backward(x, scales)
-        return F.linear(x, weight.dense(scales))
+        ctx.save_for_backward(x, scales, moved)
+        return F.linear(x, weight.dense(scales, moved))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, scales = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, scales, moved = ctx.saved_tensors
         weight: Blocks = ctx.weight
-        to_x = grad @ weight.dense(scales) if ctx.needs_input_grad[0] else None
-        to_scales = None
-        if ctx.needs_input_grad[1]:
+        to_x = grad @ weight.dense(scales, moved) if ctx.needs_input_grad[0] else None
+        to_scales = to_moved = None
+        if any(ctx.needs_input_grad[1:3]):
             whole = grad.flatten(0, -2).T @ x.flatten(0, -2)  # of the weight, [out, in]
             rows, blocks, size = weight.levels.shape
             if blocks * size != weight.columns:
                 whole = F.pad(whole, (0, blocks * size - weight.columns))
-            to_scales = whole.view(rows, blocks, size).mul_(weight.levels).sum(-1).reshape(scales.shape)
-        return to_x, to_scales, None
+            whole = whole.view(rows, blocks, size)
+            if moved is not None and ctx.needs_input_grad[2]:
+                to_moved = -(whole.sum(-1) * scales.reshape(rows, blocks)).reshape(moved.shape)
+            to_scales = whole.mul_(weight._moved(moved)).sum(-1).reshape(scales.shape)
+        return to_x, to_scales, to_moved, None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Graph:
     """What a graph of the dialect computes, from some of its values to others.
 
     Linear layers and embeddings with quantized weights are computed from the codes, which are dequantized while a layer
-    runs and not kept; they get gradients for their scales.
+    runs and not kept; they get gradients for their scales and zero points.
 
     Args:
         model: The graph. It is not changed, and read lazily: it has to live as long.
@@ -73,7 +73,7 @@ class Graph:
         self.computed = frozenset(made)
         read = {name for step in self._steps for name in step.reads} | set(self.outputs)
         known = {*self._initializers, *made, ""}
-        self.inputs = tuple(sorted(n for n in read if n not in known and not n.endswith(_LOW_RANK)))
+        self.inputs = tuple(sorted(n for n in read if n not in known and not n.endswith((_LOW_RANK, MOVED))))
         self.weights = tuple(name for name in self._initializers if name in read)
 
     def __call__(self, given: Values, variables: Values | None = None) -> tuple[Tensor, ...]:
@@ -83,7 +83,7 @@ class Graph:
             given: Inputs by name.
             variables: Tensors in the place of initializers, by name: what gradients are wanted for. `NAME.low_rank.a`
                 [out, rank] and `NAME.low_rank.b` [rank, in] are added, multiplied, to a linear layer's weight; a value
-                that the graph computes is multiplied by `NAME.gate`.
+                that the graph computes is multiplied by `NAME.gate`; zero points move by `NAME.moved`.
 
         Returns:
             The outputs, in order.
@@ -109,6 +109,8 @@ class Graph:
     def _read(self, name: str, variables: Values) -> Any:
         if not name:
             return None
+        if name.endswith(MOVED):
+            return variables.get(name)
         value = self._initializers.get(name.partition(_LOW_RANK)[0])
         if value is None:
             raise KeyError(f"nothing gives {name}")
@@ -130,7 +132,7 @@ class Graph:
         return found
 
 
-_LOW_RANK, GATE = ".low_rank", ".gate"
+_LOW_RANK, GATE, MOVED = ".low_rank", ".gate", ".moved"
 
 
 def as_tensor(value: ir.Value) -> Tensor:
@@ -224,30 +226,32 @@ def _step(node: ir.Node) -> tuple[Callable[[Sequence[Any]], Any], tuple[str, ...
     linear = linear_of(node)
     if linear is not None and _fusable(linear):
         weight, turned = str(linear.weight.name), linear.transposed
-        four = (str(linear.x.name), weight, _scales(linear.dequantize), f"{weight}{_LOW_RANK}")
-        return lambda inputs: _linear(inputs, turned), four, writes
+        read = (str(linear.x.name), weight, *_grid(linear.dequantize), f"{weight}{_LOW_RANK}")
+        return lambda inputs: _linear(inputs, turned), read, writes
     if _looks_up(node):
         made = node.inputs[0].producer()  # type: ignore[union-attr]
         codes = made.inputs[0]  # type: ignore[union-attr]
         ids = node.inputs[1]
-        return _rows, (str(codes.name), str(ids.name), _scales(made)), writes  # type: ignore[union-attr]
+        return _rows, (str(codes.name), str(ids.name), *_grid(made)), writes  # type: ignore[union-attr]
     if node.op_type == "DequantizeLinear" and _coded(node):
-        names = (str(node.inputs[0].name), _scales(node))  # type: ignore[union-attr]
-        return lambda inputs: inputs[0].dense(inputs[1]), names, writes
+        names = (str(node.inputs[0].name), *_grid(node))  # type: ignore[union-attr]
+        return lambda inputs: inputs[0].dense(*inputs[1:]), names, writes
     function = TABLE[node.domain, node.op_type]
     reads = tuple(str(value.name) if value is not None else "" for value in node.inputs)
     return lambda inputs: function(node, inputs), reads, writes
 
 
-def _scales(dequantize: ir.Node | None) -> str:
-    return str(dequantize.inputs[1].name) if dequantize is not None and dequantize.inputs[1] is not None else ""
+def _grid(dequantize: ir.Node | None) -> tuple[str, str]:
+    """Names of a weight's scales, and of what its zero points move by."""
+    _, scales, zeros = [*dequantize.inputs, None][:3] if dequantize is not None else (None, None, None)
+    return str(scales.name) if scales is not None else "", f"{zeros.name}{MOVED}" if zeros is not None else ""
 
 
 def _linear(inputs: Sequence[Any], turned: bool) -> Tensor:
-    x, weight, scales, low_rank = inputs
+    x, weight, scales, moved, low_rank = inputs
     y: Tensor
     if isinstance(weight, Blocks):
-        y = weight.linear(x, scales)
+        y = weight.linear(x, scales, moved)
     else:
         y = F.linear(x, weight) if turned else torch.matmul(x, weight)
     if low_rank is not None:
@@ -256,6 +260,6 @@ def _linear(inputs: Sequence[Any], turned: bool) -> Tensor:
 
 
 def _rows(inputs: Sequence[Any]) -> Tensor:
-    weight, ids, scales = inputs
-    found: Tensor = weight.rows(ids, scales)
+    weight, ids, scales, moved = inputs
+    found: Tensor = weight.rows(ids, scales, moved)
     return found

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leptonc.errors import InputError
-from leptonc.heal.graph import as_tensor
+from leptonc.heal.graph import MOVED, as_tensor
 from leptonc.ir.structure import Linear, linears, lookups
-from leptonc.passes.quantize.blocks import Format, storable
+from leptonc.passes.quantize.blocks import Format, Quantized, storable
 from leptonc.passes.quantize.weights import quantized_of
 
-SCALES, CODES = ".scales", ".codes"
+SCALES, ZEROS, CODES = ".scales", ".zeros", ".codes"
 _LEAST = -0.9  # of what is learned of a scale, so that it keeps its sign
 _HALF = Format(4, 32, True, half=True)
 _NORMS = ("RMSNormalization", "LayerNormalization")
@@ -102,6 +102,37 @@ class _Scales:
 
 
 @dataclass(frozen=True)
+class Zeros:
+    """The zero points of a quantized weight, its codes fixed: whole numbers, as they are stored, while it learns, too.
+
+    What is learned passes the rounding by as if it were not there (Bengio et al., straight-through estimators, 2013).
+
+    Attributes:
+        top: The largest code, which is the largest zero point, too.
+    """
+
+    top: int
+
+    def of(self, value: ir.Value, random: np.random.Generator) -> Parameter:
+        return _Zeros(value, self.top)
+
+
+class _Zeros:
+    def __init__(self, value: ir.Value, top: int) -> None:
+        self.name, self._base, self._top = str(value.name), as_tensor(value).to(torch.uint8), top
+        self.start: Learned = (_zeros(self._base.shape),)
+
+    def variables(self, learned: Learned) -> Mapping[str, Tensor]:
+        wanted = (self._base + (self._top + 1) * learned[0]).clamp(0, self._top)
+        return {f"{self.name}{MOVED}": wanted + (wanted.round() - wanted).detach() - self._base}
+
+    def stored(self, learned: Learned) -> NDArray[np.float32]:
+        (moved,) = self.variables(learned).values()
+        found: NDArray[np.float32] = (moved + self._base).numpy()
+        return found
+
+
+@dataclass(frozen=True)
 class LowRank:
     """A matrix a b of low rank that is added to a weight, and folded into it at the end (Hu et al., LoRA, 2021).
 
@@ -160,14 +191,17 @@ def _size(base: Tensor) -> float:
 def recoverable(model: ir.Model) -> dict[str, Kind]:
     """Returns what healing changes in a quantized graph, by initializer: what is stored as it was, whatever its values.
 
-    Scales of the weights in the fewest bits, gains and biases of norms, and biases of linear layers. Weights in 8 bits
-    among those in 4 are as good as exact, and their gradients cost as much.
+    Scales and zero points of the weights in the fewest bits, gains and biases of norms, and biases of linear layers.
+    Weights in 8 bits among those in 4 are as good as exact, and their gradients cost as much.
     """
     coded = {name: weight.form for name, v in model.graph.initializers.items() if (weight := quantized_of(v))}
     fewest = min((form.bits for form in coded.values()), default=0)
-    found: dict[str, Kind] = {
-        name.removesuffix(CODES) + SCALES: Scales(form.half) for name, form in coded.items() if form.bits == fewest
-    }
+    found: dict[str, Kind] = {}
+    for name, form in coded.items():
+        if form.bits == fewest:
+            found[name.removesuffix(CODES) + SCALES] = Scales(form.half)
+            if not form.symmetric:
+                found[name.removesuffix(CODES) + ZEROS] = Zeros(form.top)
     for value in (*_of_norms(model), *(each.bias for each in linears(model) if each.bias is not None)):
         if value.is_initializer() and not str(value.name).startswith("const_"):  # shared constants are no weights
             found[str(value.name)] = Free()
@@ -200,15 +234,21 @@ def _of_norms(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def put(model: ir.Model, arrays: Mapping[str, NDArray[np.float32]]) -> None:
-    """Gives initializers new values; of a quantized weight's scales, everything that is made from the weight learns."""
+    """Gives initializers new values; of a quantized weight's parts, everything that is made from the weight learns."""
     for name, array in arrays.items():
         value = model.graph.initializers[name]
-        codes = model.graph.initializers.get(f"{name.removesuffix(SCALES)}{CODES}") if name.endswith(SCALES) else None
-        weight = quantized_of(codes) if codes is not None else None
-        if weight is not None:
-            weight.rescale(array)
-        else:
+        weight, part = _part(model, name)
+        if weight is None:
             value.const_value = _lazy(array, value)
+        else:
+            weight.put(part, array if part == "scales" else array.astype(np.uint8))
+
+
+def _part(model: ir.Model, name: str) -> tuple[Quantized | None, str]:
+    """The quantized weight that an initializer is a part of, if it is, and which."""
+    base, _, part = name.rpartition(".")
+    codes = model.graph.initializers.get(f"{base}{CODES}") if f".{part}" in (SCALES, ZEROS) else None
+    return quantized_of(codes) if codes is not None else None, part
 
 
 def _lazy(array: NDArray[np.float32], value: ir.Value) -> Any:

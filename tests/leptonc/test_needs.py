@@ -26,15 +26,15 @@ def captured() -> Captured:
         return capture(source, max_seq_len=64)
 
 
-def steps(captured: Captured, *, healed: bool = False, writes: bool = False, **options: Any) -> dict[str, int]:
+def steps(
+    captured: Captured, *, healed: bool = False, pruned: bool = False, writes: bool = False, **options: Any
+) -> dict[str, int]:
     jobs = _jobs(BuildOptions("m", **options), Timed(Silent()))
-    return needs(captured, jobs, healed=healed, writes=writes)
+    return needs(captured, jobs, healed=healed, pruned=pruned, writes=writes)
 
 
 def room(captured: Captured, bound: float | None, **options: Any) -> int:
-    return activations(
-        bound, captured, _jobs(BuildOptions("m", **options), Timed(Silent())), healed=False, writes=False
-    )
+    return activations(bound, captured, _jobs(BuildOptions("m", **options), Timed(Silent())))
 
 
 def test_steps_that_are_not_taken_need_nothing(captured: Captured) -> None:
@@ -43,6 +43,7 @@ def test_steps_that_are_not_taken_need_nothing(captured: Captured) -> None:
     whole = steps(captured, healed=True, writes=True, weights="int4", method="gptq")
     assert set(whole) == {"writing a weight", "calibrating a layer", "the model that writes", "the check", "healing"}
     assert "the model that writes" not in steps(captured, writes=True, weights="int4")
+    assert "calibrating a layer" in steps(captured, pruned=True)
 
 
 def test_needs_follow_weights_inputs_and_bits(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,10 +197,10 @@ class Quantized:
         found.rows, found.columns = _product(self.rows, rows), _product(self.columns, columns)
         return found
 
-    def rescale(self, scales: NDArray[np.float32]) -> None:
-        """Gives the weight other scales [out, blocks]; codes and zero points stay."""
+    def put(self, part: str, values: NDArray[Any]) -> None:
+        """Gives the weight other `scales` or `zeros` [out, blocks]; the other parts stay."""
         compute = self._compute
-        self._compute = lambda: compute()._replace(scales=scales.reshape(self.shape[0], -1))
+        self._compute = lambda: compute()._replace(**{part: values.reshape(self.shape[0], -1)})
         Quantized.forget()
 
     @staticmethod

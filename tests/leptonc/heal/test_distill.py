@@ -109,7 +109,7 @@ def test_an_encoder_is_nearer_to_the_original_afterwards(tmp_path: Path) -> None
 
 
 def test_what_is_healed_is_what_is_stored(tmp_path: Path) -> None:
-    """Codes stay, scales are float16's, and layers that are joined afterwards have the healed rows."""
+    """Codes stay, scales are float16's, zero points whole, and layers that are joined have the healed rows."""
     student, original = pair("tiny-llama")
     names = list(student.graph.initializers)
     codes = {n: v.const_value.numpy() for n, v in student.graph.initializers.items() if n.endswith(".codes")}  # type: ignore[union-attr]
@@ -122,6 +122,13 @@ def test_what_is_healed_is_what_is_stored(tmp_path: Path) -> None:
         stored = student.graph.initializers[name].const_value.numpy()  # type: ignore[union-attr]
         np.testing.assert_array_equal(stored, stored.astype(np.float16).astype(np.float32))
         np.testing.assert_array_equal(stored, healed.arrays[name])
+    zeros = [n for n in healed.arrays if n.endswith(".zeros")]
+    assert len(zeros) == 21
+    for name in zeros:
+        found = healed.arrays[name]
+        assert ((found >= 0) & (found <= 15) & (found == np.rint(found))).all()
+        stored = student.graph.initializers[name].const_value.numpy().astype(np.float32)  # type: ignore[union-attr]
+        np.testing.assert_array_equal(stored, found)
     for name, array in codes.items():
         np.testing.assert_array_equal(student.graph.initializers[name].const_value.numpy(), array)  # type: ignore[union-attr]
     given = given_to(student)
@@ -228,7 +235,7 @@ def test_a_fit_that_makes_it_worse_is_not_kept(tmp_path: Path) -> None:
 def test_a_tied_embedding_and_head_stay_one(tmp_path: Path) -> None:
     student, original = pair("tiny-gemma3", dataclasses.replace(INT4, embedding_bits=0))
     trainable = recoverable(student)
-    assert sum("lm_head" in name for name in trainable) == 1
+    assert sorted(name for name in trainable if "lm_head" in name) == ["lm_head.weight.scales", "lm_head.weight.zeros"]
     healed = run(student, original, 10, tmp_path, trainable)
     put(student, healed.arrays)
     assert divergence(student, original) == pytest.approx(healed.after.loss, rel=1e-3)

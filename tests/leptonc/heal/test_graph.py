@@ -13,6 +13,7 @@ import torch
 from leptonc.errors import InputError
 from leptonc.heal import graph as graph_module
 from leptonc.heal.graph import Graph, writable
+from leptonc.heal.trainable import put
 from leptonc.ir import edit
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from tests.leptonc import models
@@ -92,7 +93,7 @@ def test_an_empty_cache_that_is_just_filled_is_that_of_any_size(name: str) -> No
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma2", "tiny-bert", "tiny-gpt2"])
 def test_gradients_are_finite_differences(name: str) -> None:
-    """In float64, of scales of quantized weights, a norm's gain and low-rank terms, along random directions."""
+    """In float64, of scales and zero points of weights, a norm's gain and low-rank terms, along random directions."""
     model = models.captured(name, max_seq_len=64).model
     QuantizeWeights(QuantizeWeightsConfig(bits=4, symmetric=False, embeddings=False))(model)
     graph = Graph(model)
@@ -109,12 +110,15 @@ def test_gradients_are_finite_differences(name: str) -> None:
     torch.manual_seed(0)
     values[f"{codes}.low_rank.a"] = torch.randn(rows, 2, dtype=torch.float64) * 0.1
     values[f"{codes}.low_rank.b"] = torch.randn(2, columns, dtype=torch.float64) * 0.1
+    for scales in [n for n in values if n.endswith(".scales")]:
+        moved = torch.randn(values[scales].shape, dtype=torch.float64)
+        values[f"{scales.removesuffix('.scales')}.zeros.moved"] = moved
     weigh = torch.randn(graph(given, values)[0].shape, dtype=torch.float64)
 
     def loss(at: dict[str, torch.Tensor]) -> torch.Tensor:
         return (graph(given, at)[0] * weigh).sum()
 
-    kinds = {"scales": ".scales", "norm": "norm", "low rank": ".low_rank."}
+    kinds = {"scales": ".scales", "zeros": ".zeros.moved", "norm": "norm", "low rank": ".low_rank."}
     for kind, part in kinds.items():
         names = [n for n in values if part in n.lower() or (kind == "norm" and ".ln_" in n)]
         assert names, kind
@@ -124,6 +128,24 @@ def test_gradients_are_finite_differences(name: str) -> None:
         slope = sum(float((leaf.grad * way[n]).sum()) for n, leaf in leaves.items() if leaf.grad is not None)
         ends = [float(loss({**values, **{n: values[n] + s * way[n] for n in names}})) for s in (1e-6, -1e-6)]
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-6), kind
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_zero_points_that_move_are_other_zero_points(embeddings: bool) -> None:
+    """Of linear layers, and of an embedding whose rows are read: the graph whose weights have them stored (1e-5)."""
+    model = models.captured("tiny-gpt2", max_seq_len=64).model
+    QuantizeWeights(QuantizeWeightsConfig(bits=4, symmetric=False, embeddings=embeddings))(model)
+    random, given = np.random.default_rng(0), given_to(model)
+    stored = {n: v.const_value for n, v in model.graph.initializers.items() if n.endswith(".zeros")}
+    old = {n: tensor.numpy().astype(np.float32) for n, tensor in stored.items() if tensor is not None}
+    new = {n: random.integers(0, 16, x.shape).astype(np.float32) for n, x in old.items()}
+    graph = Graph(model)
+    variables = {f"{n}.moved": torch.from_numpy(new[n] - old[n]) for n in old}
+    moved = graph({n: torch.from_numpy(x) for n, x in given.items()}, variables)[0].numpy()
+    before = on_torch(Graph(model), given)[0]
+    put(model, new)
+    np.testing.assert_allclose(moved, on_torch(Graph(model), given)[0], atol=1e-5 * np.abs(moved).max())
+    assert np.abs(moved - before).max() > 0.1 * np.abs(before).max()
 
 
 def test_a_part_of_a_graph_runs_from_values_that_are_given() -> None:
