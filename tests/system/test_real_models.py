@@ -114,20 +114,23 @@ WIDTH = 256
 PROGRAM = """
 import json, resource, sys
 from leptonc.build import BuildOptions, build
-result = build(BuildOptions(sys.argv[1], out=__import__("pathlib").Path(sys.argv[2]), weights=sys.argv[3], check=False))
+from pathlib import Path
+more = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
+more = {name: Path(value) if name == "calibration" else value for name, value in more.items()}
+result = build(BuildOptions(sys.argv[1], out=Path(sys.argv[2]), weights=sys.argv[3], check=False, **more))
 print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "bytes": result.report["bytes"]}))
 """
 
 
-def deep(layers: int, folder: Path) -> Path:
-    """Writes a Llama of that depth with random weights, 17 MB a layer."""
+def deep(layers: int, folder: Path, width: int = WIDTH, inner: int = 20 * WIDTH) -> Path:
+    """Writes a Llama of that depth with random weights, by default 17 MB a layer."""
     from leptonc.sources.base import ComputedTensor
     from sample_models.export import write_directory
     from sample_models.tiny_weights import parameter_shapes
 
     with open_source("sample:tiny-llama") as source:
         source.config = source.config | {
-            "hidden_size": WIDTH, "intermediate_size": 20 * WIDTH, "num_hidden_layers": layers, "head_dim": 64,
+            "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "head_dim": 64,
         }  # fmt: skip
 
         def tensor(seed: int, shape: tuple[int, ...]) -> ComputedTensor:
@@ -156,3 +159,20 @@ def test_memory_does_not_grow_with_depth(weights: str, tmp_path: Path) -> None:
     added = read[1] - read[0]
     assert added > 190e6
     assert peaks[1] - peaks[0] < added / 4, (peaks, read)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+def test_a_build_stays_within_its_bound(tmp_path: Path) -> None:
+    """A model whose weights in float32 are larger than the bound, run over a text, and rounded."""
+    bound = 1.0
+    path = deep(40, tmp_path / "model", 1024, 2048)
+    assert (path / "model.safetensors").stat().st_size > bound * 1e9
+    text = tmp_path / "text.txt"
+    text.write_text(load_text(None)[:2000], encoding="utf-8")
+    more = json.dumps({"memory_gb": bound, "calibration": str(text), "kv_cache": "int8"})
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path), str(tmp_path / "m.lepton"), "int4", more],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["peak"] <= bound * 1e9
