@@ -22,6 +22,7 @@ WRITING, CALIBRATING, CHECKING = 15 * 10**7, 25 * 10**7, 33 * 10**7
 SQUARES = 40  # bytes for each product of two inputs of a layer: ten sums, factors and copies of them in float32
 OPENED = 1.7  # times the bytes of an artifact: ONNX Runtime lays out weights as its kernels read them
 BITS = {"int2": 3, "int4": 5, "int8": 9, "fp16": 16, "fp32": 32}  # of a weight, its part of a scale among them
+KEEPING = LAYER, WRITES, HEALS = "calibrating a layer", "the model that writes", "healing"  # steps with activations
 HEALING = 4.5  # times the weights in float32: the student, its gradients, moments and what it reads
 
 
@@ -54,7 +55,7 @@ def activations(
             f"taken before anything is built, and {step} takes {most / 1e9:.2f}",
             hint=f"--memory-gb {least:g}" + (", or --no-check" if step == "the check" else ""),
         )
-    return bound - taken - most
+    return bound - taken - max((found[step] for step in KEEPING if step in found), default=0)
 
 
 def needs(
@@ -66,13 +67,13 @@ def needs(
     largest, whole = max(sizes.values(), default=0), sum(sizes.values())
     found = {"writing a weight": WRITING + 2 * largest}
     if pruned or any(job.calibrated for job in jobs):
-        found["calibrating a layer"] = max(_stage(stage, sizes) for stage in linear_stages(model, outside=True))
+        found[LAYER] = max(_stage(stage, sizes) for stage in linear_stages(model, outside=True))
         if writes:
-            found["the model that writes"] = CALIBRATING + whole // 2
+            found[WRITES] = CALIBRATING + whole // 2
     if any(job.check for job in jobs):
         found["the check"] = CHECKING + largest + int(OPENED * max(_written(job, whole) for job in jobs))
     if healed:
-        found["healing"] = CALIBRATING + int(HEALING * whole)
+        found[HEALS] = CALIBRATING + int(HEALING * whole)
     return found
 
 

@@ -19,6 +19,7 @@ from leptonc.ir.types import fill_types
 from leptonc.memory import drop_pages, dropping_cycles, give_back
 
 TOGETHER = 512  # tokens of short texts that run at once
+RESIDENT = 2**25  # bytes of arrays on disk that are in memory, about, because they were read
 LOGITS = 2**24  # numbers of a run's output, at most
 
 Batch = Mapping[str, NDArray[Any]]
@@ -111,6 +112,7 @@ class Store:
     def __init__(self, limit: int, folder: Path) -> None:
         self._left, self._folder, self._count = limit, folder, 0
         self._mapped: dict[str, Any] = {}  # by file
+        self._used = 0
 
     def put(self, array: NDArray[Any]) -> NDArray[Any]:
         """Keeps an array; what is returned for it is read when it is used."""
@@ -122,13 +124,16 @@ class Store:
         np.save(path, array)
         loaded: NDArray[Any] = np.load(path, mmap_mode="r")
         self._mapped[str(path)] = loaded.base
-        self.rest()
+        self.used(array.nbytes)  # and about as much was read for it
         return loaded
 
-    def rest(self) -> None:
-        """Lets what was read of arrays on disk leave the memory."""
-        for mapped in self._mapped.values():
-            drop_pages(mapped)
+    def used(self, size: int) -> None:
+        """Says that so many bytes were read; after some of them those of arrays on disk leave the memory."""
+        self._used += size
+        if self._used >= RESIDENT:
+            for mapped in self._mapped.values():
+                drop_pages(mapped)
+            self._used = 0
 
     def release(self, array: NDArray[Any]) -> None:
         """Forgets an array that `put` returned."""
@@ -153,7 +158,7 @@ class _Texts:
         """Yields a value of each text, that a stage made before."""
         for each in self._values:
             yield each[name]
-            self._store.rest()
+            self._store.used(each[name].nbytes)
 
     def run(self, stage: Stage, needed: Sequence[str], weights: Weights) -> None:
         """Runs a stage, some of its weights replaced, and keeps what is needed of it."""

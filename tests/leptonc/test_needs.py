@@ -62,11 +62,15 @@ def test_needs_follow_weights_inputs_and_bits(captured: Captured, monkeypatch: p
 
 def test_a_bound_leaves_the_rest_for_activations(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needs_module, "resident", lambda: TAKEN)
-    most = max(steps(captured, weights="int4", method="gptq").values())
+    found = steps(captured, weights="int4", method="gptq")
+    most, layer = max(found.values()), found["calibrating a layer"]
+    assert most == found["the check"] > layer
     assert room(captured, None, weights="int4", method="gptq") == ACTIVATIONS
-    assert room(captured, 4, weights="int4", method="gptq") == 4 * 10**9 - TAKEN - most
+    assert room(captured, 4, weights="int4", method="gptq") == 4 * 10**9 - TAKEN - layer
+    assert room(captured, 4, weights="int4") == 4 * 10**9 - TAKEN
     least = (TAKEN + most) / 1e9
-    assert room(captured, least + 1e-6, weights="int4", method="gptq") < 2000
+    assert room(captured, least + 1e-6, weights="int4", method="gptq") >= most - layer
+    assert room(captured, (TAKEN + layer) / 1e9 + 1e-6, weights="int4", method="gptq", check=False) < 2000
     with pytest.raises(InputError, match=r"at least 1\.\d GB .* found --memory-gb 0\.25: 1\.00 GB are") as refused:
         room(captured, 0.25, weights="int4", method="gptq")
     assert re.fullmatch(r"--memory-gb 1\.\d, or --no-check", str(refused.value.hint))
