@@ -22,7 +22,9 @@ WRITING, CALIBRATING, CHECKING = 15 * 10**7, 25 * 10**7, 33 * 10**7
 SQUARES = 40  # bytes for each product of two inputs of a layer: ten sums, factors and copies of them in float32
 OPENED = 1.7  # times the bytes of an artifact: ONNX Runtime lays out weights as its kernels read them
 BITS = {"int2": 3, "int4": 5, "int8": 9, "fp16": 16, "fp32": 32}  # of a weight, its part of a scale among them
-KEEPING = LAYER, WRITES, HEALS = "calibrating a layer", "the model that writes", "healing"  # steps with activations
+WEIGHING = 40 * 10**7  # logits of a few texts, and what compares them
+LAYER, WEIGHS, WRITES, HEALS = "calibrating a layer", "weighing layers", "the model that writes", "healing"
+KEEPING = LAYER, WEIGHS, WRITES, HEALS  # steps that keep activations
 HEALING = 4.5  # times the weights in float32: the student, its gradients, moments and what it reads
 
 
@@ -68,6 +70,10 @@ def needs(
     found = {"writing a weight": WRITING + 2 * largest}
     if pruned or any(job.calibrated for job in jobs):
         found[LAYER] = max(_stage(stage, sizes) for stage in linear_stages(model, outside=True))
+        if any(job.budget is not None for job in jobs):  # the head as it is, and as it would be
+            found[WEIGHS] = WEIGHING + 3 * largest
+        elif any(job.activations == "int8" or job.prefill is not None for job in jobs):
+            found[WEIGHS] = WEIGHING + largest
         if writes:
             found[WRITES] = CALIBRATING + whole // 2
     if any(job.check for job in jobs):

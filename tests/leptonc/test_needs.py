@@ -44,6 +44,8 @@ def test_steps_that_are_not_taken_need_nothing(captured: Captured) -> None:
     assert set(whole) == {"writing a weight", "calibrating a layer", "the model that writes", "the check", "healing"}
     assert "the model that writes" not in steps(captured, writes=True, weights="int4")
     assert "calibrating a layer" in steps(captured, pruned=True)
+    one, all_of_them = (steps(captured, **each) for each in ({"activations": "int8"}, {"weights": "auto:1MB"}))
+    assert 0 < one["weighing layers"] < all_of_them["weighing layers"]
 
 
 def test_needs_follow_weights_inputs_and_bits(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
