@@ -3,7 +3,7 @@
 
     python benchmarks/build_cost.py sample:smollm2-135m --weights int4 [--rounds 3] [--peer 'PEER COMMAND']
     python benchmarks/build_cost.py --depths 4,24      two made-up models of one width and different depth
-    python benchmarks/build_cost.py --depths 4,24 -- --weights int4 --method gptq --calibration FILE --memory-gb 0.25
+    python benchmarks/build_cost.py --depths 4,42 -- --weights int4 --method gptq --calibration FILE --memory-gb 1
 
 What stands after `--` is what `leptonc build` gets in place of `--weights`.
 

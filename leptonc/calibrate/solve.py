@@ -193,9 +193,9 @@ class Solver:
             more = LOOKED_UP if any(linear.weight in tables for linear, _ in group) else 0.0
             damping = _damping(moments, group, more) if solved else None
             hessian = moments.hessian()
-            factor = factorize(hessian, (DAMPING if damping is None else damping) + more) if solved else None
-            shift = None if factor is None or more else _shift(moments, factor)
+            shift = _shift(moments, hessian) if solved and not more else None
             del moments
+            factor = factorize(hessian, (DAMPING if damping is None else damping) + more) if solved else None
             for linear, form in group:
                 key, weight = str(linear.weight.name), weight_of(linear)
                 if solved:
@@ -242,10 +242,14 @@ def _damping(moments: Moments, group: Sequence[tuple[Linear, Format]], more: flo
     return damping_of(rows, *parts, more)
 
 
-def _shift(moments: Moments, factor: Factor) -> NDArray[np.float32] | None:
-    """How far weights aim beside their own values, for what their inputs lack; rows that are looked up, too, do not."""
-    off, part = moments.off(), MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
-    return None if off is None else shift_of(off, factor, part)
+def _shift(moments: Moments, hessian: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """How far weights aim beside their own values, for what their inputs lack; rows that are looked up, too, do not.
+
+    The damping that is best for codes would leave out much of what can be made up for.
+    """
+    off, factor = moments.off(), factorize(hessian)
+    part = MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
+    return None if off is None or factor is None else shift_of(off, factor, part)
 
 
 def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32]:
