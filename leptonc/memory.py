@@ -72,6 +72,11 @@ def resident() -> int:
 
 def most_resident() -> int:
     """Returns how many bytes of this process were in memory at most; 0 where the system does not say."""
+    try:  # what `getrusage` says on Linux has the memory of the process that started this one in it
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(text.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        pass
     try:
         import resource
     except ImportError:  # Windows

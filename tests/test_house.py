@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "leptonc.memory",
     },
     "leptonc.heal": {"leptonc.heal", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors"},
-    "leptonc.sources": {"leptonc.sources", "leptonc.errors", "runtime_edge", "sample_models"},
+    "leptonc.sources": {"leptonc.sources", "leptonc.errors", "leptonc.memory", "runtime_edge", "sample_models"},
     "leptonc.frontend": {
         "leptonc.frontend",
         "leptonc.ir",

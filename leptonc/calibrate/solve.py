@@ -18,7 +18,7 @@ from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, linear_stages, walk
 from leptonc.ir.structure import Linear, layer_of, lookups, weight_of
-from leptonc.passes.columns import DAMPING, Factor, factorize, shift_of
+from leptonc.passes.columns import DAMPING, factorize, shift_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.gptq import clip_search, damping_of, gptq, output_error
 

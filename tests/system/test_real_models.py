@@ -112,13 +112,14 @@ def test_sentence_embeddings(artifact: Build) -> None:
 
 WIDTH = 256
 PROGRAM = """
-import json, resource, sys
+import json, sys
+from leptonc.memory import most_resident
 from leptonc.build import BuildOptions, build
 from pathlib import Path
 more = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
 more = {name: Path(value) if name == "calibration" else value for name, value in more.items()}
 result = build(BuildOptions(sys.argv[1], out=Path(sys.argv[2]), weights=sys.argv[3], check=False, **more))
-print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "bytes": result.report["bytes"]}))
+print(json.dumps({"peak": most_resident(), "bytes": result.report["bytes"]}))
 """
 
 
@@ -142,7 +143,7 @@ def deep(layers: int, folder: Path, width: int = WIDTH, inner: int = 20 * WIDTH)
         return write_directory(source, folder)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
 @pytest.mark.parametrize("weights", ["fp32", "int4"])
 def test_memory_does_not_grow_with_depth(weights: str, tmp_path: Path) -> None:
     """4 and 16 layers of one width: of the 200 MB that the deeper has more, the peak rises by less than a quarter."""
@@ -161,7 +162,7 @@ def test_memory_does_not_grow_with_depth(weights: str, tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < added / 4, (peaks, read)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
 def test_a_build_stays_within_its_bound(tmp_path: Path) -> None:
     """A model whose weights in float32 are larger than the bound, run over a text, and rounded."""
     bound = 1.0

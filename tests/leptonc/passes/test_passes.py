@@ -50,7 +50,7 @@ def test_configs_that_make_no_sense(changes: dict[str, object], message: str) ->
 
 def test_a_configs_record() -> None:
     record = QuantizeWeights(QuantizeWeightsConfig(bits=8, symmetric=False, skip=("lm_head",))).record()
-    assert (record.name, record.version) == ("quantize-weights", 6)
+    assert (record.name, record.version) == ("quantize-weights", 7)
     assert record.config == {
         "bits": 8, "block_size": 32, "symmetric": False, "signed": False, "floating": False, "embeddings": True,
         "method": "rtn", "embedding_bits": 0, "layers": (), "channels": (), "half_scales": False, "skip": ("lm_head",),
