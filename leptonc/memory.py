@@ -9,7 +9,6 @@ import mmap
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST_THRESHOLD = 2**25  # glibc takes no larger one
@@ -60,29 +59,6 @@ def dropping_cycles() -> Iterator[Callable[[], object]]:
         yield gc.collect
     finally:
         gc.unfreeze()
-
-
-def resident() -> int:
-    """Returns how many bytes of this process are in memory; where the system does not say, how many were at most."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
-    except OSError:
-        return most_resident()
-
-
-def most_resident() -> int:
-    """Returns how many bytes of this process were in memory at most; 0 where the system does not say."""
-    try:  # what `getrusage` says on Linux has the memory of the process that started this one in it
-        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return int(text.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 def give_back() -> None:

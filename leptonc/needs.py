@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from leptonc.backends.tensorrt.preflight import BITS
 from leptonc.calibrate.walk import linear_stages
 from leptonc.errors import InputError
-from leptonc.memory import resident
+from runtime_edge.process import resident
 
 if TYPE_CHECKING:
     from leptonc.backends import Job
@@ -21,7 +22,6 @@ ACTIVATIONS = 5 * 10**8  # bytes that calibration keeps in memory where nothing 
 WRITING, CALIBRATING, CHECKING = 15 * 10**7, 25 * 10**7, 33 * 10**7
 SQUARES = 40  # bytes for each product of two inputs of a layer: ten sums, factors and copies of them in float32
 OPENED = 1.7  # times the bytes of an artifact: ONNX Runtime lays out weights as its kernels read them
-BITS = {"int2": 3, "int4": 5, "int8": 9, "fp16": 16, "fp32": 32}  # of a weight, its part of a scale among them
 WEIGHING = 40 * 10**7  # logits of a few texts, and what compares them
 LAYER, WEIGHS, WRITES, HEALS = "calibrating a layer", "weighing layers", "the model that writes", "healing"
 KEEPING = LAYER, WEIGHS, WRITES, HEALS  # steps that keep activations
@@ -48,7 +48,7 @@ def activations(
     if bound_gb is None:
         return ACTIVATIONS
     found = needs(captured, jobs, healed=healed, pruned=pruned, writes=writes)
-    taken, bound = resident(), int(bound_gb * 1e9)
+    taken, bound = resident() or 0, int(bound_gb * 1e9)
     step, most = max(found.items(), key=lambda item: item[1])
     if taken + most > bound:
         least = math.ceil((taken + most) / 1e8) / 10
@@ -85,10 +85,15 @@ def needs(
 
 def _written(job: Job, whole: int) -> float:
     """About how many bytes of weights an artifact has whose weights are so many in float32."""
-    bits = max(BITS[job.scheme], BITS[job.embeddings or "int4"])
+    bits = max(_bits(job.scheme), _bits(job.embeddings or "int4"))
     if job.prefill is not None:
-        bits += BITS["int8"] * (2 if job.prefill == "shared" else 1)
+        bits += _bits("int8") * (2 if job.prefill == "shared" else 1)
     return whole * bits / 32 if job.budget is None else max(job.budget, whole * bits / 32)
+
+
+def _bits(scheme: str) -> int:
+    """Of a weight, and its part of a scale where it has one."""
+    return BITS[scheme] + (BITS[scheme] <= 8)
 
 
 def _stage(stage: Any, sizes: dict[str, int]) -> int:

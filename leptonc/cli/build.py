@@ -306,8 +306,9 @@ def build(
             require(module, extra="compiler", needed_by="leptonc build")
     from leptonc.build import BuildOptions
     from leptonc.build import build as run_build
-    from leptonc.memory import collect_seldom, most_resident
+    from leptonc.memory import collect_seldom
     from leptonc.recipe import with_recipe
+    from runtime_edge.process import most_resident
 
     wanted = with_recipe(
         BuildOptions(
@@ -372,7 +373,7 @@ def build(
         measured = found.get("fidelity", {}) | other
         rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in measured.items()]
     stages = [seconds for name, seconds in result.seconds.items() if not name.startswith("pass ")]
-    rows += [("time", f"{sum(stages):.1f} s"), ("memory", f"{megabytes(most_resident())} at most")]
+    rows += [("time", f"{sum(stages):.1f} s"), ("memory", f"{megabytes(most_resident() or 0)} at most")]
     print_pairs(rows)
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
 import runtime_edge
+from runtime_edge.process import most_resident, resident
 
 if TYPE_CHECKING:
     from runtime_edge.model import Model
@@ -39,13 +39,13 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {
             "start_s": time() - spec["started"],
             "load_s": perf_counter() - start,
-            "rss_after_load": _memory("VmRSS"),
+            "rss_after_load": resident(),
             "threads": model.threads,
             "prefill": [{"tokens": n, "tok_s": _prefill(model, n, spec)} for n in spec["prompts"]],
             "decode": [{"depth": n, "tok_s": _decode(model, n, spec)} for n in spec["depths"]],
             "encode": [{"batch": n, "texts_s": _encode(model, n, spec)} for n in spec["batches"]],
         }
-    found["peak_rss"] = _memory("VmHWM")
+    found["peak_rss"] = most_resident()
     return found
 
 
@@ -99,18 +99,6 @@ def _encode(model: Model, batch: int, spec: dict[str, Any]) -> list[float]:
             count += batch
         rates.append(count / (perf_counter() - start))
     return rates[1:]
-
-
-def _memory(field: str) -> int:
-    """VmRSS or VmHWM (the peak) of this process in bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-    except (OSError, StopIteration):
-        import resource  # counts the process that started this one as well: only where there is no /proc
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main() -> int:

@@ -8,7 +8,6 @@ documentation of 10.3 and of 11.x alike (Builder, IBuilderConfig, INetworkDefini
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from runtime_edge.errors import EngineError
 from runtime_edge.manifest import InputShapes, Profile, Recipe
+from runtime_edge.process import most_resident
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.callbacks import Log, Progress, Stop, logger, progress_monitor, stopped_by_signals
 from runtime_edge.tensorrt.nodes import Origins
@@ -100,20 +100,10 @@ def build_plan(
         version=version,
         compute_capabilities=recipe.compute_capabilities if wanted.named_capabilities is not None else (),
         seconds=time.perf_counter() - start,
-        peak_memory=peak_memory(),
+        peak_memory=most_resident(),
         layers=layers,
         warnings=tuple(build.log.warnings),
     )
-
-
-def peak_memory() -> int | None:
-    """The most memory that this process held so far, in bytes; None where the system does not say."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class _Build:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from leptonc import needs as needs_module
+from leptonc.backends.tensorrt.preflight import BITS
 from leptonc.build import BuildOptions, _jobs, build
 from leptonc.errors import InputError
 from leptonc.frontend.capture import Captured, capture
-from leptonc.memory import most_resident, resident
 from leptonc.needs import ACTIVATIONS, activations, needs
 from leptonc.progress import Silent, Timed
 from leptonc.sources import open_source
+from runtime_edge.process import most_resident, resident
 
 TAKEN = 10**9
 
@@ -59,6 +60,8 @@ def test_needs_follow_weights_inputs_and_bits(captured: Captured, monkeypatch: p
     checks = [steps(captured, weights=each)["the check"] for each in ("int4", "int8", "fp32")]
     assert checks == sorted(checks)
     assert checks[2] == max(sizes) + int(needs_module.OPENED * sum(sizes))
+    for scheme in (*BITS, "auto:1MB"):
+        assert steps(captured, target="rtx", weights=scheme)["the check"] >= checks[0] or scheme == "int2"
     assert steps(captured, weights="int4", prefill="int8")["the check"] > checks[0]
 
 
@@ -91,7 +94,10 @@ def test_a_bound_that_cannot_be_met_is_refused_before_anything_is_written(tmp_pa
 
 def test_what_is_in_memory_is_known() -> None:
     before = resident()
+    assert before is not None
     taken = bytearray(50 * 10**6)
     taken[:: 4096] = b"x" * len(taken[:: 4096])
-    assert 40e6 < resident() - before < 70e6
-    assert most_resident() >= resident() - 2**20
+    now, most = resident(), most_resident()
+    assert now is not None and most is not None  # noqa: PT018
+    assert 40e6 < now - before < 70e6
+    assert most >= now - 2**20

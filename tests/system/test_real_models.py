@@ -113,7 +113,7 @@ def test_sentence_embeddings(artifact: Build) -> None:
 WIDTH = 256
 PROGRAM = """
 import json, sys
-from leptonc.memory import most_resident
+from runtime_edge.process import most_resident
 from leptonc.build import BuildOptions, build
 from pathlib import Path
 more = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
