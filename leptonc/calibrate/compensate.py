@@ -11,10 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.moments import SINK
+from leptonc.calibrate.moments import is_sink, not_finite
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Store, Weights, feed, open_stage, stages
-from leptonc.errors import InputError
 from leptonc.ir.edit import only_user
 from leptonc.ir.structure import Linear, linears, weight_of
 from leptonc.ir.types import fill_types
@@ -42,7 +41,7 @@ class Regression:
         targets = target.reshape(-1, target.shape[-1])
         rows = x.reshape(len(targets), x.shape[-1])  # of a block that goes whole it has no inputs
         energies = [np.einsum("ij,ij->i", each, each) for each in (rows, targets)]
-        massive = np.logical_or(*(energy > SINK * np.median(energy) for energy in energies))
+        massive = np.logical_or(*map(is_sink, energies))
         for at, mask in enumerate((~massive, massive)):
             if mask.any():
                 part, aim = rows[mask], targets[mask]
@@ -159,10 +158,7 @@ def compensate(
         if len(keep):
             fitted[:, keep] = found.fit(weight[:, keep], ridge)
         if not np.isfinite(fitted).all():
-            raise InputError(
-                f"expected finite activations on the calibration text, found others at the input of {linear.path}",
-                hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
-            )
+            raise not_finite(linear.path)
         before, after = (round(found.error(each[:, keep]), 6) for each in (weight, fitted))
         report.append({"path": linear.path, "kept": len(keep), "ridge": ridge, "before": before, "after": after})
         return fitted

@@ -11,9 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.moments import SINK, Moments
+from leptonc.calibrate.moments import Moments, finite_energy, is_sink
 from leptonc.calibrate.walk import Batch, Store, feed, open_stage, stages
-from leptonc.errors import InputError
 from leptonc.ir.groups import Groups
 from leptonc.ir.structure import Linear
 from leptonc.ir.types import fill_types
@@ -71,13 +70,7 @@ class _Sums:
 
     def add(self, x: NDArray[Any]) -> None:
         rows = x.reshape(-1, x.shape[-1])
-        energy = np.einsum("ij,ij->i", rows, rows)
-        if not np.isfinite(energy).all():
-            raise InputError(
-                f"expected finite activations on the calibration text, found others at the input of {self.path}",
-                hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
-            )
-        sink = energy > SINK * np.median(energy)
+        sink = is_sink(finite_energy(rows, self.path))
         self.sinks += np.square(rows[sink], dtype=np.float64).sum(0)
         rows = rows[~sink]
         self.sum += rows.sum(0, dtype=np.float64)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.walk import Stage, Weights, linear_stages, walk
-from leptonc.ir.structure import Linear, layer_of, lookups, weight_of
-from leptonc.passes.columns import DAMPING, factorize, shift_of
+from leptonc.ir.structure import Linear, layer_of, linears, lookups, weight_of
+from leptonc.passes.columns import DAMPING, Factor, factorize, shift_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.gptq import clip_search, damping_of, gptq, output_error
 
@@ -171,10 +171,11 @@ class Solver:
             return made
 
         solved = self._method == "gptq"
+        few = any(given is not None and given.bits < 8 for given in map(wanted, linears(model)))
         with self._stage("pass calibrate", len(linear_stages(model))) as advance:
             by_layer(
                 model, self._windows, choose, use, self._folder, memory=self._memory, advance=advance, kept=steps,
-                name=self._name, outside=True, beside=solved, hold_out=solved,
+                name=self._name, outside=True, beside=solved, hold_out=solved and few,
             )  # fmt: skip
         self._report["linears"] = errors
         return codes
@@ -191,13 +192,18 @@ class Solver:
             enough = moments.tokens >= moments.width or all(layer_of(linear.path) for linear, _ in group)
             solved = self._method == "gptq" and enough and bool(group)
             more = LOOKED_UP if any(linear.weight in tables for linear, _ in group) else 0.0
-            damping = _damping(moments, group, more) if solved else None
-            hessian = moments.hessian()
-            shift = _shift(moments, hessian) if solved and not more else None
+            weights = [weight_of(linear) for linear, _ in group]
+            damping = _damping(moments, weights, [form for _, form in group], more) if solved else None
+            hessian, factor, shift = moments.hessian(), None, None
+            if solved:
+                # Damping that is best for codes would leave out much of what can be made up for.
+                factor = factorize(hessian, DAMPING + more)
+                shift = None if factor is None or more else _shift(moments, factor)
             del moments
-            factor = factorize(hessian, (DAMPING if damping is None else damping) + more) if solved else None
-            for linear, form in group:
-                key, weight = str(linear.weight.name), weight_of(linear)
+            if damping not in (None, DAMPING):
+                factor = factorize(hessian, damping + more)
+            for (linear, form), weight in zip(group, weights, strict=True):
+                key = str(linear.weight.name)
                 if solved:
                     codes = gptq(weight, form, hessian, factor, shift)
                 else:
@@ -229,27 +235,24 @@ class _Chosen(Mapping[str, Codes]):
         return len(self._step)
 
 
-def _damping(moments: Moments, group: Sequence[tuple[Linear, Format]], more: float) -> float | None:
+def _damping(
+    moments: Moments, weights: Sequence[NDArray[Any]], forms: Sequence[Format], more: float
+) -> float | None:  # fmt: skip
     """Chooses the damping for all layers that read one value; None where the text is too short to choose by.
 
     Eight bits leave too little error for it to matter.
     """
-    few = [(linear, form) for linear, form in group if form.bits < 8]
+    few = [(weight, form) for weight, form in zip(weights, forms, strict=True) if form.bits < 8]
     parts = moments.held_out() if few else None
     if parts is None:
         return None
-    rows = [(weight_of(linear)[:: max(1, linear.shape[0] // TRIED)], form) for linear, form in few]
-    return damping_of(rows, *parts, more)
+    return damping_of([(weight[:: max(1, len(weight) // TRIED)], form) for weight, form in few], *parts, more)
 
 
-def _shift(moments: Moments, hessian: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """How far weights aim beside their own values, for what their inputs lack; rows that are looked up, too, do not.
-
-    The damping that is best for codes would leave out much of what can be made up for.
-    """
-    off, factor = moments.off(), factorize(hessian)
-    part = MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
-    return None if off is None or factor is None else shift_of(off, factor, part)
+def _shift(moments: Moments, factor: Factor) -> NDArray[np.float32] | None:
+    """How far weights aim beside their own values, for what their inputs lack; rows that are looked up, too, do not."""
+    off, part = moments.off(), MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
+    return None if off is None else shift_of(off, factor, part)
 
 
 def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32]:
