@@ -14,6 +14,9 @@ from types import ModuleType
 
 from runtime_edge.errors import LeptonError as LeptonError
 
+# What helps where activations are not finite.
+OVERFLOWS = "the checkpoint's weights hold values that are not finite, or the model overflows float32"
+
 
 class InputError(LeptonError):
     """What the user gave is wrong."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.observe import Values, observe
 from leptonc.calibrate.solve import inputs_of
-from leptonc.errors import InputError
+from leptonc.errors import OVERFLOWS, InputError
 from leptonc.ir.dialect import DOMAIN
 
 TOP = 127
@@ -54,7 +54,7 @@ def cache_scales(
             if not np.isfinite(found).all():
                 raise InputError(
                     f"expected finite keys and values on the calibration text, found others in {caches[name][0]}",
-                    hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+                    hint=OVERFLOWS,
                 )
             largest[name] = np.maximum(largest[name], found) if name in largest else found
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leptonc.errors import InputError
+from leptonc.errors import OVERFLOWS, InputError
 
 WAITING = 2**25  # bytes of tokens whose products are summed at once
 HELD = 4  # of so many texts one is held out
@@ -18,7 +18,7 @@ def not_finite(path: str) -> InputError:
     """Returns the error of inputs at `path` that float32 does not hold, or whose squares' sum it does not."""
     return InputError(
         f"expected finite activations on the calibration text, found others at the input of {path}",
-        hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+        hint=OVERFLOWS,
     )
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.walk import LOGITS, Stage, open_stage
-from leptonc.errors import InputError
+from leptonc.errors import OVERFLOWS, InputError
 from leptonc.ir.structure import weight_of
 from leptonc.passes.last_logits import head_of
 
@@ -110,7 +110,7 @@ class Said:
         if not np.isfinite(found).all():
             raise InputError(
                 f"expected finite values of {self._output} on the calibration text, found others",
-                hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+                hint=OVERFLOWS,
             )
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.said import Said
 from leptonc.calibrate.solve import as_stored, inputs_of
-from leptonc.calibrate.walk import Stage, Store, Together, Weights, open_stage, stages, weights_of
+from leptonc.calibrate.store import Store
+from leptonc.calibrate.walk import Stage, Together, Weights, open_stage, stages, weights_of
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import Linear, lookups, weight_of
 from leptonc.ir.types import fill_types

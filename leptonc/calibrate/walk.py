@@ -12,14 +12,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.store import Store
 from leptonc.ir import edit
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import Linear, layer_of, linear_of
 from leptonc.ir.types import fill_types
-from leptonc.memory import drop_pages, dropping_cycles, give_back
+from leptonc.memory import dropping_cycles, give_back
 
 TOGETHER = 512  # tokens of short texts that run at once
-RESIDENT = 2**25  # bytes of arrays on disk that are in memory, about, because they were read
 LOGITS = 2**24  # numbers of a run's output, at most
 
 Batch = Mapping[str, NDArray[Any]]
@@ -101,47 +101,6 @@ def linear_stages(model: ir.Model, *, outside: bool = False) -> list[Stage]:
         if linear is not None and (depth := depths[node]) not in names:
             names[depth] = f"{linear.path}@{depth}" if linear.path in names.values() else linear.path
     return stages(model, lambda node: names[depths[node]], outside=outside)
-
-
-class Store:
-    """Arrays in memory, and beyond a number of bytes on disk.
-
-    What ONNX Runtime returns is copied: an output keeps the arena of its session in memory.
-    """
-
-    def __init__(self, limit: int, folder: Path) -> None:
-        self._left, self._folder, self._count = limit, folder, 0
-        self._mapped: dict[str, Any] = {}  # by file
-        self._used = 0
-
-    def put(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Keeps an array; what is returned for it is read when it is used."""
-        if array.nbytes <= self._left:
-            self._left -= array.nbytes
-            return np.array(array)
-        self._count += 1
-        path = self._folder / f"{self._count}.npy"
-        np.save(path, array)
-        loaded: NDArray[Any] = np.load(path, mmap_mode="r")
-        self._mapped[str(path)] = loaded.base
-        self.used(array.nbytes)  # and about as much was read for it
-        return loaded
-
-    def used(self, size: int) -> None:
-        """Says that so many bytes were read; after some of them those of arrays on disk leave the memory."""
-        self._used += size
-        if self._used >= RESIDENT:
-            for mapped in self._mapped.values():
-                drop_pages(mapped)
-            self._used = 0
-
-    def release(self, array: NDArray[Any]) -> None:
-        """Forgets an array that `put` returned."""
-        if isinstance(array, np.memmap):
-            self._mapped.pop(str(array.filename), None)
-            Path(str(array.filename)).unlink(missing_ok=True)
-        else:
-            self._left += array.nbytes
 
 
 class _Texts:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from leptonc.errors import BoundError, InputError
+from leptonc.errors import OVERFLOWS, BoundError, InputError
 from leptonc.evaluate import fidelity
 from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Original, Reference
@@ -142,7 +142,7 @@ def judge(found: dict[str, Any], bound: float | None, whom: str, hint: str) -> N
     if not math.isfinite(lost):
         raise InputError(
             f"expected finite outputs on the text that is measured, found that {what} by {lost} % for {whom}",
-            hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+            hint=OVERFLOWS,
         )
 
 

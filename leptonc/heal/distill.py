@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leptonc.calibrate.walk import Store
-from leptonc.errors import InputError
+from leptonc.calibrate.store import Store
+from leptonc.errors import OVERFLOWS, InputError
 from leptonc.heal.budget import Budget
 from leptonc.heal.directions import TEXTS, principal
 from leptonc.heal.objective import Measured, Objective, Teacher, Window
@@ -242,7 +242,7 @@ def _finite(measured: Measured) -> Measured:
     if not math.isfinite(measured.loss):
         raise InputError(
             f"expected a finite loss before healing, found {measured.loss}",
-            hint="the checkpoint's weights hold values that are not finite, or the model overflows float32",
+            hint=OVERFLOWS,
         )
     return measured
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leptonc.calibrate.solve import inputs_of
-from leptonc.calibrate.walk import Store
+from leptonc.calibrate.store import Store
 from leptonc.heal.graph import Graph, writable
 from leptonc.passes.last_logits import head_of
 

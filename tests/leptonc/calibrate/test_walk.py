@@ -12,7 +12,7 @@ import pytest
 
 from leptonc.calibrate import walk as walk_module
 from leptonc.calibrate.solve import as_stored, inputs_of
-from leptonc.calibrate.walk import Stage, Store, linear_stages, stages, walk
+from leptonc.calibrate.walk import Stage, linear_stages, stages, walk
 from leptonc.frontend.capture import capture
 from leptonc.ir.structure import layer_of, linears, weight_of
 from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
@@ -135,32 +135,3 @@ def test_the_graph_as_it_was_runs_beside_nothing_rounded(tmp_path: Path) -> None
         np.testing.assert_allclose(exact, wanted[path], rtol=1e-4, atol=1e-4 * scale, err_msg=path)
         np.testing.assert_allclose(x / 0.05, np.rint(x / 0.05), atol=1e-3)
         assert (not x.any()) == path.endswith(("o_proj", "down_proj"))  # what zeros made
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="counts what is in memory with Linux' smaps")
-def test_what_waits_on_disk_is_not_in_memory_after_it_was_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    def mapped() -> int:
-        text, found = Path("/proc/self/smaps").read_text(encoding="utf-8"), 0
-        for part in text.split(str(tmp_path))[1:]:
-            found += next(int(line.split()[1]) for line in part.splitlines() if line.startswith("Rss:"))
-        return found  # KB
-
-    monkeypatch.setattr(walk_module, "RESIDENT", 10**8)
-    store = Store(4 * 10**6, tmp_path)
-    made = [np.full(10**6, i, np.float32) for i in range(6)]
-    held = [store.put(each) for each in made]
-    assert [isinstance(each, np.memmap) for each in held] == [False] + [True] * 5
-    for each, want in zip(held, made, strict=True):
-        np.testing.assert_array_equal(each, want)
-    assert mapped() > 5 * 3900
-    store.used(79 * 10**6)  # and 20 were put
-    assert mapped() > 5 * 3900
-    store.used(10**6)
-    assert mapped() < 100
-    np.testing.assert_array_equal(held[3], made[3])
-    for each in held:
-        store.release(each)
-    assert not list(tmp_path.iterdir())
-    assert not isinstance(store.put(made[0]), np.memmap)  # there is room again
