@@ -81,6 +81,16 @@ def test_squares_whose_sum_overflows(name: str, text: Path, tmp_path: Path) -> N
     assert "overflows float32" in error.hint
 
 
+@pytest.mark.parametrize("target", ["rtx", "jetson-orin"])
+@pytest.mark.parametrize("weights", ["int4", "fp16"])
+def test_ranges_for_half_precision_that_are_none(target: str, weights: str, tmp_path: Path) -> None:
+    error = refused(saved(tmp_path / "hf", 1e16, 1e5), tmp_path, target=target, weights=weights, check=False)
+    assert error.message.startswith("expected finite activations on the text that ranges are measured on, found inf in")
+    assert "model.layers.1.mlp" in error.message
+    assert error.hint is not None
+    assert "overflows float32" in error.hint
+
+
 @pytest.mark.parametrize("name", ["gptq", "w8a8"])
 def test_a_text_that_such_a_model_writes_itself(name: str, tmp_path: Path) -> None:
     error = refused(saved(tmp_path / "hf", 1e16, 1e5), tmp_path, check=False, **OPTIONS[name])

@@ -29,6 +29,7 @@ from leptonc.backends.tensorrt.precision import HalfPrecision, HalfPrecisionConf
 from leptonc.backends.tensorrt.primitives import decompositions
 from leptonc.backends.tensorrt.ranges import Batch, MeasureRanges
 from leptonc.errors import InputError
+from leptonc.memory import give_back
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.quantize.choose import ChooseCodes
@@ -45,6 +46,7 @@ _CHECK_BYTES = 128 * 2**20  # of logits that a run of the check gives: the CPU i
 
 def check_request(job: Job) -> None:
     """See `Backend.check_request`."""
+    recipes.check_format(job)
     lacking = [each for each in ("int8", "int4") if each not in job.target.precisions]
     if job.budget is not None and lacking:
         raise InputError(
@@ -210,7 +212,7 @@ def measure(job: Job, writer: ArtifactWriter, manifest: Manifest) -> dict[str, A
         short = writer.path / f"{job.name}.check.onnx"  # beside the blobs that it refers to
         ir.save(_as_run(job, ir.load(path)), short)
         try:
-            found = sample.compare_decoder(logits_blocks(open_session(short), sample.token_ids, rows))
+            found = sample.compare_decoder(logits_blocks(short, sample.token_ids, rows))
         finally:
             short.unlink()
     else:
@@ -225,5 +227,6 @@ def measure(job: Job, writer: ArtifactWriter, manifest: Manifest) -> dict[str, A
 
 def compile(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
     """See `Backend.compile`: a plan where it can be built, else a rehearsal of it."""
+    give_back()  # what the check took: TensorRT has much to keep
     require_operators(model, job.target.backend, first_version(recipes.versions(job)))
     return build_engine(job, writer, model, variant)

@@ -29,7 +29,10 @@ def open_session(graph: ir.Model | Path, folder: Path | None = None) -> Any:
     options.log_severity_level = 3
     # The graph as it stands, in float arithmetic: kernels for signed codes on both sides are slow on a CPU.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # Weights are made float as they are read, for that run: folded before, all of them would be in memory as float32.
+    return ort.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+    )
 
 
 def empty_cache(session: Any) -> dict[str, NDArray[Any]]:
@@ -51,8 +54,12 @@ def decoder_inputs(token_ids: Sequence[int], past: int, keep: Sequence[int]) -> 
     }
 
 
-def logits_blocks(session: Any, token_ids: Sequence[int], chunk: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yields (position, logits float32 [n, vocab]) of a text, `chunk` tokens a run, the cache carried over."""
+def logits_blocks(path: Path, token_ids: Sequence[int], chunk: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yields (position, logits float32 [n, vocab]) of a text, `chunk` tokens a run, the cache carried over.
+
+    The graph's file is opened when the first block is asked for.
+    """
+    session = open_session(path)
     cache = empty_cache(session)
     names = [output.name for output in session.get_outputs()]
     for start in range(0, len(token_ids), chunk):

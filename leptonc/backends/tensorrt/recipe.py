@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from leptonc.backends import Job
+from leptonc.backends.tensorrt.preflight import BITS
 from leptonc.errors import InputError
 from leptonc.ir.structure import linears, lookups
 from leptonc.passes.base import Pass
@@ -130,6 +131,16 @@ def layers(job: Job) -> tuple[LayerFormat, ...]:
     return found
 
 
+def check_format(job: Job) -> None:
+    """Refuses weights in a format that the target does not have, or that is never made (`InputError`)."""
+    formats = [each for each in job.target.precisions if each in BITS]
+    if job.scheme not in formats:
+        raise InputError(
+            f"expected weights among {', '.join(formats)} for target {job.target.spec}, found {job.scheme}",
+            hint=f"--weights {job.target.weights} is the target's default",
+        )
+
+
 def checked(job: Job) -> None:
     """Refuses a scheme that the target's flavour or GPUs do not take, before anything is opened.
 
@@ -138,12 +149,6 @@ def checked(job: Job) -> None:
         MissingDependencyError: The flavour builds here, and is not installed.
     """
     wanted = flavour(job.target.backend)
-    if job.scheme not in job.target.precisions:
-        raise InputError(
-            f"expected weights among {', '.join(job.target.precisions)} for target {job.target.spec}, "
-            f"found {job.scheme}",
-            hint=f"--weights {job.target.weights} is the target's default",
-        )
     if job.sparse:
         other = {str(rule.weights) for rule in job.rules if rule.weights} - {*wanted.sparse_formats}
         if other:

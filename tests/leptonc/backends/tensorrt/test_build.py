@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -100,7 +101,7 @@ def test_the_cache_carries_on_over_odd_chunks(tmp_path: Path, target: str) -> No
 def test_a_shorter_cache_computes_the_same(tmp_path: Path, target: str) -> None:
     """What the check runs in the artifact's place; the artifact's own graph is run here."""
     from leptonc.backends.tensorrt.decoder import with_capacity
-    from leptonc.backends.tensorrt.execute import logits_blocks, open_session
+    from leptonc.backends.tensorrt.execute import logits_blocks
 
     result = built(tmp_path, "tiny-gemma3", target, check=False)
     path = result.path / result.manifest.variants[0].graph
@@ -108,7 +109,7 @@ def test_a_shorter_cache_computes_the_same(tmp_path: Path, target: str) -> None:
     short = result.path / "short.onnx"
     ir.save(with_capacity(ir.load(path), 70), short)
     assert {v.shape[2] for v in ir.load(short).graph.inputs if v.name.startswith("past_key")} == {70}  # type: ignore[index, union-attr]
-    both = [[block for _, block in logits_blocks(open_session(each), ids, 33)] for each in (path, short)]
+    both = [[block for _, block in logits_blocks(each, ids, 33)] for each in (path, short)]
     assert all(np.array_equal(a, b) for a, b in zip(*both, strict=True))
 
 
@@ -130,6 +131,50 @@ def test_weights_are_dequantized_as_tensorrt_takes_them(tmp_path: Path, weights:
         assert not zeros.numpy().any()
         assert codes.shape[1] == (64 if weights == "int4" else codes.shape[1])
         assert scales.shape == ((codes.shape[0], codes.shape[1] // 64) if weights == "int4" else (codes.shape[0],))
+
+
+def rounded(weight: np.ndarray[Any, Any], bits: int, size: int) -> np.ndarray[Any, Any]:
+    """What the codes of a weight [out, in] stand for, in float64: the end of the codes that is further out is used."""
+    half = 2 ** (bits - 1)
+    blocks = weight.astype(np.float64).reshape(len(weight), -1, size)
+    low, high = -blocks.min(-1, keepdims=True), blocks.max(-1, keepdims=True)
+    scales = np.where(low >= high, low / half, high / (half - 1)).astype(np.float16).astype(np.float64)
+    codes = np.clip(np.rint(blocks / np.maximum(scales, 1e-30)), -half, half - 1)
+    return (codes * scales).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("target", ["rtx-30", JETPACK_6, JETPACK_7])
+def test_quantized_weights_have_the_quality_of_their_codes(tmp_path: Path, target: str, weights: str) -> None:
+    """The lowered graph beside the original with its weights rounded by hand; and TensorRT builds it."""
+    import torch
+
+    from leptonc.backends.tensorrt.execute import logits_blocks
+    from leptonc.evaluate.fidelity import compare_logits
+
+    if target == "rtx-30" and not HAS_RTX:
+        pytest.skip("TensorRT-RTX (the extra rtx) is not installed")
+    result = built(tmp_path, "tiny-llama", target, weights)
+    name = result.manifest.variants[0].name
+    about, ids = report_of(result, name), models.token_ids(200)
+    model = copy.deepcopy(models.reference("tiny-llama"))
+    exact = models.reference_logits(model, ids)
+    kept, bits, size = about["kept_in_half_precision"], int(weights[3:]), 32 if target == "rtx-30" else 64
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and path.startswith("model.layers.") and path not in kept:
+            own = module.weight.detach().numpy()
+            with torch.no_grad():
+                module.weight.copy_(torch.from_numpy(rounded(own, bits, size if bits == 4 else own.shape[1])))
+    by_hand = models.reference_logits(model, ids)
+    graph = result.path / result.manifest.variants[0].graph
+    found = np.concatenate([block for _, block in logits_blocks(graph, ids, 200)])
+    beside = compare_logits([(0, by_hand)], [(0, found)], ids)
+    assert beside["kl_divergence"] < 1e-4
+    assert beside["max_abs_diff"] < 0.1  # half precision
+    lost = [compare_logits([(0, exact)], [(0, each)], ids)["kl_divergence"] for each in (by_hand, found)]
+    assert lost[1] == pytest.approx(lost[0], rel=0.05 if bits == 4 else 0.3)
+    if HAS_RTX:
+        assert about["engine"]["built"] if target == "rtx-30" else about["rehearsal"]["done"]
 
 
 @needs_rtx
@@ -158,7 +203,7 @@ def test_float8_from_ada_on(tmp_path: Path) -> None:
     assert engine.plans[0].compute_capabilities == ("8.9",)
     (tmp_path / "other").mkdir()
     error = refused(tmp_path / "other", "rtx-30", "fp8")
-    assert "expected weights among fp32, fp16, bf16, int8, int4 for target rtx-30, found fp8" in error.message
+    assert "expected weights among fp32, fp16, int8, int4 for target rtx-30, found fp8" in error.message
 
 
 @needs_rtx
