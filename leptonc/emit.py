@@ -103,6 +103,7 @@ class _Emission:
 
         begun, options, clock, (job,) = self.begun, self.begun.options, self.begun.clock, self.begun.jobs
         check_out(self.out, replace=options.force)
+        begun.lowered = False
         begun.capture()
         job.captured, job.sample = begun.captured, begun.sample
         with ArtifactWriter(self.out, replace=options.force) as writer:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from leptonc.backends.tensorrt.preflight import BITS
 from leptonc.calibrate.walk import linear_stages
 from leptonc.errors import InputError
+from leptonc.ir.structure import lookups
 from runtime_edge.process import resident
 
 if TYPE_CHECKING:
@@ -22,15 +23,18 @@ ACTIVATIONS = 5 * 10**8  # bytes that calibration keeps in memory where nothing 
 WRITING, CALIBRATING, CHECKING = 15 * 10**7, 25 * 10**7, 33 * 10**7
 SQUARES = 40  # bytes for each product of two inputs of a layer: ten sums, factors and copies of them in float32
 OPENED = 1.7  # times the bytes of an artifact: ONNX Runtime lays out weights as its kernels read them
+LOGITS, READ = 25 * 10**7, 2  # of a graph for TensorRT, whose weights are made float a layer at a time
+ENGINE, PLANNED = 6 * 10**8, 4  # of TensorRT, which has the graph's weights, a plan's and a copy of that
 WEIGHING = 40 * 10**7  # logits of a few texts, and what compares them
 LAYER, WEIGHS, WRITES, HEALS = "calibrating a layer", "weighing layers", "the model that writes", "healing"
 KEEPING = LAYER, WEIGHS, WRITES, HEALS  # steps that keep activations
+SPREAD = 3 * 10**7  # what is in memory before the steps differs by it from run to run
 HEALING = 4.5  # times the weights in float32: the student, its gradients, moments and what it reads
 
 
 def activations(
     bound_gb: float | None, captured: Captured, jobs: Sequence[Job], *, healed: bool = False, pruned: bool = False,
-    writes: bool = False,
+    writes: bool = False, emitted: bool = False, lowered: bool = True,
 ) -> int:  # fmt: skip
     """Returns how many bytes of activations a build may keep in memory, so that all of it stays within a bound.
 
@@ -41,17 +45,21 @@ def activations(
         healed: Whether it learns.
         pruned: Whether something is cut out of it.
         writes: Whether it writes the text that it is calibrated on.
+        emitted: Whether it is an emitted graph, the original left behind.
+        lowered: Whether what is written is lowered for a target; if not, it runs a layer at a time.
 
     Raises:
         InputError: A step takes more than there is.
     """
     if bound_gb is None:
         return ACTIVATIONS
-    found = needs(captured, jobs, healed=healed, pruned=pruned, writes=writes)
+    found = needs(
+        captured, jobs, healed=healed, pruned=pruned, writes=writes, emitted=emitted, lowered=lowered
+    )  # fmt: skip
     taken, bound = resident() or 0, int(bound_gb * 1e9)
     step, most = max(found.items(), key=lambda item: item[1])
     if taken + most > bound:
-        least = math.ceil((taken + most) / 1e8) / 10
+        least = math.ceil((taken + most + SPREAD) / 1e8) / 10
         raise InputError(
             f"expected at least {least:g} GB for this model, found --memory-gb {bound_gb:g}: {taken / 1e9:.2f} GB are "
             f"taken before anything is built, and {step} takes {most / 1e9:.2f}",
@@ -61,8 +69,9 @@ def activations(
 
 
 def needs(
-    captured: Captured, jobs: Sequence[Job], *, healed: bool = False, pruned: bool = False, writes: bool = False
-) -> dict[str, int]:
+    captured: Captured, jobs: Sequence[Job], *, healed: bool = False, pruned: bool = False, writes: bool = False,
+    emitted: bool = False, lowered: bool = True,
+) -> dict[str, int]:  # fmt: skip
     """Returns the bytes that each step of a build takes beyond what is there before it, activations left out."""
     model = captured.model
     sizes = {name: _bytes(value) for name, value in model.graph.initializers.items()}
@@ -76,15 +85,34 @@ def needs(
             found[WEIGHS] = WEIGHING + largest
         if writes:
             found[WRITES] = CALIBRATING + whole // 2
+    tables = sum(sizes[str(value.name)] for value in lookups(model) if value is not None and value.name in sizes)
     if any(job.check for job in jobs):
-        found["the check"] = CHECKING + largest + int(OPENED * max(_written(job, whole) for job in jobs))
+        ran = max(_run(job, whole, tables) for job in jobs) if lowered else 0
+        # A decoder's original runs a layer at a time; an encoder's is kept for all texts, and gone before the artifact.
+        original = 0 if captured.task.cached or emitted else whole
+        found["the check"] = CHECKING + largest + max(ran, original)
+    engines = [_written(job, whole, tables) for job in jobs if lowered and job.target.backend != "onnxruntime"]
+    if engines:
+        found["building an engine"] = ENGINE + int(PLANNED * max(engines))
     if healed:
         found[HEALS] = CALIBRATING + int(HEALING * whole)
     return found
 
 
-def _written(job: Job, whole: int) -> float:
-    """About how many bytes of weights an artifact has whose weights are so many in float32."""
+def _run(job: Job, whole: int, tables: int) -> int:
+    """What the check of an artifact takes, beside what compares: ONNX Runtime, and for TensorRT many logits at once."""
+    written = _written(job, whole, tables)
+    return int(OPENED * written) if job.target.backend == "onnxruntime" else LOGITS + int(READ * written)
+
+
+def _written(job: Job, whole: int, tables: int) -> float:
+    """About how many bytes of weights an artifact has whose weights are so many in float32.
+
+    `tables` of them are embeddings'; TensorRT's, and heads tied to them, have 16 bits at the least.
+    """
+    if job.target.backend != "onnxruntime":
+        bits = _bits(job.scheme)
+        return max(job.budget or 0, ((whole - tables) * bits + tables * max(bits, BITS["fp16"])) / 32)
     bits = max(_bits(job.scheme), _bits(job.embeddings or "int4"))
     if job.prefill is not None:
         bits += _bits("int8") * (2 if job.prefill == "shared" else 1)

@@ -57,6 +57,7 @@ class Preparation:
         text: What quality is measured on.
         clock: Times stages.
         request: What is to be cut out, or None.
+        lowered: Whether variants are lowered for their targets.
         captured: The model, once it is captured.
         sample: What measures it, likewise.
         memory: Bytes of activations that may be in memory, likewise.
@@ -70,6 +71,7 @@ class Preparation:
     text: str
     clock: Timed
     request: Request | None
+    lowered: bool = True
     captured: Captured = field(init=False)
     sample: Sample = field(init=False)
     memory: int = field(init=False)
@@ -104,6 +106,7 @@ class Preparation:
         self.memory = activations(
             options.memory_gb, self.captured, self.jobs, healed=options.heal is not None,
             pruned=options.prune is not None, writes=options.calibration is None and self.captured.task.cached,
+            emitted=emitted is not None, lowered=self.lowered,
         )  # fmt: skip
         name = str(options.eval_text.name) if options.eval_text else "built-in"
         self.sample = Sample(self.source, self.captured, self.text, name)

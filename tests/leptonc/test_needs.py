@@ -65,6 +65,28 @@ def test_needs_follow_weights_inputs_and_bits(captured: Captured, monkeypatch: p
     assert steps(captured, weights="int4", prefill="int8")["the check"] > checks[0]
 
 
+def test_what_runs_whole_counts_whole(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder's original is kept for all texts, a decoder's and an emitted graph's run a layer at a time."""
+    for name in ("CHECKING", "LOGITS", "ENGINE"):
+        monkeypatch.setattr(needs_module, name, 0)
+    with open_source("sample:tiny-bert-classifier") as source:
+        encoder = capture(source, max_seq_len=64)
+    sizes = [4 * v.const_value.size for v in encoder.model.graph.initializers.values() if v.const_value is not None]
+    assert steps(encoder, weights="int4")["the check"] == max(sizes) + sum(sizes)
+    assert steps(encoder, weights="fp32")["the check"] == max(sizes) + int(needs_module.OPENED * sum(sizes))
+    jobs = _jobs(BuildOptions("m", weights="int4"), Timed(Silent()))
+    found = needs(encoder, jobs, emitted=True)["the check"]
+    assert max(sizes) < found < max(sizes) + 0.3 * sum(sizes)
+    assert needs(encoder, jobs, emitted=True, lowered=False)["the check"] == max(sizes)
+    whole = sum(4 * v.const_value.size for v in captured.model.graph.initializers.values() if v.const_value is not None)
+    table = 4 * 512 * int(captured.config.hidden_size)
+    assert "building an engine" not in steps(captured, weights="int4")
+    for scheme, bits, head in (("fp16", 16, 16), ("int8", 9, 16), ("int4", 5, 16), ("fp32", 32, 32)):
+        written = ((whole - table) * bits + table * head) / 32
+        engine = steps(captured, target="rtx", weights=scheme)["building an engine"]
+        assert engine == pytest.approx(needs_module.PLANNED * written, rel=0.05)  # positions are a table, too
+
+
 def test_a_bound_leaves_the_rest_for_activations(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needs_module, "resident", lambda: TAKEN)
     found = steps(captured, weights="int4", method="gptq")
