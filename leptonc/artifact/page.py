@@ -179,7 +179,8 @@ def _noise(found: Mapping[str, Any]) -> str:
     if not points:
         return ""
     x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("dB", [point.y for point in points])
-    about = "<p class='soft'>Each output against what rounding the layer's weights changes in it: more is better.</p>"
+    what = "rounding the layer's weights, and what it reads, changes in it"
+    about = f"<p class='soft'>Each output against what {what}: more is better.</p>"
     return about + plots.dots("Signal-to-noise of each linear layer's output", points, x, y) + plots.key(kinds)
 
 
@@ -190,7 +191,8 @@ def _sensitivity(found: Mapping[str, Any]) -> str:
     if not points:
         return ""
     x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("divergence", [point.y for point in points], log=True)
-    about = "<p class='soft'>What rounding one layer alone to 4 bits does to the model's output: less is better.</p>"
+    rounded = "what it reads to 8 bits" if found.get("quantization", {}).get("activations") else "one layer to 4 bits"
+    about = f"<p class='soft'>What rounding {rounded} alone does to the model's output: less is better.</p>"
     return about + plots.dots("Sensitivity of each linear layer", points, x, y) + plots.key(kinds)
 
 

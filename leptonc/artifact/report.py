@@ -60,8 +60,10 @@ def rounded_of(passes: Sequence[Pass]) -> dict[str, Rounded]:
     from leptonc.evaluate.noise import Rounded
     from leptonc.passes.quantize.weights import QuantizeWeights
 
-    made = [each.made for each in passes if isinstance(each, QuantizeWeights)]
-    return {path: Rounded(*what) for some in made for path, what in some.items()}
+    made = [each for each in passes if isinstance(each, QuantizeWeights)]
+    return {
+        path: Rounded(*what, off=each.off.get(path)) for each in made for path, what in each.made.items()
+    }  # fmt: skip
 
 
 def add_rows(job: Job, shapes: Shapes, rounded: Mapping[str, Rounded]) -> None:
@@ -93,12 +95,13 @@ def linear_rows(
 
     Returns:
         Rows with path, shape, weights, bytes; of quantized ones block_size, symmetric, and, where known, snr_db and
-        sensitivity.
+        sensitivity: what the model's output loses by that layer alone in 4 bits (`auto`), or by its input in 8.
     """
     inputs = quantization.get("activations", {}).get("inputs", ())
-    solved = {path: each["error"] for each in inputs if each["bits"] == 8 for path in each["layers"]}
-    solved |= {each["path"]: each["error"] for each in quantization.get("linears", ())}
+    static = {path: each for each in inputs if each["bits"] == 8 for path in each["layers"]}
+    solved = {each["path"]: each["error"] for each in quantization.get("linears", ())}
     hurt = {each["path"]: each["error"] for each in quantization.get("sensitivity", ()) if "error" in each}
+    hurt |= {path: each["divergence"] for path, each in static.items()}
     rows = []
     for path, shape in shapes.items():
         own = rounded.get(path)
@@ -110,10 +113,12 @@ def linear_rows(
             "weights": f"int{own.form.bits}", "block_size": own.form.size, "symmetric": own.form.symmetric,
             "bytes": own.form.stored_bytes(shape),
         }  # fmt: skip
-        if path in noise:
+        # Of inputs in 8 bits the error is that of both sides, where `noise` and the solver have the weights' alone.
+        error = max(static[path]["error"] if path in static else 0.0, solved.get(path, 0.0))
+        if path in noise and path not in static:
             row["snr_db"] = noise[path]
-        elif solved.get(path):
-            row["snr_db"] = round(-10 * math.log10(solved[path]), 2)
+        elif error > 0 or own.off:
+            row["snr_db"] = round(-10 * math.log10(error or own.off), 2)  # type: ignore[arg-type]
         if path in hurt:
             row["sensitivity"] = hurt[path]
         rows.append(row)
@@ -142,10 +147,9 @@ def worst(rows: Sequence[Row]) -> list[Row]:
     known = [row for row in rows if "snr_db" in row or "sensitivity" in row]
     fewest = min((row["weights"] for row in known), key=lambda name: int(name[3:]), default="")
     found = [row for row in known if row["weights"] == fewest]
-    key = "sensitivity" if all("sensitivity" in row for row in found) else "snr_db"
-    if key == "sensitivity":
-        return sorted(found, key=lambda row: -row[key])
-    return sorted((row for row in found if key in row), key=lambda row: row[key])
+    if measured := [row for row in found if "sensitivity" in row]:
+        return sorted(measured, key=lambda row: -row["sensitivity"])
+    return sorted(found, key=lambda row: row["snr_db"])
 
 
 def advice(job: Job) -> str | None:

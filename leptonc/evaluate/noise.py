@@ -28,11 +28,13 @@ class Rounded:
         form: The weights' format.
         codes: Given some rows of the source's weight, float32 [n, in], and the step between them, their codes; None
             where the weight was changed before, so that the original has none like it.
+        off: Then what rounding changed in the weight itself, as a part of its energy; None where something chose codes.
     """
 
     shape: tuple[int, int]
     form: Format
     codes: Callable[[NDArray[np.float32], int], Codes] | None = None
+    off: float | None = None
 
 
 class OutputNoise:

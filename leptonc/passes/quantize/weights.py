@@ -14,7 +14,7 @@ from leptonc.errors import InputError
 from leptonc.ir import edit
 from leptonc.ir.structure import Linear, linears, lookups
 from leptonc.passes.base import Config, Pass
-from leptonc.passes.quantize.blocks import Codes, Format, Quantized, round_to_nearest
+from leptonc.passes.quantize.blocks import Codes, Format, Quantized, dequantize, round_to_nearest
 from leptonc.passes.quantize.channels import channel_codes
 
 METHODS = ("rtn", "gptq", "awq")
@@ -24,6 +24,7 @@ Solve = Callable[[ir.Model, Callable[[Linear], Format | None]], Mapping[str, Cod
 # Codes of some rows of a weight, float32 [n, in], given the step between them.
 Some = Callable[[np.ndarray[Any, Any], int], Codes]
 BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
+ROWS = 96  # of a weight that are looked at to tell what rounding changed, spread evenly
 KEPT = 32  # bits of weights that stay as they are
 RAISED_SIZE = 64  # weights of a block in 8 bits among weights of 4: finer ones gain nothing that shows
 KEY = "lepton.quantized"
@@ -193,6 +194,7 @@ class QuantizeWeights(Pass):
         self._solved: Mapping[str, Codes] = {}
         self._tables: set[str] = set()
         # Quantized linear layers by path; where weights are the source's, also what gives codes of some rows of them.
+        self.off: dict[str, float] = {}  # of weights that passes made, known once their codes are
         self.made: dict[str, tuple[tuple[int, int], Format, Some | None]] = {}
         self.kept: list[str] = []  # linear layers whose weights stay as they are, because blocks do not divide them
 
@@ -244,14 +246,18 @@ class QuantizeWeights(Pass):
             array = tensor.numpy()  # type: ignore[union-attr]
             return array if by_rows else np.ascontiguousarray(array.T)
 
+        own = tensor is not None and tensor.metadata_props.get("lepton.source")
+
         def codes_of() -> Codes:
-            found = self._solved.get(name)
-            return found if found is not None else self._round(path, read(), form)
+            if (found := self._solved.get(name)) is None:
+                found = self._round(path, weight := read(), form)
+                if not own:
+                    self.off[path] = _part_off(weight, found, form)
+            return found
 
         if self.config.floating:
             done[name] = float8(graph, read, shape, name, graph[0])
             return done[name]
-        own = tensor is not None and tensor.metadata_props.get("lepton.source")
         self.made[path] = (shape, form, partial(self._some, path, name, form) if own else None)
         quantized = Quantized(shape, form, name, codes_of)
         build = signed if self.config.signed or path in self.config.channels else dequantized
@@ -270,6 +276,14 @@ class QuantizeWeights(Pass):
         if found is None:
             return self._round(path, rows, form)
         return Codes(*(None if part is None else part[::step] for part in found))  # type: ignore[arg-type]
+
+
+def _part_off(weight: np.ndarray[Any, Any], codes: Codes, form: Format) -> float:
+    """Returns what rounding changed in some rows of a weight, as a part of their energy."""
+    step = max(1, len(weight) // ROWS)
+    rows, some = weight[::step], Codes(*(None if part is None else part[::step] for part in codes))  # type: ignore[arg-type]
+    off = np.square(rows - dequantize(some, form), dtype=np.float64).sum()
+    return float(off / max(np.square(rows, dtype=np.float64).sum(), np.finfo(np.float64).tiny))
 
 
 def dequantized(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir.Value:

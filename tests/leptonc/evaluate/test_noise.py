@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,65 @@ def test_more_bits_are_less_noise_whatever_chooses_the_codes(tmp_path: Path) -> 
     assert min(np.subtract(eight, four)) > 20  # sixteen times finer: 24 dB
     solved = decibels("tiny-llama", weights="int4", method="gptq", calibration=text)
     assert all(15 < each < 30 for each in solved)
-    static = decibels("tiny-llama", weights="int8", activations="int8", calibration=text)
-    assert min(static) > 20  # of what the layers make of rounded inputs, on the calibration text
+
+
+def test_layers_that_read_integers_have_the_noise_of_both_sides(text: Path, tmp_path: Path) -> None:
+    """As wide as the worse side makes it, and by it the hint says which layers to raise."""
+    options: dict[str, Any] = {"weights": "int8", "activations": "int8", "calibration": text, "eval_text": text}
+    made = build(BuildOptions("sample:tiny-llama", out=tmp_path / "m", **options)).report["variants"]["cpu"]
+    inputs = made["quantization"]["activations"]["inputs"]
+    weights = {each["path"]: each["error"] for each in made["quantization"]["linears"]}
+    rows = {row["path"]: row for row in made["linears"]}
+    static = [(each, rows[path]) for each in inputs if each["bits"] == 8 for path in each["layers"]]
+    assert len(static) > 10
+    for each, row in static:
+        assert row["snr_db"] <= -10 * np.log10(each["error"]) + 0.01
+        assert row["sensitivity"] == each["divergence"]
+    assert any(row["snr_db"] < -10 * np.log10(max(weights[row["path"]], 1e-6)) - 3 for _, row in static)
+    worst = max(inputs, key=lambda each: each["divergence"] if each["bits"] == 8 else 0)
+    with pytest.raises(BoundError) as caught:
+        build(BuildOptions("sample:tiny-llama", out=tmp_path / "n", max_loss=-50.0, **options))
+    first = rows[worst["layers"][0]]
+    assert f"these layers lose most: {first['path']} ({first['snr_db']:g} dB)" in str(caught.value.hint)
+    assert "In fp32 they take" in str(caught.value.hint)
+    assert "\na recipe raises these:\n[[layers]]" in str(caught.value.hint)
+
+
+def test_a_budget_with_room_for_the_layers_that_lose_most(text: Path, tmp_path: Path) -> None:
+    def options(budget: str, **more: Any) -> BuildOptions:
+        given = {"weights": f"auto:{budget}", "calibration": text, "eval_text": text, **more}
+        return BuildOptions("sample:tiny-llama", out=tmp_path / budget, **given)
+
+    with pytest.raises(BoundError) as caught:
+        build(options("200kB", max_loss=-50.0))
+    hint = str(caught.value.hint)
+    rows = build(options("200kB")).report["variants"]["cpu"]["linears"]
+    four = sorted((row for row in rows if row["weights"] == "int4"), key=lambda row: -row["sensitivity"])
+    assert four[0]["path"] in hint.partition("In int8 they take")[0]
+    (size,) = re.findall(r"--weights (auto:[\d.]+MB) has room for them, or a recipe:", hint)
+    more = {row["path"]: row for row in build(options(size.partition(":")[2])).report["variants"]["cpu"]["linears"]}
+    assert sum(row["bytes"] for row in more.values()) > sum(row["bytes"] for row in rows)
+    assert more[four[0]["path"]]["weights"] == "int8"
+
+
+def test_weights_that_were_changed_before_have_their_own_noise(tmp_path: Path, text: Path) -> None:
+    """Rotated ones, say, which the original has none of: what rounding changes in them, beside their energy."""
+
+    def rows(name: str, **options: Any) -> list[dict[str, Any]]:
+        out = tmp_path / f"{name}{len(list(tmp_path.iterdir()))}"
+        asked = BuildOptions("sample:tiny-llama", out=out, rotate=True, eval_text=text, **options)
+        found: list[dict[str, Any]] = build(asked).report["variants"]["cpu"]["linears"]
+        return found
+
+    four, eight = rows("four", weights="int4"), rows("eight", weights="int8")
+    assert len(four) == 7 * 3 + 1  # and the last norm's gain, in the basis
+    for a, b in zip(four[:-1], eight[:-1], strict=True):
+        assert 20 < a["snr_db"] < 23  # weights like a normal distribution's, in blocks of 32
+        assert 23 < b["snr_db"] - a["snr_db"] < 25  # sixteen times finer
+    with pytest.raises(BoundError, match=r"expected a loss of at most") as caught:
+        rows("bound", weights="int4", max_loss=-50.0)
+    worst = min(four, key=lambda row: row["snr_db"])
+    assert f"these layers lose most: {worst['path']} ({worst['snr_db']:g} dB)" in str(caught.value.hint)
 
 
 def test_layers_that_keep_their_weights_have_no_noise(artifact: Callable[..., Path]) -> None:
