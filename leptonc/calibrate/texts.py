@@ -15,6 +15,8 @@ from leptonc.errors import InputError
 
 FEWEST = 64  # tokens that say anything of a model
 LARGEST = 2**30  # bytes
+LONG = 2**23  # characters: of longer texts, whose tokens would take thirty times the bytes, only pieces are tokenized
+PER_TOKEN = 16  # characters of a piece for each token that is wanted of it: about four times as many as most have
 FORMATS = (".txt", ".jsonl")
 
 Conversation = list[dict[str, Any]]  # messages with `role` and `content`, as chat templates take them
@@ -45,7 +47,12 @@ def read_texts(path: Path) -> list[str | Conversation]:
             f"expected UTF-8 in {path.name}, found a byte that is not at offset {error.start}",
             hint="convert the file to UTF-8",
         ) from None
-    lines = enumerate(text.splitlines(), 1)
+    if "\0" in text:
+        raise InputError(
+            f"expected text in {path.name}, found a character of code 0 at offset {text.index(chr(0))}",
+            hint="convert the file to UTF-8 (UTF-16 has such characters)",
+        )
+    lines = enumerate(text.split("\n"), 1)  # other ends of lines may stand inside a line of JSON
     texts = [text] if path.suffix == ".txt" else [_line(path, n, line) for n, line in lines if line.strip()]
     texts = [each for each in texts if not isinstance(each, str) or each.strip()]
     if not texts:
@@ -102,14 +109,37 @@ def _line(path: Path, number: int, line: str) -> str | Conversation:
         found = None
     if isinstance(found, dict) and isinstance(found.get("text"), str):
         text: str = found["text"]
+        _encodes(path, number, text)
         return text
     if isinstance(found, dict) and _is_conversation(found.get("messages")):
         messages: Conversation = found["messages"]
+        _encodes(path, number, "".join(each["content"] for each in messages))
         return messages
     raise InputError(
         f'expected an object with a field "text" or "messages" in line {number} of {path.name}, found {line[:60]!r}',
         hint='a line looks like {"text": "…"} or {"messages": [{"role": "user", "content": "…"}]}',
     )
+
+
+def _encodes(path: Path, number: int, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate is valid JSON, and no text
+        raise InputError(
+            f"expected Unicode text in line {number} of {path.name}, found half a surrogate pair, "
+            f"{text[error.start]!r}, at character {error.start}",
+            hint="write characters beyond U+FFFF as themselves, or as both halves",
+        ) from None
+
+
+def _pieces(texts: Sequence[str], length: int) -> Sequence[str]:
+    """Returns texts or, of those that are far longer than the windows need, pieces spread evenly over them."""
+    if sum(map(len, texts)) <= LONG:
+        return texts
+    size = length * PER_TOKEN
+    places = [(text, at) for text in texts for at in range(0, len(text), size)]
+    picked = np.unique(np.linspace(0, len(places) - 1, min(len(places), LONG // size)).astype(int))
+    return [text[at : at + size] for text, at in map(places.__getitem__, picked)]
 
 
 def token_windows(
@@ -130,7 +160,8 @@ def token_windows(
     Raises:
         InputError: There are fewer than `FEWEST` tokens.
     """
-    ids = np.asarray([token for text in texts for token in tokenize(text)], np.int64)
+    pieces = _pieces(texts, length)
+    ids = np.asarray([token for piece in pieces for token in tokenize(piece)], np.int64)
     _enough(len(ids))
     first, step = np.asarray(lead, np.int64), length - len(lead)
     whole = len(ids) // step

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from leptonc.calibrate import texts as texts_module
 from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
 from leptonc.errors import InputError
 
@@ -30,12 +32,46 @@ def test_text_and_lines_of_json(tmp_path: Path) -> None:
         ("a.jsonl", b"[" * 100_000, "line 1"),
         ("a.jsonl", b'{"messages": []}', "line 1"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}', "line 1"),
+        ("a.txt", "text".encode("utf-16-le"), "a character of code 0 at offset 1"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": "a\\ud800b"}', r"line 2 of a.jsonl, found half a surrogate pair, .* 1"),
+        (
+            "a.jsonl", b'{"messages": [{"role": "user", "content": "\\udc00"}]}',
+            "line 1 of a.jsonl, found half a surrogate pair",
+        ),
     ],
-)
+)  # fmt: skip
 def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_texts(tmp_path / name)
+
+
+def test_a_line_of_json_is_what_ends_with_a_line_feed(tmp_path: Path) -> None:
+    """Other characters that end lines of text stand for themselves in JSON."""
+    text = "one\u2028two\u2029three\x85four"
+    line = json.dumps({"text": text}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes(f'{line}\r\n{{"text": "five"}}\r\n'.encode())
+    assert read_texts(tmp_path / "a.jsonl") == [text, "five"]
+
+
+def test_of_texts_that_are_far_too_long_pieces_are_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def tokenize(text: str) -> list[int]:
+        seen.append(text)
+        return [int(word) for word in text.split()]
+
+    text = "".join(f"{i:07d} " for i in range(20_000))
+    whole = token_windows([text], tokenize, 3, 100)
+    assert seen == [text]
+    seen.clear()
+    monkeypatch.setattr(texts_module, "LONG", 16_000)
+    few = token_windows([text[:80_000], text[80_000:]], tokenize, 3, 100)
+    assert [len(each) for each in seen] == [1600] * 10  # of 100 pieces
+    assert "".join(seen).startswith("0000000 ")
+    assert int(few[-1][-1]) > 19_000
+    assert [len(each) for each in few] == [len(each) for each in whole]
+    assert max(abs(int(a[0]) - int(b[0])) for a, b in zip(few, whole, strict=True)) < 2500  # from about the same places
 
 
 def test_conversations_go_through_the_template(tmp_path: Path) -> None:
