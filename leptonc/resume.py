@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from leptonc.build import BuildOptions
     from leptonc.frontend.capture import Captured
 
+BESIDE = ("memory_gb", "max_loss")  # what a build goes on with another of: no step's result depends on it
+
 
 def check(options: BuildOptions, jobs: Sequence[Job]) -> None:
     """Refuses a directory that is none, or that nothing would be kept in, before anything is opened.
@@ -42,7 +44,8 @@ def kept_of(options: BuildOptions, captured: Captured) -> Kept:
         return Kept()
     plan = options.prune if options.prune is not None and options.prune.endswith(".json") else None
     files = [_digest(path) for path in (options.calibration, Path(plan) if plan else None) if path is not None]
-    return Kept(options.resume, mark_of(captured.model, as_record(options), options.target, files))
+    asked = {name: value for name, value in as_record(options).items() if name not in BESIDE}
+    return Kept(options.resume, mark_of(captured.model, asked, options.target, files))
 
 
 def _digest(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
 VERSION = 4
 STEPS = "steps"
+LONGEST = 120  # characters of a file's name: systems take 255 bytes, and those of partial files are longer
 SMALL = 2**16  # numbers of a weight that is read to tell models apart: gains, biases, of which no two models share all
 
 
@@ -114,7 +116,7 @@ class Kept:
 
     def has(self, name: str) -> bool:
         """Whether the arrays of that name were made before."""
-        return self.folder is not None and (self.folder / f"{name}.safetensors").exists()
+        return self.folder is not None and self._file(f"{name}.safetensors").exists()
 
     def place(self, name: str, scratch: Path) -> Path:
         """Returns a directory for what a step puts in files of its own; in `scratch` where nothing is kept."""
@@ -131,7 +133,7 @@ class Kept:
 
     def _file(self, name: str) -> Path:
         assert self.folder is not None
-        return self.folder / name
+        return self.folder / file_name(name)
 
     def _write(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +155,18 @@ class Kept:
             f"{f'no {error}' if isinstance(error, KeyError) else error}",
             hint="delete the file: its step is done again",
         )
+
+
+def file_name(name: str) -> str:
+    """Returns a name for a file of what belongs to a module: its path, but for one that is no name of a file.
+
+    Paths of modules come from files that others wrote.
+    """
+    plain = re.sub(r"[^\w.@+-]", "_", name, flags=re.ASCII)
+    if plain == name and len(name) <= LONGEST and name.strip("."):
+        return name
+    stem, dot, suffix = plain.rpartition(".")
+    return f"{stem[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}{dot}{suffix[:16]}"
 
 
 def _array(kind: Any, numbers: Any) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.kept import Kept
+from leptonc.calibrate.kept import Kept, file_name
 from leptonc.calibrate.observe import moments
 from leptonc.calibrate.solve import inputs_of
 from leptonc.calibrate.walk import stages
@@ -84,4 +84,4 @@ class Seen:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, linear: Linear) -> Path:
-        return self._folder / f"{linear.path}.npy"
+        return self._folder / file_name(f"{linear.path}.npy")

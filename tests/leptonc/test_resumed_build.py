@@ -122,6 +122,12 @@ def test_another_build_and_damaged_files_are_refused(tmp_path: Path, monkeypatch
                 build(BuildOptions(LLAMA, out=out, resume=kept, **GIVEN))
         (kept / "steps" / name).write_bytes(found[name])
     assert not out.exists()
+    with monkeypatch.context() as patch:  # a build that ran out of memory goes on with a bound, and another loss
+        calls = counted(patch, None)
+        build(BuildOptions(LLAMA, out=out, resume=kept, memory_gb=8, max_loss=10**6, **{**GIVEN, "check": True}))
+    assert not calls["text"]
+    assert not calls["moments"]
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize(("options", "damages"), MEASURED)

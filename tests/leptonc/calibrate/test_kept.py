@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from leptonc.calibrate.kept import Kept
+from leptonc.calibrate.kept import Kept, file_name
 from leptonc.errors import InputError
 
 
@@ -52,6 +52,29 @@ def test_a_record_reads_back_as_it_was(tmp_path: Path) -> None:
 def test_what_was_made_is_read_whether_it_was_kept_or_not(tmp_path: Path) -> None:
     for kept in (Kept(), Kept(tmp_path), Kept(tmp_path)):
         assert kept.record("numbers", list[int], lambda: [1, 2], lambda found: found[1:]) == [2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../../evil", "a/../../evil", "/etc/evil", "..", "a\\..\\b", "x" * 400, "model.layers.0.mlp/\n\0", "ä.0"],
+)
+def test_names_of_modules_that_others_wrote_stay_inside(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b" / "c"
+    kept = Kept(folder)
+    assert not kept.has(f"codes-{name}")
+    first = kept.arrays(f"codes-{name}", lambda: {"one": np.arange(3)})
+    other = kept.arrays(f"codes-{name}.", lambda: {"one": np.arange(4)})  # another name is another file
+    assert kept.has(f"codes-{name}")
+    for again in (kept.arrays(f"codes-{name}", dict), kept.read(f"codes-{name}", ["one"])):
+        np.testing.assert_array_equal(again["one"], first["one"])
+    assert len(other["one"]) == 4
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(found) == 2
+    assert all(path.parent == folder / "steps" and path.suffix == ".safetensors" for path in found)
+
+
+def test_names_of_modules_are_names_of_files() -> None:
+    assert file_name("codes-cpu-model.layers.0.self_attn.q_proj@7") == "codes-cpu-model.layers.0.self_attn.q_proj@7"
 
 
 @pytest.mark.parametrize(
