@@ -167,13 +167,7 @@ def check_text(options: BuildOptions) -> None:
         return
     from leptonc.calibrate.texts import read_texts
 
-    readers = {
-        "--method gptq": options.method not in (None, "rtn"), "--kv-cache": options.kv_cache is not None,
-        "--weights auto:SIZE": (options.weights or "").startswith("auto"), "--prefill": options.prefill is not None,
-        "--activations int8": options.activations != "none",
-        "--prune": options.prune is not None and (options.prune, options.prune_method) != (PATTERN, "magnitude"),
-        "--heal": options.heal is not None,
-    }  # fmt: skip
+    readers = text_readers(options)
     if not any(readers.values()):
         raise InputError(
             f"expected something that reads a calibration text, one of {', '.join(readers)}, found none beside "
@@ -181,6 +175,17 @@ def check_text(options: BuildOptions) -> None:
             hint="--method gptq --calibration FILE",
         )
     read_texts(options.calibration)
+
+
+def text_readers(options: BuildOptions) -> dict[str, bool]:
+    """Returns what may read a calibration text, each with whether it is asked for."""
+    return {
+        "--method gptq": options.method not in (None, "rtn"), "--kv-cache": options.kv_cache is not None,
+        "--weights auto:SIZE": (options.weights or "").startswith("auto"), "--prefill": options.prefill is not None,
+        "--activations int8": options.activations != "none",
+        "--prune": options.prune is not None and (options.prune, options.prune_method) != (PATTERN, "magnitude"),
+        "--heal": options.heal is not None,
+    }  # fmt: skip
 
 
 def target_of(spec: str) -> targets.Target:

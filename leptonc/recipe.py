@@ -43,7 +43,7 @@ LARGEST = 2**20  # bytes of a recipe
 # Options that are one build's own affair, and no part of a recipe.
 NO_RECIPE = ("source", "target", "out", "layers", "dump_ir", "eval_text", "check", "force", "resume")
 BITS = {"fp32": KEPT, "fp16": KEPT, "fp8": 8, "int8": 8, "int4": 4, "int2": 2}
-SHOWN = 8  # layers that a message lists
+SHOWN = 8  # layers that a message lists one by one; of more it has a line for all that are alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +94,21 @@ def check_values(options: BuildOptions) -> None:
     for name, choices in _CHOICES.items():
         value = getattr(options, name)
         if value is not None and value not in choices:
-            raise InputError(f"expected {name} among {', '.join(choices)}, found {value!r}")
+            raise InputError(
+                f"expected {name} among {', '.join(choices)}, found {value!r}", hint=near(str(value), choices)
+            )
     for name, least in _LEAST.items():
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise InputError(f"expected {name} of at least {least}, found {value}")
+        if value is not None and not least <= value < math.inf:
+            raise InputError(f"expected {name} of at least {least}, found {value}", hint=f"a number from {least} up")
+    if options.max_loss is not None:
+        if not math.isfinite(options.max_loss):
+            raise InputError(f"expected max_loss in percent, found {options.max_loss}", hint="--max-loss 3%")
+        if not options.check:
+            raise InputError(
+                f"expected the measurement that a loss of at most {options.max_loss:g} % is told by, found it left out",
+                hint="leave out --no-check, or the bound",
+            )
 
 
 def shipped() -> list[str]:
@@ -286,10 +296,16 @@ def ragged(size: int, columns: Mapping[str, int], forms: Forms) -> InputError:
     fits = [s for s in forms.sizes(weights) if s and all(count % s == 0 for count in columns.values())]
     say = {"block_size": max(fits)} if fits else {"weights": forms.weights[0]}
     snippet = toml({"layers": [{"match": patterns_of(columns), **say}]}).strip()
-    listed = ", ".join(f"{path} ({count} inputs)" for path, count in list(columns.items())[:SHOWN])
+    alike: dict[tuple[str, int], int] = {}
+    for path, count in columns.items():
+        (stem,) = patterns_of([path]) if len(columns) > SHOWN else (path,)
+        alike[stem, count] = alike.get((stem, count), 0) + 1
+    listed = ", ".join(
+        f"{stem} ({count} inputs)" if n == 1 else f"{stem} ({n} layers of {count} inputs)"
+        for (stem, count), n in alike.items()
+    )
     return InputError(
-        f"expected blocks that divide the inputs of each layer for {forms.title}, found {size} for {listed}"
-        f"{_more(len(columns))}",
+        f"expected blocks that divide the inputs of each layer for {forms.title}, found {size} for {listed}",
         hint=f"add to the recipe:\n{snippet}",
     )
 
@@ -322,25 +338,22 @@ def _check_forms(rules: Sequence[LayerRule], forms: Forms) -> None:
         if rule.weights is not None and rule.weights not in forms.weights:
             raise InputError(
                 f"expected weights among {', '.join(forms.weights)} for layers on {forms.title}, found {rule.weights} "
-                f"for {', '.join(rule.match)}"
+                f"for {', '.join(rule.match)}", hint=near(rule.weights, forms.weights),
             )
         weights = rule.weights or str(forms.usual.weights)
         if BITS[weights] == KEPT and (rule.block_size is not None or rule.symmetric is not None):
             raise InputError(
                 f"expected blocks and zero points for weights of integers alone, found {weights} for "
-                f"{', '.join(rule.match)}"
+                f"{', '.join(rule.match)}", hint="leave out block_size and symmetric there",
             )
         if rule.block_size is not None and rule.block_size not in forms.sizes(weights):
             listed = ", ".join(map(str, forms.sizes(weights))) or "none (whole channels)"
             raise InputError(
                 f"expected a block size among {listed} for {weights} on {forms.title}, found {rule.block_size} for "
-                f"{', '.join(rule.match)}"
+                f"{', '.join(rule.match)}", hint="block_size is one of those, or left out",
             )
         if rule.symmetric is False and not forms.asymmetric:
             raise InputError(
-                f"expected symmetric weights for {forms.title}, found asymmetric ones for {', '.join(rule.match)}"
+                f"expected symmetric weights for {forms.title}, found asymmetric ones for {', '.join(rule.match)}",
+                hint="leave out `symmetric = false` there",
             )
-
-
-def _more(count: int) -> str:
-    return f" and {count - SHOWN} more" if count > SHOWN else ""

@@ -18,7 +18,7 @@ import runtime_edge
 from leptonc import __version__
 from leptonc.artifact.page import behind, page, table
 from leptonc.artifact.plots import Axis, Dot, dots, number
-from leptonc.build import BuildOptions, build
+from leptonc.build import BuildOptions, build, text_readers
 from leptonc.errors import InputError
 from leptonc.progress import Progress
 from leptonc.recipe import as_record, with_recipe
@@ -49,6 +49,13 @@ class Point:
         return re.sub(r"[^\w.-]+", "-", self.name)
 
 
+def _read(options: BuildOptions) -> BuildOptions:
+    """Leaves a calibration text away from a point that reads none: it is there for the others."""
+    if any(text_readers(options).values()):
+        return options
+    return dataclasses.replace(options, calibration=None, chat=False)
+
+
 def points(schemes: Sequence[str], recipes: Sequence[str], base: BuildOptions) -> list[Point]:
     """Returns a point for each scheme and each recipe.
 
@@ -67,11 +74,16 @@ def points(schemes: Sequence[str], recipes: Sequence[str], base: BuildOptions) -
         if said["weights"] in ("fp32", "fp16"):
             plain: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(base) if f.name in _QUANTIZED}
             options = dataclasses.replace(base, **plain)
-        found.append(Point(scheme, dataclasses.replace(options, **said)))
-    found += [Point(Path(each).stem, with_recipe(base, each)) for each in recipes]
+        found.append(Point(scheme, _read(dataclasses.replace(options, **said))))
+    found += [Point(Path(each).stem, _read(with_recipe(base, each))) for each in recipes]
     names = [point.stem for point in found]
     if not found:
         raise InputError("expected at least one scheme or recipe, found none", hint="--schemes int4,int8,auto:95MB")
+    if base.calibration is not None and all(point.options.calibration is None for point in found):
+        raise InputError(
+            f"expected a scheme or recipe that reads {base.calibration}, found {', '.join(names)}",
+            hint="--schemes int4,auto:95MB, or --method gptq",
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"expected each scheme and recipe once, found {', '.join(twice)} twice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,18 +137,54 @@ def test_every_pattern_matches_something(tmp_path: Path) -> None:
 def test_forms_that_the_target_does_not_have(
     tmp_path: Path, rule: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
-    assert message in refused(tmp_path, LayerRule(("*.q_proj",), **rule), **options).message
+    error = refused(tmp_path, LayerRule(("*.q_proj",), **rule), **options)
+    assert message in error.message
+    assert error.hint
 
 
-@pytest.mark.parametrize("values", [{"method": "gptq2"}, {"embeddings": "int3"}, {"memory_gb": -1}, {"seed": -1}])
+@pytest.mark.parametrize("target", ["rtx", "rtx-30", "jetson-orin", "jetson-thor"])
+@pytest.mark.parametrize("weights", ["int3", "int2", "bf16", "fp4"])
+@pytest.mark.parametrize("rules", [(), (LayerRule(("*.q_proj",), weights="int8"),)], ids=len)
+def test_weights_that_are_not_made_for_the_target(
+    tmp_path: Path, target: str, weights: str, rules: tuple[LayerRule, ...]
+) -> None:
+    """Formats that the GPU could have and Lepton does not make among them."""
+    error = refused(tmp_path, *rules, target=target, weights=weights)
+    assert error.message.startswith("expected weights among ")
+    assert f"for target {target}, found {weights}" in error.message
+    assert weights not in error.message.partition(" for target")[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"method": "gptq2"}, {"embeddings": "int3"}, {"memory_gb": -1}, {"memory_gb": math.nan},
+        {"memory_gb": math.inf}, {"seed": -1}, {"max_loss": math.nan},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_values_that_no_backend_takes(tmp_path: Path, values: dict[str, Any]) -> None:
     (name,) = values
-    assert f"expected {name} " in refused(tmp_path, **values).message
+    error = refused(tmp_path, **values)
+    assert f"expected {name} " in error.message
+    assert error.hint
+
+
+def test_a_bound_on_what_is_not_measured(write: Callable[[str], str], tmp_path: Path) -> None:
+    """A recipe's bound beside --no-check: it would hold nothing."""
+    found = with_recipe(BuildOptions("sample:tiny-llama", check=False), write("max_loss = 3.0"))
+    error = refused(tmp_path, max_loss=found.max_loss)
+    assert "expected the measurement that a loss of at most 3 % is told by, found it left out" in error.message
+    assert "--no-check" in str(error.hint)
 
 
 def test_blocks_that_do_not_divide_are_listed_with_what_to_add(tmp_path: Path, write: Callable[[str], str]) -> None:
     error = refused(tmp_path, target="rtx", block_size=128)
-    assert "found 128 for model.layers.0.self_attn.q_proj (64 inputs)" in error.message
+    assert "found 128 for model.layers.*.self_attn.q_proj (3 layers of 64 inputs)," in error.message
+    assert "model.layers.*.mlp.down_proj (3 layers of 160 inputs)" in error.message
+    few = refused(tmp_path, LayerRule(("*.1.*.q_proj", "*.down_proj"), block_size=128), target="rtx")
+    listed = "found 128 for model.layers.0.mlp.down_proj (160 inputs), model.layers.1.self_attn.q_proj (64 inputs),"
+    assert listed in few.message
     snippet = str(error.hint).removeprefix("add to the recipe:\n")
     rules = with_recipe(BuildOptions("m"), write(snippet)).layers
     assert rules[0].block_size == 32  # 64 inputs, and 160

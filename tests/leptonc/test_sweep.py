@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ LLAMA = "sample:tiny-llama"
 TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 30
 
 
-def test_points_are_schemes_and_recipes_over_common_options() -> None:
+def test_points_are_schemes_and_recipes_over_common_options(tmp_path: Path) -> None:
     base = BuildOptions("m", method="gptq", calibration=Path("c.txt"), seed=5)
     found = {point.name: point.options for point in points(["fp32", "int4", "w8a8", "auto:1MB"], ["int8-gptq"], base)}
     assert list(found) == ["fp32", "int4", "w8a8", "auto:1MB", "int8-gptq"]
@@ -29,6 +31,15 @@ def test_points_are_schemes_and_recipes_over_common_options() -> None:
     assert (found["w8a8"].weights, found["w8a8"].activations) == ("int8", "int8")
     assert found["int8-gptq"].weights == "int8"
     assert [point.stem for point in points(["auto:1MB"], [], base)] == ["auto-1MB"]
+    (tmp_path / "r.toml").write_text('weights = "int8"\nchat = true\n')
+    plain = dataclasses.replace(base, method=None, chat=True)
+    recipes = [str(tmp_path / "r.toml"), "int8-gptq"]
+    kept = {point.name: point.options for point in points(["int4", "w8a8", "auto:1MB"], recipes, plain)}
+    reads = [name for name, options in kept.items() if (options.calibration, options.chat) == (Path("c.txt"), True)]
+    assert reads == ["w8a8", "auto:1MB", "int8-gptq"]  # the others round to nearest
+    assert all(kept[name].calibration is None and not kept[name].chat for name in ("int4", "r"))
+    with pytest.raises(InputError, match=r"expected a scheme or recipe that reads c\.txt, found int4, fp32"):
+        points(["int4", "fp32"], [], plain)
     with pytest.raises(InputError, match="found none"):
         points([], [], base)
     with pytest.raises(InputError, match="found int4 twice"):
@@ -143,6 +154,27 @@ def test_the_command_line(leptonc: Callable[..., Any], tmp_path: Path) -> None:
     assert again.code == 0
     assert [line.split()[0] for line in again.out.splitlines()] == ["name", "fp32", "int4", "int8", "r"]
     assert "weights:" not in again.err  # nothing was built
+
+
+def test_a_text_for_some_points_and_speeds_of_all(leptonc: Callable[..., Any], tmp_path: Path) -> None:
+    """One text serves those that read it; with speeds there are three plots, each with a dot a point."""
+    text, keep = tmp_path / "text.txt", tmp_path / "keep"
+    text.write_text(TEXT)
+    done = leptonc(
+        "sweep", LLAMA, "--schemes", "int4,int8,auto:300kB", "--calibration", text, "--eval-text", text, "--window", 64,
+        "--max-windows", 2, "--speed", "--threads", 1, "--keep", keep, "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    rows = {record["name"]: record for record in json.loads(done.out)["points"]}
+    assert list(rows) == ["int4", "int8", "auto:300kB"]
+    assert all(record["decode_tok_s"] > 0 and record["prefill_tok_s"] > 0 for record in rows.values())
+    read = {p: json.loads((Path(r["artifact"]) / "report.json").read_text())["recipe"] for p, r in rows.items()}
+    assert [name for name, recipe in read.items() if "calibration" in recipe] == ["auto:300kB"]
+    page = (keep / "sweep.html").read_text()
+    for what in ("Size and loss", "Speed and loss", "Size and speed"):
+        (plot,) = re.findall(rf"<h2>{what}</h2>(<svg.*?</svg>)", page, re.DOTALL)
+        assert plot.count("<circle") == 3
+        assert all(f">{name}<" in plot for name in rows)
 
 
 def test_command_lines_that_cannot_be_met(leptonc: Callable[..., Any], tmp_path: Path) -> None:
