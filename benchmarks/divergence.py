@@ -36,6 +36,8 @@ def main() -> None:
         models = {str(path): runtime_edge.load(path) for path in args.artifacts}
         first = next(iter(models.values()))
         ids, lead = first.tokenize(args.text.read_text(encoding="utf-8")), first.tokenize("")
+        if args.windows < 1 or len(ids) < args.tokens:
+            parser.error(f"expected {args.tokens} tokens of text and a window, found {len(ids)} and {args.windows}")
         step = (len(ids) - args.tokens) // max(1, args.windows - 1)
         for at in range(args.windows):
             window = [*lead, *ids[at * step + (0 if at else len(lead)) :]][: args.tokens]

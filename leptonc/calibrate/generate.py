@@ -39,7 +39,9 @@ def generate(
     options.log_severity_level = 3
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     draws = [np.random.default_rng([seed, at]).random(length) for at in range(samples)]
-    batch = max(1, min(BATCH, samples, memory // (length * _bytes_a_token(session))))
+    room = max(1, memory // (length * _bytes_a_token(session)))
+    # By halves: what is free differs from run to run by little, and other batches round otherwise.
+    batch = min(BATCH, samples, 2 ** (room.bit_length() - 1))
     found: list[NDArray[np.int64]] = []
     while len(found) < samples:
         chances = np.array(draws[len(found) : len(found) + batch])

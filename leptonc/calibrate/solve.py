@@ -224,6 +224,9 @@ class _Chosen(Mapping[str, Codes]):
     def add(self, weight: str, step: str) -> None:
         self._step[weight] = step
 
+    def __contains__(self, weight: object) -> bool:
+        return weight in self._step
+
     def __getitem__(self, weight: str) -> Codes:
         found = self._steps.read(self._step[weight], [f"{weight} {part}" for part in Codes._fields])
         return Codes(*(found.get(f"{weight} {part}") for part in Codes._fields))  # type: ignore[arg-type]

@@ -166,7 +166,7 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "--heal",
     metavar="TIME",
     help="Let the quantized model learn from the original on the calibration text for so long (10min, 30s, 1h) or so "
-    "many steps (200steps): scales, gains and biases change, codes and the size do not.",
+    "many steps (200steps): scales, zero points, gains and biases change, codes and the size do not.",
 )
 @click.option(
     "--heal-rank",
@@ -373,8 +373,8 @@ def build(
         measured = found.get("fidelity", {}) | other
         rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in measured.items()]
     stages = [seconds for name, seconds in result.seconds.items() if not name.startswith("pass ")]
-    rows += [("time", f"{sum(stages):.1f} s"), ("memory", f"{megabytes(most_resident() or 0)} at most")]
-    print_pairs(rows)
+    memory = [("memory", f"{megabytes(most)} at most")] if (most := most_resident()) else []
+    print_pairs([*rows, ("time", f"{sum(stages):.1f} s"), *memory])
 
 
 def _pruned(report: dict[str, Any]) -> list[tuple[str, str]]:

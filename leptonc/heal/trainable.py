@@ -105,7 +105,8 @@ class _Scales:
 class Zeros:
     """The zero points of a quantized weight, its codes fixed: whole numbers, as they are stored, while it learns, too.
 
-    What is learned passes the rounding by as if it were not there (Bengio et al., straight-through estimators, 2013).
+    What is learned passes the rounding, and the ends of the codes, by as if they were not there (Bengio et al.,
+    straight-through estimators, 2013).
 
     Attributes:
         top: The largest code, which is the largest zero point, too.
@@ -123,8 +124,8 @@ class _Zeros:
         self.start: Learned = (_zeros(self._base.shape),)
 
     def variables(self, learned: Learned) -> Mapping[str, Tensor]:
-        wanted = (self._base + (self._top + 1) * learned[0]).clamp(0, self._top)
-        return {f"{self.name}{MOVED}": wanted + (wanted.round() - wanted).detach() - self._base}
+        wanted = self._base + (self._top + 1) * learned[0]
+        return {f"{self.name}{MOVED}": wanted + (wanted.clamp(0, self._top).round() - wanted).detach() - self._base}
 
     def stored(self, learned: Learned) -> NDArray[np.float32]:
         (moved,) = self.variables(learned).values()

@@ -145,12 +145,21 @@ def _record(manifest: Any, loads: list[dict[str, Any]], found: dict[str, Any], s
         "new_tokens": spec["new_tokens"],
         "start_s": _summary([load["start_s"] for load in loads]),
         "load_s": _summary([load["load_s"] for load in loads]),
-        "rss_after_load_mb": _summary([load["rss_after_load"] / 1e6 for load in loads]),
-        "peak_rss_mb": found["peak_rss"] / 1e6,
+        **_memory(loads, found),
         "prefill": [{**item, "tok_s": _summary(item["tok_s"])} for item in found["prefill"]],
         "decode": [{**item, "tok_s": _summary(item["tok_s"])} for item in found["decode"]],
         "encode": [{**item, "texts_s": _summary(item["texts_s"])} for item in found["encode"]],
         "includes": [line for line in _INCLUDES if line.partition(":")[0] in kinds],
+    }
+
+
+def _memory(loads: list[dict[str, Any]], found: dict[str, Any]) -> dict[str, Any]:
+    """Megabytes after loading and at most; nothing where the system does not say, as Windows does not."""
+    if found["peak_rss"] is None:
+        return {}
+    return {
+        "rss_after_load_mb": _summary([load["rss_after_load"] / 1e6 for load in loads]),
+        "peak_rss_mb": found["peak_rss"] / 1e6,
     }
 
 
@@ -164,8 +173,9 @@ def _rows(record: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
 
     yield row("start", record["start_s"], "s", 3)
     yield row("load", record["load_s"], "s", 3)
-    yield row("memory after load", record["rss_after_load_mb"], "MB", 0)
-    yield "memory at most", f"{record['peak_rss_mb']:,.0f}", "", "MB"
+    if "peak_rss_mb" in record:
+        yield row("memory after load", record["rss_after_load_mb"], "MB", 0)
+        yield "memory at most", f"{record['peak_rss_mb']:,.0f}", "", "MB"
     for item in record["prefill"]:
         yield row(f"prefill {item['tokens']}", item["tok_s"], "tok/s", 1)
     for item in record["decode"]:

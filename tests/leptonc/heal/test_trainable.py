@@ -36,11 +36,11 @@ def test_zero_points_move_by_whole_steps_within_the_codes() -> None:
 
 def test_what_is_learned_of_zero_points_passes_the_rounding_by() -> None:
     parameter = Zeros(15).of(zeros(), np.random.default_rng(0))
-    learned = torch.tensor([[0.01, 0.04], [0.5, -0.02]], requires_grad=True)  # the third is past the last code
+    learned = torch.tensor([[0.01, 0.04], [0.5, -0.02]], requires_grad=True)  # the third is past the top
     (moved,) = parameter.variables((learned,)).values()
     (moved * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
     assert learned.grad is not None
-    np.testing.assert_array_equal(learned.grad.numpy(), [[16, 32], [0, 64]])
+    np.testing.assert_array_equal(learned.grad.numpy(), [[16, 32], [48, 64]])
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
