@@ -23,8 +23,8 @@ ACTIVATIONS = 5 * 10**8  # bytes that calibration keeps in memory where nothing 
 WRITING, CALIBRATING, CHECKING = 15 * 10**7, 25 * 10**7, 33 * 10**7
 SQUARES = 40  # bytes for each product of two inputs of a layer: ten sums, factors and copies of them in float32
 OPENED = 1.7  # times the bytes of an artifact: ONNX Runtime lays out weights as its kernels read them
-LOGITS, READ = 25 * 10**7, 2  # of a graph for TensorRT, whose weights are made float a layer at a time
-ENGINE, PLANNED = 6 * 10**8, 4  # of TensorRT, which has the graph's weights, a plan's and a copy of that
+LOGITS, READ = 4 * 10**8, 2  # of a graph for TensorRT, whose weights are made float a layer at a time
+ENGINE, PLANNED = 45 * 10**7, 5  # of TensorRT, which has the graph's weights, a plan's and a copy of that
 WEIGHING = 40 * 10**7  # logits of a few texts, and what compares them
 LAYER, WEIGHS, WRITES, HEALS = "calibrating a layer", "weighing layers", "the model that writes", "healing"
 KEEPING = LAYER, WEIGHS, WRITES, HEALS  # steps that keep activations
@@ -93,6 +93,7 @@ def needs(
         found["the check"] = CHECKING + largest + max(ran, original)
     engines = [_written(job, whole, tables) for job in jobs if lowered and job.target.backend != "onnxruntime"]
     if engines:
+        found["measuring ranges"] = CALIBRATING + 2 * largest
         found["building an engine"] = ENGINE + int(PLANNED * max(engines))
     if healed:
         found[HEALS] = CALIBRATING + int(HEALING * whole)
