@@ -15,6 +15,7 @@
 Each command ends with one line of JSON: `perplexity`, `decode_tok_s` and `prefill_tok_s`. Names of files are relative
 to peers.toml, where commands run. Quality is measured once; speed in rounds, all points in turn in each, and its median
 counts. Each point is a process that does nothing else. curve.json, curve.md, size.svg and speed.svg go to `--out`.
+Losses are those against the perplexity of `--plain ARTIFACT`, which is no point, or of a point named fp32.
 With `--known DIR`, what an earlier run wrote there, peers of the same name and bytes keep the perplexity that they had:
 on the very same windows, else it is an error.
 """
@@ -105,6 +106,12 @@ def judged(known: Path, windows: Path) -> dict[tuple[str, int], dict[str, Any]]:
             for p in found if not p["ours"]}  # fmt: skip
 
 
+def perplexity(point: dict[str, Any], windows: Path) -> dict[str, Any]:
+    """Measures a point's quality: `perplexity`, and the `tokens` that it is of."""
+    command = [word.replace("{windows}", str(windows)) for word in shlex.split(point["quality"])]
+    return {k: v for k, v in last_line(command, point["folder"]).items() if k in ("perplexity", "tokens")}
+
+
 def measured(
     points: list[dict[str, Any]], windows: Path, rounds: int, known: dict[tuple[str, int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -113,8 +120,7 @@ def measured(
         if not point["ours"] and (seen := known.get((point["name"], point["bytes"]))):
             point.update(seen)
             continue
-        command = [word.replace("{windows}", str(windows)) for word in shlex.split(point["quality"])]
-        point.update({k: v for k, v in last_line(command, point["folder"]).items() if k in ("perplexity", "tokens")})
+        point.update(perplexity(point, windows))
     speeds: dict[str, list[dict[str, Any]]] = {point["name"]: [] for point in points}
     for _ in range(rounds):
         for point in points:
@@ -169,6 +175,7 @@ def main() -> None:
     parser.add_argument("--max-windows", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plain", type=Path)
     parser.add_argument("--known", type=Path)
     parser.add_argument("--out", type=Path, default=Path("curve"))
     args = parser.parse_args()
@@ -185,6 +192,8 @@ def main() -> None:
     windows.write_text(json.dumps(cut))
     found = measured(points, windows, args.rounds, judged(args.known, windows) if args.known else {})
     plain = next((p["perplexity"] for p in found if p["ours"] and p["name"] == "fp32"), None)
+    if args.plain is not None:
+        plain = perplexity(ours(args.plain.resolve(), args.threads), windows)["perplexity"]
     table = markdown(found, plain)
     (args.out / "curve.json").write_text(json.dumps(found, indent=2) + "\n")
     (args.out / "curve.md").write_text(table)

@@ -91,7 +91,7 @@ def test_the_command_with_an_artifact_as_the_peer(
     (tmp_path / "peer.bin").write_bytes(bytes(1000))
     out = tmp_path / "curve"
     command = [sys.executable, BENCHMARKS / "curve.py", listing, "--ours", mine, "--text", tmp_path / "text.txt"]
-    command += ["--window", "64", "--max-windows", "3", "--rounds", "1", "--out", out]
+    command += ["--window", "64", "--max-windows", "3", "--rounds", "1", "--out", out, "--plain", theirs]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=BENCHMARKS.parent)
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in json.loads((out / "curve.json").read_text())}
@@ -102,7 +102,10 @@ def test_the_command_with_an_artifact_as_the_peer(
         assert rows[name]["perplexity"] == pytest.approx(json.loads(shown.out)["perplexity"], rel=1e-6)
         assert rows[name]["decode_tok_s"] > 0
     assert "of our 1 points are beaten by a peer's" in done.stdout
-    assert "a peer" in (out / "curve.md").read_text()
+    lost = 100 * (rows["model"]["perplexity"] / rows["a peer"]["perplexity"] - 1)  # the peer is what is not quantized
+    table = (out / "curve.md").read_text()
+    assert f"| {lost:+.2f} % |" in table
+    assert "| +0.00 % |" in table
     assert "<circle" in (out / "size.svg").read_text()
     listing.write_text('[[peer]]\nname = "a peer"\n')
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=BENCHMARKS.parent)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
@@ -29,6 +30,14 @@ ENCODERS = tuple(n for n in tiny_names() if n not in DECODERS)
 MAX_SEQ_LEN = 1024
 # Odd chunks, then single tokens: beyond every window of 8, and other lengths than any cache's capacity.
 CHUNKS = (7, 13, 1, 1, 5, 1, 3)
+
+
+FEW = "tiny-llama", "tiny-gpt2", "tiny-gemma3", "tiny-bert"
+
+
+def others_apart(names: Iterable[str], few: Collection[str] = FEW) -> list[Any]:
+    """Returns parameters of a test: a few architectures, and others that are run where all are asked for."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.families) for name in names]
 
 
 def token_ids(count: int, seed: int = 0, low: int = 8, high: int = 512) -> list[int]:

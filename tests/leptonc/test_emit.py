@@ -27,8 +27,7 @@ from sample_models import tiny_names
 from tests.leptonc import models, pruned
 
 LLAMA = "sample:tiny-llama"
-FAST = ("tiny-llama", "tiny-gemma3", "tiny-gpt2", "tiny-bert")
-ALL = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in tiny_names()]
+ALL = models.others_apart(tiny_names())
 FIRST = {"model.layers.0/mlp": {"channels": "0-31"}, "model.layers.1/attention": "block"}
 SECOND = {"model.layers.1/mlp": {"channels": "5-20"}, "model.layers.2/attention": {"groups": "1"}}
 

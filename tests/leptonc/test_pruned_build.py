@@ -24,7 +24,6 @@ from sample_models import tiny_names
 from sample_models.export import write_directory
 from tests.leptonc import models, pruned
 
-FAST = ("tiny-llama", "tiny-gpt2", "tiny-bert-classifier")
 LLAMA = "sample:tiny-llama"
 
 
@@ -43,9 +42,7 @@ def with_zeros(name: str, folder: Path, seed: int) -> tuple[Path, Path]:
     return path, plan
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in tiny_names()]
-)
+@pytest.mark.parametrize("name", models.others_apart(tiny_names()))
 def test_cutting_zeros_changes_nothing_in_the_artifact(name: str, tmp_path: Path, leptonc: Callable[..., Any]) -> None:
     """Through the whole command line, over the runtime's cache: as far from transformers as unpruned (1e-5)."""
     path, plan = with_zeros(name, tmp_path, seed=5)
