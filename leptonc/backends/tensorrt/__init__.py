@@ -46,7 +46,6 @@ _CHECK_BYTES = 128 * 2**20  # of logits that a run of the check gives: the CPU i
 
 def check_request(job: Job) -> None:
     """See `Backend.check_request`."""
-    recipes.check_format(job)
     lacking = [each for each in ("int8", "int4") if each not in job.target.precisions]
     if job.budget is not None and lacking:
         raise InputError(
@@ -54,6 +53,7 @@ def check_request(job: Job) -> None:
             f"without {' and '.join(lacking)}",
             hint=f"--weights {job.target.weights} is the target's default",
         )
+    recipes.check_format(job)
     if job.embeddings:
         raise InputError(
             f"expected no format for embeddings for target {job.target.name}, found {job.embeddings}",
