@@ -17,6 +17,7 @@ from leptonc.calibrate.walk import Batch, feed, open_stage, stages
 from leptonc.ir.groups import Groups
 from leptonc.ir.structure import Linear
 from leptonc.ir.types import fill_types
+from leptonc.memory import dropping_cycles, give_back
 from leptonc.passes.feature import Feature
 
 Values = dict[str, NDArray[Any]]
@@ -42,7 +43,7 @@ def observe(
     made = [{str(v.name) for node in stage.nodes for v in node.outputs} for stage in cut]
     last = max((i for i, inside in enumerate(made) if inside & names), default=-1)
     users = {name: i for i, stage in enumerate(cut[: last + 1]) for name in stage.inputs}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".observe.") as place:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".observe.") as place, dropping_cycles() as drop_cycles:
         store = Store(memory, Path(place))
         values: list[Values] = [dict(batch) for batch in batches]
         for at, stage in enumerate(cut[: last + 1]):
@@ -59,6 +60,8 @@ def observe(
             for name in [name for name, user in users.items() if user == at and name not in batches[0]]:
                 for each in values:
                     store.release(each.pop(name))
+            drop_cycles()
+            give_back()
             advance(1)
 
 

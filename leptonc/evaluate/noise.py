@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
+from leptonc.passes.quantize.weights import ROWS
 
 TOKENS = 64  # of a run that a layer is looked at with
 ENOUGH = 32  # tokens that tell a layer's noise: later runs are not looked at
-ROWS = 96  # outputs of a layer that are looked at, spread evenly: others are alike
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from leptonc.calibrate.walk import feed, open_stage, stages
+from leptonc.calibrate.observe import Values, observe
 from leptonc.errors import OVERFLOWS, InputError
 from leptonc.ir import edit
 from leptonc.ir.dialect import module_of
 from leptonc.ir.types import fill_types
-from leptonc.memory import dropping_cycles, give_back
 from leptonc.passes.base import Pass
 
 Batch = Mapping[str, np.ndarray[Any, Any]]
-_SUFFIX = "/largest"
 
 
 class MeasureRanges(Pass):
@@ -64,10 +60,7 @@ def activations(graph: ir.Graph) -> list[ir.Value]:
 
 
 def largest(model: ir.Model, batches: Sequence[Batch], folder: Path) -> dict[str, float]:
-    """Runs `model` and returns the largest magnitude of every float activation, by value name.
-
-    It runs a layer at a time, each with `ReduceMax(Abs(x))` behind every float value: neither the weights nor the
-    activations are ever all in memory.
+    """Runs `model`, a layer at a time, and returns the largest magnitude of every float activation, by value name.
 
     Args:
         model: A graph that ONNX Runtime runs; values get their types, nothing else changes.
@@ -78,47 +71,20 @@ def largest(model: ir.Model, batches: Sequence[Batch], folder: Path) -> dict[str
         InputError: An activation is not finite.
     """
     fill_types(model.graph)
-    modules = {str(value.name): module_of(edit.producer(value)) for value in activations(model.graph)}  # type: ignore[arg-type]
-    cut, known, found = stages(model), [dict(batch) for batch in batches], dict[str, float]()
-    users = {name: at for at, stage in enumerate(cut) for name in stage.inputs}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".ranges.") as place, dropping_cycles() as drop_cycles:
-        for at, stage in enumerate(cut):
-            made = [v for node in stage.nodes for v in node.outputs if v.name and v.dtype == ir.DataType.FLOAT]
-            needed = [str(name) for name in stage.outputs]
-            names = list(dict.fromkeys([*needed, *(str(value.name) for value in made)]))
-            if not names:
-                continue
-            session = open_stage(model, stage, names, {}, Path(place), partial(_probe, needed=set(needed)))
-            tops = [output.name for output in session.get_outputs()]
-            for values in known:
-                for name, top in zip(tops, session.run(tops, feed(stage, values)), strict=True):
-                    if not name.endswith(_SUFFIX):
-                        values[name] = np.array(top)
-                        continue
-                    value = name.removesuffix(_SUFFIX)
-                    found[value] = max(found.get(value, 0.0), float(top))
-                    if not np.isfinite(top):
-                        raise InputError(
-                            f"expected finite activations on the text that ranges are measured on, found {top} in "
-                            f"{modules[value] or value}",
-                            hint=OVERFLOWS,
-                        )
-            del session
-            for name in [name for name, user in users.items() if user == at]:
-                for values in known:
-                    values.pop(name, None)
-            drop_cycles()
-            give_back()
+    values = {str(v.name): v for v in activations(model.graph) if v.name and v.dtype == ir.DataType.FLOAT}
+    found: dict[str, float] = {}
+
+    def see(made: Values) -> None:
+        for name in [name for name in values if name in made]:  # in the graph's order: the first one is told
+            top = float(np.abs(made[name]).max(initial=0))
+            if not np.isfinite(top):
+                module = module_of(edit.producer(values[name]))  # type: ignore[arg-type]
+                raise InputError(
+                    f"expected finite activations on the text that ranges are measured on, found {top} in "
+                    f"{module or name}",
+                    hint=OVERFLOWS,
+                )
+            found[name] = max(found.get(name, 0.0), top)
+
+    observe(model, batches, set(values), see, folder)
     return found
-
-
-def _probe(graph: ir.Graph, needed: Collection[str]) -> None:
-    """Makes a stage return how large its float values are, and of these themselves what is needed."""
-    values = list(graph.outputs)
-    graph.outputs.clear()
-    graph.outputs.extend(value for value in values if value.name in needed)
-    for value in [value for value in values if value.dtype == ir.DataType.FLOAT]:
-        (size,) = edit.insert_last(graph, "Abs", [value], name=f"{value.name}/abs")
-        (top,) = edit.insert_last(graph, "ReduceMax", [size], {"keepdims": 0}, name=f"{value.name}{_SUFFIX}")
-        top.type, top.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-        graph.outputs.append(top)

@@ -24,7 +24,7 @@ Solve = Callable[[ir.Model, Callable[[Linear], Format | None]], Mapping[str, Cod
 # Codes of some rows of a weight, float32 [n, in], given the step between them.
 Some = Callable[[np.ndarray[Any, Any], int], Codes]
 BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
-ROWS = 96  # of a weight that are looked at to tell what rounding changed, spread evenly
+ROWS = 96  # outputs of a layer that are looked at to tell what rounding changes, spread evenly: others are alike
 KEPT = 32  # bits of weights that stay as they are
 RAISED_SIZE = 64  # weights of a block in 8 bits among weights of 4: finer ones gain nothing that shows
 KEY = "lepton.quantized"

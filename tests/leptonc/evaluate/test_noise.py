@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 
 from leptonc.build import BuildOptions, build
 from leptonc.errors import BoundError
-from leptonc.evaluate.noise import ROWS, TOKENS
+from leptonc.evaluate.noise import TOKENS
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
+from leptonc.passes.quantize.weights import ROWS
 from tests.leptonc import models
 
 
