@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from runtime_edge.manifest import Manifest
     from runtime_edge.model import Context, Model
     from runtime_edge.tasks.embed import Classification
-    from runtime_edge.tasks.generate import Chunk, Generation, Stats
+    from runtime_edge.tasks.results import Chunk, Generation, Stats
 
 __all__ = [
     "ArtifactError",
@@ -57,13 +57,13 @@ __all__ = [
 ]
 
 _LATER = {
-    "Chunk": "runtime_edge.tasks.generate",
+    "Chunk": "runtime_edge.tasks.results",
     "Classification": "runtime_edge.tasks.embed",
     "Context": "runtime_edge.model",
     "Manifest": "runtime_edge.manifest",
-    "Generation": "runtime_edge.tasks.generate",
+    "Generation": "runtime_edge.tasks.results",
     "Model": "runtime_edge.model",
-    "Stats": "runtime_edge.tasks.generate",
+    "Stats": "runtime_edge.tasks.results",
 }
 
 

@@ -106,8 +106,8 @@ def _model(
     why: list[str],
 ) -> Model:
     from runtime_edge.model import Model
+    from runtime_edge.tasks.decoding import Decoding
     from runtime_edge.tasks.embed import Encoding
-    from runtime_edge.tasks.generate import Decoding
 
     task: Decoding | Encoding
     if manifest.decoder is not None:

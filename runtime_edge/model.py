@@ -8,8 +8,9 @@ from typing import Any
 
 from runtime_edge.errors import RequestError
 from runtime_edge.manifest import TEXT_CLASSIFICATION, TEXT_EMBEDDING, TEXT_GENERATION, Manifest, Variant
+from runtime_edge.tasks.decoding import Decoding, closed_error
 from runtime_edge.tasks.embed import Classification, Encoding, Floats
-from runtime_edge.tasks.generate import Decoding, TextGeneration, closed_error
+from runtime_edge.tasks.generate import TextGeneration
 from runtime_edge.text import TextCodec
 
 _METHODS = {

@@ -19,7 +19,7 @@ from runtime_edge.cli.app import INTERRUPTED, fail
 
 if TYPE_CHECKING:
     from runtime_edge.model import Model
-    from runtime_edge.tasks.generate import Stats
+    from runtime_edge.tasks.results import Stats
 
 _EXIT, _RESET = "/exit", "/reset"
 _WELCOME = f"{_RESET} starts over, {_EXIT} or Ctrl-D ends; Ctrl-C stops an answer."

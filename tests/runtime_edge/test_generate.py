@@ -12,7 +12,7 @@ import pytest
 import runtime_edge
 from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, OrtDecoderState
 from runtime_edge.errors import ArtifactError, ClosedError, PromptTooLongError, RequestError
-from runtime_edge.tasks import generate as generate_module
+from runtime_edge.tasks import decoding as decoding_module
 from tests.runtime_edge import tiny
 
 TOLERANCE = 1e-4  # absolute, on logits of about 3 in size
@@ -46,7 +46,7 @@ def test_logits_of_any_length(model: runtime_edge.Model, weights: tiny.Weights, 
 def test_score_does_not_depend_on_its_runs(
     model: runtime_edge.Model, weights: tiny.Weights, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(generate_module, "_LOGITS_BYTES", rows * 4 * tiny.VOCAB)
+    monkeypatch.setattr(decoding_module, "_LOGITS_BYTES", rows * 4 * tiny.VOCAB)
     ids = tokens(700)
     found = model.score(ids)
     assert (found.shape, found.dtype) == ((699,), np.float32)
@@ -60,7 +60,7 @@ def test_score_of_one_token_is_empty(model: runtime_edge.Model) -> None:
 
 def test_log_probabilities_are_stable() -> None:
     logits = np.array([[1e4, -1e4, 0.0], [-1e38, 1e38, -1e38]], np.float32)
-    found = generate_module.log_probabilities(logits, np.array([1, 1]))
+    found = decoding_module.log_probabilities(logits, np.array([1, 1]))
     np.testing.assert_allclose(found, [-2e4, 0.0])
 
 
@@ -94,7 +94,7 @@ def test_runs_but_the_last_make_no_logits(
 def test_the_cache_grows_and_keeps_what_it_held(
     built: Path, weights: tiny.Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate_module, "_RESERVE", 1)
+    monkeypatch.setattr(decoding_module, "_RESERVE", 1)
     prompt = tokens(50)
     with runtime_edge.load(built, threads=1) as model:
         made = model.generate(prompt, max_new_tokens=300)
