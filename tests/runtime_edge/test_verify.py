@@ -202,8 +202,8 @@ def test_refuses(artifact: Path, name: str) -> None:
 
 
 def test_later_version_says_to_upgrade(artifact: Path) -> None:
-    edit(artifact, lambda data: data.update(format_version=8, a_field_of_version_8=1))
-    with pytest.raises(FormatVersionError, match="expected format_version at most 7, found 8") as caught:
+    edit(artifact, lambda data: data.update(format_version=9, a_field_of_version_9=1))
+    with pytest.raises(FormatVersionError, match="expected format_version at most 8, found 9") as caught:
         runtime_edge.verify(artifact)
     assert "upgrade" in str(caught.value.hint)
 
