@@ -16,10 +16,9 @@ import statistics
 import time
 
 import numpy as np
-import onnxruntime
 from onnx import TensorProto, helper
 
-from runtime_edge import kernels
+from runtime_edge import kernels, ort
 
 ROUNDS = 12
 
@@ -50,14 +49,14 @@ class Kernel:
 
     def __init__(self, args: argparse.Namespace, format: str | None, tokens: int, past: int) -> None:
         random, dim = np.random.default_rng(0), args.dim
-        options = onnxruntime.SessionOptions()
+        options = ort.load().SessionOptions()
         options.intra_op_num_threads = args.threads
         if format is not None:
             os.environ[kernels.VARIABLE] = "avx2" if format == "avx2" else ""
             kernels.register(options, ["attention.bfloat16" if format == "bfloat16" else "attention.float32"])
             os.environ[kernels.VARIABLE] = ""
         graph = model(args.heads, args.kv_heads, dim)
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.session = ort.load().InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         angles = np.arange(past + tokens)[:, None] / 1e4 ** (np.arange(dim // 2) * 2 / dim)
         query = random.standard_normal((1, tokens, (args.heads + 2 * args.kv_heads) * dim)) * dim**-0.5
         given = {

@@ -14,9 +14,9 @@ import time
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from runtime_edge import ort
 from runtime_edge.backends.onnxruntime import SLOWER
 
 MS = "com.microsoft"
@@ -45,10 +45,10 @@ class Form:
             [numpy_helper.from_array(arrays[name], name) for name in held if name in used],
         )  # fmt: skip
         opsets = [helper.make_opsetid("", 24), helper.make_opsetid(MS, 1)]
-        options = onnxruntime.SessionOptions()
+        options = ort.load().SessionOptions()
         options.intra_op_num_threads = threads
         model = helper.make_model(graph, opset_imports=opsets, ir_version=11).SerializeToString()
-        self.session = onnxruntime.InferenceSession(
+        self.session = ort.load().InferenceSession(
             model, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
         )
         self.microseconds: list[float] = []

@@ -14,10 +14,9 @@ import statistics
 import time
 
 import numpy as np
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime_edge import kernels
+from runtime_edge import kernels, ort
 from runtime_edge.backends.onnxruntime import SPIN_US
 
 ROUNDS, REPETITIONS = 40, 6
@@ -45,11 +44,11 @@ class Kernel:
     """A session over one kernel."""
 
     def __init__(self, graph: bytes, codes: np.ndarray, output: np.ndarray, threads: int, ours: bool) -> None:
-        options = onnxruntime.SessionOptions()
+        options = ort.load().SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         kernels.register(options, [kernels.PRODUCT] if ours else [])
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.session = ort.load().InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.binding = self.session.io_binding()
         self.binding.bind_cpu_input("codes", codes)
         self.binding.bind_output("y", "cpu", 0, np.float32, output.shape, output.ctypes.data)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import runtime_edge.ort  # noqa: F401 — before any test imports onnxruntime, which sends events otherwise
+
 
 class Outcome(NamedTuple):
     """What a command line did."""

@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "leptonc.ir",
         "leptonc.errors",
         "leptonc.memory",
+        "runtime_edge.ort",
     },
     "leptonc.heal": {"leptonc.heal", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors"},
     "leptonc.sources": {"leptonc.sources", "leptonc.errors", "leptonc.memory", "runtime_edge", "sample_models"},
@@ -121,6 +122,19 @@ def test_only_the_command_line_imports_click_and_rich() -> None:
         if not is_within(module_name(path), {"leptonc.cli", "runtime_edge.cli"})
         for name in imports(path)
         if name.partition(".")[0] in {"click", "rich"}
+    ]
+    assert wrong == []
+
+
+def test_one_module_imports_onnxruntime() -> None:
+    """It sets before the import what keeps ONNX Runtime from sending anything."""
+    benchmarks = (ROOT / "benchmarks").glob("*.py")
+    wrong = [
+        f"{module_name(path)} imports {name}"
+        for path in (*MODULES, *benchmarks)
+        if module_name(path) != "runtime_edge.ort"
+        for name in imports(path)
+        if name.partition(".")[0] == "onnxruntime"
     ]
     assert wrong == []
 

@@ -33,8 +33,9 @@ def generate(
     Returns:
         Token ids int64 [length] of each text.
     """
-    import onnxruntime as ort
+    from runtime_edge.ort import load
 
+    ort = load()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

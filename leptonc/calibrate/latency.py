@@ -33,8 +33,9 @@ def seconds(
         limit: Seconds of measuring, of `FEWEST` runs at least.
         left_out: ONNX Runtime's optimizations that the runtime has left out.
     """
-    import onnxruntime as ort
+    from runtime_edge.ort import load
 
+    ort = load()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(

@@ -256,8 +256,9 @@ def open_stage(
     `change` is called with the stage's own graph, whose values and nodes have the names that they have in the model.
     Optimizing the graph takes longer than a short text does: it is left out where the session runs but `once`.
     """
-    import onnxruntime as ort
+    from runtime_edge.ort import load
 
+    ort = load()
     made = {str(value.name): value for node in stage.nodes for value in node.outputs}
     graph = ir.convenience.extract(model.graph, list(stage.inputs.values()), [made[name] for name in outputs])
     graph.opset_imports.update(model.graph.opset_imports)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge import kernels
+from runtime_edge import kernels, ort
 from runtime_edge.cache import KVCache
 from runtime_edge.errors import ArtifactError, EngineError, MissingDependencyError
 from runtime_edge.files import Background, listing
@@ -212,7 +212,7 @@ class OrtEncoder:
 
 def preload() -> None:
     """See `Backend.preload`."""
-    _onnxruntime()
+    ort.load()
 
 
 def gpu_providers() -> list[str]:
@@ -221,7 +221,7 @@ def gpu_providers() -> list[str]:
     Raises:
         MissingDependencyError: The installed ONNX Runtime has none for a GPU.
     """
-    available = _onnxruntime().get_available_providers()
+    available = ort.load().get_available_providers()
     found = next((name for name in _GPU if name in available), None)
     if found is None:
         raise MissingDependencyError(
@@ -253,8 +253,8 @@ class _Session:
         self, graph: Path, threads: int, providers: Sequence[str], derived: Path | None = None,
         ours: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self._ort = _onnxruntime()
-        self._errors = _error_classes()
+        self._ort = ort.load()
+        self._errors = ort.errors()
         self._name = graph.name
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -332,7 +332,7 @@ class _Session:
     def _fault(self, expected: str, error: Exception) -> ArtifactError:
         return ArtifactError(
             f"{self._name}: expected {expected}, found: {str(error)[:500]}",
-            hint="is it of this machine's kind? `lepton-edge info` says what it was built for",
+            hint="is it of this machine's kind? `lepton-edge inspect` says what it was built for",
         )
 
 
@@ -343,26 +343,6 @@ def _file_of(path: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            "this artifact runs on ONNX Runtime: expected the package onnxruntime, found none",
-            hint="pip install 'lepton-edge[cpu]'",
-        ) from error
-    onnxruntime.disable_telemetry_events()
-    return onnxruntime
-
-
-def _error_classes() -> tuple[type[Exception], ...]:
-    """Every error of ONNX Runtime: they have no class in common but Exception."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    found = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
-    return (*found, RuntimeError, ValueError)
 
 
 def _cache_names(layers: int) -> tuple[list[str], list[str]]:

@@ -111,11 +111,13 @@ def _state(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _providers() -> list[str]:
+    from runtime_edge import ort
+    from runtime_edge.errors import MissingDependencyError
+
     try:
-        import onnxruntime
-    except ImportError:
+        return list(ort.load().get_available_providers())
+    except MissingDependencyError:
         return []
-    return list(onnxruntime.get_available_providers())
 
 
 def _tensorrt_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -16,8 +16,9 @@ def open_session(graph: ir.Model | Path, folder: Path | None = None) -> Any:
 
     float16 is computed in float32 by ONNX Runtime's CPU kernels and rounded where a tensor is float16.
     """
-    import onnxruntime as ort
+    from runtime_edge.ort import load
 
+    ort = load()
     if isinstance(graph, ir.Model):
         if folder is None:
             raise ValueError("a model needs a folder to be written to")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import runtime_edge
+from runtime_edge import ort
 from runtime_edge.backends import choice, onnxruntime, tensorrt
 from runtime_edge.cuda import DeviceMemoryError
 from runtime_edge.errors import (
@@ -174,7 +175,7 @@ def test_without_a_driver_the_cpu_runs_and_each_step_down_is_told_once(rtx: Path
     assert warned == [
         "rtx on tensorrt-rtx: expected a GPU of NVIDIA and its driver, found none (install the driver)",
         "cpu on onnxruntime-cuda: ONNX Runtime: expected one of CUDAExecutionProvider and TensorrtExecutionProvider, "
-        f"found {', '.join(onnxruntime._onnxruntime().get_available_providers())} "
+        f"found {', '.join(ort.load().get_available_providers())} "
         "(pip uninstall onnxruntime && pip install 'lepton-edge[gpu]')",
     ]
     assert model.why == tuple(warned)
@@ -211,12 +212,12 @@ def test_onnxruntime_with_a_gpu_comes_before_the_cpu(
         asked.append(list(providers))
         return real(graph, decoder, threads)
 
-    ort = onnxruntime._onnxruntime()
+    package = ort.load()
     for available, first in (
         (["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"], "CUDAExecutionProvider"),
         (["TensorrtExecutionProvider", "CPUExecutionProvider"], "TensorrtExecutionProvider"),
     ):
-        monkeypatch.setattr(ort, "get_available_providers", lambda available=available: available)
+        monkeypatch.setattr(package, "get_available_providers", lambda available=available: available)
         monkeypatch.setattr(onnxruntime, "open_decoder", opening)
         model, warned = machine.load(rtx)
         assert (model.backend, model.variant.name, len(warned)) == ("onnxruntime-cuda", "cpu", 1)

@@ -1,0 +1,42 @@
+"""ONNX Runtime as a package: the one module that imports it, so that it sends nothing and leaves nothing behind.
+
+From 1.32 on its import writes a device id and a database below `~/.cache/Microsoft` and looks up a host to send events
+to; `disable_telemetry_events()` comes after that. It reads `ORT_DISABLE_TELEMETRY` before, so importing this module
+sets it, for this process and those that it starts. A program that imports onnxruntime before it imports Lepton has to
+set the variable itself.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from runtime_edge.errors import MissingDependencyError
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+def load() -> Any:
+    """Returns the module `onnxruntime`.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "this artifact runs on ONNX Runtime: expected the package onnxruntime, found none",
+            hint="pip install 'lepton-edge[cpu]'",
+        ) from error
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """Returns every error of ONNX Runtime: they have no class in common but Exception."""
+    load()
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (*own, RuntimeError, ValueError)
