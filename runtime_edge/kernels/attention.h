@@ -10,6 +10,8 @@
 #include "vector.h"
 
 #define MOST_DIM 256 /* of a head, a multiple of 32 */
+/* With positions in 32 bits, and a new token's or a cached one's features in memory, no product of sizes is near 2^63. */
+#define MOST_HEADS 65536
 #define FEW 16       /* queries of a head below which keys are not packed */
 
 typedef struct {

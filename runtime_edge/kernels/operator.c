@@ -28,34 +28,56 @@ Status *no_memory(void) {
     return ((Status * (*)(int, const char *)) api[CREATE_STATUS])(FAIL, "lepton kernels: out of memory");
 }
 
-static Status *describe(const Opaque *value, Tensor *tensor) {
+/* Reads rank and shape, and counts the elements. */
+static Status *measure(const Opaque *info, int type, Tensor *tensor) {
+    int of = 0;
+    RETURN_IF(((Status * (*)(const Opaque *, int *)) api[GET_TENSOR_ELEMENT_TYPE])(info, &of));
+    RETURN_IF(((Status * (*)(const Opaque *, size_t *)) api[GET_DIMENSIONS_COUNT])(info, &tensor->rank));
+    if (of != type) return fault("elements of the type that the operator has", "type");
+    if (tensor->rank > MOST_RANK) return fault("a rank of at most 8", "rank");
+    tensor->count = 1;
+    if (tensor->rank == 0) return NULL;
+    RETURN_IF(((Status * (*)(const Opaque *, int64_t *, size_t)) api[GET_DIMENSIONS])(info, tensor->shape, tensor->rank));
+    for (size_t at = 0; at < tensor->rank; at++)
+        if (tensor->shape[at] < 0 || __builtin_mul_overflow(tensor->count, tensor->shape[at], &tensor->count))
+            return fault("a shape that memory holds", "shape");
+    return NULL;
+}
+
+static Status *describe(const Opaque *value, int type, Tensor *tensor) {
     Opaque *info = NULL;
     *tensor = (Tensor){0};
     if (value == NULL) return NULL;
+    tensor->given = 1;
     RETURN_IF(((Status * (*)(const Opaque *, Opaque **)) api[GET_TENSOR_TYPE_AND_SHAPE])(value, &info));
-    Status *status = ((Status * (*)(const Opaque *, size_t *)) api[GET_DIMENSIONS_COUNT])(info, &tensor->rank);
-    if (status == NULL && tensor->rank > MOST_RANK) status = fault("a rank of at most 8", "rank");
-    if (status == NULL && tensor->rank > 0)
-        status = ((Status * (*)(const Opaque *, int64_t *, size_t)) api[GET_DIMENSIONS])(info, tensor->shape, tensor->rank);
+    Status *status = measure(info, type, tensor);
     ((void (*)(Opaque *))api[RELEASE_TENSOR_TYPE_AND_SHAPE])(info);
     RETURN_IF(status);
-    return ((Status * (*)(const Opaque *, void **)) api[GET_TENSOR_MUTABLE_DATA])(value, &tensor->data);
+    RETURN_IF(((Status * (*)(const Opaque *, void **)) api[GET_TENSOR_MUTABLE_DATA])(value, &tensor->data));
+    return tensor->count > 0 && tensor->data == NULL ? fault("tensors that have memory", "input") : NULL;
+}
+
+void *memory(int64_t count, int64_t size) {
+    int64_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes < 0 || bytes > INT64_MAX - LINE) return NULL;
+    return aligned_alloc(LINE, ((size_t)bytes + LINE) / LINE * LINE); /* one byte more at least: never of size 0 */
 }
 
 Status *input_count(const Opaque *context, size_t *count) {
     return ((Status * (*)(const Opaque *, size_t *)) api[KERNEL_CONTEXT_GET_INPUT_COUNT])(context, count);
 }
 
-Status *input(const Opaque *context, size_t at, Tensor *tensor) {
+Status *input(const Opaque *context, size_t at, int type, Tensor *tensor) {
     const Opaque *value = NULL;
     RETURN_IF(((Status * (*)(const Opaque *, size_t, const Opaque **)) api[KERNEL_CONTEXT_GET_INPUT])(context, at, &value));
-    return describe(value, tensor);
+    return describe(value, type, tensor);
 }
 
 Status *output(Opaque *context, size_t at, const int64_t *shape, size_t rank, float **data) {
     Opaque *value = NULL;
     RETURN_IF(((Status * (*)(Opaque *, size_t, const int64_t *, size_t, Opaque **)) api[KERNEL_CONTEXT_GET_OUTPUT])(
         context, at, shape, rank, &value));
+    if (value == NULL) return fault("a name for each output", "set of outputs");
     return ((Status * (*)(const Opaque *, void **)) api[GET_TENSOR_MUTABLE_DATA])(value, (void **)data);
 }
 
@@ -76,12 +98,12 @@ void number(const Opaque *info, const char *name, float *value) {
     release(((Status * (*)(const Opaque *, const char *, float *)) api[KERNEL_INFO_GET_ATTRIBUTE_FLOAT])(info, name, value));
 }
 
-Status *constant(const Opaque *info, size_t at, Tensor *tensor) {
+Status *constant(const Opaque *info, size_t at, int type, Tensor *tensor) {
     const Opaque *value = NULL;
     int is = 0;
     RETURN_IF(((Status * (*)(const Opaque *, size_t, int *, const Opaque **)) api[KERNEL_INFO_GET_CONSTANT_INPUT])(
         info, at, &is, &value));
-    return describe(is ? value : NULL, tensor);
+    return describe(is ? value : NULL, type, tensor);
 }
 
 Status *named(const Opaque *info, size_t at, const char *end, int *is) {
@@ -122,6 +144,7 @@ EXPORT Status *RegisterCustomOps(Opaque *options, const ApiBase *base) {
     char wanted[100] = "", *rest = NULL;
     size_t size = sizeof wanted;
     api = base->get_api(ABI_VERSION);
+    if (api == NULL) return NULL; /* of an earlier ONNX Runtime: its own kernels run */
     RETURN_IF(((Status * (*)(const Opaque *, const char *, char *, size_t *)) api[GET_SESSION_CONFIG_ENTRY])(
         options, "lepton.kernels", wanted, &size));
     const Operator *found[OPERATORS];

@@ -16,10 +16,13 @@ typedef struct {
     int variant; /* what its own `create` makes of it */
 } Operator;
 
+/* Of a graph and its inputs, which others write: all that is computed from them is checked here or where it is used. */
 typedef struct {
-    void *data; /* null where it is left out */
+    int given;  /* 0 where it is left out: the rest is zero then */
+    void *data; /* null also where it has no elements */
     size_t rank;
-    int64_t shape[MOST_RANK];
+    int64_t shape[MOST_RANK]; /* not negative */
+    int64_t count; /* of elements */
 } Tensor;
 
 #define RETURN_IF(expression)                \
@@ -34,16 +37,20 @@ Status *fault(const char *expected, const char *name); /* "expected EXPECTED, fo
 Status *no_memory(void);
 
 Status *input_count(const Opaque *context, size_t *count);
-Status *input(const Opaque *context, size_t at, Tensor *tensor);
+Status *input(const Opaque *context, size_t at, int type, Tensor *tensor); /* of elements of that type */
 Status *output(Opaque *context, size_t at, const int64_t *shape, size_t rank, float **data);
 Status *in_parallel(const Opaque *context, void (*task)(void *, size_t), int64_t count, void *call);
 
-/* While a kernel is created. Attributes that are left out leave a value as it is; an input that is no constant has null
- * data. */
+/* Memory for `count` things of `size` bytes, at a multiple of LINE; null where there is none, or where the product is no
+ * size of memory. It is given back by `free`. */
+void *memory(int64_t count, int64_t size);
+
+/* While a kernel is created. Attributes that are left out leave a value as it is; an input that is no constant is not
+ * given. */
 Status *named(const Opaque *info, size_t at, const char *end, int *is); /* whether an input's name ends so */
 void integer(const Opaque *info, const char *name, int64_t *value);
 void number(const Opaque *info, const char *name, float *value);
-Status *constant(const Opaque *info, size_t at, Tensor *tensor);
+Status *constant(const Opaque *info, size_t at, int type, Tensor *tensor);
 
 /* What begins an Operator. */
 int operator_type(const CustomOp *self, size_t at);

@@ -49,19 +49,19 @@ static void destroy(void *kernel) {
 static Status *create(const CustomOp *self, Api table, const Opaque *info, void **kernel) {
     (void)self, (void)table;
     Tensor given;
-    RETURN_IF(constant(info, 1, &given));
-    if (given.data == NULL || given.rank != 2 || given.shape[0] < 1 || given.shape[1] < 1)
+    RETURN_IF(constant(info, 1, INT8, &given));
+    if (given.rank != 2 || given.count == 0)
         return fault("constant weights [inputs, channels]", "second input");
     Weights *weights = calloc(1, sizeof *weights);
     if (weights == NULL) return no_memory();
     const int64_t depth = weights->depth = given.shape[0], width = weights->width = given.shape[1];
     weights->steps = (depth + 63) / 64;
-    weights->sums = aligned_alloc(LINE, (size_t)up32(width) * sizeof *weights->sums);
+    weights->sums = memory(up32(width), sizeof *weights->sums);
     int derived = 0;
     Status *status = named(info, 1, ".derived", &derived);
     if (status == NULL && derived && depth % 64 == 0 && width % 32 == 0) {
         weights->tiles = given.data;
-    } else if (status == NULL && (weights->own = aligned_alloc(LINE, (size_t)(up32(width) * weights->steps * 64))) != NULL) {
+    } else if (status == NULL && (weights->own = memory(up32(width), weights->steps * 64)) != NULL) {
         pack(given.data, depth, width, weights->own);
         let_go(given.data, depth * width);
         weights->tiles = weights->own;
@@ -76,10 +76,10 @@ static Status *create(const CustomOp *self, Api table, const Opaque *info, void 
 }
 
 /* An input of `count` numbers, null where it is left out. */
-static Status *numbers(const Opaque *context, size_t at, int64_t count, void **data) {
+static Status *numbers(const Opaque *context, size_t at, int type, int64_t count, void **data) {
     Tensor tensor;
-    RETURN_IF(input(context, at, &tensor));
-    if (tensor.rank > 1 || (tensor.data != NULL && (tensor.rank ? tensor.shape[0] : 1) != count))
+    RETURN_IF(input(context, at, type, &tensor));
+    if (tensor.rank > 1 || (tensor.given && tensor.count != count))
         return fault("one step and zero point, and a scale for each channel", "shape");
     *data = tensor.data;
     return NULL;
@@ -97,31 +97,31 @@ static void plan(Product *product) {
 
 static Status *compute(void *kernel, Opaque *context) {
     const Weights *weights = kernel;
-    Product product = {.weights = weights, .rows = 1};
+    Product product = {.weights = weights};
     Tensor codes;
     float *step = NULL;
     uint8_t *zero = NULL, *padded = NULL;
     void *zeros = NULL;
     size_t count = 0;
     RETURN_IF(input_count(context, &count));
-    RETURN_IF(input(context, 0, &codes));
-    RETURN_IF(numbers(context, 2, 1, (void **)&step));
-    RETURN_IF(numbers(context, 3, weights->width, (void **)&product.scales));
-    if (count > 4) RETURN_IF(numbers(context, 4, 1, (void **)&zero));
-    if (count > 5) RETURN_IF(numbers(context, 5, weights->width, &zeros));
-    if (count > 6) RETURN_IF(numbers(context, 6, weights->width, (void **)&product.bias));
+    RETURN_IF(input(context, 0, UINT8, &codes));
+    RETURN_IF(numbers(context, 2, FLOAT, 1, (void **)&step));
+    RETURN_IF(numbers(context, 3, FLOAT, weights->width, (void **)&product.scales));
+    if (count > 4) RETURN_IF(numbers(context, 4, UINT8, 1, (void **)&zero));
+    if (count > 5) RETURN_IF(numbers(context, 5, INT8, weights->width, &zeros));
+    if (count > 6) RETURN_IF(numbers(context, 6, FLOAT, weights->width, (void **)&product.bias));
     if (step == NULL || product.scales == NULL) return fault("a step and scales", "set of inputs");
     if (zeros != NULL) return fault("weights whose zero point is zero", "set of inputs");
     if (codes.rank < 1 || codes.shape[codes.rank - 1] != weights->depth)
         return fault("as many inputs as the weights have", "shape");
-    for (size_t at = 0; at + 1 < codes.rank; at++) product.rows *= codes.shape[at];
+    product.rows = codes.count / weights->depth;
     codes.shape[codes.rank - 1] = weights->width;
     RETURN_IF(output(context, 0, codes.shape, codes.rank, &product.output));
     if (product.rows == 0) return NULL;
     product.codes = codes.data, product.step = *step, product.zero = zero ? *zero : 0;
     const int64_t wide = weights->steps * 64, depth = weights->depth;
     if (wide != depth) { /* tiles are read whole */
-        padded = aligned_alloc(LINE, (size_t)(product.rows * wide));
+        padded = memory(product.rows, wide);
         if (padded == NULL) return no_memory();
         memset(padded, 0, (size_t)(product.rows * wide));
         for (int64_t row = 0; row < product.rows; row++)

@@ -5,8 +5,9 @@
 
 void rotate(const Call *call, const float *from, float *to, int64_t position, float scale) {
     const int64_t half = call->turned / 2;
-    const float *cosines = call->cosines + position * half, *sines = call->sines + position * half;
-    if (call->turned && call->op->interleaved) {
+    const float *cosines = half ? call->cosines + position * half : NULL; /* without rotation there are no tables */
+    const float *sines = half ? call->sines + position * half : NULL;
+    if (half && call->op->interleaved) {
         for (int64_t i = 0; i < half; i++) {
             const float a = from[2 * i], b = from[2 * i + 1];
             to[2 * i] = scale * (a * cosines[i] - b * sines[i]);
