@@ -45,7 +45,9 @@ RECONSTRUCTION = "reconstruction"
 MULTIPLES = {"onnxruntime": 32, "tensorrt": 64, "tensorrt-rtx": 64}
 GRADIENTS = 8  # texts that gradients are taken on
 # Of a comparison, what tells how much is lost.
-QUALITY = ("text", "perplexity", "perplexity_reference", "kl_divergence", "top1_agreement", "cosine_mean")
+QUALITY = (
+    "text", "perplexity", "perplexity_reference", "kl_divergence", "top1_agreement", "score_error", "cosine_mean",
+)  # fmt: skip
 _LARGEST_PLAN = 2**24  # bytes
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 _LATENCY = re.compile(r"latency:(\d+(?:\.\d+)?)\s*%", re.ASCII)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,8 +15,8 @@ from runtime_edge.text import TextCodec
 
 _METHODS = {
     TEXT_GENERATION: "generate, stream, score, logits",
-    TEXT_EMBEDDING: "encode",
-    TEXT_CLASSIFICATION: "classify",
+    TEXT_EMBEDDING: "encode, encode_query, encode_document",
+    TEXT_CLASSIFICATION: "classify, rerank",
 }
 
 
@@ -72,29 +72,94 @@ class Model(TextGeneration):
         """Returns a further sequence over the same weights (raises as `generate`)."""
         return Context(self._decoding().fork())
 
-    def encode(self, texts: Iterable[str], *, batch_size: int = 32) -> Floats:
-        """Embeds texts, cut at the model's length.
+    def encode(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        truncate_dim: int | None = None,
+        normalize_embeddings: bool = False,
+    ) -> Floats:
+        """Embeds texts, cut at the model's length, as `SentenceTransformer.encode` does.
 
         Args:
             texts: Any number of texts.
+            prompt_name: The prompt that is put before every text, by its name; by default the model's own default, if
+                it has one. `query` and `document` are names that every model has.
+            prompt: A text that is put before every text, in the place of a named one.
             batch_size: Texts that are run together at most, those of like length, padded to the longest of them.
+            truncate_dim: How many of an embedding's numbers are returned; by default all, or as many as the model says.
+            normalize_embeddings: Whether each embedding, after that, is divided by its L2 norm.
 
         Returns:
             float32 [len(texts), dim], in the order of the texts.
 
         Raises:
-            RequestError: A text is not one, or the model has another task.
+            RequestError: A text is not one, the model has no such prompt or fewer dimensions, or it has another task.
             ClosedError: The model is closed.
         """
-        return self._encoding(TEXT_EMBEDDING).rows(texts, batch_size)
+        task = self._encoding(TEXT_EMBEDDING)
+        return task.embed(texts, batch_size, prompt_name, prompt, truncate_dim, normalize_embeddings)
 
-    def classify(self, texts: Iterable[str], *, batch_size: int = 32) -> list[Classification]:
-        """Classifies texts, cut at the model's length.
+    def encode_query(self, texts: Iterable[str], *, prompt_name: str | None = None, **options: Any) -> Floats:
+        """Embeds what is searched for: `encode` with the prompt `query` by default, empty where the model has none."""
+        return self._encode_as("query", texts, prompt_name, options)
 
-        Probabilities are a softmax over the labels, or of each label by itself where the model is multi-label.
-        Arguments and errors are those of `encode`.
+    def encode_document(self, texts: Iterable[str], *, prompt_name: str | None = None, **options: Any) -> Floats:
+        """Embeds what is searched: `encode` with the prompt `document` by default, empty where the model has none."""
+        return self._encode_as("document", texts, prompt_name, options)
+
+    def _encode_as(self, role: str, texts: Iterable[str], prompt_name: str | None, options: dict[str, Any]) -> Floats:
+        name = role if prompt_name is None and options.get("prompt") is None else prompt_name
+        return self.encode(texts, prompt_name=name, **options)
+
+    def classify(
+        self, texts: Iterable[str | tuple[str, str] | Mapping[str, str]], *, batch_size: int = 32
+    ) -> list[Classification]:
+        """Classifies texts or pairs of texts, cut at the model's length.
+
+        Scores are what transformers' pipeline for text classification gives: a sigmoid for one label and for models
+        with several labels a text, the model's own numbers for a regression, else a softmax over the labels.
+
+        Args:
+            texts: Texts, and pairs: tuples of two, or dicts with `text` and `text_pair`.
+            batch_size: As in `encode`.
+
+        Raises:
+            RequestError, ClosedError: As `encode`.
         """
         return self._encoding(TEXT_CLASSIFICATION).classify(texts, batch_size)
+
+    def rerank(
+        self,
+        query: str,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+    ) -> Floats:
+        """Scores how well texts answer a query, as `CrossEncoder.predict` does for pairs of the query and each text.
+
+        Scores are a sigmoid of the model's number, or that number itself where the model says so.
+
+        Args:
+            query: What is searched for.
+            texts: Any number of texts.
+            prompt_name: The prompt that is put before the query, by its name; by default the model's own default.
+            prompt: A text that is put before the query, in the place of a named one.
+            batch_size: As in `encode`.
+
+        Returns:
+            float32 [len(texts)], in the order of the texts; higher is better.
+
+        Raises:
+            RequestError: The model has several labels; or as `encode`.
+            ClosedError: The model is closed.
+        """
+        return self._encoding(TEXT_CLASSIFICATION).rerank(query, texts, batch_size, prompt_name, prompt)
 
     def tokenize(self, text: str | Sequence[Any], *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, or of chat messages as `generate` would see them (raises `RequestError`)."""

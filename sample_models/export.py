@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,20 +125,35 @@ def _write_weights(path: Path, weights: Mapping[str, _Tensor], dtype: str, shard
 
 
 def _write_modules(path: Path, source: _Source) -> None:
-    kinds: Sequence[tuple[str, str]] = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    if source.modules.normalize:
-        kinds = [*kinds, ("Normalize", "2_Normalize")]
+    """Writes what `leptonc.sources.sentence` reads, but for the weights of steps."""
+    modules = source.modules
+    steps = [] if modules.pairs else modules.chain
+    places = [("Transformer", ""), *((step.kind, f"{at}_{step.kind}") for at, step in enumerate(steps, start=1))]
     listing = [
         {"idx": index, "name": str(index), "path": folder, "type": f"sentence_transformers.models.{kind}"}
-        for index, (kind, folder) in enumerate(kinds)
+        for index, (kind, folder) in enumerate(places)
     ]
     _write_json(path / "modules.json", listing)
-    _write_json(path / "sentence_bert_config.json", {"max_seq_length": source.modules.max_seq_length})
-    (path / "1_Pooling").mkdir(exist_ok=True)
-    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens"}
-    flags: dict[str, Any] = {flag: mode == source.modules.pooling for mode, flag in modes.items()}
-    flags["word_embedding_dimension"] = source.config.get("hidden_size", source.config.get("dim"))
-    _write_json(path / "1_Pooling" / "config.json", flags)
+    task = {"transformer_task": "sequence-classification"} if modules.pairs else {}
+    _write_json(path / "sentence_bert_config.json", {"max_seq_length": modules.max_seq_length, **task})
+    _write_json(path / "config_sentence_transformers.json", _settings(modules))
+    for step, (_, folder) in zip(steps, places[1:], strict=True):
+        options = dict(step.options)
+        if "activation_function" in options:
+            options["activation_function"] = f"torch.nn.{options['activation_function']}"
+        if step.kind == "Pooling":
+            options["embedding_dimension"] = source.config.get("hidden_size", source.config.get("dim"))
+        (path / folder).mkdir(exist_ok=True)
+        _write_json(path / folder / "config.json", options)
+
+
+def _settings(modules: Any) -> dict[str, Any]:
+    common = {"prompts": modules.prompts, "default_prompt_name": modules.default_prompt}
+    if modules.pairs:
+        names = {"sigmoid": "torch.nn.modules.activation.Sigmoid", "none": "torch.nn.modules.linear.Identity"}
+        return {"model_type": "CrossEncoder", "activation_fn": names.get(modules.score_function), **common}
+    own = {"similarity_fn_name": modules.similarity, "truncate_dim": modules.truncate_dim}
+    return {"model_type": "SentenceTransformer", **own, **common}
 
 
 def _write_json(path: Path, value: object) -> None:

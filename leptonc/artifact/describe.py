@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from leptonc import __version__
+from leptonc.errors import InputError
 from leptonc.frontend.capture import Captured
-from leptonc.sources.base import Source
+from leptonc.sources.base import SentenceModules, Source
+from leptonc.sources.sentence import score_function
+from runtime_edge.encoder_record import SIDES
 from runtime_edge.manifest import CacheLayer, Decoder, Encoder, Tokenizer
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -76,22 +80,76 @@ def decoder_of(captured: Captured, cache_dtype: str = "float32") -> Decoder | No
     )  # fmt: skip
 
 
-def encoder_of(captured: Captured) -> Encoder | None:
-    """Returns an encoder's record; None for causal models."""
-    if captured.task.cached:
+def encoder_of(captured: Captured, tokenizer: Mapping[str, Any]) -> Encoder | None:
+    """Returns an encoder's record; None for causal models.
+
+    Args:
+        captured: The model.
+        tokenizer: The source's tokenizer_config.json.
+
+    Raises:
+        InputError: Labels lack names, or an option has a value that it cannot have.
+    """
+    task = captured.task
+    if task.cached:
         return None
-    graph, config = captured.model.graph, captured.config
+    graph, modules = captured.model.graph, task.modules or SentenceModules()
     shape = graph.outputs[0].shape
     dim = int(shape[-1]) if shape is not None else 0  # type: ignore[arg-type]
-    labels: tuple[str, ...] = ()
-    if captured.task.output == "logits":
-        names = getattr(config, "id2label", None) or {}
-        labels = tuple(str(names.get(i, f"LABEL_{i}")) for i in range(dim))
+    of_labels = task.output == "logits"
+    side = tokenizer.get("truncation_side", "right")
+    if side not in SIDES:
+        raise InputError(f"tokenizer_config.json: expected truncation_side to be right or left, found {side!r}")
     return Encoder(
-        inputs=tuple(str(v.name) for v in graph.inputs), output=captured.task.output, dim=dim,
-        max_seq_len=captured.max_seq_len, labels=labels,
-        multi_label=getattr(config, "problem_type", None) == "multi_label_classification",
+        inputs=tuple(str(v.name) for v in graph.inputs), output=task.output, dim=dim,
+        max_seq_len=captured.max_seq_len, labels=_labels(captured.config, dim) if of_labels else (),
+        multi_label=getattr(captured.config, "problem_type", None) == "multi_label_classification",
+        function=_function(captured.config) if of_labels else "",
+        rerank_function=_rerank_function(captured.config, modules) if of_labels and dim == 1 else "",
+        prompts=dict(modules.prompts), default_prompt=modules.default_prompt,
+        truncate_dim=min(modules.truncate_dim, dim) if modules.truncate_dim is not None else None,
+        truncation_side=side, segments=_has_segments(tokenizer), similarity=modules.similarity,
     )  # fmt: skip
+
+
+def _labels(config: Any, dim: int) -> tuple[str, ...]:
+    """The names of a head's outputs; a config without any gets transformers' own, LABEL_0 and so on."""
+    names = getattr(config, "id2label", None) or {i: f"LABEL_{i}" for i in range(dim)}
+    missing = [i for i in range(dim) if i not in names]
+    if missing:
+        raise InputError(
+            f"config.json: expected id2label to name the outputs 0 to {dim - 1}, found none for {missing[0]}",
+            hint="give each output of the head a name, or take id2label out",
+        )
+    return tuple(str(names[i]) for i in range(dim))
+
+
+def _function(config: Any) -> str:
+    """What makes scores of logits, as transformers' pipeline for text classification chooses it."""
+    problem, count = getattr(config, "problem_type", None), int(config.num_labels)
+    if problem == "regression":
+        return "none"
+    return "sigmoid" if problem == "multi_label_classification" or count == 1 else "softmax"
+
+
+def _rerank_function(config: Any, modules: SentenceModules) -> str:
+    """What makes a pair's score of its logit, as sentence-transformers' `CrossEncoder` chooses it."""
+    if modules.score_function:
+        return modules.score_function
+    own = getattr(config, "sentence_transformers", None)
+    named = own.get("activation_fn") if isinstance(own, dict) and "activation_fn" in own else None
+    if not isinstance(own, dict) or "activation_fn" not in own:  # the name before version 4
+        named = getattr(config, "sbert_ce_default_activation_function", None)
+    return score_function(named) or "sigmoid"
+
+
+def _has_segments(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer's class gives the second text of a pair a token type of its own."""
+    import transformers
+
+    kind = getattr(transformers, str(tokenizer.get("tokenizer_class")), transformers.PreTrainedTokenizerFast)
+    names = tokenizer.get("model_input_names") or getattr(kind, "model_input_names", None) or ("token_type_ids",)
+    return "token_type_ids" in names
 
 
 def toolchain() -> dict[str, str]:

@@ -68,7 +68,7 @@ def _inputs(session: Any, vocabulary: int, longest: int) -> dict[str, NDArray[An
     ids = np.random.default_rng(0).integers(0, vocabulary, (1, length))
     known: dict[str, NDArray[Any]] = {
         "input_ids": ids, "past_length": np.array([count]), "logits_to_keep": np.array([1]),
-        "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids),
+        "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids), "pooling_mask": np.ones_like(ids),
     }  # fmt: skip
     return {
         name: known[name] if name in known else np.zeros((1, shape[1], min(2 * PAST, longest), shape[3]), np.float32)

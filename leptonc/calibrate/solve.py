@@ -23,8 +23,13 @@ from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.gptq import clip_search, damping_of, gptq, output_error
 
 
-def inputs_of(model: ir.Model, token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Returns a captured graph's inputs for one text, token ids int64 [length]; a cache is empty and just large enough.
+def inputs_of(model: ir.Model, token_ids: NDArray[np.int64], skipped: int = 0) -> dict[str, NDArray[Any]]:
+    """Returns a captured graph's inputs for one text; a cache is empty and just large enough.
+
+    Args:
+        model: The graph.
+        token_ids: int64 [length].
+        skipped: Tokens at the start, a prompt's, that an encoder's pooling leaves out.
 
     Raises:
         ValueError: The graph has an input that a text does not give.
@@ -33,6 +38,7 @@ def inputs_of(model: ir.Model, token_ids: NDArray[np.int64]) -> dict[str, NDArra
     known: dict[str, NDArray[Any]] = {
         "input_ids": ids, "past_length": np.zeros(1, np.int64),
         "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids),
+        "pooling_mask": (np.arange(len(token_ids)) >= skipped).astype(np.int64)[None],
     }  # fmt: skip
     found: dict[str, NDArray[Any]] = {}
     for value in model.graph.inputs:

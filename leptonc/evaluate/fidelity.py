@@ -84,14 +84,29 @@ def _aligned(
             at += n
 
 
-def probabilities(logits: Floats, multi_label: bool) -> Floats:
-    """Returns a softmax over the last axis, or of each label by itself a sigmoid."""
+def scores(logits: Floats, function: str) -> Floats:
+    """Returns a softmax over the last axis, of each label by itself a sigmoid, or the logits themselves ("none")."""
+    if function == "softmax":
+        return np.exp(log_softmax(logits))
+    if function == "none":
+        return logits
     found: Floats = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
-    return found if multi_label else np.exp(log_softmax(logits))
+    return found
 
 
-def compare_rows(reference: Floats, artifact: Floats, *, labels: bool) -> dict[str, Any]:
-    """Compares an encoder's outputs, float32 [n, dim]: cosine similarity of embeddings, or agreement of labels."""
+def compare_rows(reference: Floats, artifact: Floats, *, function: str | None) -> dict[str, Any]:
+    """Compares an encoder's outputs, float32 [n, dim].
+
+    Args:
+        reference: Embeddings or scores of the original.
+        artifact: Those of the artifact.
+        function: What made scores of logits, "softmax", "sigmoid" or "none"; None for embeddings.
+
+    Returns:
+        Differences and cosine similarities; of labels, top1_agreement; of a single label or a regression, where the
+        greatest score says nothing, score_error: the mean difference, as a part of the mean size of scores that have
+        no bound.
+    """
     diff = np.abs(reference - artifact)
     norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(artifact, axis=1)
     cosine = (reference * artifact).sum(1) / np.maximum(norms, 1e-12)
@@ -102,6 +117,9 @@ def compare_rows(reference: Floats, artifact: Floats, *, labels: bool) -> dict[s
         "cosine_min": significant(float(cosine.min()), 8),
         "cosine_mean": significant(float(cosine.mean(dtype=np.float64)), 8),
     }
-    if labels:
-        found["top1_agreement"] = significant(float((reference.argmax(1) == artifact.argmax(1)).mean()))
-    return found
+    if function is None:
+        return found
+    if function == "none" or reference.shape[1] == 1:
+        size = float(np.abs(reference).mean(dtype=np.float64)) if function == "none" else 1.0
+        return {**found, "score_error": significant(float(diff.mean(dtype=np.float64)) / max(size, 1e-12))}
+    return {**found, "top1_agreement": significant(float((reference.argmax(1) == artifact.argmax(1)).mean()))}

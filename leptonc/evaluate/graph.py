@@ -71,9 +71,9 @@ class GraphReference:
                 (found,) = session.run(None, {self._cut: hidden[:, start : start + rows]})
                 yield start, found[0]
 
-    def rows(self, token_ids: list[list[int]]) -> NDArray[np.float32]:
+    def rows(self, token_ids: list[list[int]], skipped: int = 0) -> NDArray[np.float32]:
         """See `Original.rows`."""
-        batches = [inputs_of(self._model, np.asarray(ids, np.int64)) for ids in token_ids]
+        batches = [inputs_of(self._model, np.asarray(ids, np.int64), skipped) for ids in token_ids]
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".reference.") as place:
             found = self._run(self._stages, batches, Path(place))
         return np.concatenate([values[self._output] for values in found])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from leptonc.calibrate.solve import inputs_of
 from leptonc.errors import OVERFLOWS, BoundError, InputError
 from leptonc.evaluate import fidelity
 from leptonc.evaluate.noise import OutputNoise, Rounded
@@ -20,6 +22,9 @@ from leptonc.evaluate.reference import Original, Reference
 from leptonc.evaluate.text import sentences
 from leptonc.frontend.capture import Captured
 from leptonc.sources.base import Source
+
+if TYPE_CHECKING:
+    from runtime_edge.manifest import Encoder
 
 TOKENS = 512  # of text that a causal model is measured on
 SENTENCES = 32  # that an encoder is
@@ -56,17 +61,33 @@ class Sample:
             self.token_ids = self.tokenizer.encode(self.text).ids[: min(TOKENS, self.captured.max_seq_len)]
         else:
             self.texts = sentences(self.text, SENTENCES)
-            self.tokenizer.enable_truncation(self.captured.max_seq_len)
+            side = self.encoder.truncation_side
+            self.tokenizer.enable_truncation(self.captured.max_seq_len, direction=side)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder's record in the manifest."""
+        from leptonc.artifact.describe import encoder_of
+
+        found = encoder_of(self.captured, self.source.tokenizer_config)
+        assert found is not None  # asked of encoders alone
+        return found
+
+    @cached_property
+    def encoded(self) -> tuple[list[list[int]], int]:
+        """Token ids of the texts after the model's default prompt, and how many of the first the pooling leaves out."""
+        record, labels = self.encoder, self.captured.task.output == "logits"
+        prompt = "" if labels or record.default_prompt is None else record.prompts[record.default_prompt]
+        ids = [self.tokenizer.encode(prompt + text).ids for text in self.texts]
+        if not prompt or "pooling_mask" not in record.inputs:
+            return ids, 0
+        alone = self.tokenizer.encode(prompt)
+        return ids, len(alone.ids) - alone.special_tokens_mask[-1]
 
     def encoder_batches(self) -> list[dict[str, NDArray[np.int64]]]:
         """Returns the inputs of an encoder's graph, one batch a sentence."""
-        found = []
-        for text in self.texts:
-            ids = np.asarray([self.tokenizer.encode(text).ids], np.int64)
-            arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-            names = [str(value.name) for value in self.captured.model.graph.inputs]
-            found.append({name: arrays[name] for name in names})
-        return found
+        texts, skipped = self.encoded
+        return [inputs_of(self.captured.model, np.asarray(ids, np.int64), skipped) for ids in texts]
 
     def compare_decoder(self, blocks: Iterable[tuple[int, NDArray[np.float32]]]) -> dict[str, Any]:
         """Compares logits of `token_ids`, (position, float32 [n, vocab]) in order, with the original's in float32."""
@@ -90,33 +111,35 @@ class Sample:
     def reference_rows(self) -> NDArray[np.float32]:
         """Returns what the original computes in float32 for each of `texts`, [n, dim]."""
         reference = self._original(watching := OutputNoise(self.rounded))
-        found = reference.rows([self.tokenizer.encode(text).ids for text in self.texts])
+        found = reference.rows(*self.encoded)
         self.noise = watching.decibels()
         return found
 
     def compare_graph(self, model: ir.Model) -> dict[str, Any]:
         """Compares a captured graph of the same task, run in float32 a layer at a time, with the original."""
-        from leptonc.artifact.describe import encoder_of
         from leptonc.evaluate.graph import GraphReference
 
         found = GraphReference(model, self.scratch)
         if self.captured.task.cached:
             return self.compare_decoder(found.logits(self.token_ids))
-        encoder = encoder_of(self.captured)
-        multi_label = bool(encoder and encoder.multi_label)
-        rows = found.rows([self.tokenizer.encode(text).ids for text in self.texts])
-        if self.captured.task.output == "logits":
-            rows = fidelity.probabilities(rows, multi_label)
-        return self.compare_encoder(self.reference_rows(), rows, multi_label=multi_label)
+        rows = found.rows(*self.encoded)
+        return self.compare_encoder(self.reference_rows(), rows, logits=True)
 
     def compare_encoder(
-        self, reference: NDArray[np.float32], found: NDArray[np.float32], *, multi_label: bool
+        self, reference: NDArray[np.float32], found: NDArray[np.float32], *, logits: bool
     ) -> dict[str, Any]:
-        """Compares with `reference_rows`: embeddings, or probabilities of labels, both [n, dim]."""
-        labels = self.captured.task.output == "logits"
-        if labels:
-            reference = fidelity.probabilities(reference, multi_label)
-        return {**fidelity.compare_rows(reference, found, labels=labels), **self._about()}
+        """Compares with `reference_rows`, both [n, dim].
+
+        Args:
+            reference: What that returned: embeddings, or logits of labels.
+            found: Embeddings, or logits of labels, or with `logits` false the scores that the runtime makes of them.
+            logits: Whether `found` has logits, where it has labels.
+        """
+        function = self.encoder.score_function if self.captured.task.output == "logits" else None
+        if function is not None:
+            reference = fidelity.scores(reference, function)
+            found = fidelity.scores(found, function) if logits else found
+        return {**fidelity.compare_rows(reference, found, function=function), **self._about()}
 
 
 def judge(found: dict[str, Any], bound: float | None, whom: str, hint: str) -> None:
@@ -150,6 +173,8 @@ def loss(found: dict[str, Any]) -> tuple[str, float]:
     """Returns the loss of quality that a comparison found: what fell or rose, and by how many percent."""
     if "perplexity" in found:
         return "perplexity rises", 100 * (found["perplexity"] / found["perplexity_reference"] - 1)
+    if "score_error" in found:
+        return "scores move", 100 * found["score_error"]
     if "top1_agreement" in found:
         return "agreement of labels falls", 100 * (1 - found["top1_agreement"])
     return "cosine similarity falls", 100 * (1 - found["cosine_mean"])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leptonc.evaluate.noise import OutputNoise
+from leptonc.evaluate.sentence import embedded
 from leptonc.frontend import weights as bindings
 from leptonc.frontend.capture import position_limit
 from leptonc.frontend.tasks import Task, build_model
@@ -71,8 +72,11 @@ class Original(Protocol):
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yields (position, float32 [n, vocab]) blocks of a causal model's logits, in order."""
 
-    def rows(self, token_ids: list[list[int]]) -> NDArray[np.float32]:
-        """Returns an encoder's output for texts, float32 [n, dim], each run by itself and so without padding."""
+    def rows(self, token_ids: list[list[int]], skipped: int = 0) -> NDArray[np.float32]:
+        """Returns an encoder's output for texts, float32 [n, dim], each run by itself and so without padding.
+
+        `skipped` is how many tokens at the start, a prompt's, a pooling leaves out that has no prompts in it.
+        """
 
 
 class Reference:
@@ -86,6 +90,7 @@ class Reference:
 
     def __init__(self, source: Source, task: Task, noise: OutputNoise | None = None) -> None:
         self.task = task
+        self._weights, self._watched = source.weights, noise is not None
         self.model = build_model(task, source.config, "eager")
         bound = bindings.bind(self.model, source.weights)
         self._read = {name: bindings.checked(stored, handle) for name, (stored, handle) in bound.items()}
@@ -132,16 +137,30 @@ class Reference:
         finally:
             base.forward = plain
 
-    def rows(self, token_ids: list[list[int]]) -> NDArray[np.float32]:
-        """Returns an encoder's output for texts, float32 [n, dim], each run by itself and so without padding."""
+    def rows(self, token_ids: list[list[int]], skipped: int = 0) -> NDArray[np.float32]:
+        """See `Original.rows`; what follows an encoder is computed apart from what is traced of it."""
         found = []
         with torch.inference_mode(), streamed(self.model, self._read, keep=True):
             for ids in token_ids:
                 given = {name: torch.zeros((1, len(ids)), dtype=torch.int64) for name in self.task.inputs(self.model)}
                 given["input_ids"] = torch.tensor([ids])
                 given["attention_mask"] = torch.ones_like(given["input_ids"])
-                found.append(self.task.run(self.model, None, given).numpy())
+                given.pop("pooling_mask", None)
+                output = self.model(**given)
+                if self.task.output == "logits":
+                    found.append(output.logits.numpy())
+                    continue
+                if self._watched:
+                    self._run_steps(output[0], skipped)
+                row = embedded(output[0][0].numpy(), self.task.modules, self._weights, skipped)
+                found.append(row[None])
         return np.concatenate(found)
+
+    def _run_steps(self, tokens: Tensor, skipped: int) -> None:
+        """Lets what looks at linear layers see those after the encoder."""
+        ones = torch.ones(tokens.shape[:2], dtype=torch.int64)
+        pooled = (torch.arange(tokens.shape[1]) >= skipped).long()[None]
+        self.model.sentence(tokens, {"attention_mask": ones, "pooling_mask": pooled})
 
 
 def _writable(array: NDArray[Any]) -> NDArray[Any]:

@@ -33,7 +33,7 @@ from leptonc.frontend.tasks import Traced, build_model, task_of
 from leptonc.ir import dialect
 from leptonc.ir.edit import cleanup
 from leptonc.ir.weights import SOURCE_KEY
-from leptonc.sources.base import Source
+from leptonc.sources.base import Source, text_limit
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
@@ -70,9 +70,8 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     task = task_of(source.config, source.modules)
     model = build_model(task, source.config, "eager")
     limit = position_limit(model.config)
-    if source.modules is not None and source.modules.max_seq_length:
-        limit = min(limit or source.modules.max_seq_length, source.modules.max_seq_length)
-    positions = min(max_seq_len, limit) if limit else max_seq_len
+    bounds = (max_seq_len, limit, None if task.cached else text_limit(source))
+    positions = min(bound for bound in bounds if bound)
     bound = bindings.bind(model, source.weights)
     values = bindings.buffers(model, source.weights)
     with patched(model, cached=task.cached, max_positions=positions) as recorder:

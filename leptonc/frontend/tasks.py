@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from leptonc.errors import CaptureError, InputError
+from leptonc.errors import CaptureError
 from leptonc.frontend.patches import PassThroughCache, Recorder
-from leptonc.sources.base import SentenceModules
+from leptonc.frontend.sentence import SentenceSteps
+from leptonc.sources.base import SentenceModule, SentenceModules
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Task:
 
     def inputs(self, model: nn.Module) -> tuple[str, ...]:
         raise NotImplementedError  # abstract
+
+    def attach(self, model: nn.Module) -> None:
+        """Gives `model` the modules that run after it; most tasks have none."""
 
     def run(self, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Tensor:
         """Calls `model`; returns float32 [batch, …]. Without a recorder it is transformers' own plain forward."""
@@ -63,7 +67,7 @@ class _TextEncoder(Task):
 
 @dataclass(frozen=True)
 class TextEmbedding(_TextEncoder):
-    """One vector a text: pooled over the tokens, and normalized where the model's own files say so.
+    """One vector a text: what sentence-transformers' modules make of the tokens' vectors.
 
     Pooling is Reimers & Gurevych 2019 (arXiv:1908.10084); a model without sentence-transformers files gets the mean,
     as that library gives it.
@@ -73,19 +77,22 @@ class TextEmbedding(_TextEncoder):
     auto_class = "AutoModel"
     output = "embeddings"
 
+    @property
+    def chain(self) -> tuple[SentenceModule, ...]:
+        """The steps after the encoder."""
+        return (self.modules or SentenceModules.pooled()).chain
+
+    def inputs(self, model: nn.Module) -> tuple[str, ...]:
+        apart = any(step.kind == "Pooling" and not step.options["include_prompt"] for step in self.chain)
+        return (*super().inputs(model), *(("pooling_mask",) if apart else ()))
+
+    def attach(self, model: nn.Module) -> None:
+        model.add_module("sentence", SentenceSteps(self.chain))
+
     def run(self, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Tensor:
-        hidden: Tensor = model(**args)[0]
-        pooling = self.modules.pooling if self.modules else "mean"
-        mask = args["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        if pooling == "cls":
-            pooled = hidden[:, 0]
-        elif pooling == "max":
-            pooled = (hidden * mask + (1 - mask) * -1e9).amax(1)
-        elif pooling == "mean":
-            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-        else:
-            raise InputError(f"expected pooling mean, cls or max, found `{pooling}`")
-        return nn.functional.normalize(pooled, p=2.0, dim=1) if self.modules and self.modules.normalize else pooled
+        given = {name: tensor for name, tensor in args.items() if name != "pooling_mask"}
+        result: Tensor = model.sentence(model(**given)[0], args)  # type: ignore[operator]
+        return result
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def task_of(config: Mapping[str, Any], modules: SentenceModules | None) -> Task:
     """
     architecture = next(iter(config.get("architectures") or [""]), "")
     if modules is not None:
-        return TextEmbedding(modules)
+        return TextClassification(modules) if modules.pairs else TextEmbedding(modules)
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return TextGeneration()
     if architecture.endswith("ForSequenceClassification"):
@@ -172,7 +179,20 @@ def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
         parsed._attn_implementation = attention
         with torch.device("meta"):
             model = getattr(transformers, task.auto_class).from_config(parsed, dtype=torch.float32)
+            task.attach(model)
+    _check_direction(task, model)
     return model.eval()
+
+
+def _check_direction(task: Task, model: nn.Module) -> None:
+    """Refuses an encoder whose tokens attend to earlier ones alone: a captured encoder's attend to all."""
+    for path, module in model.named_modules():
+        if not task.cached and "Attention" in type(module).__name__ and getattr(module, "is_causal", False):
+            raise CaptureError(
+                f"{type(model).__name__}: expected an encoder for {task.name}, whose tokens attend to all others, "
+                f"found a decoder, whose tokens attend to earlier ones alone ({path})",
+                hint="decoders that classify or embed are not supported yet: give a model like BERT or RoBERTa",
+            )
 
 
 @contextmanager

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from runtime_edge.manifest import PassRecord
 
 Array = NDArray[Any]
+EMBEDDING = "sentence_embedding"  # what sentence-transformers calls the result of its modules
+TOKENS = "token_embeddings"  # and what the encoder gives to the first of them
 
 
 class LazyTensor(Protocol):
@@ -42,18 +44,51 @@ class LazyTensor(Protocol):
 
 
 @dataclass(frozen=True)
-class SentenceModules:
-    """What sentence-transformers runs after the encoder.
+class SentenceModule:
+    """One step that sentence-transformers runs after the encoder.
 
     Attributes:
-        pooling: "mean", "cls" or "max" over the token embeddings.
-        normalize: Whether the embedding is divided by its L2 norm.
-        max_seq_length: Longest input in tokens, where the model states one.
+        kind: Its class there: "Pooling", "Dense", "Normalize" or "LayerNorm".
+        options: What its config.json has, under the names that the current version gives them, defaults filled in.
     """
 
-    pooling: str
-    normalize: bool
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SentenceModules:
+    """What sentence-transformers does before and after the encoder.
+
+    Attributes:
+        chain: The steps after the encoder, in order. The weights of step i are the source's, under `sentence.{i}.`.
+        max_seq_length: Longest input in tokens, where the model's own files limit it.
+        prompts: Texts that are put before others, by name.
+        default_prompt: Name of the prompt that applies where none is asked for.
+        truncate_dim: How many numbers of an embedding are used, where the model says so.
+        similarity: How embeddings are meant to be compared: "cosine", "dot", "euclidean" or "manhattan".
+        pairs: Whether it is a `CrossEncoder`, which scores pairs of texts and has no step after the encoder.
+        score_function: What a `CrossEncoder` makes its scores with: "sigmoid", "none", or "" for its default.
+    """
+
+    chain: tuple[SentenceModule, ...] = ()
     max_seq_length: int | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    truncate_dim: int | None = None
+    similarity: str = "cosine"
+    pairs: bool = False
+    score_function: str = ""
+
+    @classmethod
+    def pooled(
+        cls, pooling: str = "mean", normalize: bool = False, max_seq_length: int | None = None
+    ) -> SentenceModules:
+        """Returns the most usual chain: one kind of pooling, normalized or not."""
+        steps = [SentenceModule("Pooling", {"pooling_mode": [pooling], "include_prompt": True})]
+        if normalize:
+            steps.append(SentenceModule("Normalize", {"module_input_name": EMBEDDING, "module_output_name": EMBEDDING}))
+        return cls(tuple(steps), max_seq_length)
 
 
 @dataclass(frozen=True)
@@ -91,7 +126,7 @@ class Source:
         tokenizer_config: Texts of special tokens (`bos_token`, `eos_token`, `pad_token`, ...) and the like.
         chat_template: Jinja source, where the model has one.
         generation_config: As a Hugging Face `generation_config.json`; empty where there is none.
-        modules: Pooling and normalization of a sentence-transformers model.
+        modules: What a sentence-transformers model does before and after the encoder.
         emitted: The graph of a model that was captured before; None where it has to be.
     """
 
@@ -120,6 +155,19 @@ class Source:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def text_limit(source: Source) -> int | None:
+    """Returns at how many tokens an encoder's texts are cut, where the model's files say so.
+
+    The limit of a sentence-transformers model comes first, then that of the tokenizer's config (`max_len` in older
+    ones), where a number beyond all texts stands for none.
+    """
+    if source.modules is not None and source.modules.max_seq_length is not None:
+        return source.modules.max_seq_length
+    config = source.tokenizer_config
+    value = config.get("model_max_length", config.get("max_len"))
+    return int(value) if isinstance(value, int | float) and 1 <= value < 2**31 else None
 
 
 @dataclass(frozen=True)

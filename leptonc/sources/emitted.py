@@ -25,6 +25,7 @@ from leptonc.sources.hf import model_files
 from leptonc.sources.jsonfile import read_bytes, read_json
 from leptonc.sources.mapped import MappedBytes
 from leptonc.sources.safetensors_file import SafetensorsTensor
+from leptonc.sources.sentence import read_sentence
 from runtime_edge.manifest import EMITTED_NAME, PassRecord, Positive
 
 GRAPH_NAME = "model.onnx"
@@ -80,7 +81,7 @@ def open_emitted(directory: Path) -> Source:
     about = _about(directory / EMITTED_NAME)
     name = directory.resolve().name
     data = read_bytes(_inside(directory, GRAPH_NAME))
-    fields = model_files(directory)
+    fields = model_files(directory, read_sentence(directory))
     whence = {key if key == "licence" else f"from_{key}": value for key, value in about.origin.items()}
     files: dict[str, MappedBytes] = {}
     try:

@@ -11,7 +11,7 @@ from leptonc.sources.base import LazyTensor, Source
 from leptonc.sources.hf_tokenizer import read_chat_template, read_tokenizer, read_tokenizer_config
 from leptonc.sources.jsonfile import read_json
 from leptonc.sources.safetensors_file import SafetensorsFile
-from leptonc.sources.sentence import read_modules
+from leptonc.sources.sentence import Sentence, lowered, read_sentence
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -46,8 +46,11 @@ def open_directory(directory: Path, *, name: str | None = None, origin: Mapping[
         InputError: something that a model needs is missing, damaged or of a kind that is never read (pickle).
     """
     name = name or directory.resolve().name
-    fields = model_files(directory)
-    weights, closers = _open_weights(directory)
+    sentence = read_sentence(directory)
+    fields = model_files(directory, sentence)
+    weights, closers = _open_weights(directory if sentence is None else sentence.transformer)
+    if sentence is not None and sentence.folders:
+        weights, closers = _with_steps(weights, closers, sentence.folders)
     return Source(
         name=name,
         origin={"kind": "directory", "id": name} if origin is None else dict(origin),
@@ -57,17 +60,32 @@ def open_directory(directory: Path, *, name: str | None = None, origin: Mapping[
     )
 
 
-def model_files(directory: Path) -> dict[str, Any]:
-    """Reads what a directory has of a model besides its weights, as fields of `Source` (raises `InputError`)."""
-    generation = directory / "generation_config.json"
-    return {
-        "config": _config(directory),
-        "modules": read_modules(directory),
-        "tokenizer_json": read_tokenizer(directory),
-        "tokenizer_config": read_tokenizer_config(directory),
-        "chat_template": read_chat_template(directory),
+def model_files(directory: Path, sentence: Sentence | None) -> dict[str, Any]:
+    """Reads what a directory has of a model besides its weights, as fields of `Source`.
+
+    Args:
+        directory: The model's.
+        sentence: What `read_sentence` finds there.
+
+    Raises:
+        InputError: Something is missing or damaged.
+    """
+    place = directory if sentence is None else sentence.transformer
+    generation = place / "generation_config.json"
+    fields: dict[str, Any] = {
+        "config": _config(place),
+        "tokenizer_json": read_tokenizer(place),
+        "tokenizer_config": read_tokenizer_config(place),
+        "chat_template": read_chat_template(place),
         "generation_config": read_json(generation) if generation.is_file() else {},
     }
+    if sentence is not None:
+        fields["modules"] = sentence.modules
+        fields["config"] |= sentence.config.config
+        fields["tokenizer_config"] |= sentence.config.tokenizer
+        if sentence.config.lower_case:
+            fields["tokenizer_json"] = lowered(fields["tokenizer_json"])
+    return fields
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -115,6 +133,23 @@ def _open_weights(directory: Path) -> tuple[Mapping[str, LazyTensor], tuple[Call
         raise _no_weights(directory, candidates)
     file = SafetensorsFile(single if single.is_file() else candidates[0])
     return _Weights(file), (file.close,)
+
+
+def _with_steps(
+    weights: Mapping[str, LazyTensor], closers: tuple[Callable[[], None], ...], folders: Mapping[int, Path]
+) -> tuple[Mapping[str, LazyTensor], tuple[Callable[[], None], ...]]:
+    """Adds the weights of sentence-transformers' modules to the encoder's."""
+    every = dict(weights)
+    try:
+        for index, folder in folders.items():
+            own, more = _open_weights(folder)
+            closers += more
+            every |= {f"sentence.{index}.{name}": tensor for name, tensor in own.items()}
+    except InputError:
+        for closer in closers:
+            closer()
+        raise
+    return _Weights(every), closers
 
 
 def _no_weights(directory: Path, candidates: list[Path]) -> InputError:

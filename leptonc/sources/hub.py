@@ -16,7 +16,13 @@ PATTERNS = (
     "*/config.json",
     "generation_config.json",
     "modules.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+    # Folders of sentence-transformers' modules, in older models the encoder's among them.
+    "[0-9]*_*/*.json",
+    "[0-9]*_*/*.safetensors",
+    "[0-9]*_*/*.txt",
+    "[0-9]*_*/*.model",
     "model*.safetensors",
     INDEX,
     "tokenizer.json",
@@ -47,7 +53,7 @@ def open_hub(model_id: str, *, revision: str | None = None) -> Source:
         MissingExtraError: huggingface_hub is not installed.
     """
     directory = _snapshot(model_id, revision)
-    if not any(directory.glob("*.safetensors")):
+    if not any(directory.rglob("*.safetensors")):
         raise InputError(
             f"{model_id}: expected safetensors weights, found none among the model's files",
             hint="pickled weights (.bin) are never read; of a GGUF repository download a .gguf and give its path",

@@ -98,5 +98,5 @@ def _open_tiny(name: str, recipe: TinyModel) -> Source:
         tokenizer_config=special,
         chat_template=chat_template() if recipe.chat else None,
         generation_config=generation if recipe.chat else {},
-        modules=SentenceModules(**recipe.modules) if recipe.modules else None,
+        modules=SentenceModules.pooled(**recipe.modules) if recipe.modules else None,
     )

@@ -1,57 +1,123 @@
-"""Encoders: embeddings and classification of texts in batches."""
+"""Encoders: embeddings, classification and scores of texts in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge import request as check
 from runtime_edge.backends import EncoderSession
-from runtime_edge.errors import RequestError
+from runtime_edge.errors import ArtifactError, RequestError
 from runtime_edge.files import in_threads
 from runtime_edge.manifest import Encoder
 from runtime_edge.text import TextCodec
 
 Floats = NDArray[np.float32]
+Pair = tuple[str, str]
 SMALL = 4096  # tokens of a batch: larger ones keep all threads busy by themselves, and would take their memory at once
+# sentence-transformers gives every embedding model these two prompts, empty where the model has none of the name.
+ROLES = {"query": "", "document": ""}
 
 
 @dataclass(frozen=True)
 class Classification:
-    """What a text is: the likeliest label, its probability, and that of every label."""
+    """What a text is.
+
+    Attributes:
+        label: The likeliest label.
+        score: Its score: a probability, or the model's number itself where it is a regression.
+        scores: The score of every label. Where labels are not distinct, the keys are `LABEL_0`, `LABEL_1`, … instead.
+        labels: All labels in the model's order; they need not be distinct.
+        probabilities: Their scores, in the same order.
+    """
 
     label: str
     score: float
     scores: dict[str, float]
+    labels: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A text as the model reads it; `skipped` tokens at its start are left out of the pooling."""
+
+    ids: list[int]
+    types: list[int]
+    skipped: int = 0
 
 
 class Encoding:
-    """An encoder session with its tokenizer. Threads may use it at the same time."""
+    """An encoder session with its tokenizer. Threads may use it at the same time.
+
+    Raises:
+        ArtifactError: The tokenizer adds more special tokens than the model reads tokens.
+    """
 
     def __init__(self, session: EncoderSession, encoder: Encoder, codec: TextCodec) -> None:
         self.encoder = encoder
         self._session = session
         self._codec = codec
-        codec.tokenizer.enable_truncation(encoder.max_seq_len)
+        special = codec.tokenizer.num_special_tokens_to_add(False)
+        if special > encoder.max_seq_len:
+            raise ArtifactError(
+                f"encoder.max_seq_len: expected at least the {special} tokens that the tokenizer adds to a text, found "
+                f"{encoder.max_seq_len}"
+            )
+        codec.tokenizer.enable_truncation(encoder.max_seq_len, direction=encoder.truncation_side)
 
     def close(self) -> None:
         """Frees what the session holds outside of the host's memory."""
         self._session.close()
 
-    def rows(self, texts: Iterable[str], batch_size: int) -> Floats:
-        """The graph's output for each text, float32 [n, dim], in the order of the texts."""
+    def embed(
+        self, texts: Iterable[str], batch_size: int, prompt_name: str | None, prompt: str | None,
+        truncate_dim: int | None, normalize: bool,
+    ) -> Floats:  # fmt: skip
+        """See `Model.encode`."""
+        encoder = self.encoder
+        if not isinstance(normalize, bool):
+            raise RequestError(f"normalize_embeddings: expected True or False, found {type(normalize).__name__}")
+        width = encoder.truncate_dim or encoder.dim
+        if truncate_dim is not None:
+            width = check.integer("truncate_dim", truncate_dim, 1, encoder.dim)
+        rows = self.rows(texts, batch_size, self.prompt(ROLES | encoder.prompts, prompt_name, prompt))[:, :width]
+        if normalize:
+            rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+        return np.ascontiguousarray(rows)
+
+    def prompt(self, prompts: Mapping[str, str], name: str | None, prompt: str | None) -> str:
+        """The text that is put before every text: the one given, the one named, or the model's default."""
+        if prompt is not None:
+            if name is not None:
+                raise RequestError("prompt: expected a prompt or a prompt_name, found both", hint="leave one out")
+            return check.text("prompt", prompt)
+        name = self.encoder.default_prompt if name is None else check.text("prompt_name", name)
+        if name is None:
+            return ""
+        if name not in prompts:
+            names = ", ".join(map(repr, sorted(prompts))) or "none"
+            raise RequestError(
+                f"prompt_name: expected one of this model's prompts ({names}), found {name[:80]!r}",
+                hint='any text can be put before the others: encode(texts, prompt="…")',
+            )
+        return prompts[name]
+
+    def rows(self, texts: Iterable[str | Pair | Mapping[str, str]], batch_size: int, prompt: str = "") -> Floats:
+        """The graph's output for each text or pair after `prompt`, float32 [n, dim], in the order of the texts."""
         size = check.integer("batch_size", batch_size, 1)
-        encoded = self._tokenize(texts)
+        encoded = self._tokenize(texts, prompt)
         rows = np.empty((len(encoded), self.encoder.dim), np.float32)
 
         def run(batch: list[int], alone: bool) -> None:
             rows[batch] = self._session.run(dict(self._inputs([encoded[index] for index in batch])), alone=alone)
 
-        lengths = [len(ids) for ids, _ in encoded]
+        lengths = [len(each.ids) for each in encoded]
         batches = _batches(lengths, size, self._session.batch_tokens)
         workers = self._session.workers
         small = list(takewhile(lambda batch: len(batch) * lengths[batch[-1]] <= SMALL, batches))
@@ -62,42 +128,110 @@ class Encoding:
         in_threads(small, lambda batch: run(batch, alone=False), workers)
         return rows
 
-    def classify(self, texts: Iterable[str], batch_size: int) -> list[Classification]:
+    def classify(self, texts: Iterable[str | Pair | Mapping[str, str]], batch_size: int) -> list[Classification]:
         """See `Model.classify`."""
-        logits = self.rows(texts, batch_size).astype(np.float64)
-        if self.encoder.multi_label:
-            probabilities = np.exp(-np.logaddexp(0.0, -logits))  # the sigmoid, without overflow
-        else:
-            probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-            probabilities /= probabilities.sum(axis=1, keepdims=True)
+        labels = self.encoder.labels
+        names = labels if len(set(labels)) == len(labels) else tuple(f"LABEL_{i}" for i in range(len(labels)))
+        scores = _scores(self.rows(texts, batch_size), self.encoder.score_function)
+        best = scores.argmax(axis=1).tolist()
+        return [
+            Classification(labels[at], row[at], dict(zip(names, row, strict=True)), labels, tuple(row))
+            for at, row in zip(best, scores.tolist(), strict=True)
+        ]
+
+    def rerank(
+        self, query: str, texts: Iterable[str], batch_size: int, prompt_name: str | None, prompt: str | None
+    ) -> Floats:
+        """See `Model.rerank`."""
+        if self.encoder.dim != 1:
+            raise RequestError(
+                f"rerank: expected a model with one score a pair, found one with {self.encoder.dim} labels",
+                hint="classify takes pairs too: classify([(query, text), …])",
+            )
+        before = self.prompt(self.encoder.prompts, prompt_name, prompt)
+        asked = check.text("query", query)
+        pairs = [(asked, check.text(f"texts[{index}]", text)) for index, text in enumerate(_listed(texts))]
+        logits = self.rows(pairs, batch_size, before)
+        scores: Floats = _scores(logits, self.encoder.rerank_function or "sigmoid")[:, 0].astype(np.float32)
+        return scores
+
+    def _tokenize(self, texts: Iterable[str | Pair | Mapping[str, str]], prompt: str) -> list[_Tokens]:
+        checked = [_text(f"texts[{index}]", text, prompt) for index, text in enumerate(_listed(texts))]
+        if not checked:
+            return []
+        tokenizer = self._codec.tokenizer
+        least = tokenizer.num_special_tokens_to_add(True)
+        if least > self.encoder.max_seq_len and any(isinstance(each, tuple) for each in checked):
+            raise RequestError(
+                f"texts: expected single texts: the {least} special tokens of a pair are more than the "
+                f"{self.encoder.max_seq_len} that the model reads"
+            )
+        skipped = self._prompt_tokens(prompt) if prompt and "pooling_mask" in self.encoder.inputs else 0
         found = []
-        for row in probabilities.tolist():
-            scores = dict(zip(self.encoder.labels, row, strict=True))
-            label = max(scores, key=scores.__getitem__)
-            found.append(Classification(label, scores[label], scores))
+        for index, item in enumerate(tokenizer.encode_batch_fast(checked)):  # without offsets
+            # A text of no tokens still is a row: it becomes one padding token.
+            ids = item.ids or [self._codec.pad_id]
+            if skipped >= len(ids):
+                raise RequestError(
+                    f"texts[{index}]: expected tokens after the prompt, which the pooling leaves out; found that the "
+                    f"prompt's {skipped} tokens fill the {self.encoder.max_seq_len} that the model reads",
+                    hint="give a shorter prompt",
+                )
+            types = item.type_ids if item.ids and self.encoder.segments else [0] * len(ids)
+            found.append(_Tokens(ids, types, skipped))
         return found
 
-    def _tokenize(self, texts: Iterable[str]) -> list[tuple[list[int], list[int]]]:
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-            raise RequestError(
-                f"texts: expected a list of texts, found {type(texts).__name__}", hint="put one text in a list: [text]"
-            )
-        checked = [check.text(f"texts[{index}]", text) for index, text in enumerate(texts)]
-        found = self._codec.tokenizer.encode_batch_fast(checked)  # without offsets
-        # A text of no tokens still is a row: it becomes one padding token.
-        return [(item.ids or [self._codec.pad_id], item.type_ids or [0]) for item in found]
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Tokens of the prompt alone with the special ones before it, as sentence-transformers counts them."""
+        found = self._codec.tokenizer.encode(prompt)
+        last = bool(found.ids) and (found.special_tokens_mask[-1] == 1 or found.ids[-1] in self._codec.special_ids)
+        return len(found.ids) - last
 
-    def _inputs(self, batch: list[tuple[list[int], list[int]]]) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        longest = max(len(ids) for ids, _ in batch)
+    def _inputs(self, batch: list[_Tokens]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        longest = max(len(each.ids) for each in batch)
         shape = (len(batch), longest)
         ids = np.full(shape, self._codec.pad_id, np.int64)
-        mask, types = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for row, (token_ids, type_ids) in enumerate(batch):
-            ids[row, : len(token_ids)] = token_ids
-            mask[row, : len(token_ids)] = 1
-            types[row, : len(token_ids)] = type_ids
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        mask, types, pooled = (np.zeros(shape, np.int64) for _ in range(3))
+        for row, each in enumerate(batch):
+            length = len(each.ids)
+            ids[row, :length] = each.ids
+            mask[row, :length] = 1
+            types[row, :length] = each.types
+            pooled[row, each.skipped : length] = 1
+        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "pooling_mask": pooled}
         return ((name, arrays[name]) for name in self.encoder.inputs)
+
+
+def _listed(texts: Any) -> Iterable[Any]:
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+        raise RequestError(
+            f"texts: expected a list of texts, found {type(texts).__name__}", hint="put one text in a list: [text]"
+        )
+    return texts
+
+
+def _text(name: str, value: Any, prompt: str) -> str | Pair:
+    """A text after the prompt, or a pair of texts: a tuple or list of two, or a dict with `text` and `text_pair`."""
+    if isinstance(value, Mapping):
+        if not {"text"} <= set(value) <= {"text", "text_pair"}:
+            raise RequestError(f"{name}: expected the keys text and text_pair, found {sorted(map(str, value))[:5]}")
+        value = value["text"] if value.get("text_pair") is None else (value["text"], value["text_pair"])
+    if not isinstance(value, (tuple, list)):
+        return prompt + check.text(name, value)
+    if len(value) != 2:
+        raise RequestError(f"{name}: expected a text or a pair of texts, found {len(value)} values")
+    first, second = (check.text(f"{name}[{at}]", each) for at, each in enumerate(value))
+    return prompt + first, second
+
+
+def _scores(logits: Floats, function: str) -> NDArray[np.float64]:
+    """Returns softmax, sigmoid, or the logits themselves, float64 [n, labels]."""
+    given = logits.astype(np.float64)
+    if function == "softmax":
+        found = np.exp(given - given.max(axis=1, keepdims=True))
+        return np.asarray(found / found.sum(axis=1, keepdims=True))
+    # -logaddexp(0, -x) is the logarithm of the sigmoid, without overflow.
+    return np.exp(-np.logaddexp(0.0, -given)) if function == "sigmoid" else given
 
 
 def _batches(lengths: Sequence[int], size: int, worth: int | None) -> list[list[int]]:

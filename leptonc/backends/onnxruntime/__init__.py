@@ -213,9 +213,10 @@ def measure(job: Job, writer: ArtifactWriter, manifest: Manifest) -> dict[str, A
     with runtime_edge.load(writer.path) as model:
         encoder = model.manifest.encoder
         if encoder is None or encoder.output != "logits":
-            return sample.compare_encoder(rows, model.encode(sample.texts), multi_label=False)
-        found = np.array([list(each.scores.values()) for each in model.classify(sample.texts)], np.float32)
-        return sample.compare_encoder(rows, found, multi_label=encoder.multi_label)
+            found = model.encode(sample.texts, truncate_dim=sample.encoder.dim)
+        else:
+            found = np.array([each.probabilities for each in model.classify(sample.texts)], np.float32)
+        return sample.compare_encoder(rows, found, logits=False)
 
 
 def _logits(artifact: Path, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -71,11 +71,6 @@ def logits_blocks(path: Path, token_ids: Sequence[int], chunk: int) -> Iterator[
         cache = {name: by_name[name.replace("past_key_values.", "present.")] for name in cache}
 
 
-def encoder_rows(
-    session: Any, batches: Sequence[dict[str, NDArray[np.int64]]], *, labels: bool, multi_label: bool
-) -> NDArray[np.float32]:
-    """Returns an encoder's embeddings, or with `labels` its probabilities, one row a text, float32 [n, dim]."""
-    from leptonc.evaluate.fidelity import probabilities
-
-    rows = np.concatenate([session.run(None, batch)[0] for batch in batches]).astype(np.float32)
-    return probabilities(rows, multi_label) if labels else rows
+def encoder_rows(session: Any, batches: Sequence[dict[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
+    """Returns an encoder's embeddings or logits, one row a text, float32 [n, dim]."""
+    return np.concatenate([session.run(None, batch)[0] for batch in batches]).astype(np.float32)

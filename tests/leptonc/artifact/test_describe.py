@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from leptonc.artifact.describe import decoder_of, encoder_of, tokenizer_of
+from leptonc.errors import InputError
 from leptonc.frontend.capture import Captured
 from leptonc.sources import Source, open_source
 from runtime_edge.manifest import Tokenizer
@@ -68,14 +69,14 @@ def test_a_decoders_record(llama: Captured) -> None:
     assert found is not None
     assert (found.vocab_size, found.max_seq_len, len(found.cache)) == (512, 300, 3)
     assert {(c.kv_heads, c.key_dim, c.value_dim, c.window) for c in found.cache} == {(2, 16, 16, None)}
-    assert encoder_of(llama) is None
+    assert encoder_of(llama, {}) is None
     windows = decoder_of(models.captured("tiny-gemma3"))
     assert windows is not None
     assert [c.window for c in windows.cache] == [8, 8, None, 8]
 
 
 def test_encoders_records() -> None:
-    found = encoder_of(models.captured("tiny-bert-classifier"))
+    found = encoder_of(models.captured("tiny-bert-classifier"), {})
     assert found is not None
     assert found.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert (found.output, found.dim, found.max_seq_len) == ("logits", 3, 512)
@@ -83,7 +84,7 @@ def test_encoders_records() -> None:
     assert not found.multi_label
     sentence = models.captured("tiny-sentence", 100)
     assert decoder_of(sentence) is None
-    plain = encoder_of(sentence)
+    plain = encoder_of(sentence, {})
     assert plain is not None
     assert (plain.output, plain.dim, plain.max_seq_len, plain.labels) == ("embeddings", 64, 100, ())
 
@@ -91,11 +92,22 @@ def test_encoders_records() -> None:
 def test_classifiers_of_several_labels() -> None:
     captured = models.captured("tiny-bert-classifier")
     captured.config.problem_type = "multi_label_classification"
-    captured.config.id2label = {0: "bad"}
-    found = encoder_of(captured)
+    captured.config.id2label = {0: "bad", 1: "bad", 2: 7}
+    found = encoder_of(captured, {})
     assert found is not None
     assert found.multi_label
-    assert found.labels == ("bad", "LABEL_1", "LABEL_2")
+    assert (found.labels, found.function) == (("bad", "bad", "7"), "sigmoid")
+    captured.config.id2label = {}
+    assert _labels(captured) == ("LABEL_0", "LABEL_1", "LABEL_2")
+    captured.config.id2label = {0: "bad", 2: "good", 3: "better"}
+    with pytest.raises(InputError, match="expected id2label to name the outputs 0 to 2, found none for 1"):
+        _labels(captured)
+
+
+def _labels(captured: Captured) -> tuple[str, ...]:
+    found = encoder_of(captured, {})
+    assert found is not None
+    return found.labels
 
 
 def test_a_tokenizer_without_added_tokens(llama: Captured) -> None:

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from leptonc.errors import InputError
-from leptonc.evaluate.fidelity import compare_logits, compare_rows, log_softmax, probabilities, significant
+from leptonc.evaluate.fidelity import compare_logits, compare_rows, log_softmax, scores, significant
 from leptonc.evaluate.text import load_text, sentences
 
 LENGTH, VOCAB = 29, 50
@@ -84,24 +84,25 @@ def test_log_softmax_of_large_numbers() -> None:
 
 
 def test_rows_of_embeddings() -> None:
-    found = compare_rows(WANT, GOT, labels=False)
+    found = compare_rows(WANT, GOT, function=None)
     cosine = [float(np.dot(w, g) / np.linalg.norm(w) / np.linalg.norm(g)) for w, g in zip(WANT, GOT, strict=True)]
     assert found["texts"] == LENGTH
     assert found["cosine_min"] == pytest.approx(min(cosine), rel=1e-5)
     assert found["cosine_mean"] == pytest.approx(np.mean(cosine), rel=1e-5)
     assert found["max_abs_diff"] == pytest.approx(np.abs(WANT - GOT).max(), rel=1e-5)
     assert "top1_agreement" not in found
-    agree = compare_rows(WANT, GOT, labels=True)["top1_agreement"]
+    agree = compare_rows(WANT, GOT, function="softmax")["top1_agreement"]
     assert agree == pytest.approx((WANT.argmax(1) == GOT.argmax(1)).mean(), rel=1e-5)
     zero = np.zeros((2, 3), np.float32)
-    assert compare_rows(zero, zero, labels=False)["cosine_min"] == 0
+    assert compare_rows(zero, zero, function=None)["cosine_min"] == 0
 
 
-def test_probabilities() -> None:
+def test_scores() -> None:
     logits = np.array([[0.0, math.log(3), -2000.0]], np.float32)
     with np.errstate(over="ignore"):
-        assert probabilities(logits, False)[0] == pytest.approx([0.25, 0.75, 0.0], abs=1e-6)
-        assert probabilities(logits, True)[0] == pytest.approx([0.5, 0.75, 0.0], abs=1e-6)
+        assert scores(logits, "softmax")[0] == pytest.approx([0.25, 0.75, 0.0], abs=1e-6)
+        assert scores(logits, "sigmoid")[0] == pytest.approx([0.5, 0.75, 0.0], abs=1e-6)
+    assert scores(logits, "none") is logits
 
 
 def test_figures_have_six_digits() -> None:

@@ -101,13 +101,7 @@ def test_a_config_without_architectures() -> None:
 )
 def test_tasks(architecture: str, task: str) -> None:
     assert task_of({"architectures": [architecture]}, None).name == task
-    assert task_of({"architectures": [architecture]}, SentenceModules("mean", True)).name == "text-embedding"
-
-
-def test_pooling_that_is_not_known() -> None:
-    with open_source("sample:tiny-sentence") as source:
-        source.modules = SentenceModules("lasttoken", False)
-        assert "expected pooling mean, cls or max, found `lasttoken`" in refused(source).message
+    assert task_of({"architectures": [architecture]}, SentenceModules.pooled()).name == "text-embedding"
 
 
 def test_a_config_that_transformers_refuses() -> None:

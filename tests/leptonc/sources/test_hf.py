@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from leptonc.errors import InputError
-from leptonc.sources import SentenceModules, open_source
+from leptonc.sources import open_source
 from sample_models.export import write_directory
 
 
@@ -187,33 +187,3 @@ def test_old_files_that_cannot_be_converted(tmp_path: Path) -> None:
     (path / "tokenizer.model").write_bytes(b"not a sentencepiece model")
     with pytest.raises(InputError, match="older files cannot be converted"):
         open_source(str(path))
-
-
-def test_sentence_transformers_modules(tmp_path: Path) -> None:
-    path = write_directory(open_source("sample:tiny-sentence"), tmp_path / "m")
-    with open_source(str(path)) as source:
-        assert source.modules == SentenceModules(pooling="mean", normalize=True, max_seq_length=128)
-
-    pooling = path / "1_Pooling" / "config.json"
-    pooling.write_text('{"pooling_mode": "cls"}')
-    edit(path / "sentence_bert_config.json", max_seq_length=None)
-    with open_source(str(path)) as source:
-        assert source.modules == SentenceModules(pooling="cls", normalize=True, max_seq_length=None)
-    for config, message in (
-        ('{"pooling_mode_cls_token": true, "pooling_mode_max_tokens": true}', r"found \['cls', 'max'\]"),
-        ('{"pooling_mode_lasttoken": true}', r"found \['lasttoken'\]"),
-        ("{}", "found none"),
-    ):
-        pooling.write_text(config)
-        with pytest.raises(InputError, match=message):
-            open_source(str(path))
-
-
-@pytest.mark.parametrize("path", ["2_Dense", "../../elsewhere"])
-def test_other_modules_and_paths_outside_are_refused(path: str, tmp_path: Path) -> None:
-    model = write_directory(open_source("sample:tiny-sentence"), tmp_path / "m")
-    listing = json.loads((model / "modules.json").read_text())
-    listing[2] = {"idx": 2, "name": "2", "path": path, "type": "sentence_transformers.models.Dense"}
-    (model / "modules.json").write_text(json.dumps(listing))
-    with pytest.raises(InputError, match="'Dense' is not supported" if path == "2_Dense" else "paths inside the model"):
-        open_source(str(model))

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from leptonc.errors import MissingExtraError
-from leptonc.sources import Source, open_source, samples
+from leptonc.sources import SentenceModules, Source, open_source, samples
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
@@ -114,7 +114,7 @@ def test_opening_is_quick(name: str, limit_s: float) -> None:
 def test_minilm() -> None:
     with opened("minilm-l6") as source:
         assert source.modules is not None
-        assert (source.modules.pooling, source.modules.normalize, source.modules.max_seq_length) == ("mean", True, 256)
+        assert source.modules == SentenceModules.pooled("mean", normalize=True, max_seq_length=256)
         tokenizer = Tokenizer.from_buffer(source.tokenizer_json)
         assert tokenizer.padding is None
         assert tokenizer.encode("Hello there").tokens == ["[CLS]", "hello", "there", "[SEP]"]
