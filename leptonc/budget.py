@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
@@ -17,16 +17,13 @@ from leptonc.artifact.writer import stored_bytes
 from leptonc.backends import Job, backend_of
 from leptonc.backends.onnxruntime import SHARED, finish, lowering_of, prefill_passes
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
+from leptonc.calibration import TRIAL, TRIALS, Calibration
 from leptonc.errors import BoundError, InputError
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import embeddings, linears
 from leptonc.passes.base import Manager
 from leptonc.prefill import DESCRIBED, described_bytes
 
-if TYPE_CHECKING:
-    from leptonc.calibration import Calibration
-
-TRIALS, TRIAL = 2, 128  # texts that sensitivities are measured on, and tokens of each
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
 _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}

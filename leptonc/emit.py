@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leptonc.backends import Job
-from leptonc.build import BuildOptions, as_json, check_text, sizes_of, target_of
+from leptonc.build import as_json, check_text, sizes_of, target_of
 from leptonc.errors import InputError
 from leptonc.memory import return_freed_memory
+from leptonc.options import BuildOptions
 from leptonc.passes.prune.sparse import PATTERN
 from leptonc.preparation import Preparation, begin
 from leptonc.progress import Progress, Silent, Timed

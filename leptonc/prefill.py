@@ -15,11 +15,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter
-from leptonc.backends import Clock, Job
+from leptonc.backends import Job
 from leptonc.backends import onnxruntime as backend
 from leptonc.backends.onnxruntime.integer import derived_of
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.blocks import Quantized
+from leptonc.progress import Progress
 from runtime_edge.derived import Derived, Part, Weight
 from runtime_edge.manifest import PassRecord, Variant
 
@@ -27,7 +28,7 @@ DESCRIBED = 700  # bytes that say how one weight is made, but for parts that no 
 
 
 def add_prefill(
-    job: Job, model: ir.Model, decode: ir.Model, variant: Variant, writer: ArtifactWriter, clock: Clock, prefix: str
+    job: Job, model: ir.Model, decode: ir.Model, variant: Variant, writer: ArtifactWriter, clock: Progress, prefix: str
 ) -> tuple[Variant, list[PassRecord]]:  # fmt: skip
     """Lowers and writes the graph for prefill.
 

@@ -13,11 +13,11 @@ from leptonc.recipe import as_record
 if TYPE_CHECKING:
     from leptonc.artifact.writer import ArtifactWriter
     from leptonc.backends import Job
-    from leptonc.build import BuildOptions
     from leptonc.calibration import Calibration
     from leptonc.evaluate.measure import Sample
     from leptonc.frontend.capture import Captured
     from leptonc.healing import Healing
+    from leptonc.options import BuildOptions
     from leptonc.progress import Timed
     from leptonc.pruning import Request
     from leptonc.sources import Source

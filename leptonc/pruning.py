@@ -34,9 +34,9 @@ from leptonc.passes.prune.sparse import PATTERN
 
 if TYPE_CHECKING:
     from leptonc.backends import Job
-    from leptonc.build import BuildOptions
     from leptonc.calibration import Calibration
     from leptonc.frontend.capture import Captured
+    from leptonc.options import BuildOptions
 
 ALLOCATIONS = ("uniform", "global")
 COMPENSATIONS = ("none", "bias", "least-squares", "sequential")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leptonc.errors import InputError
+from leptonc.options import BuildOptions, LayerRule
 from leptonc.passes.quantize.weights import BLOCK_SIZES, KEPT, METHODS, LayerFormat
 from runtime_edge.toml import toml
 
@@ -36,31 +37,12 @@ else:
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from leptonc.build import BuildOptions
-
 SHIPPED = Path(__file__).parent / "recipes"
 LARGEST = 2**20  # bytes of a recipe
 # Options that are one build's own affair, and no part of a recipe.
 NO_RECIPE = ("source", "target", "out", "layers", "dump_ir", "eval_text", "check", "force", "resume")
 BITS = {"fp32": KEPT, "fp16": KEPT, "fp8": 8, "int8": 8, "int4": 4, "int2": 2}
 SHOWN = 8  # layers that a message lists one by one; of more it has a line for all that are alike
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerRule:
-    """What is said of the linear layers whose module paths match.
-
-    Attributes:
-        match: Patterns of module paths, `*` for anything, dots too; one that matches none is an error.
-        weights: fp32 or fp16 (the weights stay as they are), int8, int4 or int2; None for what the others have.
-        block_size: Weights that share a scale, likewise.
-        symmetric: Whether weights are quantized without zero points, likewise.
-    """
-
-    match: tuple[str, ...] = ()
-    weights: str | None = None
-    block_size: int | None = None
-    symmetric: bool | None = None
 
 
 def with_recipe(options: BuildOptions, recipe: str | None, given: Collection[str] = ()) -> BuildOptions:

@@ -13,8 +13,8 @@ from leptonc.errors import InputError
 from leptonc.recipe import as_record
 
 if TYPE_CHECKING:
-    from leptonc.build import BuildOptions
     from leptonc.frontend.capture import Captured
+    from leptonc.options import BuildOptions
 
 BESIDE = ("memory_gb", "max_loss")  # what a build goes on with another of: no step's result depends on it
 

@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Builds an artifact once a session: `artifact("sample:tiny-llama", weights="fp32")`.
 
-    Options are those of `leptonc.build.BuildOptions`; without `check=True` quality is not measured. The artifact is
+    Options are those of `leptonc.options.BuildOptions`; without `check=True` quality is not measured. The artifact is
     shared: tests that change one take a copy.
     """
     built: dict[tuple[Any, ...], Path] = {}
@@ -32,8 +32,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def build(source: str, **options: Any) -> Path:
         key = (source, *sorted(options.items()))
         if key not in built:
-            from leptonc.build import BuildOptions
             from leptonc.build import build as run_build
+            from leptonc.options import BuildOptions
 
             out = tmp_path_factory.mktemp("artifact") / "model.lepton"
             built[key] = run_build(BuildOptions(source, out=out, **{"check": False, **options})).path

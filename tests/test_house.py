@@ -7,7 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -90,6 +90,24 @@ def test_dependencies_point_one_way(package: str) -> None:
         if is_within(name, set(PACKAGES)) and not is_within(name, MAY_IMPORT[package])
     ]
     assert wrong == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """No circle among our modules; imports for the type checker count too."""
+    known = {module_name(path): path for path in MODULES}
+    arrows = {
+        name: {target for wanted in imports(path) if (target := owner(wanted, known)) not in (None, name)}
+        for name, path in known.items()
+    }
+    # Taking away again and again what imports nothing more leaves the circles, and what leads to them.
+    while done := {name for name, wanted in arrows.items() if not wanted}:
+        arrows = {name: wanted - done for name, wanted in arrows.items() if name not in done}
+    assert arrows == {}
+
+
+def owner(name: str, known: Collection[str]) -> str | None:
+    """The module that has `name`: itself, or the one that it is defined in."""
+    return name if name in known else parent if (parent := name.rpartition(".")[0]) in known else None
 
 
 def test_the_runtime_needs_nothing_of_the_compiler() -> None:

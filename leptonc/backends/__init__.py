@@ -6,8 +6,7 @@ A backend is a module with the functions of `Backend`, imported when a build nee
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -22,12 +21,13 @@ if TYPE_CHECKING:
     from leptonc.artifact.writer import ArtifactWriter
     from leptonc.evaluate.measure import Sample
     from leptonc.frontend.capture import Captured
+    from leptonc.options import LayerRule
     from leptonc.passes.base import Pass
     from leptonc.passes.heal import Heal
     from leptonc.passes.quantize.smooth import SmoothLinears
     from leptonc.passes.quantize.static import StaticActivations
     from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeightsConfig, Solve
-    from leptonc.recipe import LayerRule
+    from leptonc.progress import Progress
     from runtime_edge.manifest import Manifest, Variant
 
 MODULES = {
@@ -35,14 +35,6 @@ MODULES = {
     "tensorrt": "leptonc.backends.tensorrt",
     "tensorrt-rtx": "leptonc.backends.tensorrt",
 }
-
-
-class Clock(Protocol):
-    """What times the stages of a build while the user sees them."""
-
-    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]: ...
-
-    def note(self, text: str) -> None: ...
 
 
 @dataclass
@@ -90,7 +82,7 @@ class Job:
     method: str
     embeddings: str | None
     check: bool
-    clock: Clock
+    clock: Progress
     captured: Captured = field(init=False)
     sample: Sample = field(init=False)
     rules: tuple[LayerRule, ...] = ()

@@ -304,9 +304,9 @@ def build(
     for module in _NEEDED:
         if find_spec(module) is None:
             require(module, extra="compiler", needed_by="leptonc build")
-    from leptonc.build import BuildOptions
     from leptonc.build import build as run_build
     from leptonc.memory import collect_seldom
+    from leptonc.options import BuildOptions
     from leptonc.recipe import with_recipe
     from runtime_edge.process import most_resident
 

@@ -81,7 +81,7 @@ def sweep(
 
     targets.load(target)
     require("torch", extra="compiler", needed_by="leptonc sweep")
-    from leptonc.build import BuildOptions
+    from leptonc.options import BuildOptions
     from leptonc.sweep import Sweep, lines, mark, points, sweep_page
 
     base = BuildOptions(source, target, method=method, calibration=calibration, max_seq_len=max_seq_len, seed=seed)

@@ -14,8 +14,9 @@ import pytest
 
 import runtime_edge
 from leptonc.artifact.writer import ArtifactWriter
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.errors import BoundError, CaptureError, InputError
+from leptonc.options import BuildOptions
 from runtime_edge.errors import LeptonError
 from tests.leptonc import models
 

@@ -10,8 +10,9 @@ import pytest
 
 import runtime_edge
 from leptonc import budget
-from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.build import BuildResult, build
 from leptonc.errors import BoundError, InputError
+from leptonc.options import BuildOptions
 
 
 @pytest.mark.parametrize("source", ["sample:tiny-llama", "sample:tiny-bert-classifier"])

@@ -17,11 +17,12 @@ import transformers
 
 import runtime_edge
 from leptonc.artifact.writer import ArtifactWriter
-from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.build import BuildResult, build
 from leptonc.emit import emit
 from leptonc.errors import BoundError, InputError
 from leptonc.frontend.capture import capture
 from leptonc.ir.groups import groups
+from leptonc.options import BuildOptions
 from leptonc.sources import open_source
 from sample_models import tiny_names
 from tests.leptonc import models, pruned
@@ -136,7 +137,7 @@ def test_pruned_twice_is_pruned_by_both_plans(tmp_path: Path) -> None:
 def test_what_calibrates_sees_the_same(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leptonc.calibration.looks", lambda job: 32)  # where something is cut, all texts are read
+    monkeypatch.setattr("leptonc.choices.looks", lambda job: 32)  # where something is cut, all texts are read
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(" ".join(f"w{i * j % 97} the lake" for i in range(300)) for j in range(1, 9)))
     emit(BuildOptions(LLAMA, out=tmp_path / "graph", prune=plan(tmp_path, FIRST), check=False))

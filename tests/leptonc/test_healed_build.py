@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import runtime_edge
-from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.build import BuildResult, build
 from leptonc.calibrate.texts import built_in_texts
 from leptonc.errors import InputError, MissingExtraError
 from leptonc.heal import distill
+from leptonc.options import BuildOptions
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import torch
 import transformers
 
 import runtime_edge
-from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.build import BuildResult, build
 from leptonc.calibrate.caches import cache_scales
 from leptonc.errors import InputError
+from leptonc.options import BuildOptions
 from runtime_edge.cache import KVCache
 from tests.leptonc import models
 

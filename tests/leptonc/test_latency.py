@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import leptonc.latency as module
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.calibrate.latency import seconds
 from leptonc.errors import InputError
+from leptonc.options import BuildOptions
 
 
 def test_what_lies_between_two_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

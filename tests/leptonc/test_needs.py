@@ -10,10 +10,11 @@ import pytest
 
 from leptonc import needs as needs_module
 from leptonc.backends.tensorrt.preflight import BITS
-from leptonc.build import BuildOptions, _jobs, build
+from leptonc.build import _jobs, build
 from leptonc.errors import InputError
 from leptonc.frontend.capture import Captured, capture
 from leptonc.needs import ACTIVATIONS, activations, needs
+from leptonc.options import BuildOptions
 from leptonc.progress import Silent, Timed
 from leptonc.sources import open_source
 from runtime_edge.process import most_resident, resident

@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.errors import InputError
+from leptonc.options import BuildOptions
 from leptonc.sources import open_source
 
 OPTIONS: dict[str, dict[str, Any]] = {

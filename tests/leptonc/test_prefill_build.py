@@ -12,10 +12,10 @@ from onnx.numpy_helper import to_array
 
 import runtime_edge
 from leptonc.artifact.pack import pack
-from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.build import BuildResult, build
 from leptonc.errors import BoundError, InputError
 from leptonc.evaluate.measure import loss
-from leptonc.recipe import LayerRule
+from leptonc.options import BuildOptions, LayerRule
 from runtime_edge import kernels
 from runtime_edge.derived import PAIR, integers, read
 from runtime_edge.verify import read_manifest

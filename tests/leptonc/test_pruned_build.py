@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import runtime_edge
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.errors import InputError
 from leptonc.frontend.capture import capture
 from leptonc.ir.groups import groups
+from leptonc.options import BuildOptions
 from leptonc.passes.prune.plan import Cut
 from leptonc.pruning import parse_prune
 from leptonc.sources import open_source

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import runtime_edge
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.errors import InputError
-from leptonc.recipe import _KINDS, NO_RECIPE, LayerRule, as_record, shipped, with_recipe
+from leptonc.options import BuildOptions, LayerRule
+from leptonc.recipe import _KINDS, NO_RECIPE, as_record, shipped, with_recipe
 from runtime_edge.toml import toml
 
 LLAMA = "sample:tiny-llama"

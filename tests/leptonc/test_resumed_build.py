@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from leptonc import budget, calibration
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.calibrate import reconstruct, seen, solve
 from leptonc.calibration import Calibration
 from leptonc.errors import InputError
 from leptonc.healing import Healing
+from leptonc.options import BuildOptions
 from leptonc.passes.prune.remove import Prune
 
 LLAMA = "sample:tiny-llama"

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import runtime_edge
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.emit import emit
 from leptonc.errors import InputError
 from leptonc.frontend.capture import capture
 from leptonc.ir.residual import residual
 from leptonc.ir.weights import change, tensor_of
+from leptonc.options import BuildOptions
 from leptonc.passes.base import Manager
 from leptonc.passes.rotate import FoldNorms, Rotate, RotateConfig, random_basis
 from leptonc.sources import open_source

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import runtime_edge
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.calibrate import seen
 from leptonc.emit import emit
 from leptonc.errors import InputError
+from leptonc.options import BuildOptions
 from leptonc.passes.prune.width import SliceWidth
 
 LLAMA = "sample:tiny-llama"

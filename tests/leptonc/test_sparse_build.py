@@ -13,10 +13,11 @@ import onnx_ir as ir
 import pytest
 
 import runtime_edge
-from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.build import BuildResult, build
 from leptonc.errors import BoundError, LeptonError
 from leptonc.ir.dialect import DialectError
 from leptonc.ir.structure import layer_of, linears, weight_of
+from leptonc.options import BuildOptions
 from leptonc.passes.prune.sparse import CheckSparsity
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -150,7 +151,7 @@ def test_what_cannot_be_asked_for(options: dict[str, Any], message: str, tmp_pat
 
 
 def test_layers_of_a_recipe_have_formats_that_sparse_kernels_take(tmp_path: Path) -> None:
-    from leptonc.recipe import LayerRule
+    from leptonc.options import LayerRule
 
     rule = LayerRule(match=("*.down_proj",), weights="int4")
     with pytest.raises(LeptonError, match="layers of a recipe in fp16 or int8 with 2:4 weights, found int4"):

@@ -9,13 +9,14 @@ import onnx_ir as ir
 import pytest
 
 import runtime_edge
-from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.build import BuildResult, build
 from leptonc.calibrate.activations import choices, divergences, kept_higher, widened
 from leptonc.calibrate.calibrators import Grid
 from leptonc.calibrate.choice import CAPS, OUTLIERS, STRENGTHS, Choice, cap_scales, choose
 from leptonc.calibrate.statistics import Statistics
 from leptonc.errors import InputError
 from leptonc.ir.structure import linears
+from leptonc.options import BuildOptions
 from leptonc.passes.quantize.smooth import Place, places
 from tests.leptonc import models
 
@@ -63,7 +64,7 @@ def test_divergences_are_of_texts_as_the_model_meets_them(
         given.extend(window.tolist() for window in windows)
         return {each.path: 0.0 for each in wanted}
 
-    monkeypatch.setattr("leptonc.calibration.divergences", seen)
+    monkeypatch.setattr("leptonc.choices.divergences", seen)
     built(source, text, tmp_path / "a", check=False)
     assert [len(each) for each in given] == [64, 64]
     assert all(each[: len(lead)] == lead for each in given)

@@ -13,8 +13,9 @@ import pytest
 
 import leptonc.sweep as module
 import runtime_edge
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.errors import InputError
+from leptonc.options import BuildOptions
 from leptonc.sweep import Sweep, mark, points, sweep_page
 from tests.leptonc.artifact.test_page import contained
 

@@ -114,7 +114,8 @@ WIDTH = 256
 PROGRAM = """
 import json, sys
 from runtime_edge.process import most_resident
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
+from leptonc.options import BuildOptions
 from pathlib import Path
 more = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
 more = {name: Path(value) if name == "calibration" else value for name, value in more.items()}

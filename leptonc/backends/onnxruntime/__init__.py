@@ -27,13 +27,14 @@ from leptonc.errors import InputError
 from leptonc.ir.dialect import MODULE_KEY
 from leptonc.ir.structure import layer_of, linears
 from leptonc.memory import give_back
+from leptonc.options import LayerRule
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
 from leptonc.passes.quantize.numbers import CodesToNumbers, CodesToNumbersConfig
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
-from leptonc.recipe import Forms, LayerRule, resolve
+from leptonc.recipe import Forms, resolve
 from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, PREFILL_LEAST
 from runtime_edge.manifest import Manifest, Variant
 

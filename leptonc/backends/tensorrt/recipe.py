@@ -8,10 +8,11 @@ from leptonc.backends import Job
 from leptonc.backends.tensorrt.preflight import BITS
 from leptonc.errors import InputError
 from leptonc.ir.structure import linears, lookups
+from leptonc.options import LayerRule
 from leptonc.passes.base import Pass
 from leptonc.passes.prune.sparse import PATTERN, CheckSparsity
 from leptonc.passes.quantize.weights import LayerFormat
-from leptonc.recipe import Forms, LayerRule, ragged, resolve
+from leptonc.recipe import Forms, ragged, resolve
 from runtime_edge.errors import EngineError
 from runtime_edge.manifest import InputShapes, Profile, Recipe
 from runtime_edge.tensorrt.flavours import flavour, import_module, in_range

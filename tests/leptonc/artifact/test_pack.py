@@ -12,8 +12,9 @@ import pytest
 
 import runtime_edge
 from leptonc.artifact.pack import pack
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.errors import InputError
+from leptonc.options import BuildOptions
 from runtime_edge.errors import ArtifactError
 
 JETSON = "jetson-orin,jetpack=7.2"

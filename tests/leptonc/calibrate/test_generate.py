@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.calibrate.generate import draw, generate, rounds
+from leptonc.options import BuildOptions
 from tests.leptonc.models import reference
 
 

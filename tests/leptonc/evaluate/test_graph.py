@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leptonc.build import BuildOptions
 from leptonc.emit import emit
 from leptonc.evaluate import graph as module
 from leptonc.evaluate.graph import GraphReference, emitted_graph
 from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Reference
 from leptonc.frontend.tasks import task_of
+from leptonc.options import BuildOptions
 from leptonc.passes.quantize.blocks import Codes, Format, round_to_nearest
 from leptonc.sources import open_source
 from tests.leptonc import models

@@ -12,9 +12,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.errors import BoundError
 from leptonc.evaluate.noise import TOKENS
+from leptonc.options import BuildOptions
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 from leptonc.passes.quantize.weights import ROWS
 from tests.leptonc import models

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.errors import InputError
+from leptonc.options import BuildOptions
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest, storable
 from leptonc.passes.quantize.gptq import clip_search, gptq
 

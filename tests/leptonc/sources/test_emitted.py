@@ -14,10 +14,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from leptonc.build import BuildOptions
 from leptonc.emit import emit
 from leptonc.errors import InputError
 from leptonc.frontend.capture import capture
+from leptonc.options import BuildOptions
 from leptonc.sources import open_source
 from tests.leptonc import models
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from leptonc.build import BuildOptions, build
+from leptonc.build import build
 from leptonc.errors import InputError
+from leptonc.options import BuildOptions
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 

@@ -17,8 +17,9 @@ import runtime_edge
 import targets
 from leptonc.backends.tensorrt.operators import unsupported
 from leptonc.backends.tensorrt.preflight import Need, check
-from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.build import BuildResult, build
 from leptonc.errors import BoundError, InputError
+from leptonc.options import BuildOptions
 from runtime_edge.errors import LeptonError
 from tests.leptonc import models
 

@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from leptonc.build import BuildOptions, BuildResult, build
+from leptonc.build import BuildResult, build
 from leptonc.errors import InputError
+from leptonc.options import BuildOptions
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 pytestmark = pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX (the extra rtx) is not installed")
