@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+
+class _Decodes(Protocol):
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool = True) -> str: ...
+
 
 _BROKEN = "\ufffd"  # what a decoder gives for bytes that are not (yet) a character
 _MAX_HELD = 8  # tokens; a character has at most 4 bytes, so text that is broken for longer stays broken
@@ -27,10 +29,20 @@ class Detokenizer:
         tokenizer: The tokenizer.
         special_ids: Ids that have no text.
         prompt: Tokens that precede the new ones.
+        replaced: Texts that the decoder replaces once tokens are joined (" ." becomes "."): what may begin one is
+            held back.
     """
 
-    def __init__(self, tokenizer: Tokenizer, special_ids: frozenset[int], prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: _Decodes,
+        special_ids: frozenset[int],
+        prompt: Sequence[int] = (),
+        *,
+        replaced: Sequence[str] = (),
+    ) -> None:
         self._tokenizer = tokenizer
+        self._replaced = StopStrings(replaced)
         self._special_ids = special_ids
         before = _last_visible(prompt, special_ids, _CONTEXT + _MAX_BYTES - 1)
         for start in range(max(0, len(before) - _CONTEXT), -1, -1):
@@ -47,7 +59,7 @@ class Detokenizer:
         self._window.append(token_id)
         text = self._decode(self._window)
         held = len(self._window) - self._read
-        if text.endswith(_BROKEN) and held < _MAX_HELD:
+        if (text.endswith(_BROKEN) or self._replaced.may_begin(text)) and held < _MAX_HELD:
             return ""
         if len(text) == len(self._given) and held < _MAX_HELD:
             return ""
@@ -112,7 +124,7 @@ class StopStrings:
             self.found = True
             before, self._held = self._held[: min(starts)], ""
             return before
-        keep = self._possible_start()
+        keep = self._possible_start(self._held)
         given = self._held[: len(self._held) - keep]
         self._held = self._held[len(given) :]
         return given
@@ -122,10 +134,14 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _possible_start(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
-        for length in range(min(self._longest - 1, len(self._held)), 0, -1):
-            tail = self._held[-length:]
+    def may_begin(self, text: str) -> bool:
+        """Whether the end of a text begins a stop string."""
+        return bool(self._stops) and self._possible_start(text) > 0
+
+    def _possible_start(self, text: str) -> int:
+        """Length of the longest end of a text that begins a stop string."""
+        for length in range(min(self._longest - 1, len(text)), 0, -1):
+            tail = text[-length:]
             if any(stop.startswith(tail) for stop in self._stops):
                 return length
         return 0

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
 from runtime_edge import request as check
 from runtime_edge.errors import ArtifactError, ChatTemplateError, RequestError
 from runtime_edge.manifest import Manifest
+from runtime_edge.tokenizer import BoundedTokenizer
 
 if TYPE_CHECKING:
     from runtime_edge.chat import ChatTemplate
@@ -27,13 +26,7 @@ class TextCodec:
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         record = manifest.tokenizer
-        try:
-            self.tokenizer = Tokenizer.from_file(str(root / record.file))
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise ArtifactError(f"{record.file}: expected a tokenizer, found: {error}") from error
-        # What was set for training or another program must not change or cut a prompt.
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
+        self.tokenizer = BoundedTokenizer((root / record.file).read_bytes(), record.file)
         added = self.tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self.eos_ids = frozenset(record.eos_token_ids)

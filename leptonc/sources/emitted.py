@@ -81,7 +81,7 @@ def open_emitted(directory: Path) -> Source:
     about = _about(directory / EMITTED_NAME)
     name = directory.resolve().name
     data = read_bytes(_inside(directory, GRAPH_NAME))
-    fields = model_files(directory, read_sentence(directory))
+    fields = model_files(directory, read_sentence(directory), written=True)
     whence = {key if key == "licence" else f"from_{key}": value for key, value in about.origin.items()}
     files: dict[str, MappedBytes] = {}
     try:

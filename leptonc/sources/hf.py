@@ -8,7 +8,7 @@ from typing import Any
 
 from leptonc.errors import InputError
 from leptonc.sources.base import LazyTensor, Source
-from leptonc.sources.hf_tokenizer import read_chat_template, read_tokenizer, read_tokenizer_config
+from leptonc.sources.hf_tokenizer import read_chat_template, read_tokenizer, read_written
 from leptonc.sources.jsonfile import read_json
 from leptonc.sources.safetensors_file import SafetensorsFile
 from leptonc.sources.sentence import Sentence, lowered, read_sentence
@@ -47,7 +47,8 @@ def open_directory(directory: Path, *, name: str | None = None, origin: Mapping[
     """
     name = name or directory.resolve().name
     sentence = read_sentence(directory)
-    fields = model_files(directory, sentence)
+    hub_id = origin.get("id") if origin and origin.get("kind") == "hub" else None
+    fields = model_files(directory, sentence, hub_id=hub_id)
     weights, closers = _open_weights(directory if sentence is None else sentence.transformer)
     if sentence is not None and sentence.folders:
         weights, closers = _with_steps(weights, closers, sentence.folders)
@@ -60,22 +61,28 @@ def open_directory(directory: Path, *, name: str | None = None, origin: Mapping[
     )
 
 
-def model_files(directory: Path, sentence: Sentence | None) -> dict[str, Any]:
+def model_files(
+    directory: Path, sentence: Sentence | None, *, hub_id: str | None = None, written: bool = False
+) -> dict[str, Any]:
     """Reads what a directory has of a model besides its weights, as fields of `Source`.
 
     Args:
         directory: The model's.
         sentence: What `read_sentence` finds there.
+        hub_id: Its id on the hub, where it was fetched from there.
+        written: Whether this compiler wrote the directory.
 
     Raises:
         InputError: Something is missing or damaged.
     """
     place = directory if sentence is None else sentence.transformer
     generation = place / "generation_config.json"
+    config = _config(place)
+    tokenizer = read_written(place) if written else read_tokenizer(place, hub_id=hub_id)
     fields: dict[str, Any] = {
-        "config": _config(place),
-        "tokenizer_json": read_tokenizer(place),
-        "tokenizer_config": read_tokenizer_config(place),
+        "config": config,
+        "tokenizer_json": tokenizer.data,
+        "tokenizer_config": tokenizer.config,
         "chat_template": read_chat_template(place),
         "generation_config": read_json(generation) if generation.is_file() else {},
     }

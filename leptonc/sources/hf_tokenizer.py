@@ -1,35 +1,98 @@
-"""The tokenizer of a Hugging Face directory: `tokenizer.json`, or one made from the older files."""
+"""The tokenizer of a Hugging Face directory: what `AutoTokenizer` makes of all its files, as one `tokenizer.json`.
+
+`tokenizer.json` alone does not decide. `tokenizer_config.json` and the older files add tokens, a tokenizer's class may
+build normalizer, pre-tokenizer, decoder and post-processor anew, and a flag changes decoded text. So the directory is
+loaded with transformers' `AutoTokenizer`, what it holds is written as `tokenizer.json`, and both are compared on texts
+of many kinds (`tokenizer_check`). A file that transformers leaves alone keeps its bytes.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leptonc.errors import InputError, require
-from leptonc.sources.jsonfile import read_bytes, read_json, read_text
+from leptonc.sources.jsonfile import MAX_JSON_BYTES, read_bytes, read_json, read_text
+from leptonc.sources.tokenizer_check import check_tokenizer
+from runtime_edge.tokenizer import failures, parse
 
-_SLOW_FILES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Long lists that say again what tokenizer.json says; the chat template has its own place.
-_DROPPED = ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "chat_template")
+# Files that hold a vocabulary, besides tokenizer.json.
+_VOCABULARIES = ("*.txt", "*.model", "*.spm", "*.bpe", "*.codes", "*.tiktoken", "vocab*.json", "tekken.json")
+_SAVE = "save it in the current format: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+_HARM = "the tokenizer is damaged or was made to do harm: take it from its author again"
+# What `clean_up_tokenization` of transformers 5 replaces in decoded text, in this order.
+_CLEANED = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
+    (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
+_NO_SUFFIX = "\u0000"  # a prefix of no token: WordPiece's decoder then joins tokens with spaces, as no decoder does
 
 
-def read_tokenizer(directory: Path) -> bytes:
-    """Returns the tokenizer in the `tokenizers` library's format.
+@dataclass(frozen=True)
+class ReadTokenizer:
+    """A tokenizer as a source has it.
+
+    Attributes:
+        data: tokenizer.json.
+        config: Texts of special tokens, under the names that chat templates know.
+    """
+
+    data: bytes
+    config: dict[str, Any]
+
+
+def read_tokenizer(directory: Path, *, hub_id: str | None = None) -> ReadTokenizer:
+    """Returns the tokenizer as `AutoTokenizer` has it.
+
+    Args:
+        directory: The model's directory.
+        hub_id: The id that the model has on the hub: transformers chooses the class of some models by it.
 
     Raises:
-        InputError: there is none, or it cannot be made from the files that there are.
+        InputError: There is none, it cannot be loaded without code of its own, or it is one that a tokenizer.json
+            cannot express.
+        MissingExtraError: transformers is not installed.
     """
     path = directory / "tokenizer.json"
-    if path.is_file():
-        return without_limits(read_bytes(path), str(path))
-    if not any((directory / name).is_file() for name in _SLOW_FILES):
-        raise InputError(
-            f"{directory}: expected tokenizer.json, found no tokenizer",
-            hint="save the tokenizer beside the model: tokenizer.save_pretrained(directory)",
-        )
-    return _convert(directory)
+    original = read_bytes(path) if path.is_file() else None
+    if original is None and not any(True for pattern in _VOCABULARIES for _ in directory.glob(pattern)):
+        raise _none(directory)
+    if original is not None:
+        original = without_limits(original, str(path))
+        parse(original, str(path), error_type=InputError, hint=_HARM)
+    reference = _load(directory, hub_id)
+    data = _as_json(reference, directory)
+    if original is not None and _canonical(original) == _canonical(data):
+        data = original
+    check_tokenizer(data, reference, str(directory))
+    return ReadTokenizer(data, {name: str(token) for name, token in reference.special_tokens_map.items() if token})
+
+
+def _none(directory: Path) -> InputError:
+    return InputError(
+        f"{directory}: expected tokenizer.json, found no tokenizer",
+        hint="save the tokenizer beside the model: tokenizer.save_pretrained(directory)",
+    )
+
+
+def read_written(directory: Path) -> ReadTokenizer:
+    """Returns the tokenizer of a directory that this compiler wrote: tokenizer.json is whole, and decides alone.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise _none(directory)
+    data = without_limits(read_bytes(path), str(path))
+    parse(data, str(path), error_type=InputError, hint=_HARM)
+    config = directory / "tokenizer_config.json"
+    fields = read_json(config) if config.is_file() else {}
+    return ReadTokenizer(data, {name: text for name, text in fields.items() if isinstance(text, str)})
 
 
 def without_limits(data: bytes, label: str) -> bytes:
@@ -43,41 +106,124 @@ def without_limits(data: bytes, label: str) -> bytes:
     if document.get("truncation") is None and document.get("padding") is None:
         return data
     document["truncation"] = document["padding"] = None
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return _encoded(document)
 
 
-def _convert(directory: Path) -> bytes:
-    transformers = require("transformers", extra="compiler", needed_by="a model without tokenizer.json")
-    failures = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
+def _encoded(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def _load(directory: Path, hub_id: str | None) -> Any:
+    """Loads the directory with `AutoTokenizer`: no network, no code of the model's own."""
+    transformers = require("transformers", extra="compiler", needed_by="the tokenizer of a Hugging Face model")
+    for file in (file for pattern in (*_VOCABULARIES, "*token*.json") for file in directory.glob(pattern)):
+        if (size := file.stat().st_size) > MAX_JSON_BYTES:
+            raise InputError(f"{file}: expected at most {MAX_JSON_BYTES} bytes, found {size}")
+    offline = {"local_files_only": True, "trust_remote_code": False}
+    quiet = transformers.utils.logging
+    level = quiet.get_verbosity()
+    quiet.set_verbosity_error()  # what transformers advises its own users is not advice for ours
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
+        with failures(InputError, f"{directory}: expected a tokenizer that transformers can load", hint=_SAVE):
+            options = dict(offline)
+            if hub_id is not None:
+                options["config"] = _config(transformers, directory, hub_id, offline)
+            return transformers.AutoTokenizer.from_pretrained(str(directory), **options)
+    except InputError as error:
+        raise _refused(directory, error) from error
+    finally:
+        quiet.set_verbosity(level)
+
+
+def _config(transformers: Any, directory: Path, hub_id: str, offline: dict[str, Any]) -> Any:
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(directory), **offline)
+    except (ValueError, OSError):
+        config = transformers.PreTrainedConfig.from_pretrained(str(directory), **offline)
+    config._name_or_path = hub_id
+    return config
+
+
+def _refused(directory: Path, error: InputError) -> InputError:
+    config = directory / "tokenizer_config.json"
+    fields = read_json(config) if config.is_file() else {}
+    if fields.get("auto_map"):
+        return InputError(
+            f"{directory}: expected a tokenizer that transformers knows, found one that is code of the model's own "
+            "(tokenizer_config.json's auto_map), which is never run",
+            hint="where it can be written as tokenizer.json, do so: tokenizer.save_pretrained(directory)",
         )
-        text: str = tokenizer.backend_tokenizer.to_str()
-    except failures as error:
-        reason = str(error).strip().splitlines()
+    return error
+
+
+def _as_json(reference: Any, directory: Path) -> bytes:
+    """What a loaded tokenizer holds, as tokenizer.json; refuses what only its Python code does."""
+    name = type(reference).__name__
+    backend = getattr(reference, "backend_tokenizer", None)
+    if backend is None:
         raise InputError(
-            f"{directory}: the tokenizer's older files cannot be converted: {reason[0] if reason else repr(error)}",
-            hint="save it in the current format: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)",
-        ) from error
+            f"{directory}: expected a tokenizer that the `tokenizers` library can run, found {name}, which "
+            "transformers runs in Python",
+            hint="models with this tokenizer cannot be compiled yet",
+        )
+    if getattr(reference, "split_special_tokens", False):
+        raise InputError(
+            f"{directory}: expected special tokens that are found in a text, found split_special_tokens, with which "
+            "they are cut like other text",
+            hint="take split_special_tokens out of tokenizer_config.json where special tokens may be found in texts",
+        )
+    _refuse_a_default(reference, directory)
+    with failures(InputError, f"{directory}: expected a tokenizer that can be written as tokenizer.json", hint=_SAVE):
+        text: str = backend.to_str()
+    document = json.loads(text)
+    document["truncation"] = document["padding"] = None
+    if reference.clean_up_tokenization_spaces and _cleans(reference, document):
+        document["decoder"] = _with_clean_up(document["decoder"])
+        return _encoded(document)
     return without_limits(text.encode("utf-8"), str(directory))
 
 
-def read_tokenizer_config(directory: Path) -> dict[str, Any]:
-    """Returns `tokenizer_config.json` with special tokens as plain text, completed by `special_tokens_map.json`."""
-    config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = directory / name
-        if path.is_file():
-            found = read_json(path)
-            config.update({key: _text(key, value) for key, value in found.items() if value is not None})
-    return {key: value for key, value in config.items() if key not in _DROPPED}
+def _refuse_a_default(reference: Any, directory: Path) -> None:
+    """Refuses a class that found none of its files, and made a vocabulary of its special tokens alone."""
+    if (directory / "tokenizer.json").is_file():
+        return
+    names = [name for name in type(reference).vocab_files_names.values() if name]
+    if not any((directory / name).is_file() for name in names) and len(reference) <= 16:
+        raise InputError(
+            f"{directory}: expected {' or '.join(names)} for {type(reference).__name__}, found none of them", hint=_SAVE
+        )
 
 
-def _text(key: str, value: Any) -> Any:
-    if key in SPECIAL_TOKENS and isinstance(value, dict):
-        return value.get("content")
-    return value
+def _cleans(reference: Any, document: Mapping[str, Any]) -> bool:
+    forced = getattr(reference, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    return bool(document["model"].get("type") != "BPE" or forced)
+
+
+def _with_clean_up(decoder: dict[str, Any] | None) -> dict[str, Any]:
+    """A decoder that does what `clean_up_tokenization` does afterwards, to the whole text."""
+    first = decoder or {"type": "WordPiece", "prefix": _NO_SUFFIX, "cleanup": False}
+    stages = [*first["decoders"]] if first.get("type") == "Sequence" else [first]
+    stages.append({"type": "Fuse"})
+    stages += [{"type": "Replace", "pattern": {"String": pattern}, "content": content} for pattern, content in _CLEANED]
+    return {"type": "Sequence", "decoders": stages}
+
+
+def _canonical(data: bytes) -> Any:
+    """A tokenizer.json as the library writes it, so that only what differs in meaning differs."""
+    tokenizer, _ = parse(data, "tokenizer.json", error_type=InputError, hint=_HARM)
+    document = json.loads(tokenizer.to_str())
+    if document["post_processor"] == _PLAIN:
+        document["post_processor"] = None
+    return document
+
+
+# The post-processor that transformers gives a tokenizer without one; it does nothing.
+_PLAIN = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
 
 
 def read_chat_template(directory: Path) -> str | None:

@@ -68,7 +68,9 @@ class Decoding:
         if request.max_new_tokens is not None:
             limit = min(limit, request.max_new_tokens)
         sampler = Sampler(request.sampling, self.decoder.vocab_size, prompt)
-        detokenizer = Detokenizer(self.codec.tokenizer, self.codec.special_ids, prompt)
+        detokenizer = Detokenizer(
+            self.codec.tokenizer, self.codec.special_ids, prompt, replaced=self.codec.tokenizer.replaced
+        )
         stops = StopStrings(request.stop)
         cached = state.cache.keep_prefix(prompt)
         state.reserve(len(prompt) + min(limit - 1, _RESERVE))

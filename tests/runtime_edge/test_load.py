@@ -129,7 +129,7 @@ def test_graph_that_fails_when_it_runs(artifact: Path, capfd: pytest.CaptureFixt
 def test_tokenizer_that_is_none(artifact: Path) -> None:
     (artifact / "tokenizer.json").write_text("{}")
     relist(artifact, "tokenizer.json")
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json: expected a tokenizer, found"):
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json: expected a tokenizer with a `model`, found"):
         runtime_edge.load(artifact)
 
 

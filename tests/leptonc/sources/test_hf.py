@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from leptonc.errors import InputError
 from leptonc.sources import open_source
@@ -151,12 +152,15 @@ def test_truncation_and_padding_are_taken_out_of_the_tokenizer(model: Path) -> N
     assert len(found.encode("A much longer text").ids) > 4
 
 
-def test_special_tokens_are_given_as_text(model: Path) -> None:
-    (model / "special_tokens_map.json").write_text('{"unk_token": {"content": "<u>"}, "eos_token": "<old>"}')
-    edit(model / "tokenizer_config.json", bos_token={"content": "<b>", "lstrip": False}, pad_token=None)
+def test_special_tokens_are_given_as_text_as_transformers_has_them(model: Path) -> None:
+    (model / "special_tokens_map.json").write_text('{"unk_token": {"content": "<u>"}, "eos_token": "<|sep|>"}')
+    begin = {"__type": "AddedToken", "content": "<b>", "lstrip": False}
+    edit(model / "tokenizer_config.json", bos_token=begin, pad_token=None, image_token="<|mask|>")
     with open_source(str(model)) as source:
         found = source.tokenizer_config
-    assert (found["unk_token"], found["bos_token"], found["eos_token"]) == ("<u>", "<b>", "<|im_end|>")
+    # special_tokens_map.json decides over tokenizer_config.json, where that has no added_tokens_decoder.
+    expected = {"bos_token": "<b>", "eos_token": "<|sep|>", "unk_token": "<u>", "image_token": "<|mask|>"}
+    assert found == expected == AutoTokenizer.from_pretrained(model, local_files_only=True).special_tokens_map
 
 
 def test_where_chat_templates_are_found(model: Path) -> None:
@@ -185,5 +189,5 @@ def test_a_vocabulary_in_the_old_files_is_converted(tmp_path: Path) -> None:
 def test_old_files_that_cannot_be_converted(tmp_path: Path) -> None:
     path = write_directory(open_source("sample:tiny-llama"), tmp_path / "m", tokenizer=False)
     (path / "tokenizer.model").write_bytes(b"not a sentencepiece model")
-    with pytest.raises(InputError, match="older files cannot be converted"):
+    with pytest.raises(InputError, match="expected a tokenizer that transformers can load"):
         open_source(str(path))

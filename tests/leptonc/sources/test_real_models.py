@@ -104,11 +104,11 @@ def test_gemma3s_tokenizer_is_transformers(gemma3: Source) -> None:
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-@pytest.mark.parametrize(("name", "limit_s"), [("smollm2-135m", 3), ("gemma3-270m", 10), ("minilm-l6", 2)])
+@pytest.mark.parametrize(("name", "limit_s"), [("smollm2-135m", 3), ("gemma3-270m", 10), ("minilm-l6", 10)])
 def test_opening_is_quick(name: str, limit_s: float) -> None:
     start = time.monotonic()
     opened(name).close()
-    assert time.monotonic() - start < limit_s  # measured: 0.4 s, 2.1 s, 0.2 s
+    assert time.monotonic() - start < limit_s  # measured: 0.4 s, 2.1 s, and 3 s with the import of transformers
 
 
 def test_minilm() -> None:
