@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,9 +38,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-_CAPTURED: dict[Any, Any] = {}
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _captured_once() -> Iterator[None]:
     """Builds of one tiny model share what capture makes of it, which is most of their time."""
@@ -51,17 +45,8 @@ def _captured_once() -> Iterator[None]:
         yield
         return
     from leptonc.frontend import capture as frontend
-
-    whole = frontend.capture
-
-    def capture(source: Any, *, max_seq_len: int) -> Any:
-        if source.emitted is not None or not source.origin.get("id", "").startswith("tiny-"):
-            return whole(source, max_seq_len=max_seq_len)
-        key = (json.dumps([source.origin, source.config], sort_keys=True), max_seq_len)
-        if key not in _CAPTURED:
-            _CAPTURED[key] = whole(source, max_seq_len=max_seq_len)
-        return dataclasses.replace(_CAPTURED[key], model=_CAPTURED[key].model.clone())
+    from tests.leptonc import models
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frontend, "capture", capture)
+        patch.setattr(frontend, "capture", models.capture)
         yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from leptonc.frontend.capture import Captured, capture
+from leptonc.frontend import capture as frontend
+from leptonc.frontend.capture import Captured
 from leptonc.sources import Source, open_source
 from leptonc.sources.base import ComputedTensor
 from sample_models import tiny_model, tiny_names
@@ -102,8 +105,22 @@ def padded(names: Iterable[str], lengths: tuple[int, ...] = (19, 11, 1), pad: in
     return {name: arrays[name] for name in names}
 
 
+_CAPTURED: dict[tuple[str, int], Captured] = {}
+_capture = frontend.capture  # the fixture `_captured_once` puts the next function in its place
+
+
+def capture(source: Source, *, max_seq_len: int) -> Captured:
+    """Captures a source; tiny samples once a process, which is most of a build's time: passes get a clone each."""
+    if source.emitted is not None or not source.origin.get("id", "").startswith("tiny-"):
+        return _capture(source, max_seq_len=max_seq_len)
+    key = (json.dumps([source.origin, source.config], sort_keys=True), max_seq_len)
+    if key not in _CAPTURED:
+        _CAPTURED[key] = _capture(source, max_seq_len=max_seq_len)
+    return dataclasses.replace(_CAPTURED[key], model=_CAPTURED[key].model.clone())
+
+
 def captured(name: str, max_seq_len: int = MAX_SEQ_LEN) -> Captured:
-    """Captures a sample anew: passes change graphs in place."""
+    """Returns a sample's captured graph, to be changed."""
     with open_source(f"sample:{name}") as source:
         return capture(source, max_seq_len=max_seq_len)
 

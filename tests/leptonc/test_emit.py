@@ -20,7 +20,6 @@ from leptonc.artifact.writer import ArtifactWriter
 from leptonc.build import BuildResult, build
 from leptonc.emit import emit
 from leptonc.errors import BoundError, InputError
-from leptonc.frontend.capture import capture
 from leptonc.ir.groups import groups
 from leptonc.options import BuildOptions
 from leptonc.sources import open_source
@@ -41,7 +40,7 @@ def plan(folder: Path, cuts: dict[str, Any], name: str = "plan.json") -> str:
 
 def random_plan(folder: Path, name: str) -> str:
     with open_source(f"sample:{name}") as source:
-        found = groups(capture(source, max_seq_len=64).model)
+        found = groups(models.capture(source, max_seq_len=64).model)
     cuts: tuple[Any, ...] = ()
     seed = 3
     while not cuts:
@@ -213,7 +212,7 @@ def tiny_tokenizer() -> bytes:
 
 def _peak(source: Any, folder: Path) -> int:
     """Most bytes that writing a source's graph takes; one layer has 3 MB."""
-    model = capture(source, max_seq_len=64).model
+    model = models.capture(source, max_seq_len=64).model
     tracemalloc.start()
     try:
         with ArtifactWriter(folder / "m") as writer:

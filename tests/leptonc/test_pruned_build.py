@@ -14,7 +14,6 @@ import pytest
 import runtime_edge
 from leptonc.build import build
 from leptonc.errors import InputError
-from leptonc.frontend.capture import capture
 from leptonc.ir.groups import groups
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.plan import Cut
@@ -31,7 +30,7 @@ LLAMA = "sample:tiny-llama"
 def with_zeros(name: str, folder: Path, seed: int) -> tuple[Path, Path]:
     """Writes a model in which what random cuts take is zero, and the cuts as a plan."""
     with open_source(f"sample:{name}") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
         cuts = pruned.random_cuts(groups(model), np.random.default_rng(seed))
         weights: dict[str, Any] = dict(source.weights)
         for value, array in pruned.zeroed(groups(model), cuts):

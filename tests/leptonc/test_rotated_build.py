@@ -12,7 +12,6 @@ import runtime_edge
 from leptonc.build import build
 from leptonc.emit import emit
 from leptonc.errors import InputError
-from leptonc.frontend.capture import capture
 from leptonc.ir.residual import residual
 from leptonc.ir.weights import change, tensor_of
 from leptonc.options import BuildOptions
@@ -68,7 +67,7 @@ def test_the_seed_chooses_the_basis(tmp_path: Path) -> None:
 def test_outliers_are_spread_over_all_features() -> None:
     """QuaRot's property: what one feature had alone, all have a part of."""
     with open_source(LLAMA) as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
         found = residual(model)
         table = next(value for value in found.weights() if list(value.shape or ()) == [512, 64])
         array = np.array(tensor_of(table).numpy())

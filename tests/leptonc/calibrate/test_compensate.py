@@ -18,7 +18,6 @@ from leptonc.calibrate.reconstruct import RIDGE as RIDGE_ALONE
 from leptonc.calibrate.reconstruct import fitted
 from leptonc.calibrate.seen import Seen
 from leptonc.calibrate.solve import inputs_of
-from leptonc.frontend.capture import capture
 from leptonc.ir.groups import groups
 from leptonc.ir.structure import Linear
 from leptonc.passes.prune.choose import columns_of
@@ -42,7 +41,7 @@ def _weights(linear: Linear, found: dict[str, Any]) -> np.ndarray:
 
 def test_moments_of_all_consumers_are_those_of_their_inputs(tmp_path: Path) -> None:
     with open_source("sample:tiny-llama") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
         consumers = _consumers(model)
         found: dict[str, np.ndarray] = {}
         batches = [inputs_of(model, text) for text in TEXTS]
@@ -76,7 +75,7 @@ def test_each_layer_is_fitted_to_the_dense_stream_on_what_the_cut_model_reads(me
     """Reference: transformers with the weights found for all earlier layers, and ridge regression in float64."""
     random = np.random.default_rng(0)
     with open_source("sample:tiny-llama") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
         consumers = _consumers(model)
         removed = {
             each.path: np.sort(random.choice(each.shape[1], each.shape[1] // 4, replace=False))
@@ -131,7 +130,7 @@ def _states(network: Any, path: str) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2"])
 def test_channels_that_copy_others_go_without_a_trace(name: str, tmp_path: Path) -> None:
     with open_source(f"sample:{name}") as source:
-        captured = capture(source, max_seq_len=64)
+        captured = models.capture(source, max_seq_len=64)
         model = captured.model
         found = groups(model)
         removed: dict[str, np.ndarray] = {}
@@ -160,7 +159,7 @@ def _logits(model: ir.Model, folder: Path) -> np.ndarray:
 
 def test_a_block_that_goes_whole_is_zero_and_later_ones_are_fitted(tmp_path: Path) -> None:
     with open_source("sample:tiny-llama") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
         consumers = _consumers(model)
         first = consumers[0]
         found, report = compensate(model, TEXTS, consumers, {first.path: np.arange(first.shape[1])}, tmp_path)
@@ -217,7 +216,7 @@ def test_ridge_is_small_where_the_text_says_much_and_large_where_it_says_nothing
 def test_a_cut_block_makes_up_for_what_it_loses_alone(tmp_path: Path) -> None:
     """Reference: ridge regression in float64 on what transformers' layers read."""
     with open_source("sample:tiny-llama") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
         found = groups(model)
         cuts = cuts_of({"model.layers.0/attention": {"heads": "0,2"}, "model.layers.1/mlp": {"channels": "3-40,90"}})
         stay = by_block(found, cuts)

@@ -11,7 +11,6 @@ import torch
 from leptonc.calibrate.said import divergence
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.errors import InputError
-from leptonc.frontend.capture import capture
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 from leptonc.sources import open_source
 from tests.leptonc import models
@@ -41,7 +40,7 @@ def test_sensitivities_are_those_of_the_whole_model(
     """Reference: transformers' model with one weight replaced at a time, an embedding and a tied head together."""
     windows = [np.asarray(models.token_ids(24, seed), np.int64) for seed in (1, 2)]
     with open_source(f"sample:{name}") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
         found = sensitivities(model, windows, lambda _: FORM, tmp_path, table=table, memory=memory)
     reference = models.reference(name)
 
@@ -71,7 +70,7 @@ def test_sensitivities_are_those_of_the_whole_model(
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with open_source("sample:tiny-llama") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
         norm = next(v for n, v in model.graph.initializers.items() if n.endswith("input_layernorm.weight"))
         import onnx_ir as ir
 

@@ -15,7 +15,6 @@ from leptonc.calibrate.kept import Kept
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.solve import LOOKED_UP, Solver, inputs_of
 from leptonc.calibrate.walk import Stage, walk
-from leptonc.frontend.capture import capture
 from leptonc.ir.structure import embeddings, layer_of, linears, weight_of
 from leptonc.passes.columns import factorize
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest
@@ -32,7 +31,7 @@ WINDOWS, MANY, HELD_OUT = (
 
 def captured(name: str) -> ir.Model:
     with open_source(f"sample:{name}") as source:
-        return capture(source, max_seq_len=64).model
+        return models.capture(source, max_seq_len=64).model
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import pytest
 from leptonc.calibrate import walk as walk_module
 from leptonc.calibrate.solve import as_stored, inputs_of
 from leptonc.calibrate.walk import Stage, linear_stages, stages, walk
-from leptonc.frontend.capture import capture
 from leptonc.ir.structure import layer_of, linears, weight_of
 from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
 from leptonc.sources import open_source
@@ -25,7 +24,7 @@ NAMES = ("tiny-llama", "tiny-gemma3", "tiny-gpt2", "tiny-bert-classifier")
 def seen_by(name: str, folder: Path, memory: int, *, whole: bool = False) -> dict[str, np.ndarray]:
     """What linear layers of the layers read, by module path; `whole`: of the graph in one piece."""
     with open_source(f"sample:{name}") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
         batches = [inputs_of(model, np.asarray(models.token_ids(20, seed), np.int64)) for seed in (1, 2)]
         found: dict[str, list[np.ndarray]] = {}
 
@@ -64,7 +63,7 @@ def test_layers_see_what_they_see_in_the_whole_graph(name: str, memory: int, tmp
 @pytest.mark.parametrize("name", NAMES)
 def test_stages_of_a_walk_begin_with_linear_layers(name: str) -> None:
     with open_source(f"sample:{name}") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
     cut = linear_stages(model, outside=True)
     assert not cut[0].linears
     for stage in cut[1:]:
@@ -94,7 +93,7 @@ def test_a_layer_that_serves_again_has_a_stage_for_each_time(tmp_path: Path) -> 
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_node_runs_once_for_each_stream(beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_source("sample:tiny-gemma3") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
     opened: list[str] = []
     real = walk_module.open_stage
 
@@ -114,7 +113,7 @@ def test_the_graph_as_it_was_runs_beside_nothing_rounded(tmp_path: Path) -> None
     name = "tiny-llama"
     wanted = seen_by(name, tmp_path, 0, whole=True)
     with open_source(f"sample:{name}") as source:
-        model = capture(source, max_seq_len=64).model
+        model = models.capture(source, max_seq_len=64).model
     layers = tuple((each.path, 0.05, 128) for each in linears(model) if layer_of(each.path))
     QuantizeActivations(QuantizeActivationsConfig(False, layers)).run(model)
     batches = [inputs_of(model, np.asarray(models.token_ids(20, seed), np.int64)) for seed in (1, 2)]
