@@ -24,6 +24,8 @@ from runtime_edge.errors import (
     MissingDependencyError,
     PromptTooLongError,
     RequestError,
+    RequestWarning,
+    RunEndedError,
 )
 from runtime_edge.load import load
 from runtime_edge.verify import verify
@@ -51,6 +53,8 @@ __all__ = [
     "Model",
     "PromptTooLongError",
     "RequestError",
+    "RequestWarning",
+    "RunEndedError",
     "Stats",
     "load",
     "verify",

@@ -13,8 +13,24 @@ from runtime_edge.manifest import Decoder
 _ROUND = 64  # capacity is a multiple of this, so that requests of like length reuse the buffers
 
 
+def common_prefix(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Returns how many tokens at the start of both are equal."""
+    count = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
 class TokenCache:
-    """Which tokens a cache holds, in their order; a backend holds their keys and values where it computes."""
+    """Which tokens a cache holds, in their order; a backend holds their keys and values where it computes.
+
+    Attributes:
+        is_copyable: Whether a further cache costs the host's memory alone, and takes a copy of another's tokens.
+    """
+
+    is_copyable = False
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
@@ -25,19 +41,22 @@ class TokenCache:
         if length > self.max_length:
             raise PromptTooLongError(f"expected at most {self.max_length} tokens (max_seq_len), found {length}")
 
-    def keep_prefix(self, token_ids: Sequence[int]) -> int:
-        """Cuts the cache to the tokens that it shares with the start of `token_ids`; at most all but the last.
+    def keep(self, count: int) -> None:
+        """Forgets all tokens but the first `count`."""
+        del self.token_ids[count:]
 
-        Returns:
-            How many are kept. The last is never among them: its logits are wanted, so it has to be run.
-        """
-        kept = 0
-        for ours, theirs in zip(self.token_ids, token_ids[:-1], strict=False):
-            if ours != theirs:
-                break
-            kept += 1
-        del self.token_ids[kept:]
-        return kept
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the host's memory that it takes at most: rows that were never written take none yet."""
+        return 0
+
+    def bytes_of(self, length: int) -> int:
+        """Returns the bytes of the host's memory that a cache of `length` tokens takes."""
+        return 0
+
+    def copy(self, other: TokenCache, count: int) -> None:
+        """Takes the first `count` tokens of another cache of the same model; room for them is there."""
+        raise NotImplementedError
 
     def drop(self, count: int) -> None:
         """Forgets the last `count` tokens: a row belongs to one position alone, and the next run writes it anew."""
@@ -51,12 +70,31 @@ class KVCache(TokenCache):
     `len(token_ids)` are garbage that no kernel reads. After `reserve` returns True the buffers are other arrays.
     """
 
+    is_copyable = True
+
     def __init__(self, decoder: Decoder) -> None:
         super().__init__(decoder.max_seq_len)
         self.capacity = 0
         self.buffers: list[NDArray[np.generic]] = []
         self._dtype = np.dtype(decoder.cache_dtype)
         self._shapes = [(layer.kv_heads, dim) for layer in decoder.cache for dim in (layer.key_dim, layer.value_dim)]
+
+    @property
+    def nbytes(self) -> int:
+        """See `TokenCache.nbytes`."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def bytes_of(self, length: int) -> int:
+        """See `TokenCache.bytes_of`."""
+        rows = min(-(-length // _ROUND) * _ROUND, self.max_length)
+        return rows * self._dtype.itemsize * sum(heads * dim for heads, dim in self._shapes)
+
+    def copy(self, other: TokenCache, count: int) -> None:
+        """See `TokenCache.copy`."""
+        assert isinstance(other, KVCache)  # of the same session
+        for mine, theirs in zip(self.buffers, other.buffers, strict=True):
+            mine[:, :, :count] = theirs[:, :, :count]
+        self.token_ids[:] = other.token_ids[:count]
 
     def reserve(self, length: int) -> bool:
         """Makes room for `length` tokens, at most `max_length`; keeps the rows of `token_ids`.

@@ -62,26 +62,34 @@ class ChatTemplate:
         except (TemplateError, RecursionError) as error:
             raise ChatTemplateError(f"chat template: expected a Jinja template, found: {error}") from error
 
-    def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], *, answer: bool = True, variables: Mapping[str, Any] | None = None
+    ) -> str:
         """Returns the prompt, ending where the assistant's answer begins, or after the last message.
+
+        Args:
+            messages: Plain data.
+            answer: Whether the prompt ends where the answer begins.
+            variables: Further variables, plain data; they win over special tokens and `answer`.
 
         Raises:
             ChatTemplateError: The template refused the messages, failed, or exceeded a bound.
         """
         # Templates test `tools is none` too, so what nobody gave is there, as None.
-        variables = {
+        everything = {
             **self._special_tokens,
-            "messages": list(messages),
             "tools": None,
             "documents": None,
             "add_generation_prompt": answer,
+            **(variables or {}),
+            "messages": list(messages),
         }
         pieces: list[str] = []
         length = 0
         with self._lock:
             self._environment.work = 0
             try:
-                for piece in self._template.generate(**variables):
+                for piece in self._template.generate(**everything):
                     pieces.append(piece)
                     length += len(piece)
                     _bound("characters", length, MAX_CHARACTERS)

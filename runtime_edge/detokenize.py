@@ -1,4 +1,4 @@
-"""Turns tokens into text while they come: whole characters only, in linear time, and stop strings held back."""
+"""Turns tokens into text while they come: whole characters only, in linear time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Detokenizer:
         replaced: Sequence[str] = (),
     ) -> None:
         self._tokenizer = tokenizer
-        self._replaced = StopStrings(replaced)
+        self._replaced = tuple(replaced)
         self._special_ids = special_ids
         before = _last_visible(prompt, special_ids, _CONTEXT + _MAX_BYTES - 1)
         for start in range(max(0, len(before) - _CONTEXT), -1, -1):
@@ -52,6 +52,10 @@ class Detokenizer:
                 break
         self._read = len(self._window)  # window[:read] has been given out, as text `_given`
 
+    def has_text(self, token_id: int) -> bool:
+        """Returns whether a token is one that decoding gives out."""
+        return token_id not in self._special_ids
+
     def push(self, token_id: int) -> str:
         """Adds a token; returns the text that is complete with it, often that of one token, or none."""
         if token_id in self._special_ids:
@@ -59,7 +63,7 @@ class Detokenizer:
         self._window.append(token_id)
         text = self._decode(self._window)
         held = len(self._window) - self._read
-        if (text.endswith(_BROKEN) or self._replaced.may_begin(text)) and held < _MAX_HELD:
+        if (text.endswith(_BROKEN) or _may_begin(self._replaced, text)) and held < _MAX_HELD:
             return ""
         if len(text) == len(self._given) and held < _MAX_HELD:
             return ""
@@ -101,47 +105,6 @@ def _last_visible(token_ids: Sequence[int], special_ids: frozenset[int], count: 
     return found[::-1]
 
 
-class StopStrings:
-    """Finds the first stop string in text that comes in pieces, and holds back what may begin one.
-
-    Args:
-        stops: Strings, none of them empty.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._longest = max((len(stop) for stop in stops), default=0)
-        self._held = ""
-        self.found = False
-
-    def push(self, text: str) -> str:
-        """Adds text; returns what is certainly before a stop string. Sets `found` at the end of the first one."""
-        if not self._stops or not text:
-            return text
-        self._held += text
-        starts = [start for start in map(self._held.find, self._stops) if start >= 0]
-        if starts:
-            self.found = True
-            before, self._held = self._held[: min(starts)], ""
-            return before
-        keep = self._possible_start(self._held)
-        given = self._held[: len(self._held) - keep]
-        self._held = self._held[len(given) :]
-        return given
-
-    def flush(self) -> str:
-        """Returns the text held back: nothing more comes."""
-        held, self._held = self._held, ""
-        return held
-
-    def may_begin(self, text: str) -> bool:
-        """Whether the end of a text begins a stop string."""
-        return bool(self._stops) and self._possible_start(text) > 0
-
-    def _possible_start(self, text: str) -> int:
-        """Length of the longest end of a text that begins a stop string."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            tail = text[-length:]
-            if any(stop.startswith(tail) for stop in self._stops):
-                return length
-        return 0
+def _may_begin(texts: Sequence[str], text: str) -> bool:
+    """Whether the end of a text begins one of `texts`, and is not all of it."""
+    return any(text.endswith(each[:length]) for each in texts for length in range(1, len(each)))

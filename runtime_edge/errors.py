@@ -6,6 +6,7 @@ LeptonError                 carries `hint` and `exit_code`
 ├── RequestError            what was asked of a model cannot be done                       (1)
 │   ├── PromptTooLongError  the prompt exceeds the model's length limit                    (1)
 │   └── ChatTemplateError   messages were given and the template is missing or refuses     (1)
+├── RunEndedError           a call was ended by its deadline or by `cancel`                (1)
 ├── EngineError             an engine cannot be built from what was given                  (1)
 ├── ClosedError             the model was used after `close()`                             (1)
 └── MissingDependencyError  a backend's package is not installed                           (4)
@@ -50,12 +51,20 @@ class ChatTemplateError(RequestError):
     """Messages need a chat template; it is missing, or it raised."""
 
 
+class RunEndedError(LeptonError):
+    """A call was ended before it was done: by its deadline, or by `cancel`. What it began with can be used again."""
+
+
 class EngineError(LeptonError):
     """TensorRT cannot build an engine from this graph and recipe, or not on this machine."""
 
 
 class BackendWarning(UserWarning):
     """A model runs, and on something slower than the artifact was built for; the text says why."""
+
+
+class RequestWarning(UserWarning):
+    """An option was given that has no effect together with the others; the text says why."""
 
 
 class ClosedError(LeptonError):

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from runtime_edge.text import TextCodec
 
 _MAX_THREADS = 1024
+_MAX_CONVERSATIONS = 1024
 _HEAD_START = 0.05
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: str | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, backend: str | None = None, conversations: int = 4
+) -> Model:
     """Opens an artifact after verifying every file of it.
 
     Args:
@@ -34,13 +37,17 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
         backend: Run on this or fail: `tensorrt-rtx`, `tensorrt`, `onnxruntime-cuda` or `onnxruntime`. None takes the
             first of them that the artifact has a variant for and that runs here; each that is passed over is told in
             a `BackendWarning` and in `model.why`. A plan that this machine lacks is built, which takes minutes once.
+        conversations: Caches that the model keeps at most, so that conversations which take turns do not read their
+            history again: a prompt goes on in the cache that shares the longest start with it. Beyond this number, and
+            above an eighth of the memory for all of them, the least recently used one is dropped. A TensorRT engine,
+            whose cache is on the GPU, has one; so has each `model.context()`.
 
     Raises:
         FormatVersionError: The artifact was written by a later toolchain.
         ArtifactError: It is damaged, or breaks a rule of the format; nothing of it was opened.
         MissingDependencyError: Its backend's package is not installed, or there is no GPU with a driver for it.
         EngineError: TensorRT cannot build or run its engine here.
-        RequestError: `threads` or `backend` cannot be served.
+        RequestError: `threads`, `backend` or `conversations` cannot be served.
     """
     root = Path(path)
     found = listing(root)
@@ -55,14 +62,16 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
             module = backend_module(variant.backend)
             with contextlib.suppress(MissingDependencyError):  # raised below, once the artifact is known to be whole
                 module.preload()
-        count = _threads(threads)
+        count, kept = _threads(threads), _conversations(conversations)
         check_contents(root, manifest, hashes)
     parsing = Background(lambda: _parse(root, manifest))
     if has_choice:
         from runtime_edge.backends.choice import open_best
 
         opened = open_best(root, manifest, backend, count, sys._getframe(1))
-        return _model(manifest, opened.variant, count, parsing.result(), opened.session, opened.backend, opened.why)
+        return _model(
+            manifest, opened.variant, count, parsing.result(), opened.session, opened.backend, opened.why, kept
+        )
     graph = root / variant.graph
     session: DecoderSession | EncoderSession
     if manifest.decoder is not None:
@@ -72,7 +81,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, backend: s
     else:
         assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
         session = module.open_encoder(graph, manifest.encoder, count, activations=variant.activations)
-    return _model(manifest, variant, count, parsing.result(), session, variant.backend, [])
+    return _model(manifest, variant, count, parsing.result(), session, variant.backend, [], kept)
 
 
 def _has_choice(manifest: Manifest, backend: str | None) -> bool:
@@ -87,6 +96,12 @@ def _threads(threads: int | None) -> int:
     from runtime_edge.probe import default_threads
 
     return default_threads() if threads is None else request.integer("threads", threads, 1, _MAX_THREADS)
+
+
+def _conversations(count: int) -> int:
+    from runtime_edge import request
+
+    return request.integer("conversations", count, 1, _MAX_CONVERSATIONS)
 
 
 def _parse(root: Path, manifest: Manifest) -> TextCodec:
@@ -104,6 +119,7 @@ def _model(
     session: DecoderSession | EncoderSession,
     backend: str,
     why: list[str],
+    conversations: int,
 ) -> Model:
     from runtime_edge.model import Model
     from runtime_edge.tasks.decoding import Decoding
@@ -111,7 +127,7 @@ def _model(
 
     task: Decoding | Encoding
     if manifest.decoder is not None:
-        task = Decoding(cast("DecoderSession", session), manifest.decoder, codec)
+        task = Decoding(cast("DecoderSession", session), manifest.decoder, codec, conversations)
     else:
         assert manifest.encoder is not None
         task = Encoding(cast("EncoderSession", session), manifest.encoder, codec)

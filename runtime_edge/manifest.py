@@ -6,7 +6,7 @@ An artifact is a directory:
     report.json             the measured quality report
     report.html             the same for people, one file
     tokenizer.json          the tokenizer, in the `tokenizers` library's format
-    chat_template.jinja     the chat template, where the model has one
+    chat_template.jinja     the chat template, where the model has one; chat_template.<name>.jinja others
     <variant>.onnx          one graph a variant, its weights outside
     <variant>.prefill.onnx  a second one for prefill, where it has one
     <variant>.prefill.json  how that one's weights are made as it is opened, where they are not stored
@@ -85,7 +85,8 @@ class File(Record, frozen=True, kw_only=True):
 class Tokenizer(Record, frozen=True, kw_only=True):
     """How text becomes token ids.
 
-    `special_tokens` maps names that chat templates use (`bos_token`, `eos_token`, …) to their text.
+    `special_tokens` maps names that chat templates use (`bos_token`, `eos_token`, …) to their text. `chat_templates`
+    are files of templates beside the default one, by their names (`tool_use`).
     """
 
     file: str
@@ -94,6 +95,7 @@ class Tokenizer(Record, frozen=True, kw_only=True):
     pad_token_id: int | None = None
     special_tokens: dict[str, str] = msgspec.field(default_factory=dict)
     chat_template: str | None = None
+    chat_templates: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class CacheLayer(Record, frozen=True, kw_only=True):
@@ -232,6 +234,7 @@ def _check(manifest: Manifest) -> None:
     references = [("tokenizer.file", manifest.tokenizer.file)]
     if manifest.tokenizer.chat_template is not None:
         references.append(("tokenizer.chat_template", manifest.tokenizer.chat_template))
+    references += [("tokenizer.chat_templates", path) for path in manifest.tokenizer.chat_templates.values()]
     if manifest.report is not None:
         references.append(("report", manifest.report))
     for variant in manifest.variants:

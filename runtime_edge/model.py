@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime_edge.errors import RequestError
 from runtime_edge.manifest import TEXT_CLASSIFICATION, TEXT_EMBEDDING, TEXT_GENERATION, Manifest, Variant
+from runtime_edge.messages import ChatOptions
 from runtime_edge.tasks.decoding import Decoding, closed_error
 from runtime_edge.tasks.embed import Classification, Encoding, Floats
 from runtime_edge.tasks.generate import TextGeneration
 from runtime_edge.text import TextCodec
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _METHODS = {
     TEXT_GENERATION: "generate, stream, score, logits",
@@ -161,12 +165,22 @@ class Model(TextGeneration):
         """
         return self._encoding(TEXT_CLASSIFICATION).rerank(query, texts, batch_size, prompt_name, prompt)
 
-    def tokenize(self, text: str | Sequence[Any], *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, or of chat messages as `generate` would see them (raises `RequestError`)."""
-        codec = self._open_codec()
-        if isinstance(text, str):
-            return codec.encode(text, add_special_tokens=add_special_tokens)
-        return codec.encode(codec.render(text), add_special_tokens=False)
+    def tokenize(
+        self, text: str | Sequence[Any], *, add_special_tokens: bool = True, **chat: Unpack[ChatOptions]
+    ) -> list[int]:
+        """Token ids of a text, or of chat messages as `generate` would see them.
+
+        Args:
+            text: Text, or messages.
+            add_special_tokens: Whether text gets the tokenizer's own; a chat template writes those of messages itself.
+            chat: `tools`, `documents`, `chat_template`, `chat_template_kwargs`, `add_generation_prompt` and
+                `continue_final_message`, as of `generate`, with messages only.
+
+        Raises:
+            RequestError: It is neither, or options of messages go with a text.
+            ChatTemplateError: There is no chat template, or it refuses the messages.
+        """
+        return self._open_codec().tokenize(text, chat, add_special_tokens=add_special_tokens)
 
     def detokenize(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids (raises `RequestError`)."""

@@ -10,6 +10,7 @@ from runtime_edge.errors import RequestError
 THREADS_VARIABLE = "LEPTON_THREADS"
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
+_UNKNOWN_MEMORY = 2**30  # bytes, where the system does not say
 
 
 def default_threads() -> int:
@@ -24,6 +25,16 @@ def default_threads() -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
         raise RequestError(f"{THREADS_VARIABLE}: expected a number from 1 to 1024, found {text!r}")
     return int(text)
+
+
+def usable_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, within its control group's limit."""
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        machine = _UNKNOWN_MEMORY
+    limits = (_read(_CGROUPS / name) for name in ("memory.max", "memory/memory.limit_in_bytes"))
+    return min([machine, *(int(text) for text in limits if text.isdigit())])
 
 
 def usable_cores() -> int:

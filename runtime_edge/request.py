@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from runtime_edge import drafts as drafting
+from runtime_edge.ending import Ending, Event
 from runtime_edge.errors import RequestError
-from runtime_edge.sampling import SamplingOptions
+from runtime_edge.messages import ChatOptions
+from runtime_edge.sampling import MOST_PENALTY, SamplingOptions
 
 
-class Event(Protocol):
-    """What `cancel` takes: a `threading.Event`, or anything with its `is_set`."""
+class Options(ChatOptions, total=False):
+    """The options of a generation; see `TextGeneration.generate`."""
 
-    def is_set(self) -> bool:
-        """Returns whether to stop."""
-
-
-def is_set(cancel: Event | None) -> bool:
-    """Returns whether `cancel` was given and says to stop."""
-    return cancel is not None and cancel.is_set()
+    max_new_tokens: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Iterable[str]
+    stop_token_ids: Iterable[int]
+    cancel: Event | None
+    timeout: float | None
+    drafts: bool | int
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Request:
     sampling: SamplingOptions
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
-    cancel: Event | None
+    ending: Ending
     drafts: int = 0
 
 
@@ -54,7 +61,12 @@ def sampling_options(
         min_p=0.0 if min_p is None else _real("min_p", min_p, "a number in [0, 1]", lambda value: 0 <= value <= 1),
         repetition_penalty=1.0
         if repetition_penalty is None
-        else _real("repetition_penalty", repetition_penalty, "a number > 0", lambda value: value > 0),
+        else _real(
+            "repetition_penalty",
+            repetition_penalty,
+            f"a number from {1 / MOST_PENALTY:g} to {MOST_PENALTY:g}",
+            lambda value: 1 / MOST_PENALTY <= value <= MOST_PENALTY,
+        ),
         seed=None if seed is None else integer("seed", seed, 0),
     )
 
@@ -66,16 +78,28 @@ def stop_strings(stop: str | Iterable[str]) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     for one in stops:
         if not isinstance(one, str) or not one:
-            raise RequestError(f"stop: expected strings that are not empty, found {one!r}")
+            raise RequestError(f"stop: expected strings that are not empty, found {_short(one)}")
+        text("stop", one)
     return stops
+
+
+def ending(cancel: Any, timeout: Any) -> Ending:
+    """Checks what ends a call early."""
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise RequestError(f"cancel: expected a threading.Event, found {_name(cancel)}")
+    if timeout is not None:
+        timeout = _real("timeout", timeout, "a number of seconds > 0", lambda value: value > 0)
+    return Ending(cancel, timeout)
 
 
 def token_ids(name: str, values: Iterable[Any], vocab_size: int) -> list[int]:
     """Checks token ids against the vocabulary."""
+    if not isinstance(values, Iterable):
+        raise RequestError(f"{name}: expected token ids in a list, found {_name(values)}")
     found = [integer(name, value, 0) for value in values]
     worst = max(found, default=0)
     if worst >= vocab_size:
-        raise RequestError(f"{name}: expected token ids below {vocab_size} (vocab_size), found {worst}")
+        raise RequestError(f"{name}: expected token ids below {vocab_size} (vocab_size), found {_short(worst)}")
     return found
 
 
@@ -86,15 +110,21 @@ def drafts(value: Any) -> int:
     return integer("drafts", value, 0, others="True, False or ")
 
 
-def messages(values: Sequence[Any]) -> list[Mapping[str, Any]]:
-    """Checks chat messages: mappings with a `role` and a `content`, both text; other keys are the template's."""
-    for index, value in enumerate(values):
-        if not isinstance(value, Mapping):
-            raise RequestError(f"messages[{index}]: expected a dict with role and content, found {_name(value)}")
-        for key in ("role", "content"):
-            if not isinstance(value.get(key), str):
-                raise RequestError(f"messages[{index}].{key}: expected text, found {_name(value.get(key))}")
-    return list(values)
+def several(prompt: Any) -> list[Any] | None:
+    """Returns the prompts of a list of several, or None of what is one prompt: text, token ids, or messages.
+
+    The first element tells: a list of texts or of lists is several prompts, one of dicts is one conversation, and one
+    of numbers is one prompt's token ids.
+    """
+    if isinstance(prompt, (str, bytes, Mapping)) or not isinstance(prompt, Iterable):
+        return None
+    if not isinstance(prompt, (list, tuple)):
+        if getattr(prompt, "ndim", 1) != 2:
+            return None
+        prompt = list(prompt)
+    first = prompt[0] if prompt else None
+    is_list = isinstance(first, (list, tuple)) or getattr(first, "ndim", 0) == 1
+    return list(prompt) if is_list or isinstance(first, str) else None
 
 
 def text(name: str, value: Any) -> str:
@@ -120,14 +150,20 @@ def integer(name: str, value: Any, least: int, most: int | None = None, *, other
     except TypeError as error:  # an array of several numbers has __index__ too
         raise RequestError(f"{name}: expected {wanted}, found {_name(value)}") from error
     if number < least or (most is not None and number > most):
-        raise RequestError(f"{name}: expected {wanted}, found {number}")
+        raise RequestError(f"{name}: expected {wanted}, found {_short(number)}")
     return number
 
 
-def _real(name: str, value: Any, wanted: str, is_valid: Any) -> float:
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+def _real(name: str, value: Any, wanted: str, is_valid: Callable[[float], bool]) -> float:
+    is_number = hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0 and _name(value) not in ("bool", "bool_")
+    if isinstance(value, str) or not is_number:
         raise RequestError(f"{name}: expected {wanted}, found {_name(value)} {_short(value)}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise RequestError(f"{name}: expected {wanted}, found a number beyond float64") from error
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{name}: expected {wanted}, found {_name(value)}") from error
     if not math.isfinite(number) or not is_valid(number):
         raise RequestError(f"{name}: expected {wanted}, found {number}")
     return number
@@ -138,4 +174,7 @@ def _name(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return repr(value)[:60]
+    try:
+        return repr(value)[:60]
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"

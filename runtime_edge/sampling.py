@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from runtime_edge.errors import ArtifactError
 
 Floats = NDArray[np.float32]
+MOST_PENALTY = 1e9  # of repetitions, and its inverse the least: logits times this stay far below float32's largest
+_FLOAT32 = np.finfo(np.float32)
 _FIRST_CANDIDATES = 512  # top-p sorts so many of the likeliest first, and all where they fall short
 
 
@@ -70,7 +72,8 @@ class Sampler:
             ids, probabilities = distribution(logits, self._options)
             cumulative = probabilities.cumsum()
             drawn = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
-            token = int(ids[min(drawn, len(ids) - 1)])
+            last = int(np.searchsorted(cumulative, cumulative[-1]))  # behind it are tokens of probability 0
+            token = int(ids[min(drawn, last)])
         if self._penalized and not self._is_seen[token]:
             self._is_seen[token] = True
             self._seen[self._count] = token
@@ -101,14 +104,13 @@ def distribution(logits: Floats, options: SamplingOptions) -> tuple[NDArray[np.i
         threshold = np.partition(logits, size - options.top_k)[size - options.top_k]
         ids = np.flatnonzero(logits >= threshold)
     kept = logits if ids is None else logits[ids]
-    # float32 is fast over a whole vocabulary, and off by a few millionths of a probability; sums are float64.
-    weights = np.exp((kept - kept.max()) / np.float32(options.temperature))
+    weights = _weights(kept, options.temperature)
     if options.top_p < 1.0:
         nucleus = _nucleus(weights, options.top_p)
         ids = nucleus if ids is None else ids[nucleus]
         weights = weights[nucleus]
     if options.min_p > 0.0:
-        likely = np.flatnonzero(weights >= options.min_p * weights.max())
+        likely = np.flatnonzero(weights >= options.min_p * float(weights.max()))
         ids = likely if ids is None else ids[likely]
         weights = weights[likely]
     if ids is None:
@@ -116,6 +118,22 @@ def distribution(logits: Floats, options: SamplingOptions) -> tuple[NDArray[np.i
     probabilities = weights.astype(np.float64)
     probabilities /= probabilities.sum()
     return ids, probabilities
+
+
+def _weights(logits: Floats, temperature: float) -> Floats:
+    """Returns exp((logits - largest) / temperature): the largest is 1, what is too small for float32 is 0.
+
+    float32 is fast over a whole vocabulary, and off by a few millionths of a probability; sums are float64. A
+    temperature that float32 does not hold, or not in full precision, divides in float64.
+    """
+    is_exact = _FLOAT32.tiny <= temperature <= _FLOAT32.max
+    with np.errstate(over="ignore", under="ignore"):  # what overflows is -inf, whose weight is 0
+        below = logits - logits.max()
+        if is_exact:
+            weights: Floats = np.exp(below / np.float32(temperature))
+        else:
+            weights = np.exp(below.astype(np.float64) / temperature).astype(np.float32)
+    return weights
 
 
 def _nucleus(weights: Floats, top_p: float) -> NDArray[np.int64]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime_edge import request as check
 from runtime_edge.errors import ArtifactError, ChatTemplateError, RequestError
 from runtime_edge.manifest import Manifest
+from runtime_edge.messages import chat, rendered
+from runtime_edge.stops import Pieces
 from runtime_edge.tokenizer import BoundedTokenizer
 
 if TYPE_CHECKING:
     from runtime_edge.chat import ChatTemplate
+    from runtime_edge.messages import Chat
 
 _MAX_TEMPLATE_BYTES = 2**20
+_DEFAULT, _TOOL_USE = "default", "tool_use"  # names of templates that transformers knows
 
 
 class TextCodec:
-    """The tokenizer of a verified artifact, and its chat template, compiled when messages first need it.
+    """The tokenizer of a verified artifact, and its chat templates, compiled when messages first need them.
 
     Raises:
         ArtifactError: The tokenizer's file is not one.
@@ -32,41 +37,86 @@ class TextCodec:
         self.eos_ids = frozenset(record.eos_token_ids)
         self.pad_id = record.pad_token_id or 0
         self._special_tokens = record.special_tokens
-        self._source = None if record.chat_template is None else _template(root, record.chat_template)
-        self._template: ChatTemplate | None = None
+        names = {} if record.chat_template is None else {_DEFAULT: record.chat_template}
+        self._sources = {name: _template(root, file) for name, file in {**record.chat_templates, **names}.items()}
+        self._templates: dict[str, ChatTemplate] = {}
 
-    def prompt_ids(self, prompt: Any, vocab_size: int) -> list[int]:
+    @cached_property
+    def pieces(self) -> Pieces:
+        """What each token adds to a text, as bytes."""
+        return Pieces(self.tokenizer)
+
+    def prompt_ids(
+        self, prompt: Any, vocab_size: int, options: Mapping[str, Any], name: str = "prompt", *, answer: bool = True
+    ) -> list[int]:
         """Token ids of a prompt: text (with the tokenizer's own special tokens), ids, or chat messages.
 
+        Args:
+            prompt: One prompt.
+            vocab_size: Ids are below this.
+            options: Those of `messages.chat`.
+            name: What an error calls the prompt.
+            answer: Whether messages end with what begins an answer, where the options do not say.
+
         Raises:
-            RequestError: It is none of these.
+            RequestError: It is none of these, or options for messages go with another kind of prompt.
             ChatTemplateError: It is messages, and they cannot be rendered.
         """
         if isinstance(prompt, str):
+            _refuse(options, "text")
             found = self.encode(prompt)
         elif not isinstance(prompt, Iterable) or isinstance(prompt, (bytes, Mapping)):
-            raise RequestError(f"prompt: expected text, token ids or a list of messages, found {type(prompt).__name__}")
+            raise RequestError(f"{name}: expected text, token ids or a list of messages, found {type(prompt).__name__}")
         else:
             values = list(prompt)
-            if not values or not isinstance(values[0], (Mapping, str)):
-                return check.token_ids("prompt", values, vocab_size)
+            if not values or not _is_message(values[0]):
+                _refuse(options, "token ids")
+                return check.token_ids(name, values, vocab_size)
             # The template writes the special tokens itself.
-            found = self.encode(self.render(values), add_special_tokens=False)
-        return check.token_ids("prompt", found, vocab_size)
+            found = self.encode(self.render(values, options, answer=answer), add_special_tokens=False)
+        return check.token_ids(name, found, vocab_size)
 
-    def render(self, messages: Sequence[Any]) -> str:
-        """The text of chat messages, up to where the answer begins (raises as `prompt_ids`)."""
-        checked = check.messages(messages)
-        if self._source is None:
+    def render(self, messages: Iterable[Any], options: Mapping[str, Any], *, answer: bool = True) -> str:
+        """The text of chat messages (arguments and errors as of `prompt_ids`)."""
+        asked = chat(messages, answer=answer, **options)
+        name = self._template_name(asked)
+        if name not in self._templates:
+            from runtime_edge.chat import ChatTemplate  # jinja2 is not needed without messages
+
+            self._templates[name] = ChatTemplate(self._sources[name], self._special_tokens)
+        template = self._templates[name]
+        return rendered(
+            asked, self._sources[name], lambda values, variables: template.render(values, variables=variables)
+        )
+
+    def _template_name(self, asked: Chat) -> str:
+        """Chooses among named templates as transformers does: the one named, that for tools, the default."""
+        names = ", ".join(sorted(self._sources))
+        if not names:
             raise ChatTemplateError(
                 "messages: expected a model with a chat template, found none in this artifact",
                 hint="give the prompt as text: this is probably a base model, not one for chat",
             )
-        if self._template is None:
-            from runtime_edge.chat import ChatTemplate  # jinja2 is not needed without messages
+        if asked.template is not None:
+            if asked.template not in self._sources:
+                raise RequestError(f"chat_template: expected one of {names}, found {asked.template[:60]!r}")
+            return asked.template
+        if asked.variables["tools"] is not None and _TOOL_USE in self._sources:
+            return _TOOL_USE
+        if _DEFAULT not in self._sources:
+            raise ChatTemplateError(
+                f"messages: expected a default chat template, found only {names}", hint="name one: chat_template=…"
+            )
+        return _DEFAULT
 
-            self._template = ChatTemplate(self._source, self._special_tokens)
-        return self._template.render(checked)
+    def tokenize(self, text: Any, options: Mapping[str, Any], *, add_special_tokens: bool) -> list[int]:
+        """See `Model.tokenize`."""
+        if isinstance(text, str):
+            _refuse(options, "text")
+            return self.encode(text, add_special_tokens=add_special_tokens)
+        if isinstance(text, (bytes, Mapping)) or not isinstance(text, Iterable):
+            raise RequestError(f"text: expected text or a list of messages, found {type(text).__name__}")
+        return self.encode(self.render(text, options), add_special_tokens=False)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text (raises `RequestError`)."""
@@ -78,6 +128,22 @@ class TextCodec:
         ids = [check.integer("token_ids", token, 0, 2**32 - 1) for token in token_ids]
         text: str = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
+
+
+def _is_message(value: Any) -> bool:
+    """Whether the first value of a prompt makes it a conversation: all that is neither a number nor a list."""
+    return not (hasattr(value, "__index__") or isinstance(value, (str, bytes, float, list, tuple)) or value is None)
+
+
+def _refuse(options: Mapping[str, Any], kind: str) -> None:
+    """Refuses options of messages where there are none."""
+    unset = ("continue_final_message", False)
+    given = [name for name, value in options.items() if value is not None and (name, value) != unset]
+    if given:
+        raise RequestError(
+            f"{given[0]}: expected it with chat messages, found a prompt of {kind}",
+            hint='give messages: [{"role": "user", "content": "…"}]',
+        )
 
 
 def _template(root: Path, name: str) -> str:

@@ -71,6 +71,7 @@ class BoundedTokenizer:
     Attributes:
         max_chars: Characters that a text may have.
         replaced: Texts that the decoder replaces once tokens are joined.
+        decoder: The library's decoder, or None.
 
     Raises:
         ArtifactError: It is no tokenizer, or asks for more than `tokenizer_bounds` allows.
@@ -80,6 +81,7 @@ class BoundedTokenizer:
         self._tokenizer, self.max_chars = parse(data, label)
         self._label = label
         self.replaced = _replaced(self._tokenizer)
+        self.decoder = self._tokenizer.decoder
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Any:
         """The library's encoding of a text (raises `RequestError`)."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime_edge.cache import TokenCache
+    from runtime_edge.ending import Stop
     from runtime_edge.manifest import Decoder, Encoder
 
     Floats = NDArray[np.float32]
@@ -29,11 +30,14 @@ class DecoderState(Protocol):
     """One sequence being decoded: a cache and the buffers bound with it. Used by one thread at a time.
 
     `chunk` is how many tokens one call takes at most. `most_drafts` is how many drafted tokens `all_logits` can check
-    behind one that was made, in the graph of `step` and for less than their steps would cost; 0 where it cannot.
+    behind one that was made, in the graph of `step` and for less than their steps would cost; 0 where it cannot. A run
+    with a `stop` that is set raises `Terminated`, and what it wrote is not in the cache; a backend may look at it
+    between runs only, that is never.
     """
 
     chunk: int
     most_drafts: int
+    stop: Stop | None
 
     @property
     def cache(self) -> TokenCache:
@@ -61,6 +65,9 @@ class DecoderSession(Protocol):
     def new_state(self) -> DecoderState:
         """Returns an empty sequence."""
 
+    def new_stop(self) -> Stop:
+        """Returns what ends the runs of states that have it as their `stop`."""
+
     def close(self) -> None:
         """Frees what lies outside of the host's memory; a state in use is waited for, and then refuses to go on."""
 
@@ -76,11 +83,14 @@ class EncoderSession(Protocol):
     workers: int
     batch_tokens: int | None
 
-    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True) -> Floats:
+    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True, stop: Stop | None = None) -> Floats:
         """Runs one batch; `inputs` int64 [batch, length] by name; returns float32 [batch, dim].
 
-        `alone` is false where `workers` threads run batches at the same time.
+        `alone` is false where `workers` threads run batches at the same time. `stop` is as of a decoder's state.
         """
+
+    def new_stop(self) -> Stop:
+        """Returns what ends the runs that it is given to."""
 
     def close(self) -> None:
         """Frees what lies outside of the host's memory, once a run in another thread has ended."""

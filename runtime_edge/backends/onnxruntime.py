@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from runtime_edge import kernels, ort
 from runtime_edge.cache import KVCache
+from runtime_edge.ending import Terminated
 from runtime_edge.errors import ArtifactError, EngineError, MissingDependencyError
 from runtime_edge.files import Background, listing
 from runtime_edge.manifest import Decoder, Encoder
 
 if TYPE_CHECKING:
     from runtime_edge.backends import Floats, Ints
+    from runtime_edge.ending import Stop
 
 CPU = ("CPUExecutionProvider",)
 _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")  # in this order: TensorRT's builds for each new shape
@@ -75,6 +77,10 @@ class OrtDecoder:
         """Returns an empty sequence."""
         return OrtDecoderState(self)
 
+    def new_stop(self) -> Stop:
+        """See `DecoderSession.new_stop`."""
+        return self.session.new_stop()
+
     def close(self) -> None:
         """See `DecoderSession.close`: all of it is freed when it is no longer used."""
 
@@ -86,6 +92,7 @@ class OrtDecoderState:
         self._owner = owner
         self.chunk = PREFILL_CHUNK
         self.most_drafts = owner.most_drafts
+        self.stop: Stop | None = None
         self.cache = KVCache(owner.decoder)
         self._token = np.zeros((1, 1), np.int64)
         self._chunk = np.zeros((1, PREFILL_CHUNK), np.int64)
@@ -132,7 +139,7 @@ class OrtDecoderState:
         self.reserve(len(tokens) + 1)
         self._token[0, 0] = token_id
         self._past[0] = len(tokens)
-        self._owner.session.run(self._step)
+        self._owner.session.run(self._step, self.stop)
         tokens.append(token_id)
         return self._row
 
@@ -155,7 +162,7 @@ class OrtDecoderState:
         _bind_input(binding, "logits_to_keep", keep)
         _bind_input(binding, "input_ids", self._chunk[:, :count])
         _bind_output(binding, "logits", logits)
-        session.run(binding)
+        session.run(binding, self.stop)
         tokens.extend(token_ids)  # only now: an interrupted run leaves rows that count as garbage
 
     def _bind_cache(self) -> None:
@@ -188,10 +195,14 @@ class OrtEncoder:
         self._single: _Session | None = None
         self.session = self._open(threads, providers)
 
-    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True) -> Floats:
+    def new_stop(self) -> Stop:
+        """See `EncoderSession.new_stop`."""
+        return self.session.new_stop()
+
+    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True, stop: Stop | None = None) -> Floats:
         """See `EncoderSession.run`."""
         session = self.session if alone or self.workers == 1 else self._side()
-        return session.run_once(self.encoder.output, inputs)
+        return session.run_once(self.encoder.output, inputs, stop)
 
     def _side(self) -> _Session:
         """The session that runs beside itself."""
@@ -316,16 +327,24 @@ class _Session:
     def binding(self) -> Any:
         return self._session.io_binding()
 
-    def run(self, binding: Any) -> None:
+    def new_stop(self) -> Stop:
+        options: Stop = self._ort.RunOptions()
+        return options
+
+    def run(self, binding: Any, stop: Stop | None = None) -> None:
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, stop)
         except self._errors as error:
+            if stop is not None and stop.terminate:
+                raise Terminated from error
             raise self._fault("a graph that runs", error) from error
 
-    def run_once(self, output: str, inputs: Mapping[str, Ints]) -> Floats:
+    def run_once(self, output: str, inputs: Mapping[str, Ints], stop: Stop | None = None) -> Floats:
         try:
-            result: Floats = self._session.run([output], dict(inputs))[0]
+            result: Floats = self._session.run([output], dict(inputs), stop)[0]
         except self._errors as error:
+            if stop is not None and stop.terminate:
+                raise Terminated from error
             raise self._fault("a graph that runs", error) from error
         return result
 

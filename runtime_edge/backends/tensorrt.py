@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from runtime_edge.manifest import ENGINE_DTYPES, Decoder, Encoder, Engine
 
 if TYPE_CHECKING:
     from runtime_edge.backends import Floats, Ints
+    from runtime_edge.ending import Stop
 
 PREFILL, DECODE, BATCH = "prefill", "decode", "batch"
 _FLOAT32 = 4  # bytes
@@ -68,6 +70,10 @@ class TrtDecoder:
         self._states.add(state)
         return state
 
+    def new_stop(self) -> Stop:
+        """See `DecoderSession.new_stop`: a run goes on to its end."""
+        return SimpleNamespace(terminate=False)
+
     def close(self) -> None:
         """Frees the GPU's memory; a state in use is waited for, and refuses what comes after."""
         for state in list(self._states):
@@ -78,6 +84,7 @@ class TrtDecoder:
 class TrtDecoderState:
     """One sequence: two contexts over the same cache, workspace and stream, one for single tokens, one for runs."""
 
+    stop: Stop | None = None  # looked at between runs: an engine's run is not ended
     most_drafts = 0  # a run takes the profile `prefill`: other kernels, and no CUDA graph replays them
 
     def __init__(self, owner: TrtDecoder) -> None:
@@ -315,7 +322,11 @@ class TrtEncoder:
         self._inputs.bind(self._context)
         self._context.bind(encoder.output, self._output_at)
 
-    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True) -> Floats:
+    def new_stop(self) -> Stop:
+        """See `EncoderSession.new_stop`: a run goes on to its end."""
+        return SimpleNamespace(terminate=False)
+
+    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True, stop: Stop | None = None) -> Floats:
         """See `EncoderSession.run`; a batch larger than the engine's is run in parts, one batch after another."""
         count, length = inputs["input_ids"].shape
         rows = np.empty((count, self.encoder.dim), np.float32)

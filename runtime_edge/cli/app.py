@@ -150,13 +150,13 @@ def _terminated_as_interrupted() -> Iterator[None]:
 @contextmanager
 def _warnings_as_messages() -> Iterator[None]:
     """Shows what the runtime warns of as it shows errors: where in the code it was raised is nothing to a user."""
-    from runtime_edge.errors import BackendWarning
+    from runtime_edge.errors import BackendWarning, RequestWarning
 
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, BackendWarning):
+            if issubclass(category, (BackendWarning, RequestWarning)):
                 click.echo(paint("warning: ", "yellow") + str(message), err=True)
             else:
                 usual(message, category, *where, **more)

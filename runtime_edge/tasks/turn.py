@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 
+from runtime_edge.ending import Ending
 from runtime_edge.errors import RequestError
-from runtime_edge.request import Event, is_set
 
-_POLL_S = 0.05  # how soon a generation that waits for another sees that it was cancelled
+_POLL_S = 0.05  # how soon a generation that waits for another sees that it is to end
 
 
 class Turn:
@@ -17,18 +17,19 @@ class Turn:
         self._lock = threading.Lock()
         self._holder: int | None = None
 
-    def take(self, cancel: Event | None) -> bool:
-        """Waits for the turn; returns False where `cancel` was set first."""
+    def take(self, ending: Ending) -> str | None:
+        """Waits for the turn; returns None once it is taken, or the reason where it was time to end first."""
         if self._holder == threading.get_ident():
             raise RequestError(
                 "generate: expected no stream of this model open in this thread, found one",
                 hint="finish or close() it first, or use a second model.context()",
             )
-        while not self._lock.acquire(timeout=_POLL_S if cancel is not None else -1):
-            if is_set(cancel):
-                return False
+        while not self._lock.acquire(timeout=_POLL_S if ending.is_possible else -1):
+            reason = ending.reason()
+            if reason is not None:
+                return reason
         self._holder = threading.get_ident()
-        return True
+        return None
 
     def give(self) -> None:
         """Gives it to who waits."""

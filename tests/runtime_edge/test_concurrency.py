@@ -80,8 +80,8 @@ def test_interrupt_within_a_step_leaves_the_model_usable(
     session = model._decoding()._state._owner.session
     run, calls = session.run, []
 
-    def interrupted(binding: object) -> None:
-        run(binding)
+    def interrupted(binding: object, stop: object) -> None:
+        run(binding, stop)
         calls.append(binding)
         if len(calls) == 6:
             raise KeyboardInterrupt

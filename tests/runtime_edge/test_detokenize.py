@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from runtime_edge.detokenize import Detokenizer, StopStrings
+from runtime_edge.detokenize import Detokenizer
 from tests.runtime_edge import tiny
 
 TEXTS = [
@@ -200,48 +200,3 @@ def test_the_window_stays_small() -> None:
     for token in np.random.default_rng(0).integers(0, 256, 3000):
         detokenizer.push(int(token))
         assert len(detokenizer._window) <= 20
-
-
-@pytest.mark.parametrize(
-    ("stops", "pieces", "given", "found"),
-    [
-        (["stop"], ["ab", "c st", "o", "p it"], "abc ", True),
-        (["stop"], ["sto", "stop"], "sto", True),
-        (["stop"], ["sto"], "sto", False),
-        (["aab"], ["aaa", "b"], "a", True),
-        (["abc", "b"], ["a", "bc"], "", True),  # the earliest in the text, of those that are complete
-        (["abc", "b"], ["a", "b", "c"], "a", True),
-        (["bc", "abcd"], ["abc", "d"], "a", True),
-        (["x", "yz"], ["y", "y", "y", ""], "yyy", False),
-        (["\n\n"], ["a\n", "b\n", "\nc"], "a\nb", True),
-        ([], ["a", "b"], "ab", False),
-        (["é"], ["caf", "é"], "caf", True),
-    ],
-)
-def test_stop_strings(stops: list[str], pieces: list[str], given: str, found: bool) -> None:
-    matcher = StopStrings(stops)
-    out = ""
-    for piece in pieces:
-        out += matcher.push(piece)
-        assert given.startswith(out)
-        if matcher.found:
-            break
-    assert out + matcher.flush() == given
-    assert matcher.found is found
-
-
-@settings(max_examples=200, deadline=None)
-@given(pieces=st.lists(st.text("ab", max_size=4), max_size=10), stops=st.lists(st.text("ab", min_size=1, max_size=4)))
-def test_stop_strings_find_what_a_search_of_all_finds_first_complete(pieces: list[str], stops: list[str]) -> None:
-    matcher = StopStrings(stops)
-    out = ""
-    for count, piece in enumerate(pieces, 1):
-        out += matcher.push(piece)
-        text = "".join(pieces[:count])
-        starts = [text.find(stop) for stop in stops if stop in text]
-        assert matcher.found == bool(starts)
-        if starts:
-            assert out == text[: min(starts)]
-            return
-        assert text.startswith(out)
-    assert out + matcher.flush() == "".join(pieces)

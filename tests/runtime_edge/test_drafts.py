@@ -302,6 +302,8 @@ def test_a_stop_string_within_a_draft(loops: runtime_edge.Model) -> None:
     text = loops.generate(start, max_new_tokens=60).text
     for at in range(0, 40, 3):
         stop = text[at : at + 3]
+        if "\ufffd" in stop:  # bytes that are no character are no text to stop at
+            continue
         plain = loops.generate(start, max_new_tokens=60, stop=stop)
         made = loops.generate(start, max_new_tokens=60, stop=stop, drafts=True)
         assert (made.text, made.token_ids, made.finish_reason) == (plain.text, plain.token_ids, "stop")
@@ -334,8 +336,8 @@ def test_interrupt_within_a_check_leaves_the_model_usable(
     state = loops._decoding()._state
     run, checks = state._owner.session.run, []
 
-    def interrupted(binding: object) -> None:
-        run(binding)
+    def interrupted(binding: object, stop: object) -> None:
+        run(binding, stop)
         checks.append(binding is state._many)
         if sum(checks) == 10:
             raise KeyboardInterrupt
