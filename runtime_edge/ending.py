@@ -72,9 +72,9 @@ class Ending:
             )
 
     @contextmanager
-    def watching(self, stop: Stop) -> Iterator[None]:
+    def watching(self, stop: Stop | None) -> Iterator[None]:
         """Sets `stop` as soon as it is time to end; a thread looks while the context lasts."""
-        if not self.is_possible:
+        if stop is None or not self.is_possible:
             yield
             return
         left = threading.Event()
@@ -91,3 +91,6 @@ class Ending:
             yield
         finally:
             left.set()
+
+
+NEVER = Ending()  # of a call that ends by itself

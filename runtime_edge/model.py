@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from runtime_edge import request as check
+from runtime_edge.ending import Event
 from runtime_edge.errors import RequestError
 from runtime_edge.manifest import TEXT_CLASSIFICATION, TEXT_EMBEDDING, TEXT_GENERATION, Manifest, Variant
 from runtime_edge.messages import ChatOptions
@@ -85,6 +87,8 @@ class Model(TextGeneration):
         batch_size: int = 32,
         truncate_dim: int | None = None,
         normalize_embeddings: bool = False,
+        cancel: Event | None = None,
+        timeout: float | None = None,
     ) -> Floats:
         """Embeds texts, cut at the model's length, as `SentenceTransformer.encode` does.
 
@@ -96,16 +100,20 @@ class Model(TextGeneration):
             batch_size: Texts that are run together at most, those of like length, padded to the longest of them.
             truncate_dim: How many of an embedding's numbers are returned; by default all, or as many as the model says.
             normalize_embeddings: Whether each embedding, after that, is divided by its L2 norm.
+            cancel: A `threading.Event`; set from another thread, ends the call, within a run of the model too.
+            timeout: Seconds after which the call ends; None (the default) sets no limit. A TensorRT engine's run goes
+                on to its end, and the next one is not begun.
 
         Returns:
             float32 [len(texts), dim], in the order of the texts.
 
         Raises:
             RequestError: A text is not one, the model has no such prompt or fewer dimensions, or it has another task.
+            RunEndedError: `cancel` was set, or the time was up.
             ClosedError: The model is closed.
         """
-        task = self._encoding(TEXT_EMBEDDING)
-        return task.embed(texts, batch_size, prompt_name, prompt, truncate_dim, normalize_embeddings)
+        task, ending = self._encoding(TEXT_EMBEDDING), check.ending(cancel, timeout)
+        return task.embed(texts, batch_size, prompt_name, prompt, truncate_dim, normalize_embeddings, ending)
 
     def encode_query(self, texts: Iterable[str], *, prompt_name: str | None = None, **options: Any) -> Floats:
         """Embeds what is searched for: `encode` with the prompt `query` by default, empty where the model has none."""
@@ -120,7 +128,12 @@ class Model(TextGeneration):
         return self.encode(texts, prompt_name=name, **options)
 
     def classify(
-        self, texts: Iterable[str | tuple[str, str] | Mapping[str, str]], *, batch_size: int = 32
+        self,
+        texts: Iterable[str | tuple[str, str] | Mapping[str, str]],
+        *,
+        batch_size: int = 32,
+        cancel: Event | None = None,
+        timeout: float | None = None,
     ) -> list[Classification]:
         """Classifies texts or pairs of texts, cut at the model's length.
 
@@ -130,11 +143,14 @@ class Model(TextGeneration):
         Args:
             texts: Texts, and pairs: tuples of two, or dicts with `text` and `text_pair`.
             batch_size: As in `encode`.
+            cancel: As in `encode`.
+            timeout: As in `encode`.
 
         Raises:
-            RequestError, ClosedError: As `encode`.
+            RequestError, RunEndedError, ClosedError: As `encode`.
         """
-        return self._encoding(TEXT_CLASSIFICATION).classify(texts, batch_size)
+        ending = check.ending(cancel, timeout)
+        return self._encoding(TEXT_CLASSIFICATION).classify(texts, batch_size, ending)
 
     def rerank(
         self,
@@ -144,6 +160,8 @@ class Model(TextGeneration):
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
+        cancel: Event | None = None,
+        timeout: float | None = None,
     ) -> Floats:
         """Scores how well texts answer a query, as `CrossEncoder.predict` does for pairs of the query and each text.
 
@@ -155,6 +173,8 @@ class Model(TextGeneration):
             prompt_name: The prompt that is put before the query, by its name; by default the model's own default.
             prompt: A text that is put before the query, in the place of a named one.
             batch_size: As in `encode`.
+            cancel: As in `encode`.
+            timeout: As in `encode`.
 
         Returns:
             float32 [len(texts)], in the order of the texts; higher is better.
@@ -163,7 +183,8 @@ class Model(TextGeneration):
             RequestError: The model has several labels; or as `encode`.
             ClosedError: The model is closed.
         """
-        return self._encoding(TEXT_CLASSIFICATION).rerank(query, texts, batch_size, prompt_name, prompt)
+        task, ending = self._encoding(TEXT_CLASSIFICATION), check.ending(cancel, timeout)
+        return task.rerank(query, texts, batch_size, prompt_name, prompt, ending)
 
     def tokenize(
         self, text: str | Sequence[Any], *, add_special_tokens: bool = True, **chat: Unpack[ChatOptions]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from runtime_edge import request as check
 from runtime_edge.backends import EncoderSession
+from runtime_edge.ending import NEVER, Ending, Terminated
 from runtime_edge.errors import ArtifactError, RequestError
 from runtime_edge.files import in_threads
 from runtime_edge.manifest import Encoder
@@ -77,7 +78,7 @@ class Encoding:
 
     def embed(
         self, texts: Iterable[str], batch_size: int, prompt_name: str | None, prompt: str | None,
-        truncate_dim: int | None, normalize: bool,
+        truncate_dim: int | None, normalize: bool, ending: Ending = NEVER,
     ) -> Floats:  # fmt: skip
         """See `Model.encode`."""
         encoder = self.encoder
@@ -86,7 +87,8 @@ class Encoding:
         width = encoder.truncate_dim or encoder.dim
         if truncate_dim is not None:
             width = check.integer("truncate_dim", truncate_dim, 1, encoder.dim)
-        rows = self.rows(texts, batch_size, self.prompt(ROLES | encoder.prompts, prompt_name, prompt))[:, :width]
+        before = self.prompt(ROLES | encoder.prompts, prompt_name, prompt)
+        rows = self.rows(texts, batch_size, before, ending)[:, :width]
         if normalize:
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
         return np.ascontiguousarray(rows)
@@ -108,14 +110,27 @@ class Encoding:
             )
         return prompts[name]
 
-    def rows(self, texts: Iterable[str | Pair | Mapping[str, str]], batch_size: int, prompt: str = "") -> Floats:
+    def rows(
+        self,
+        texts: Iterable[str | Pair | Mapping[str, str]],
+        batch_size: int,
+        prompt: str = "",
+        ending: Ending = NEVER,
+    ) -> Floats:
         """The graph's output for each text or pair after `prompt`, float32 [n, dim], in the order of the texts."""
+        ending.begin()
+        stop = self._session.new_stop() if ending.is_possible else None
         size = check.integer("batch_size", batch_size, 1)
         encoded = self._tokenize(texts, prompt)
         rows = np.empty((len(encoded), self.encoder.dim), np.float32)
 
         def run(batch: list[int], alone: bool) -> None:
-            rows[batch] = self._session.run(dict(self._inputs([encoded[index] for index in batch])), alone=alone)
+            ending.check("the model")
+            inputs = dict(self._inputs([encoded[index] for index in batch]))
+            try:
+                rows[batch] = self._session.run(inputs, alone=alone, stop=stop)
+            except Terminated:
+                ending.check("the model")
 
         lengths = [len(each.ids) for each in encoded]
         batches = _batches(lengths, size, self._session.batch_tokens)
@@ -123,16 +138,19 @@ class Encoding:
         small = list(takewhile(lambda batch: len(batch) * lengths[batch[-1]] <= SMALL, batches))
         if workers == 1 or len(small) < 2 * workers:  # of fewer the longest may run when the others have ended
             small = []
-        for batch in batches[len(small) :]:
-            run(batch, alone=True)
-        in_threads(small, lambda batch: run(batch, alone=False), workers)
+        with ending.watching(stop):
+            for batch in batches[len(small) :]:
+                run(batch, alone=True)
+            in_threads(small, lambda batch: run(batch, alone=False), workers)
         return rows
 
-    def classify(self, texts: Iterable[str | Pair | Mapping[str, str]], batch_size: int) -> list[Classification]:
+    def classify(
+        self, texts: Iterable[str | Pair | Mapping[str, str]], batch_size: int, ending: Ending = NEVER
+    ) -> list[Classification]:
         """See `Model.classify`."""
         labels = self.encoder.labels
         names = labels if len(set(labels)) == len(labels) else tuple(f"LABEL_{i}" for i in range(len(labels)))
-        scores = _scores(self.rows(texts, batch_size), self.encoder.score_function)
+        scores = _scores(self.rows(texts, batch_size, ending=ending), self.encoder.score_function)
         best = scores.argmax(axis=1).tolist()
         return [
             Classification(labels[at], row[at], dict(zip(names, row, strict=True)), labels, tuple(row))
@@ -140,8 +158,9 @@ class Encoding:
         ]
 
     def rerank(
-        self, query: str, texts: Iterable[str], batch_size: int, prompt_name: str | None, prompt: str | None
-    ) -> Floats:
+        self, query: str, texts: Iterable[str], batch_size: int, prompt_name: str | None, prompt: str | None,
+        ending: Ending = NEVER,
+    ) -> Floats:  # fmt: skip
         """See `Model.rerank`."""
         if self.encoder.dim != 1:
             raise RequestError(
@@ -151,7 +170,7 @@ class Encoding:
         before = self.prompt(self.encoder.prompts, prompt_name, prompt)
         asked = check.text("query", query)
         pairs = [(asked, check.text(f"texts[{index}]", text)) for index, text in enumerate(_listed(texts))]
-        logits = self.rows(pairs, batch_size, before)
+        logits = self.rows(pairs, batch_size, before, ending)
         scores: Floats = _scores(logits, self.encoder.rerank_function or "sigmoid")[:, 0].astype(np.float32)
         return scores
 

@@ -14,6 +14,7 @@ import runtime_edge
 from runtime_edge.backends.onnxruntime import PREFILL_LEAST
 from runtime_edge.cache import TokenCache
 from runtime_edge.drafts import MOST, Lookup, Steps
+from runtime_edge.errors import RequestWarning
 from tests.runtime_edge import tiny
 
 VOCAB = 16
@@ -300,13 +301,14 @@ def test_a_stop_token_within_a_draft(loops: runtime_edge.Model, monkeypatch: pyt
 def test_a_stop_string_within_a_draft(loops: runtime_edge.Model) -> None:
     start = [*PROMPT, *loops.generate(PROMPT, max_new_tokens=100).token_ids]
     text = loops.generate(start, max_new_tokens=60).text
-    for at in range(0, 40, 3):
+    reasons = []
+    for at in range(0, 40, 3):  # some of these are bytes that are no character, at which nothing stops
         stop = text[at : at + 3]
-        if "\ufffd" in stop:  # bytes that are no character are no text to stop at
-            continue
         plain = loops.generate(start, max_new_tokens=60, stop=stop)
         made = loops.generate(start, max_new_tokens=60, stop=stop, drafts=True)
-        assert (made.text, made.token_ids, made.finish_reason) == (plain.text, plain.token_ids, "stop")
+        assert (made.text, made.token_ids, made.finish_reason) == (plain.text, plain.token_ids, plain.finish_reason)
+        reasons.append(made.finish_reason)
+    assert reasons.count("stop") >= 5
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
@@ -374,6 +376,7 @@ def test_a_session_that_checks_no_drafts_is_stepped(
     plain = loops.generate(PROMPT, max_new_tokens=COUNT).token_ids
     monkeypatch.setattr(loops._decoding()._state, "most_drafts", 0)
     runs = counted(loops, monkeypatch)
-    made = loops.generate(PROMPT, max_new_tokens=COUNT, drafts=True)
+    with pytest.warns(RequestWarning, match="drafts: without effect on this backend"):
+        made = loops.generate(PROMPT, max_new_tokens=COUNT, drafts=True)
     assert (made.token_ids, made.stats.drafted) == (plain, 0)
     assert set(runs) == {1}

@@ -41,10 +41,10 @@ def test_like_lengths_share_a_batch(encoder: runtime_edge.Model, monkeypatch: py
     shapes = []
     run = session.run
 
-    def spy(inputs: dict[str, np.ndarray], *, alone: bool) -> np.ndarray:
+    def spy(inputs: dict[str, np.ndarray], *, alone: bool, stop: object) -> np.ndarray:
         assert alone
         shapes.append(inputs["input_ids"].shape)
-        return run(inputs, alone=alone)
+        return run(inputs, alone=alone, stop=stop)
 
     monkeypatch.setattr(session, "run", spy)
     encoder.encode(TEXTS, batch_size=3)
@@ -80,11 +80,11 @@ def test_many_batches_run_side_by_side(wide: runtime_edge.Model, monkeypatch: py
     both, paired, seen = threading.Barrier(2, timeout=30), [True], []
     run = session.run
 
-    def spy(inputs: dict[str, np.ndarray], *, alone: bool) -> np.ndarray:
+    def spy(inputs: dict[str, np.ndarray], *, alone: bool, stop: object) -> np.ndarray:
         seen.append((alone, len(inputs["input_ids"])))
         if not alone and paired:
             both.wait()  # neither goes on before the other has begun
-        return run(inputs, alone=alone)
+        return run(inputs, alone=alone, stop=stop)
 
     monkeypatch.setattr(session, "run", spy)
     wide.encode(TEXTS[:3], batch_size=1)
@@ -113,7 +113,7 @@ def test_an_error_of_one_batch_ends_the_others(wide: runtime_edge.Model, monkeyp
     session: Any = wide._encoding("text-embedding")._session
     calls: list[int] = []
 
-    def fails(inputs: dict[str, np.ndarray], *, alone: bool) -> np.ndarray:
+    def fails(inputs: dict[str, np.ndarray], *, alone: bool, stop: object) -> np.ndarray:
         calls.append(1)
         raise ArtifactError("a batch failed")
 
