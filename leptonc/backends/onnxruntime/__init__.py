@@ -23,6 +23,7 @@ from leptonc.backends.onnxruntime.attention import (
 from leptonc.backends.onnxruntime.fusions import SkipNorms, SwishToQuickGelu
 from leptonc.backends.onnxruntime.integer import LinearToInteger
 from leptonc.backends.onnxruntime.linear import EmbeddingToKernels, LinearToKernels
+from leptonc.backends.onnxruntime.opset import declare
 from leptonc.errors import InputError
 from leptonc.ir.dialect import MODULE_KEY
 from leptonc.ir.structure import layer_of, linears
@@ -180,6 +181,7 @@ def finish(model: ir.Model) -> None:
     are a third of the file.
     """
     model.graph.opset_imports[MS] = 1
+    declare(model)  # by types, which go below
     inside = [value for node in model.graph for value in node.outputs if not value.is_graph_output()]
     for value in (*inside, *model.graph.initializers.values()):
         value.type = value.shape = None
