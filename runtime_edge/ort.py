@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime_edge.errors import MissingDependencyError
 
+_WHOLE = (1, 32)  # what artifacts are built and measured with, and the first that runs all of them
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
@@ -31,6 +32,22 @@ def load() -> Any:
         ) from error
     onnxruntime.disable_telemetry_events()
     return onnxruntime
+
+
+def release(version: str) -> tuple[int, int]:
+    """Returns the first two numbers of a version of ONNX Runtime."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def lacks(version: str) -> str | None:
+    """Returns a hint for a graph that this version refuses and a newer one may run, or None: it is new enough."""
+    if release(version) >= _WHOLE:
+        return None
+    return (
+        f"ONNX Runtime {version} has no kernels for a cache of integers and for weights of 2 bits: build without "
+        "--kv-cache and with --weights int4, or run it with Python 3.11 or later and ONNX Runtime 1.32 or later"
+    )
 
 
 def errors() -> tuple[type[Exception], ...]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge import kernels, ort
+from runtime_edge.backends import windows
 from runtime_edge.cache import KVCache
 from runtime_edge.ending import Terminated
 from runtime_edge.errors import ArtifactError, EngineError, MissingDependencyError
@@ -39,6 +40,7 @@ PREFILL_LEAST = 16  # tokens that the graph for prefill is worth: below, both ta
 SPIN_US = "1000"
 # On the CPU the kernel that this makes takes 3 to 6 times as long as the sum and the norm that it replaces.
 SLOWER = ("SkipLayerNormFusion",)
+FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is no file
 BATCH_TOKENS = 32  # MiniLM-L6 in static int8: one text of 23 tokens takes 2.2 ms, 32 of 14 take 18
 MOST_TWICE = 256 * 2**20  # bytes of an encoder's artifact, up to which its weights are held twice for many texts
 
@@ -283,8 +285,14 @@ class _Session:
             if derived is not None:
                 self._derive(options, derived, threads, kernels.PRODUCT in ours)
             left_out = SLOWER if tuple(providers) == CPU else ()
+            model: str | bytes = str(graph)
+            # Kernels of ours count windows as artifacts do, whatever version loads them.
+            changed = None if kernels.attends(ours) else windows.rewritten(graph, self._ort.__version__)
+            if changed is not None:
+                model = changed
+                options.add_session_config_entry(FOLDER, str(graph.parent))
             self._session = self._ort.InferenceSession(
-                str(graph), options, providers=list(providers), disabled_optimizers=left_out
+                model, options, providers=list(providers), disabled_optimizers=left_out
             )
         except self._errors as error:
             raise self._fault(f"a graph that ONNX Runtime {self._ort.__version__} opens", error) from error
@@ -349,9 +357,10 @@ class _Session:
         return result
 
     def _fault(self, expected: str, error: Exception) -> ArtifactError:
+        hint = "is it of this machine's kind? `lepton-edge inspect` says what it was built for"
         return ArtifactError(
             f"{self._name}: expected {expected}, found: {str(error)[:500]}",
-            hint="is it of this machine's kind? `lepton-edge inspect` says what it was built for",
+            hint=ort.lacks(self._ort.__version__) or hint,
         )
 
 

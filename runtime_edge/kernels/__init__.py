@@ -26,6 +26,7 @@ from runtime_edge.probe import cpu_field
 
 VARIABLE = "LEPTON_KERNELS"
 PRODUCT = "product.int8"
+_ATTENTION = "attention."
 MOST_DIM, DIM_MULTIPLE = 256, 32  # of a head
 _BEST = "_kernels"
 _LIBRARIES = {  # and what they need, the best first
@@ -48,8 +49,13 @@ def chosen(decoder: Decoder | None, activations: str) -> tuple[str, ...]:
     if lacking() is not None:
         return ()
     integers = activations == "int8" and tiles()
-    found = [f"attention.{'bfloat16' if integers else 'float32'}"] if decoder is not None and _fits(decoder) else []
+    found = [_ATTENTION + ("bfloat16" if integers else "float32")] if decoder is not None and _fits(decoder) else []
     return (*found, *([PRODUCT] if integers else []))
+
+
+def attends(names: Sequence[str]) -> bool:
+    """Whether attention over the cache is one of the kernels that `chosen` returned."""
+    return any(name.startswith(_ATTENTION) for name in names)
 
 
 def register(options: Any, names: Sequence[str]) -> None:

@@ -60,12 +60,13 @@ def rotary(length: int) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def reference_logits(weights: Weights, token_ids: list[int]) -> np.ndarray:
-    """Logits [len, vocab] in float64, all tokens at once, no cache."""
+def reference_logits(weights: Weights, token_ids: list[int], window: int = 0) -> np.ndarray:
+    """Logits [len, vocab] in float64, all tokens at once, no cache; each token reads the last `window`, or all."""
     length = len(token_ids)
     cos, sin = (table.astype(np.float64)[:, None] for table in rotary(length))
     stream = weights.embedding[token_ids].astype(np.float64)
-    is_future = np.triu(np.ones((length, length), bool), 1)
+    distance = np.arange(length)[:, None] - np.arange(length)
+    is_hidden = (distance < 0) | (distance >= (window or length))
     for qkv, out in zip(weights.qkv, weights.out, strict=True):
         mixed = (stream @ qkv.astype(np.float64)).reshape(length, -1, HEAD_DIM)
         first, second = mixed[..., : HEAD_DIM // 2], mixed[..., HEAD_DIM // 2 :]
@@ -74,7 +75,7 @@ def reference_logits(weights: Weights, token_ids: list[int]) -> np.ndarray:
         value = mixed[:, HEADS + KV_HEADS :]
         key, value = (np.repeat(one, HEADS // KV_HEADS, axis=1) for one in (key, value))
         scores = np.einsum("qhd,khd->hqk", query, key) / np.sqrt(HEAD_DIM)
-        scores[:, is_future] = -np.inf
+        scores[:, is_hidden] = -np.inf
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
         mixed = np.einsum("hqk,khd->qhd", shares, value).reshape(length, -1)
@@ -109,7 +110,7 @@ class Blob:
 
 
 def decoder_graph(
-    weights: Weights, max_seq_len: int = MAX_SEQ_LEN, *, keeps_none: bool = True
+    weights: Weights, max_seq_len: int = MAX_SEQ_LEN, *, keeps_none: bool = True, window: int = 0
 ) -> tuple[bytes, str, bytes]:
     """Returns the graph, its blob's path and the blob; as of earlier formats, it keeps all logits for zero."""
     blob = Blob()
@@ -143,6 +144,7 @@ def decoder_graph(
                 num_heads=HEADS,
                 kv_num_heads=KV_HEADS,
                 do_rotary=1,
+                local_window_size=window or -1,
             ),
             node("MatMul", [f"attended{layer}", blob.add(f"out{layer}", weights.out[layer])], [f"projected{layer}"]),
             node("Add", [f"stream{layer}", f"projected{layer}"], [f"stream{layer + 1}"]),
@@ -211,11 +213,11 @@ def variant(graph: str, blobs: list[str], **changes: Any) -> dict[str, Any]:
 
 def write_decoder(
     root: Path, *, weights: Weights | None = None, max_seq_len: int = MAX_SEQ_LEN, prefill: Weights | None = None,
-    keeps_none: bool = True,
+    keeps_none: bool = True, window: int = 0,
 ) -> Path:  # fmt: skip
     """Writes the tiny decoder's artifact; with `prefill`, a second graph of these weights for prefill."""
     weights = weights or Weights.seeded()
-    graph, path, blob = decoder_graph(weights, max_seq_len, keeps_none=keeps_none)
+    graph, path, blob = decoder_graph(weights, max_seq_len, keeps_none=keeps_none, window=window)
     layer = {"kv_heads": KV_HEADS, "key_dim": HEAD_DIM, "value_dim": HEAD_DIM}
     fields = {
         "task": m.TEXT_GENERATION,

@@ -60,7 +60,7 @@ def _needed(node: ir.Node) -> int:
 
 def _takes(schema: defs.OpSchema, node: ir.Node) -> bool:
     given = [at for at, value in enumerate(node.inputs) if value is not None]
-    if given and given[-1] >= schema.max_input or len(node.outputs) > schema.max_output:
+    if (given and given[-1] >= schema.max_input) or len(node.outputs) > schema.max_output:
         return False
     if not set(node.attributes) <= set(schema.attributes):
         return False

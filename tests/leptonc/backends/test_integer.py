@@ -45,7 +45,7 @@ def test_a_decoder_runs_as_the_dialect_says(name: str, integer: int, values: int
     finish(model)
     ops = count_ops(model)
     assert ops["com.microsoft.MatMulIntegerToFloat"] == integer
-    assert ops["QuantizeLinear"] == values  # gate and up read one
+    assert ops["com.microsoft.QuantizeLinear"] == values  # gate and up read one
     assert ops["com.microsoft.MatMulNBits"] == 1  # the head, which is the embedding
     got = models.Graph(model, tmp_path).logits(IDS, [len(IDS)], 64)
     # MatMulNBits rounds the head's inputs as it runs; one code of an activation may be on the other side of a half.
@@ -164,7 +164,7 @@ def test_no_activations_can_saturate(rows: int, columns: int, tmp_path: Path) ->
     finish(model)
     ir.save(model, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    assert count_ops(model) == {"QuantizeLinear": 1, "com.microsoft.MatMulIntegerToFloat": 1}
+    assert count_ops(model) == {"com.microsoft.QuantizeLinear": 1, "com.microsoft.MatMulIntegerToFloat": 1}
     x = np.where(random.random((rows, columns)) < 0.9, 127.5, 0).astype(np.float32)
     (got,) = session.run(None, {"x": x})
     exact = (x.astype(np.float64) / 0.5) @ codes.T.astype(np.float64) * (0.5 * scales.astype(np.float64))
