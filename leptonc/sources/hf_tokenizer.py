@@ -9,6 +9,7 @@ of many kinds (`tokenizer_check`). A file that transformers leaves alone keeps i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from runtime_edge.tokenizer import failures, parse
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Files that hold a vocabulary, besides tokenizer.json.
 _VOCABULARIES = ("*.txt", "*.model", "*.spm", "*.bpe", "*.codes", "*.tiktoken", "vocab*.json", "tekken.json")
+TEMPLATES = "additional_chat_templates"  # the folder of templates beside the default one
+TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # becomes part of a file's name
 _SAVE = "save it in the current format: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
 _HARM = "the tokenizer is damaged or was made to do harm: take it from its author again"
 # What `clean_up_tokenization` of transformers 5 replaces in decoded text, in this order.
@@ -226,16 +229,32 @@ _PLAIN = {
 }
 
 
-def read_chat_template(directory: Path) -> str | None:
-    """Returns the chat template from whichever of the three places has it, the current one first."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return read_text(path)
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        path = directory / name
-        template = read_json(path).get("chat_template") if path.is_file() else None
-        if isinstance(template, list):
-            template = next((item.get("template") for item in template if item.get("name") == "default"), None)
-        if isinstance(template, str):
-            return template
-    return None
+def read_chat_templates(directory: Path) -> dict[str, str]:
+    """Returns the chat templates by name, that of every model called `default`.
+
+    As for transformers' tokenizers, files of templates win over what `tokenizer_config.json` has, and are all there is
+    then. A processor's `chat_template.json` comes between them.
+
+    Raises:
+        InputError: A file is no text or no JSON, or a template has a name that is no file's.
+    """
+    files = {"default": directory / "chat_template.jinja"}
+    files |= {path.stem: path for path in sorted((directory / TEMPLATES).glob("*.jinja"))}
+    found = {name: read_text(path) for name, path in files.items() if path.is_file()}
+    for file in () if found else ("chat_template.json", "tokenizer_config.json"):
+        path = directory / file
+        given = read_json(path).get("chat_template") if path.is_file() else None
+        if isinstance(given, list):
+            pairs = [(item.get("name"), item.get("template")) for item in given if isinstance(item, dict)]
+        else:
+            pairs = list(given.items()) if isinstance(given, dict) else [("default", given)]
+        found = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+        if found:
+            break
+    for name in found:
+        if not TEMPLATE_NAME.fullmatch(name):
+            raise InputError(
+                f"{directory}: expected names of chat templates of letters, digits, - and _, found {name[:80]!r}",
+                hint="give the template another name",
+            )
+    return found
