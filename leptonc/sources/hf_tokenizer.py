@@ -32,7 +32,14 @@ _CLEANED = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
     (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
+# What a source's config says of the tokenizer besides special tokens: what the encoder's record is made of.
+_SETTINGS = ("truncation_side", "padding_side", "model_input_names")
+_NO_LIMIT = 10**9  # transformers writes 10^30 where there is none
 _NO_SUFFIX = "\u0000"  # a prefix of no token: WordPiece's decoder then joins tokens with spaces, as no decoder does
+
+
+class _NoBackendError(InputError):
+    """A tokenizer that is code, of transformers or of the model's own."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class ReadTokenizer:
 
     Attributes:
         data: tokenizer.json.
-        config: Texts of special tokens, under the names that chat templates know.
+        config: Texts of special tokens, under the names that chat templates know; on which side texts are cut, and
+            which inputs a model gets of them.
     """
 
     data: bytes
@@ -63,16 +71,34 @@ def read_tokenizer(directory: Path, *, hub_id: str | None = None) -> ReadTokeniz
     path = directory / "tokenizer.json"
     original = read_bytes(path) if path.is_file() else None
     if original is None and not any(True for pattern in _VOCABULARIES for _ in directory.glob(pattern)):
-        raise _none(directory)
+        raise _without_files(directory, hub_id)
     if original is not None:
         original = without_limits(original, str(path))
         parse(original, str(path), error_type=InputError, hint=_HARM)
     reference = _load(directory, hub_id)
     data = _as_json(reference, directory)
-    if original is not None and _canonical(original) == _canonical(data):
+    if original is not None and _ids(original) == _ids(data) and _canonical(original) == _canonical(data):
         data = original
     check_tokenizer(data, reference, str(directory))
-    return ReadTokenizer(data, {name: str(token) for name, token in reference.special_tokens_map.items() if token})
+    config: dict[str, Any] = {name: str(token) for name, token in reference.special_tokens_map.items() if token}
+    config |= {name: getattr(reference, name) for name in _SETTINGS}
+    if not isinstance(limit := reference.model_max_length, int | float) or limit < _NO_LIMIT:
+        config["model_max_length"] = limit
+    return ReadTokenizer(data, config)
+
+
+def _without_files(directory: Path, hub_id: str | None) -> InputError:
+    """Why a directory without a vocabulary is refused: a class in Python has none, and neither has one of its own."""
+    nothing = _none(directory)
+    if not (directory / "tokenizer_config.json").is_file():
+        return nothing
+    try:
+        _backend(_load(directory, hub_id), directory)
+    except _NoBackendError as error:
+        return error
+    except InputError:
+        pass
+    return nothing
 
 
 def _none(directory: Path) -> InputError:
@@ -95,7 +121,8 @@ def read_written(directory: Path) -> ReadTokenizer:
     parse(data, str(path), error_type=InputError, hint=_HARM)
     config = directory / "tokenizer_config.json"
     fields = read_json(config) if config.is_file() else {}
-    return ReadTokenizer(data, {name: text for name, text in fields.items() if isinstance(text, str)})
+    fields.pop("tokenizer_class", None)
+    return ReadTokenizer(data, fields)
 
 
 def without_limits(data: bytes, label: str) -> bytes:
@@ -151,7 +178,7 @@ def _refused(directory: Path, error: InputError) -> InputError:
     config = directory / "tokenizer_config.json"
     fields = read_json(config) if config.is_file() else {}
     if fields.get("auto_map"):
-        return InputError(
+        return _NoBackendError(
             f"{directory}: expected a tokenizer that transformers knows, found one that is code of the model's own "
             "(tokenizer_config.json's auto_map), which is never run",
             hint="where it can be written as tokenizer.json, do so: tokenizer.save_pretrained(directory)",
@@ -161,14 +188,7 @@ def _refused(directory: Path, error: InputError) -> InputError:
 
 def _as_json(reference: Any, directory: Path) -> bytes:
     """What a loaded tokenizer holds, as tokenizer.json; refuses what only its Python code does."""
-    name = type(reference).__name__
-    backend = getattr(reference, "backend_tokenizer", None)
-    if backend is None:
-        raise InputError(
-            f"{directory}: expected a tokenizer that the `tokenizers` library can run, found {name}, which "
-            "transformers runs in Python",
-            hint="models with this tokenizer cannot be compiled yet",
-        )
+    backend = _backend(reference, directory)
     if getattr(reference, "split_special_tokens", False):
         raise InputError(
             f"{directory}: expected special tokens that are found in a text, found split_special_tokens, with which "
@@ -184,6 +204,17 @@ def _as_json(reference: Any, directory: Path) -> bytes:
         document["decoder"] = _with_clean_up(document["decoder"])
         return _encoded(document)
     return without_limits(text.encode("utf-8"), str(directory))
+
+
+def _backend(reference: Any, directory: Path) -> Any:
+    backend = getattr(reference, "backend_tokenizer", None)
+    if backend is None:
+        raise _NoBackendError(
+            f"{directory}: expected a tokenizer that the `tokenizers` library can run, found "
+            f"{type(reference).__name__}, which transformers runs in Python",
+            hint="models with this tokenizer cannot be compiled yet",
+        )
+    return backend
 
 
 def _refuse_a_default(reference: Any, directory: Path) -> None:
@@ -209,6 +240,11 @@ def _with_clean_up(decoder: dict[str, Any] | None) -> dict[str, Any]:
     stages.append({"type": "Fuse"})
     stages += [{"type": "Replace", "pattern": {"String": pattern}, "content": content} for pattern, content in _CLEANED]
     return {"type": "Sequence", "decoders": stages}
+
+
+def _ids(data: bytes) -> list[tuple[int, str]]:
+    """Added tokens as the file has them: the library gives a token another id where the file's is not free."""
+    return sorted((token["id"], token["content"]) for token in json.loads(data).get("added_tokens") or [])
 
 
 def _canonical(data: bytes) -> Any:

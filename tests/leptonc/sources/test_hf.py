@@ -160,7 +160,9 @@ def test_special_tokens_are_given_as_text_as_transformers_has_them(model: Path) 
         found = source.tokenizer_config
     # special_tokens_map.json decides over tokenizer_config.json, where that has no added_tokens_decoder.
     expected = {"bos_token": "<b>", "eos_token": "<|sep|>", "unk_token": "<u>", "image_token": "<|mask|>"}
-    assert found == expected == AutoTokenizer.from_pretrained(model, local_files_only=True).special_tokens_map
+    assert expected == AutoTokenizer.from_pretrained(model, local_files_only=True).special_tokens_map
+    assert {name: text for name, text in found.items() if name.endswith("_token")} == expected
+    assert (found["truncation_side"], found["model_input_names"]) == ("right", ["input_ids", "attention_mask"])
 
 
 def test_where_chat_templates_are_found(model: Path) -> None:
