@@ -17,7 +17,7 @@ from runtime_edge.errors import ArtifactError
 
 Floats = NDArray[np.float32]
 MOST_PENALTY = 1e9  # of repetitions, and its inverse the least: logits times this stay far below float32's largest
-_FLOAT32 = np.finfo(np.float32)
+_FLOAT32_LEAST, _FLOAT32_MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _FIRST_CANDIDATES = 512  # top-p sorts so many of the likeliest first, and all where they fall short
 
 
@@ -126,7 +126,7 @@ def _weights(logits: Floats, temperature: float) -> Floats:
     float32 is fast over a whole vocabulary, and off by a few millionths of a probability; sums are float64. A
     temperature that float32 does not hold, or not in full precision, divides in float64.
     """
-    is_exact = _FLOAT32.tiny <= temperature <= _FLOAT32.max
+    is_exact = _FLOAT32_LEAST <= temperature <= _FLOAT32_MOST
     with np.errstate(over="ignore", under="ignore"):  # what overflows is -inf, whose weight is 0
         below = logits - logits.max()
         if is_exact:

@@ -108,3 +108,79 @@ def test_masked_tokens_are_never_drawn() -> None:
     logits = np.array([-np.inf, 0.0, -np.inf], np.float32)
     sampler = Sampler(SamplingOptions(temperature=2.0, seed=0), 3, [])
     assert {sampler(logits.copy()) for _ in range(50)} == {1}
+
+
+def exact(logits: np.ndarray, options: SamplingOptions) -> np.ndarray:
+    """Probabilities [vocab] in float64, with what none of its numbers holds taken before the division."""
+    with np.errstate(over="ignore", under="ignore"):
+        weights = np.exp((logits.astype(np.float64) - float(logits.max())) / options.temperature)
+    weights /= weights.sum()
+    order = np.argsort(-weights, kind="stable")
+    before = np.concatenate([[0.0], weights[order].cumsum()[:-1]])
+    kept = np.zeros(len(logits), bool)
+    kept[order] = before < options.top_p
+    kept[order[0]] = True
+    kept &= weights >= options.min_p * weights.max()
+    weights[~kept] = 0.0
+    return weights / weights.sum()
+
+
+EXTREMES = [
+    *({"temperature": value} for value in (5e-324, 1e-310, 1.2e-38, 1e-7, 1e-3, 1e30, 3.5e38, 1e39, 1.7e308)),
+    *({"temperature": 1.0, "top_p": value} for value in (5e-324, 1e-50, 1e-45, 1 - 1e-16, np.nextafter(1, 0))),
+    *({"temperature": 1.0, "min_p": value} for value in (5e-324, 1e-50, 1e-38, 1 - 1e-16)),
+    {"temperature": 1e-310, "top_p": 1e-50, "min_p": 1e-50},
+    {"temperature": 1e39, "top_p": 0.5},
+    {"temperature": 1e39, "top_k": 3},
+]
+
+
+@pytest.mark.parametrize("fields", EXTREMES, ids=str)
+@pytest.mark.parametrize("kind", ["usual", "large", "ties", "equal", "-inf"])
+def test_values_that_float32_does_not_hold(fields: dict[str, Any], kind: str) -> None:
+    usual = (4 * np.random.default_rng(3).standard_normal(700)).astype(np.float32)
+    logits = {
+        "usual": usual,
+        "large": usual * np.float32(8e36),
+        "ties": np.where(np.arange(700) % 100 == 3, np.float32(20), usual),
+        "equal": np.zeros(700, np.float32),
+        "-inf": np.where(np.arange(700) % 3 == 1, np.float32(-np.inf), usual),
+    }[kind]
+    options = SamplingOptions(**fields)
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        ids, probabilities = distribution(logits.copy(), options)
+    assert probabilities.sum() == pytest.approx(1.0, abs=1e-12)
+    found = np.zeros(700)
+    found[ids] = probabilities
+    expected = exact(logits, options)
+    if options.top_k:
+        kept = logits >= np.sort(logits)[-options.top_k]
+        expected = np.where(kept, expected, 0.0) / expected[kept].sum()
+    if options.top_p == 0.5:  # as many of equals as reach it, and any of them
+        assert np.count_nonzero(found) == np.count_nonzero(expected)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("penalty", [1e-9, 1e9])
+def test_the_largest_penalties_order_tokens_as_float64_does(penalty: float) -> None:
+    logits = (4 * np.random.default_rng(5).standard_normal(50)).astype(np.float32)
+    logits[7] = 0.0
+    seen = list(range(0, 50, 2)) if penalty > 1 else list(range(50))
+    sampler = Sampler(SamplingOptions(repetition_penalty=penalty), 50, seen)
+    changed = logits.astype(np.float64)
+    changed[seen] = np.where(changed[seen] < 0, changed[seen] * penalty, changed[seen] / penalty)
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        assert sampler(logits.copy()) == int(changed.argmax())
+
+
+def test_a_token_of_no_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where a draw is so close to 1 that its product with the sum rounds to the sum."""
+    sampler = Sampler(SamplingOptions(temperature=1e-3, seed=0), 4, [])
+
+    class Last:
+        def random(self) -> float:
+            return 1.0
+
+    monkeypatch.setattr(sampler, "_random", Last())
+    assert sampler(np.array([1.0, 9.0, 9.0, 2.0], np.float32)) == 2
