@@ -267,14 +267,11 @@ class _Build:
             report["fidelity"] = backend_of(job.target).measure(job, writer, manifest)
 
     def _tokenizer_files(self, writer: Any) -> None:
-        from leptonc.artifact.describe import named_templates
         from leptonc.artifact.tokenizer import stored as stored_tokenizer
 
         writer.add("tokenizer.json", stored_tokenizer(self.source.tokenizer_json))
         if self.source.chat_template:
             writer.add("chat_template.jinja", self.source.chat_template.encode())
-        for name, path in named_templates(self.source).items():
-            writer.add(path, self.source.chat_templates[name].encode())
 
     def _manifest(self, writer: Any, variants: tuple[Variant, ...]) -> Manifest:
         from leptonc.artifact.describe import decoder_of, encoder_of, tokenizer_of, toolchain
@@ -286,7 +283,7 @@ class _Build:
             architecture=str(captured.config.model_type), parameters=captured.parameters,
             source=dict(self.source.origin), tokenizer=tokenizer_of(self.source, captured),
             variants=variants, files=writer.listing(),
-            encoder=encoder_of(captured, self.source.tokenizer_config),
+            encoder=encoder_of(captured, self.source),
             decoder=decoder_of(captured, self.options.kv_cache or "float32"),
             passes=tuple(self.records), toolchain=toolchain(),
             report="report.json" if "report.json" in writer.files else None,

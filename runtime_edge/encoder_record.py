@@ -25,9 +25,9 @@ class Encoder(Record, frozen=True, kw_only=True):
     `function` makes the scores of `classify` from logits, `rerank_function` those of `rerank`; an empty `function` is
     the sigmoid where `multi_label` holds, else the softmax, as format 7 has it. `prompts` are put before texts, by
     name; `default_prompt` names the one that applies where none is asked for. `truncate_dim` is how many numbers of an
-    embedding are returned, all by default. `truncation_side` is where a text loses what is beyond `max_seq_len`.
-    `segments` says whether the second text of a pair has a token type of its own. `similarity` is how the model's
-    embeddings are meant to be compared.
+    embedding are returned, all by default. `truncation_side` is where a text loses what is beyond `max_seq_len`;
+    `rerank_max_seq_len` is where `rerank` cuts a pair, there too by default. `segments` says whether the second text of
+    a pair has a token type of its own. `similarity` is how the model's embeddings are meant to be compared.
     """
 
     inputs: tuple[str, ...]
@@ -38,6 +38,7 @@ class Encoder(Record, frozen=True, kw_only=True):
     multi_label: bool = False
     function: str = ""
     rerank_function: str = ""
+    rerank_max_seq_len: Positive | None = None
     prompts: Annotated[dict[Name, Text], Meta(max_length=2**10)] = msgspec.field(default_factory=dict)
     default_prompt: Name | None = None
     truncate_dim: Positive | None = None
@@ -75,6 +76,11 @@ def check_encoder(encoder: Encoder, output: str) -> None:
     require(
         encoder.default_prompt is None or encoder.default_prompt in encoder.prompts,
         f"encoder.default_prompt: expected one of encoder.prompts, found {encoder.default_prompt!r}",
+    )
+    require(
+        (encoder.rerank_max_seq_len or 1) <= encoder.max_seq_len,
+        f"encoder.rerank_max_seq_len: expected at most {encoder.max_seq_len} (max_seq_len), found "
+        f"{encoder.rerank_max_seq_len}",
     )
     require(
         (encoder.truncate_dim or 1) <= encoder.dim,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from leptonc import __version__
 from leptonc.errors import InputError
 from leptonc.frontend.capture import Captured
-from leptonc.sources.base import SentenceModules, Source
+from leptonc.sources.base import SentenceModules, Source, text_limit
 from leptonc.sources.sentence import score_function
 from runtime_edge.encoder_record import SIDES
 from runtime_edge.manifest import CacheLayer, Decoder, Encoder, Tokenizer
@@ -40,13 +39,7 @@ def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
         file="tokenizer.json", bos_token_id=first["bos_token"], eos_token_ids=tuple(known("eos_token")),
         pad_token_id=_pad(texts, ids, first["pad_token"], vocab), special_tokens=texts,
         chat_template="chat_template.jinja" if source.chat_template else None,
-        chat_templates=named_templates(source),
     )  # fmt: skip
-
-
-def named_templates(source: Source) -> dict[str, str]:
-    """Returns the file of each chat template beside the default one."""
-    return {name: f"chat_template.{name}.jinja" for name in source.chat_templates}
 
 
 def _pad(texts: dict[str, str], ids: dict[str, int], fallback: int | None, vocab: int) -> int | None:
@@ -86,12 +79,12 @@ def decoder_of(captured: Captured, cache_dtype: str = "float32") -> Decoder | No
     )  # fmt: skip
 
 
-def encoder_of(captured: Captured, tokenizer: Mapping[str, Any]) -> Encoder | None:
+def encoder_of(captured: Captured, source: Source) -> Encoder | None:
     """Returns an encoder's record; None for causal models.
 
     Args:
         captured: The model.
-        tokenizer: The source's tokenizer_config.json.
+        source: Where it comes from.
 
     Raises:
         InputError: Labels lack names, or an option has a value that it cannot have.
@@ -102,7 +95,8 @@ def encoder_of(captured: Captured, tokenizer: Mapping[str, Any]) -> Encoder | No
     graph, modules = captured.model.graph, task.modules or SentenceModules()
     shape = graph.outputs[0].shape
     dim = int(shape[-1]) if shape is not None else 0  # type: ignore[arg-type]
-    of_labels = task.output == "logits"
+    of_labels, tokenizer = task.output == "logits", source.tokenizer_config
+    limit = text_limit(source) if of_labels and dim == 1 else None
     side = tokenizer.get("truncation_side", "right")
     if side not in SIDES:
         raise InputError(f"tokenizer_config.json: expected truncation_side to be right or left, found {side!r}")
@@ -112,9 +106,11 @@ def encoder_of(captured: Captured, tokenizer: Mapping[str, Any]) -> Encoder | No
         multi_label=getattr(captured.config, "problem_type", None) == "multi_label_classification",
         function=_function(captured.config) if of_labels else "",
         rerank_function=_rerank_function(captured.config, modules) if of_labels and dim == 1 else "",
+        rerank_max_seq_len=limit if limit is not None and limit < captured.max_seq_len else None,
         prompts=dict(modules.prompts), default_prompt=modules.default_prompt,
         truncate_dim=min(modules.truncate_dim, dim) if modules.truncate_dim is not None else None,
-        truncation_side=side, segments=_has_segments(tokenizer), similarity=modules.similarity,
+        truncation_side=side, segments="token_type_ids" in tokenizer.get("model_input_names", ("token_type_ids",)),
+        similarity=modules.similarity,
     )  # fmt: skip
 
 
@@ -147,15 +143,6 @@ def _rerank_function(config: Any, modules: SentenceModules) -> str:
     if not isinstance(own, dict) or "activation_fn" not in own:  # the name before version 4
         named = getattr(config, "sbert_ce_default_activation_function", None)
     return score_function(named) or "sigmoid"
-
-
-def _has_segments(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether the tokenizer's class gives the second text of a pair a token type of its own."""
-    import transformers
-
-    kind = getattr(transformers, str(tokenizer.get("tokenizer_class")), transformers.PreTrainedTokenizerFast)
-    names = tokenizer.get("model_input_names") or getattr(kind, "model_input_names", None) or ("token_type_ids",)
-    return "token_type_ids" in names
 
 
 def toolchain() -> dict[str, str]:

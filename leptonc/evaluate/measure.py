@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from leptonc.calibrate.solve import inputs_of
 from leptonc.errors import OVERFLOWS, BoundError, InputError
-from leptonc.evaluate import fidelity
+from leptonc.evaluate import fidelity, library
 from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Original, Reference
 from leptonc.evaluate.text import sentences
@@ -42,6 +42,7 @@ class Sample:
         rounded: Linear layers whose noise is measured while the original runs.
         noise: What was measured: see `OutputNoise.decibels`.
         scratch: Directory for temporary files; None for the system's.
+        library: What a comparison with sentence-transformers gave, where there was one.
     """
 
     source: Source
@@ -53,6 +54,7 @@ class Sample:
     rounded: dict[str, Rounded] = field(init=False, default_factory=dict)
     noise: dict[str, float] = field(init=False, default_factory=dict)
     scratch: Path | None = field(init=False, default=None)
+    library: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.tokenizer = Tokenizer.from_str(self.source.tokenizer_json.decode())
@@ -61,7 +63,13 @@ class Sample:
             self.token_ids = self.tokenizer.encode(self.text).ids[: min(TOKENS, self.captured.max_seq_len)]
         else:
             self.texts = sentences(self.text, SENTENCES)
-            side = self.encoder.truncation_side
+            side, special = self.encoder.truncation_side, self.tokenizer.num_special_tokens_to_add(False)
+            if special > self.captured.max_seq_len:
+                raise InputError(
+                    f"expected a model that reads the {special} tokens that the tokenizer adds to each text, found one "
+                    f"that reads {self.captured.max_seq_len}",
+                    hint="see max_seq_length in the model's sentence_bert_config.json, and --max-seq-len",
+                )
             self.tokenizer.enable_truncation(self.captured.max_seq_len, direction=side)
 
     @cached_property
@@ -69,16 +77,19 @@ class Sample:
         """The encoder's record in the manifest."""
         from leptonc.artifact.describe import encoder_of
 
-        found = encoder_of(self.captured, self.source.tokenizer_config)
+        found = encoder_of(self.captured, self.source)
         assert found is not None  # asked of encoders alone
         return found
 
     @cached_property
     def encoded(self) -> tuple[list[list[int]], int]:
         """Token ids of the texts after the model's default prompt, and how many of the first the pooling leaves out."""
+        return self._encode(self.texts)
+
+    def _encode(self, texts: list[str]) -> tuple[list[list[int]], int]:
         record, labels = self.encoder, self.captured.task.output == "logits"
         prompt = "" if labels or record.default_prompt is None else record.prompts[record.default_prompt]
-        ids = [self.tokenizer.encode(prompt + text).ids for text in self.texts]
+        ids = [self.tokenizer.encode(prompt + text).ids for text in texts]
         if not prompt or "pooling_mask" not in record.inputs:
             return ids, 0
         alone = self.tokenizer.encode(prompt)
@@ -106,13 +117,20 @@ class Sample:
 
     def _about(self) -> dict[str, Any]:
         emitted = {} if self.source.emitted is None else {"reference": f"the graph emitted as {self.source.name}"}
-        return {"text": self.name, **emitted}
+        compared = {} if self.library is None else {"sentence_transformers": self.library}
+        return {"text": self.name, **emitted, **compared}
 
     def reference_rows(self) -> NDArray[np.float32]:
         """Returns what the original computes in float32 for each of `texts`, [n, dim]."""
         reference = self._original(watching := OutputNoise(self.rounded))
         found = reference.rows(*self.encoded)
         self.noise = watching.decibels()
+        embeds, place = self.captured.task.output == "embeddings", self.source.library_path
+        if embeds and place is not None and self.library is None and library.is_installed():
+            # A long text and one in capitals show where texts are cut, and what is done to them first.
+            texts = [self.text, self.text[:80].swapcase()]
+            more = reference.rows(*self._encode(texts))
+            self.library = library.compare(place, [*self.texts, *texts], np.concatenate([found, more]))
         return found
 
     def compare_graph(self, model: ir.Model) -> dict[str, Any]:

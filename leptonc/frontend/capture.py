@@ -70,7 +70,7 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     task = task_of(source.config, source.modules)
     model = build_model(task, source.config, "eager")
     limit = position_limit(model.config)
-    bounds = (max_seq_len, limit, None if task.cached else text_limit(source))
+    bounds = (max_seq_len, limit, text_limit(source) if task.output == "embeddings" else None)
     positions = min(bound for bound in bounds if bound)
     bound = bindings.bind(model, source.weights)
     values = bindings.buffers(model, source.weights)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -125,10 +126,10 @@ class Source:
         tokenizer_json: The tokenizer in the `tokenizers` library's format, without truncation and padding.
         tokenizer_config: Texts of special tokens (`bos_token`, `eos_token`, `pad_token`, ...) and the like.
         chat_template: Jinja source, where the model has one.
-        chat_templates: Further ones by name, such as `tool_use`.
         generation_config: As a Hugging Face `generation_config.json`; empty where there is none.
         modules: What a sentence-transformers model does before and after the encoder.
         emitted: The graph of a model that was captured before; None where it has to be.
+        library_path: A directory that sentence-transformers itself can load, for the check of an embedding model.
     """
 
     name: str
@@ -138,11 +139,11 @@ class Source:
     tokenizer_json: bytes
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
-    chat_templates: dict[str, str] = field(default_factory=dict)
     generation_config: dict[str, Any] = field(default_factory=dict)
     modules: SentenceModules | None = None
     emitted: Emitted | None = None
     closers: tuple[Callable[[], None], ...] = ()
+    library_path: Path | None = None
 
     def close(self) -> None:
         """Unmaps the files. Arrays that were read stay valid: a view keeps its mapping alive until it is dropped."""
@@ -162,14 +163,12 @@ class Source:
 def text_limit(source: Source) -> int | None:
     """Returns at how many tokens an encoder's texts are cut, where the model's files say so.
 
-    The limit of a sentence-transformers model comes first, then that of the tokenizer's config (`max_len` in older
-    ones), where a number beyond all texts stands for none.
+    The limit of a sentence-transformers model comes first, then that of the tokenizer.
     """
     if source.modules is not None and source.modules.max_seq_length is not None:
         return source.modules.max_seq_length
-    config = source.tokenizer_config
-    value = config.get("model_max_length", config.get("max_len"))
-    return int(value) if isinstance(value, int | float) and 1 <= value < 2**31 else None
+    found: int | None = source.tokenizer_config.get("model_max_length")
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from leptonc.errors import InputError
 from leptonc.sources.base import LazyTensor, Source
-from leptonc.sources.hf_tokenizer import read_chat_templates, read_tokenizer, read_written
+from leptonc.sources.hf_tokenizer import read_chat_template, read_tokenizer, read_written
 from leptonc.sources.jsonfile import read_json
 from leptonc.sources.safetensors_file import SafetensorsFile
 from leptonc.sources.sentence import Sentence, lowered, read_sentence
@@ -57,6 +57,7 @@ def open_directory(directory: Path, *, name: str | None = None, origin: Mapping[
         origin={"kind": "directory", "id": name} if origin is None else dict(origin),
         weights=weights,
         closers=closers,
+        library_path=directory,
         **fields,
     )
 
@@ -78,20 +79,18 @@ def model_files(
     place = directory if sentence is None else sentence.transformer
     generation = place / "generation_config.json"
     config = _config(place)
-    tokenizer = read_written(place) if written else read_tokenizer(place, hub_id=hub_id)
-    templates = read_chat_templates(place)
+    options = {} if sentence is None else sentence.config.tokenizer
+    tokenizer = read_written(place) if written else read_tokenizer(place, hub_id=hub_id, options=options)
     fields: dict[str, Any] = {
         "config": config,
         "tokenizer_json": tokenizer.data,
         "tokenizer_config": tokenizer.config,
-        "chat_template": templates.pop("default", None),
-        "chat_templates": templates,
+        "chat_template": read_chat_template(place),
         "generation_config": read_json(generation) if generation.is_file() else {},
     }
     if sentence is not None:
         fields["modules"] = sentence.modules
         fields["config"] |= sentence.config.config
-        fields["tokenizer_config"] |= sentence.config.tokenizer
         if sentence.config.lower_case:
             fields["tokenizer_json"] = lowered(fields["tokenizer_json"])
     return fields

@@ -29,7 +29,6 @@ _FETCHING = {
 }  # fmt: skip
 # How transformers runs it, which changes no more than the last bits; weights are read as float32 here.
 _RUNNING = {"torch_dtype", "dtype", "attn_implementation", "device_map", "low_cpu_mem_usage", "add_pooling_layer"}
-_TOKENIZING = {"model_max_length", "truncation_side", "padding_side", "use_fast", "clean_up_tokenization_spaces"}
 _IGNORED = {"unpad_inputs", "backend", "module_output_name"}
 _KNOWN = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "processing_kwargs", "query_length",
@@ -45,7 +44,7 @@ class TransformerConfig:
         max_length: Most tokens of a text; None leaves it to the tokenizer's and the encoder's own configs.
         lower_case: Whether texts are made lower case before anything else.
         config: Entries that replace those of config.json.
-        tokenizer: Entries that replace those of tokenizer_config.json.
+        tokenizer: What transformers' `AutoTokenizer` is called with.
     """
 
     max_length: int | None = None
@@ -73,7 +72,6 @@ def read_transformer(folder: Path, task: str) -> TransformerConfig:
     _check(path, config, task)
     groups = {name: _entries(path, name, config.get(name)) for name in _RENAMED.values()}
     _refuse_others(path, "model_kwargs", groups["model_kwargs"], _RUNNING)
-    _refuse_others(path, "processor_kwargs", groups["processor_kwargs"], _TOKENIZING)
     tokenizer = groups["processor_kwargs"]
     limit = config.get("max_seq_length") if tokenizer.get("model_max_length") is None else tokenizer["model_max_length"]
     limit = _text_length(path, config.get("processing_kwargs")) or limit
@@ -136,7 +134,7 @@ def _refuse_others(path: Path, name: str, given: Mapping[str, Any], allowed: set
     if others:
         raise InputError(
             f"{path}: {name}: expected options of {', '.join(sorted(allowed))}, found {others[0][:80]!r}",
-            hint="write it into tokenizer_config.json or config.json, if that is what it stands for",
+            hint="write it into config.json, if that is what it stands for",
         )
 
 

@@ -153,11 +153,23 @@ def _rows(manifest: Any) -> Iterator[tuple[str, str]]:
     if manifest.encoder is not None:
         yield "output", f"{manifest.encoder.output}, {manifest.encoder.dim} numbers a text"
         yield "context", f"{manifest.encoder.max_seq_len:,} tokens"
-        if manifest.encoder.labels:
-            yield "labels", ", ".join(manifest.encoder.labels)
+        yield from _encoder(manifest.encoder)
     yield "passes", ", ".join(record.name for record in manifest.passes) or "none"
     for key, value in sorted(manifest.toolchain.items()):
         yield f"built with {key}", value
+
+
+def _encoder(encoder: Any) -> Iterator[tuple[str, str]]:
+    """What is done to an encoder's texts and to its output."""
+    if encoder.labels:
+        yield "labels", ", ".join(encoder.labels)
+        yield "scores", encoder.score_function
+        return
+    for name, text in sorted(encoder.prompts.items()):
+        yield f"prompt {name}", repr(text) + (", the default" if name == encoder.default_prompt else "")
+    if encoder.truncate_dim is not None:
+        yield "dimensions", f"{encoder.truncate_dim} of {encoder.dim}, unless others are asked for"
+    yield "similarity", encoder.similarity
 
 
 def _variant(manifest: Any, variant: Any) -> Iterator[str]:

@@ -75,6 +75,7 @@ def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
+@click.option("--prompt-name", metavar="NAME", help="Put the model's prompt of this name before a text to embed.")
 @_sampling
 @options.threads
 @options.as_json
@@ -83,6 +84,7 @@ def run(
     prompt: str | None,
     system: str | None,
     raw: bool,
+    prompt_name: str | None,
     threads: int | None,
     as_json: bool,
     **sampling: Any,
@@ -102,7 +104,9 @@ def run(
         fail(f"{'--raw' if raw else '--json'} needs a PROMPT")
     with runtime_edge.load(artifact, threads=threads) as model:
         if model.manifest.task != TEXT_GENERATION:
-            return _encode(model, _given(prompt))
+            return _encode(model, _given(prompt), prompt_name)
+        if prompt_name is not None:
+            fail("--prompt-name is for models that embed texts; this one generates: see --system")
         if is_chat:
             return _chat(model, system, sampling)
         use_template = not raw and (model.manifest.tokenizer.chat_template is not None or system is not None)
@@ -202,12 +206,14 @@ def _chat(model: Model, system: str | None, sampling: dict[str, Any]) -> int:
             history = [*asked, _message("assistant", answer)]
 
 
-def _encode(model: Model, text: str) -> int:
+def _encode(model: Model, text: str, prompt_name: str | None) -> int:
     from runtime_edge.cli.console import print_json
     from runtime_edge.manifest import TEXT_EMBEDDING
 
     if model.manifest.task == TEXT_EMBEDDING:
-        print_json({"embedding": model.encode([text])[0].tolist()})
+        print_json({"embedding": model.encode([text], prompt_name=prompt_name)[0].tolist()})
+    elif prompt_name is not None:
+        fail("--prompt-name is for models that embed texts; this one classifies")
     else:
         print_json(dataclasses.asdict(model.classify([text])[0]))
     return 0

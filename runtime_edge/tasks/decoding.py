@@ -137,9 +137,7 @@ class Decoding:
     def _answer(self, request: Request) -> Answer:
         prompt, codec = request.token_ids, self.codec
         stops = StopStrings(request.stop, codec.pieces, prompt) if request.stop else None
-        detokenizer = Detokenizer(
-            codec.tokenizer.joining, codec.special_ids, prompt, replacements=codec.tokenizer.replacements
-        )
+        detokenizer = Detokenizer(codec.tokenizer, codec.special_ids, prompt, replaced=codec.tokenizer.replaced)
         return Answer(detokenizer, stops)
 
     def _prefill(self, request: Request, state: DecoderState, cached: int) -> Floats | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from runtime_edge import request as check
 from runtime_edge.backends import EncoderSession
 from runtime_edge.ending import NEVER, Ending, Terminated
-from runtime_edge.errors import ArtifactError, RequestError
+from runtime_edge.errors import RequestError
 from runtime_edge.files import in_threads
 from runtime_edge.manifest import Encoder
 from runtime_edge.text import TextCodec
+from runtime_edge.tokenizer import BoundedTokenizer
 
 Floats = NDArray[np.float32]
 Pair = tuple[str, str]
@@ -53,6 +55,18 @@ class _Tokens:
     skipped: int = 0
 
 
+class _Cutting:
+    """A tokenizer that cuts texts and pairs at `most` tokens.
+
+    Raises:
+        ArtifactError: The tokens around a text alone are more.
+    """
+
+    def __init__(self, tokenizer: BoundedTokenizer, most: int, side: str) -> None:
+        self.tokenizer, self.most = tokenizer, most
+        tokenizer.enable_truncation(most, direction=side)
+
+
 class Encoding:
     """An encoder session with its tokenizer. Threads may use it at the same time.
 
@@ -64,13 +78,10 @@ class Encoding:
         self.encoder = encoder
         self._session = session
         self._codec = codec
-        special = codec.tokenizer.num_special_tokens_to_add(False)
-        if special > encoder.max_seq_len:
-            raise ArtifactError(
-                f"encoder.max_seq_len: expected at least the {special} tokens that the tokenizer adds to a text, found "
-                f"{encoder.max_seq_len}"
-            )
-        codec.tokenizer.enable_truncation(encoder.max_seq_len, direction=encoder.truncation_side)
+        self._texts = self._pairs = _Cutting(codec.tokenizer, encoder.max_seq_len, encoder.truncation_side)
+        if encoder.rerank_max_seq_len is not None:  # truncation is a state of a tokenizer
+            own = deepcopy(codec.tokenizer)
+            self._pairs = _Cutting(own, encoder.rerank_max_seq_len, encoder.truncation_side)
 
     def close(self) -> None:
         """Frees what the session holds outside of the host's memory."""
@@ -111,17 +122,14 @@ class Encoding:
         return prompts[name]
 
     def rows(
-        self,
-        texts: Iterable[str | Pair | Mapping[str, str]],
-        batch_size: int,
-        prompt: str = "",
-        ending: Ending = NEVER,
-    ) -> Floats:
+        self, texts: Iterable[str | Pair | Mapping[str, str]], batch_size: int, prompt: str = "",
+        ending: Ending = NEVER, cutting: _Cutting | None = None,
+    ) -> Floats:  # fmt: skip
         """The graph's output for each text or pair after `prompt`, float32 [n, dim], in the order of the texts."""
         ending.begin()
         stop = self._session.new_stop() if ending.is_possible else None
         size = check.integer("batch_size", batch_size, 1)
-        encoded = self._tokenize(texts, prompt)
+        encoded = self._tokenize(texts, prompt, cutting or self._texts)
         rows = np.empty((len(encoded), self.encoder.dim), np.float32)
 
         def run(batch: list[int], alone: bool) -> None:
@@ -170,30 +178,31 @@ class Encoding:
         before = self.prompt(self.encoder.prompts, prompt_name, prompt)
         asked = check.text("query", query)
         pairs = [(asked, check.text(f"texts[{index}]", text)) for index, text in enumerate(_listed(texts))]
-        logits = self.rows(pairs, batch_size, before, ending)
+        logits = self.rows(pairs, batch_size, before, ending, self._pairs)
         scores: Floats = _scores(logits, self.encoder.rerank_function or "sigmoid")[:, 0].astype(np.float32)
         return scores
 
-    def _tokenize(self, texts: Iterable[str | Pair | Mapping[str, str]], prompt: str) -> list[_Tokens]:
+    def _tokenize(
+        self, texts: Iterable[str | Pair | Mapping[str, str]], prompt: str, cutting: _Cutting
+    ) -> list[_Tokens]:
         checked = [_text(f"texts[{index}]", text, prompt) for index, text in enumerate(_listed(texts))]
         if not checked:
             return []
-        tokenizer = self._codec.tokenizer
-        least = tokenizer.num_special_tokens_to_add(True)
-        if least > self.encoder.max_seq_len and any(isinstance(each, tuple) for each in checked):
+        least = cutting.tokenizer.num_special_tokens_to_add(True)
+        if least > cutting.most and any(isinstance(each, tuple) for each in checked):
             raise RequestError(
                 f"texts: expected single texts: the {least} special tokens of a pair are more than the "
-                f"{self.encoder.max_seq_len} that the model reads"
+                f"{cutting.most} that the model reads"
             )
         skipped = self._prompt_tokens(prompt) if prompt and "pooling_mask" in self.encoder.inputs else 0
         found = []
-        for index, item in enumerate(tokenizer.encode_batch_fast(checked)):  # without offsets
+        for index, item in enumerate(cutting.tokenizer.encode_batch_fast(checked)):
             # A text of no tokens still is a row: it becomes one padding token.
             ids = item.ids or [self._codec.pad_id]
             if skipped >= len(ids):
                 raise RequestError(
                     f"texts[{index}]: expected tokens after the prompt, which the pooling leaves out; found that the "
-                    f"prompt's {skipped} tokens fill the {self.encoder.max_seq_len} that the model reads",
+                    f"prompt's {skipped} tokens fill the {cutting.most} that the model reads",
                     hint="give a shorter prompt",
                 )
             types = item.type_ids if item.ids and self.encoder.segments else [0] * len(ids)
@@ -230,11 +239,14 @@ def _listed(texts: Any) -> Iterable[Any]:
 
 
 def _text(name: str, value: Any, prompt: str) -> str | Pair:
-    """A text after the prompt, or a pair of texts: a tuple or list of two, or a dict with `text` and `text_pair`."""
+    """A text after the prompt, or a pair of texts: a tuple or list of two, or a dict with `text` and `text_pair`.
+
+    An empty `text_pair` is none, as transformers' pipeline has it.
+    """
     if isinstance(value, Mapping):
         if not {"text"} <= set(value) <= {"text", "text_pair"}:
             raise RequestError(f"{name}: expected the keys text and text_pair, found {sorted(map(str, value))[:5]}")
-        value = value["text"] if value.get("text_pair") is None else (value["text"], value["text_pair"])
+        value = (value["text"], value["text_pair"]) if value.get("text_pair") not in (None, "") else value["text"]
     if not isinstance(value, (tuple, list)):
         return prompt + check.text(name, value)
     if len(value) != 2:

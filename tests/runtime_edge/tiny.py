@@ -255,7 +255,7 @@ def word_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
     tokenizer.enable_padding(length=64)
     tokenizer.enable_truncation(3)
@@ -267,15 +267,20 @@ def encoder_table(dim: int) -> np.ndarray:
     return np.random.default_rng(3).standard_normal((10, dim)).astype(np.float32)
 
 
-def write_encoder(root: Path, *, labels: tuple[str, ...] = (), multi_label: bool = False, dim: int = 6) -> Path:
-    """Writes an encoder that averages the embeddings of the tokens that its mask keeps."""
+def write_encoder(
+    root: Path, *, labels: tuple[str, ...] = (), dim: int = 6, mask: str = "attention_mask", **fields: Any
+) -> Path:
+    """Writes an encoder that averages the embeddings of the tokens that its mask keeps.
+
+    `fields` are the encoder's in the manifest; inputs that it names besides are there and not read.
+    """
     output = "logits" if labels else "embeddings"
     dim = len(labels) or dim
     blob = Blob()
     node = helper.make_node
     nodes = [
         node("Gather", [blob.add("table", encoder_table(dim)), "input_ids"], ["rows"]),
-        node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        node("Cast", [mask], ["mask"], to=TensorProto.FLOAT),
         node("Unsqueeze", ["mask", "last"], ["mask3"]),
         node("Mul", ["rows", "mask3"], ["masked"]),
         node("ReduceSum", ["masked", "first"], ["sum"], keepdims=0),
@@ -284,7 +289,7 @@ def write_encoder(root: Path, *, labels: tuple[str, ...] = (), multi_label: bool
     ]
     path = blob.finish()
     inline = [onnx.numpy_helper.from_array(np.array([value]), name) for name, value in (("first", 1), ("last", 2))]
-    inputs = ("input_ids", "attention_mask")
+    inputs = fields.get("inputs", ("input_ids", mask))
     graph = helper.make_graph(
         nodes,
         "encoder",
@@ -293,7 +298,7 @@ def write_encoder(root: Path, *, labels: tuple[str, ...] = (), multi_label: bool
         initializer=[*inline, *blob.tensors],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    fields = {
+    manifest = {
         "task": m.TEXT_CLASSIFICATION if labels else m.TEXT_EMBEDDING,
         "tokenizer": {"file": "tokenizer.json", "pad_token_id": 0},
         "variants": [variant("cpu.onnx", [path])],
@@ -303,9 +308,9 @@ def write_encoder(root: Path, *, labels: tuple[str, ...] = (), multi_label: bool
             "dim": dim,
             "max_seq_len": 5,
             "labels": labels,
-            "multi_label": multi_label,
+            **fields,
         },
     }
     tokenizer = word_tokenizer().to_str().encode()
     files = {"cpu.onnx": model.SerializeToString(), path: bytes(blob.data), "tokenizer.json": tokenizer}
-    return write(root, fields, files)
+    return write(root, manifest, files)

@@ -14,6 +14,8 @@ from leptonc.sources import Source, open_source
 from runtime_edge.manifest import Tokenizer
 from tests.leptonc import models
 
+NOTHING = Source("a", {}, {}, {}, b"")
+
 EOS, TURN = 1, 3  # <|endoftext|>, <|im_end|>
 
 
@@ -36,7 +38,6 @@ def test_a_chat_models_tokenizer(llama: Captured) -> None:
     }  # fmt: skip
     assert found.chat_template == "chat_template.jinja"
     assert described(llama, chat_template=None).chat_template is None
-    assert described(llama, chat_templates={"rag": "R"}).chat_templates == {"rag": "chat_template.rag.jinja"}
 
 
 def test_ends_come_from_everywhere(llama: Captured) -> None:
@@ -70,14 +71,14 @@ def test_a_decoders_record(llama: Captured) -> None:
     assert found is not None
     assert (found.vocab_size, found.max_seq_len, len(found.cache)) == (512, 300, 3)
     assert {(c.kv_heads, c.key_dim, c.value_dim, c.window) for c in found.cache} == {(2, 16, 16, None)}
-    assert encoder_of(llama, {}) is None
+    assert encoder_of(llama, NOTHING) is None
     windows = decoder_of(models.captured("tiny-gemma3"))
     assert windows is not None
     assert [c.window for c in windows.cache] == [8, 8, None, 8]
 
 
 def test_encoders_records() -> None:
-    found = encoder_of(models.captured("tiny-bert-classifier"), {})
+    found = encoder_of(models.captured("tiny-bert-classifier"), NOTHING)
     assert found is not None
     assert found.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert (found.output, found.dim, found.max_seq_len) == ("logits", 3, 512)
@@ -85,7 +86,7 @@ def test_encoders_records() -> None:
     assert not found.multi_label
     sentence = models.captured("tiny-sentence", 100)
     assert decoder_of(sentence) is None
-    plain = encoder_of(sentence, {})
+    plain = encoder_of(sentence, NOTHING)
     assert plain is not None
     assert (plain.output, plain.dim, plain.max_seq_len, plain.labels) == ("embeddings", 64, 100, ())
 
@@ -94,7 +95,7 @@ def test_classifiers_of_several_labels() -> None:
     captured = models.captured("tiny-bert-classifier")
     captured.config.problem_type = "multi_label_classification"
     captured.config.id2label = {0: "bad", 1: "bad", 2: 7}
-    found = encoder_of(captured, {})
+    found = encoder_of(captured, NOTHING)
     assert found is not None
     assert found.multi_label
     assert (found.labels, found.function) == (("bad", "bad", "7"), "sigmoid")
@@ -106,7 +107,7 @@ def test_classifiers_of_several_labels() -> None:
 
 
 def _labels(captured: Captured) -> tuple[str, ...]:
-    found = encoder_of(captured, {})
+    found = encoder_of(captured, NOTHING)
     assert found is not None
     return found.labels
 

@@ -21,6 +21,19 @@ def test_run_prints_the_embedding(leptonc: Callable[..., Any], artifact: Callabl
     assert json.loads(done.out)["embedding"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_run_with_a_prompt(leptonc: Callable[..., Any], artifact: Callable[..., Path]) -> None:
+    path = artifact("sample:tiny-sentence", weights="fp32")
+    plain = leptonc("run", path, "some words").out
+    assert leptonc("run", path, "some words", "--prompt-name", "query").out == plain  # this model's is empty
+    done = leptonc("run", path, "some words", "--prompt-name", "other")
+    assert (done.code, done.out) == (1, "")
+    assert "expected one of this model's prompts ('document', 'query'), found 'other'" in done.err
+    classifier = artifact("sample:tiny-bert-classifier", weights="fp32")
+    done = leptonc("run", classifier, "some words", "--prompt-name", "query")
+    assert (done.code, done.out) == (2, "")
+    assert "this one classifies" in done.err
+
+
 def test_run_prints_the_labels(leptonc: Callable[..., Any], artifact: Callable[..., Path]) -> None:
     path = artifact("sample:tiny-bert-classifier", weights="fp32")
     found = json.loads(leptonc("run", path, "some words").out)
