@@ -84,8 +84,9 @@ def check_contents(root: Path, manifest: Manifest, hashes: Hashes) -> None:
             )
     for variant in manifest.variants:
         for graph in variant.graphs:
-            if graph.endswith(".onnx"):  # only an ONNX graph can name other files; a plan is one file
-                _check_graph(manifest, variant, graph, external_data(root / graph, graph))
+            if not graph.endswith(".onnx"):  # by another name ONNX Runtime would read it in another format
+                raise ArtifactError(f"variant {variant.name!r}: expected a graph named *.onnx, found {graph!r}")
+            _check_graph(manifest, variant, graph, external_data(root / graph, graph))
         if variant.derived is not None:
             from runtime_edge.derived import read
 

@@ -14,6 +14,8 @@ from runtime_edge.errors import ArtifactError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
+_MAX_TAG = 2**32 - 1  # readers in C++ drop the bits above: they see another field
+_MAX_LENGTH = 2**31 - 1
 
 
 @contextmanager
@@ -38,27 +40,47 @@ class Wire:
         self.name = name
 
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yields (field number, wire type, first, last) of the fields in data[start:end]."""
-        position = start
+        """Yields (field number, wire type, first, last) of the fields in data[start:end].
+
+        What readers do not agree on is refused: tags and lengths of more bits than they have, or in more bytes than
+        they take; groups, which no message of ONNX has.
+        """
+        data, position = self.data, start
         while position < end:
-            tag, position = self.varint(position, end)
+            at = position
+            tag = data[position]
+            if tag < 0x80:
+                position += 1
+            else:
+                tag, position = self.short(position, end, _MAX_TAG)
             number, wire = tag >> 3, tag & 7
             first = position
-            if wire == VARINT:
-                _, position = self.varint(position, end)
-            elif wire == BYTES:
-                length, first = self.varint(position, end)
+            if wire == BYTES:
+                length = data[position] if position < end else 0x80
+                if length < 0x80:
+                    first = position + 1
+                else:
+                    length, first = self.short(position, end, _MAX_LENGTH)
                 position = first + length
+            elif wire == VARINT:
+                _, position = self.varint(position, end)
             elif wire in (FIXED64, FIXED32):
                 position += 8 if wire == FIXED64 else 4
             else:
-                raise self.fault("an ONNX graph (protobuf)", f"wire type {wire} at byte {start}")
+                raise self.fault("an ONNX graph (protobuf)", f"wire type {wire} at byte {at}")
             if position > end or number == 0:
-                raise self.fault("an ONNX graph (protobuf)", f"a field that leaves its message at byte {first}")
+                raise self.fault("an ONNX graph (protobuf)", f"a field that leaves its message at byte {at}")
             yield number, wire, first, position
 
+    def short(self, position: int, end: int, most: int) -> tuple[int, int]:
+        """Returns a tag or a length, at most `most` and in as few bytes as it takes, and where it ends."""
+        value, stop = self.varint(position, end)
+        if value > most or (stop - position > 1 and self.data[stop - 1] == 0):
+            raise self.fault("an ONNX graph (protobuf)", f"a number of too many bits at byte {position}")
+        return value, stop
+
     def varint(self, position: int, end: int) -> tuple[int, int]:
-        """Returns a number and where it ends."""
+        """Returns a number of at most 64 bits and where it ends."""
         value = 0
         for index in range(_MAX_VARINT_BYTES):
             if position + index >= end:
@@ -66,16 +88,19 @@ class Wire:
             byte = self.data[position + index]
             value |= (byte & 0x7F) << (7 * index)
             if byte < 0x80:
+                if value >> 64:
+                    break
                 return value, position + index + 1
         raise self.fault("an ONNX graph (protobuf)", f"a malformed number at byte {position}")
 
     def entry(self, start: int, end: int, what: str) -> tuple[str, str]:
         """Returns key and value of a StringStringEntryProto {1: key, 2: value}; `what` it belongs to, for messages."""
-        texts = {1: "", 2: ""}
+        texts: dict[int, str] = {}
         for number, wire, first, last in self.fields(start, end):
-            if wire == BYTES and number in texts:
-                texts[number] = self.text(first, last, what)
-        return texts[1], texts[2]
+            if wire != BYTES or number not in (1, 2) or number in texts:
+                raise self.fault(f"{what} with a key and a value, once each", f"field {number} of type {wire}")
+            texts[number] = self.text(first, last, what)
+        return texts.get(1, ""), texts.get(2, "")
 
     def text(self, first: int, last: int, what: str) -> str:
         """Returns data[first:last] as text."""
