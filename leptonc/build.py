@@ -267,11 +267,14 @@ class _Build:
             report["fidelity"] = backend_of(job.target).measure(job, writer, manifest)
 
     def _tokenizer_files(self, writer: Any) -> None:
+        from leptonc.artifact.describe import named_templates
         from leptonc.artifact.tokenizer import stored as stored_tokenizer
 
         writer.add("tokenizer.json", stored_tokenizer(self.source.tokenizer_json))
         if self.source.chat_template:
             writer.add("chat_template.jinja", self.source.chat_template.encode())
+        for name, path in named_templates(self.source).items():
+            writer.add(path, self.source.chat_templates[name].encode())
 
     def _manifest(self, writer: Any, variants: tuple[Variant, ...]) -> Manifest:
         from leptonc.artifact.describe import decoder_of, encoder_of, tokenizer_of, toolchain

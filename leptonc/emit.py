@@ -17,6 +17,7 @@ from leptonc.preparation import Preparation, begin
 from leptonc.progress import Progress, Silent, Timed
 from leptonc.recipe import check_values
 from leptonc.sources.emitted import GRAPH_NAME, About, encode
+from runtime_edge.files import listing
 from runtime_edge.manifest import EMITTED_NAME
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class _Emission:
                     begun.report["fidelity"], options.max_loss, "the emitted graph",
                     "cut less, or let what is left learn: --heal 10min",
                 )  # fmt: skip
-            about = self._about(begun.report.get("fidelity"))
+            about = self._about(begun.report.get("fidelity"), tuple(sorted(listing(writer.path))))
             writer.add(EMITTED_NAME, encode(about))
             begun.report["bytes"] = sizes_of(writer)
             writer.add("report.json", as_json(begun.report))
@@ -142,7 +143,7 @@ class _Emission:
             self.begun.records += manager.records
             self.begun.report["recovery"] = job.report["recovery"]
 
-    def _about(self, fidelity: dict[str, Any] | None) -> About:
+    def _about(self, fidelity: dict[str, Any] | None, files: tuple[str, ...] = ()) -> About:
         captured, source, report = self.begun.captured, self.begun.source, self.begun.report
         before = source.emitted
         pruned = (report["pruning"],) if self.begun.request is not None else ()
@@ -150,6 +151,7 @@ class _Emission:
             task=captured.task.name, parameters=captured.parameters, max_seq_len=captured.max_seq_len,
             origin=dict(before.origin if before is not None else source.origin), passes=tuple(self.begun.records),
             pruning=(*(before.pruning if before is not None else ()), *pruned), fidelity=fidelity,
+            files=files,
         )  # fmt: skip
 
     def _measured(self, writer: ArtifactWriter) -> dict[str, Any]:

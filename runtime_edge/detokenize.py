@@ -29,8 +29,8 @@ class Detokenizer:
         tokenizer: The tokenizer.
         special_ids: Ids that have no text.
         prompt: Tokens that precede the new ones.
-        replaced: Texts that the decoder replaces once tokens are joined (" ." becomes "."): what may begin one is
-            held back.
+        replacements: What is replaced in the text once tokens are joined (" ." by "."), one pair after the other:
+            what may begin one is held back.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Detokenizer:
         special_ids: frozenset[int],
         prompt: Sequence[int] = (),
         *,
-        replaced: Sequence[str] = (),
+        replacements: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._tokenizer = tokenizer
-        self._replaced = tuple(replaced)
+        self._stages = [_Replacement(pattern, content) for pattern, content in replacements]
         self._special_ids = special_ids
         before = _last_visible(prompt, special_ids, _CONTEXT + _MAX_BYTES - 1)
         for start in range(max(0, len(before) - _CONTEXT), -1, -1):
@@ -58,12 +58,18 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Adds a token; returns the text that is complete with it, often that of one token, or none."""
+        text = self._push(token_id)
+        for stage in self._stages:
+            text = stage.push(text)
+        return text
+
+    def _push(self, token_id: int) -> str:
         if token_id in self._special_ids:
             return ""
         self._window.append(token_id)
         text = self._decode(self._window)
         held = len(self._window) - self._read
-        if (text.endswith(_BROKEN) or _may_begin(self._replaced, text)) and held < _MAX_HELD:
+        if text.endswith(_BROKEN) and held < _MAX_HELD:
             return ""
         if len(text) == len(self._given) and held < _MAX_HELD:
             return ""
@@ -71,9 +77,10 @@ class Detokenizer:
 
     def flush(self) -> str:
         """Returns the text still held, an incomplete character as U+FFFD."""
-        if len(self._window) == self._read:
-            return ""
-        return self._give(self._decode(self._window))
+        text = "" if len(self._window) == self._read else self._give(self._decode(self._window))
+        for stage in self._stages:
+            text = stage.push(text) + stage.flush()
+        return text
 
     def _give(self, text: str) -> str:
         new = self._difference(text)
@@ -105,6 +112,20 @@ def _last_visible(token_ids: Sequence[int], special_ids: frozenset[int], count: 
     return found[::-1]
 
 
-def _may_begin(texts: Sequence[str], text: str) -> bool:
-    """Whether the end of a text begins one of `texts`, and is not all of it."""
-    return any(text.endswith(each[:length]) for each in texts for length in range(1, len(each)))
+class _Replacement:
+    """`str.replace` on text that comes in pieces: what may begin the pattern is held back."""
+
+    def __init__(self, pattern: str, content: str) -> None:
+        self._pattern, self._content = pattern, content
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        *whole, rest = (self._held + text).split(self._pattern)
+        lengths = range(min(len(self._pattern) - 1, len(rest)), 0, -1)
+        keep = next((length for length in lengths if rest.endswith(self._pattern[:length])), 0)
+        self._held = rest[len(rest) - keep :]
+        return self._content.join([*whole, rest[: len(rest) - keep]])
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from runtime_edge.errors import ArtifactError, LeptonError, RequestError
 from runtime_edge.tokenizer_bounds import BoundError, bounded
@@ -61,6 +61,18 @@ def parse(
         return Tokenizer.from_buffer(checked.data), checked.max_chars
 
 
+class _Joining:
+    """Makes text of tokens, before the replacements."""
+
+    def __init__(self, tokenizer: Tokenizer, label: str) -> None:
+        self._tokenizer, self._label = tokenizer, label
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        with failures(ArtifactError, f"{self._label}: expected a decoder that makes text of tokens"):
+            text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+            return text
+
+
 class BoundedTokenizer:
     """A tokenizer whose calls end: texts are bounded, and what fails inside of the library is an error of ours.
 
@@ -70,8 +82,9 @@ class BoundedTokenizer:
 
     Attributes:
         max_chars: Characters that a text may have.
-        replaced: Texts that the decoder replaces once tokens are joined.
-        decoder: The library's decoder, or None.
+        replacements: What is replaced in decoded text, one pair of texts after the other.
+        joining: Decodes as this one does, without the replacements: text to which later tokens only add.
+        decoder: The library's decoder without the replacements, or None.
 
     Raises:
         ArtifactError: It is no tokenizer, or asks for more than `tokenizer_bounds` allows.
@@ -80,8 +93,10 @@ class BoundedTokenizer:
     def __init__(self, data: bytes, label: str) -> None:
         self._tokenizer, self.max_chars = parse(data, label)
         self._label = label
-        self.replaced = _replaced(self._tokenizer)
+        with failures(ArtifactError, f"{label}: expected a decoder"):
+            self.replacements = _split_off_replacements(self._tokenizer)
         self.decoder = self._tokenizer.decoder
+        self.joining = _Joining(self._tokenizer, label)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Any:
         """The library's encoding of a text (raises `RequestError`)."""
@@ -100,9 +115,10 @@ class BoundedTokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids that the tokenizer does not have are left out (raises `ArtifactError`)."""
-        with failures(ArtifactError, f"{self._label}: expected a decoder that makes text of tokens"):
-            text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
-            return text
+        text = self.joining.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        for pattern, content in self.replacements:
+            text = text.replace(pattern, content)
+        return text
 
     def enable_truncation(self, max_length: int, **options: Any) -> None:
         """Cuts every text that is encoded from now on to `max_length` tokens, those around it counted.
@@ -149,9 +165,16 @@ class BoundedTokenizer:
             )
 
 
-def _replaced(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Texts that the decoder replaces once tokens are joined; one character alone never waits for the next."""
-    stages = json.loads(tokenizer.decoder.__getstate__()).get("decoders", []) if tokenizer.decoder is not None else []
-    joined = next((at for at, stage in enumerate(stages) if stage.get("type") == "Fuse"), len(stages))
-    patterns = [stage["pattern"] for stage in stages[joined:] if stage.get("type") == "Replace"]
-    return tuple(pattern["String"] for pattern in patterns if len(pattern.get("String", "")) > 1)
+def _split_off_replacements(tokenizer: Tokenizer) -> tuple[tuple[str, str], ...]:
+    """Takes from a decoder what it replaces once tokens are joined, which changes text that came before."""
+    decoder = tokenizer.decoder
+    stages = json.loads(decoder.__getstate__()).get("decoders", []) if decoder is not None else []
+    joined = len(stages)
+    while joined and stages[joined - 1].get("type") == "Replace" and stages[joined - 1]["pattern"].get("String"):
+        joined -= 1
+    if joined == len(stages) or joined == 0 or stages[joined - 1].get("type") != "Fuse":
+        return ()
+    rest = decoders.Sequence([])
+    rest.__setstate__(json.dumps({"type": "Sequence", "decoders": stages[:joined]}).encode())
+    tokenizer.decoder = rest
+    return tuple((stage["pattern"]["String"], stage["content"]) for stage in stages[joined:])

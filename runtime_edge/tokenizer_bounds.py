@@ -20,6 +20,7 @@ import numpy as np
 from runtime_edge.tokenizer_regex import ExpressionError, shortest_match
 
 MAX_BYTES = 256 * 2**20  # of the file; the largest known have 35 MB
+MAX_PART_BYTES = 2 * 2**20  # of the normalizer and the like; SentencePiece's table takes 0.3 MB
 MAX_STAGES = 64  # of normalizers, of pre-tokenizers, of decoders, of post-processors; known ones have up to 8
 MAX_GROWTH = 4096  # characters that the normalizers make of one; SentencePiece's table alone makes up to 18
 MAX_DECODER_GROWTH = 64  # characters that the decoders make of one of a token
@@ -119,6 +120,8 @@ def _at_most(what: str, found: int, limit: int) -> None:
 
 
 def _parsed(name: str, raw: msgspec.Raw) -> Any:
+    _at_most(f"bytes of the {name}", len(bytes(raw)), MAX_PART_BYTES)
+
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) != len(pairs):
@@ -227,7 +230,11 @@ def _check_templates(part: Any) -> None:
             for piece in pieces:
                 inner = piece.get("SpecialToken") if isinstance(piece, dict) else None
                 copies += inner is None
-                tokens += sizes.get(str(inner.get("id")), 1) if isinstance(inner, dict) else 0
+                if isinstance(inner, dict):
+                    token = str(inner.get("id"))
+                    if token not in sizes:
+                        raise BoundError(f"expected the ids of the template's token {token[:40]!r}, found none")
+                    tokens += sizes[token]
             _at_most("tokens around a text", tokens, MAX_TEMPLATE)
             _at_most("copies of a text in the template", copies, MAX_SEQUENCES)
 

@@ -224,7 +224,7 @@ class _Reader:
                 self.at = max(self.text.find(">", self.at), self.at) + 1
             elif not (self._take(":") or self._take(">")):
                 options = self.at
-                while self._peek() and self._peek() in "imxWDSPyaL-{g}":
+                while self._peek() and self._peek() in "imxWDSPaL-":
                     self.at += 1
                 if self._take(")"):
                     return _Node(), False

@@ -33,6 +33,7 @@ class _Source(Protocol):
     tokenizer_json: bytes
     tokenizer_config: dict[str, Any]
     chat_template: str | None
+    chat_templates: dict[str, str]
     generation_config: dict[str, Any]
     modules: Any
 
@@ -80,6 +81,10 @@ def write_model_files(source: _Source, path: Path, *, tokenizer: bool = True) ->
         _write_json(path / "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"} | source.tokenizer_config)
     if source.chat_template is not None:
         (path / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
+    for name, template in source.chat_templates.items():
+        folder = path / "additional_chat_templates"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.jinja").write_text(template, encoding="utf-8")
     if source.modules is not None:
         _write_modules(path, source)
 

@@ -39,7 +39,13 @@ def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
         file="tokenizer.json", bos_token_id=first["bos_token"], eos_token_ids=tuple(known("eos_token")),
         pad_token_id=_pad(texts, ids, first["pad_token"], vocab), special_tokens=texts,
         chat_template="chat_template.jinja" if source.chat_template else None,
+        chat_templates=named_templates(source),
     )  # fmt: skip
+
+
+def named_templates(source: Source) -> dict[str, str]:
+    """Returns the file of each chat template beside the default one."""
+    return {name: f"chat_template.{name}.jinja" for name in source.chat_templates}
 
 
 def _pad(texts: dict[str, str], ids: dict[str, int], fallback: int | None, vocab: int) -> int | None:

@@ -34,6 +34,7 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
     manifest = check_listing(artifact, listing(artifact))
     variants = _chosen(manifest, only)
     wanted = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report, PAGE_NAME}
+    wanted |= set(manifest.tokenizer.chat_templates.values())
     for variant in variants:
         wanted |= {path for _, path in variant.parts}
     files = tuple(file for file in manifest.files if file.path in wanted)

@@ -6,8 +6,6 @@ import errno
 import hashlib
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,29 +15,35 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.artifact.place import Place
+from leptonc.artifact.place import check_out as check_out  # for those that write with it
 from leptonc.errors import InputError
 from leptonc.ir.dialect import STORAGE_KEY
 from leptonc.ir.structure import layer_of
 from leptonc.passes.quantize.blocks import Quantized
 from runtime_edge.errors import ArtifactError
 from runtime_edge.files import MANIFEST_NAME
-from runtime_edge.manifest import DERIVED, EMITTED_NAME, File, Manifest, encode
+from runtime_edge.manifest import DERIVED, File, Manifest, encode
 
 INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
-_OURS = {MANIFEST_NAME: "an artifact", EMITTED_NAME: "an emitted graph"}  # what may be replaced, by the file that tells
 _COPY_BYTES = 2**22
 ALIGNMENT = 64  # of a tensor in its blob: a cache line, and what vector loads want
+# What a system says where a place cannot be written to.
+_REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG,
+    errno.EMFILE, errno.ENOTDIR, errno.EAGAIN,
+}  # fmt: skip
 
-
-Place = tuple[str, int, int]  # a blob, and the offset and length of a tensor's bytes in it
+Spot = tuple[str, int, int]  # a blob, and the offset and length of a tensor's bytes in it
 
 
 class ArtifactWriter:
-    """A new artifact in a temporary directory beside `out`; leaves nothing behind unless `commit` is reached.
+    """A new artifact in a hidden directory beside `out`; leaves nothing behind unless `commit` is reached.
 
     Args:
         out: Where the artifact will be.
-        replace: Whether an artifact that is there already may be replaced. Anything else never is.
+        replace: Whether an artifact that is there already may be replaced. Anything else never is, nor one that has
+            files which no build wrote.
 
     Raises:
         InputError: `out` exists and may not be replaced, or its directory cannot be written to.
@@ -47,17 +51,14 @@ class ArtifactWriter:
 
     def __init__(self, out: Path, *, replace: bool = False) -> None:
         self.out = out
-        check_out(out, replace=replace)
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            self.path = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-            self.scratch = self.path.with_suffix(".work")  # for temporary files, on the same disk
-            self.scratch.mkdir()
+            self._place = Place(out, replace=replace)
         except OSError as error:
             raise _unwritable(out.parent, error) from error
+        self.path = self._place.path
+        self.scratch = self._place.scratch  # for temporary files, on the same disk
         self.files: dict[str, File] = {}
-        self._stored: dict[str, Place] = {}  # by a tensor's mark: of the last graph and those beside it
-        self._committed = False
+        self._stored: dict[str, Spot] = {}  # by a tensor's mark: of the last graph and those beside it
 
     def __enter__(self) -> ArtifactWriter:
         return self
@@ -65,17 +66,13 @@ class ArtifactWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        if not self._committed:
-            shutil.rmtree(self.path, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EACCES,
-            errno.EROFS,
-        ):
+        self._place.close()
+        if isinstance(error, OSError) and error.errno in _REFUSALS and self._is_ours(error.filename):
             raise _unwritable(self.out.parent, error) from error
+
+    def _is_ours(self, name: Any) -> bool:
+        """Whether an error's file is one of the artifact's, or is not told."""
+        return name is None or Path(os.fsdecode(name)).is_relative_to(self.out.parent)
 
     def add(self, name: str, data: bytes | memoryview) -> None:
         """Writes a file of the artifact, or writes it anew."""
@@ -140,7 +137,7 @@ class ArtifactWriter:
         for key, value in _outside(model):
             groups.setdefault(layer_of(key), []).append(value)
         known = self._stored if beside else {}
-        places: dict[str, Place] = {}
+        places: dict[str, Spot] = {}
         for _, values in sorted(groups.items()):
             places |= self._blob(values, advance, sources, known)
         self._stored = known | places
@@ -148,13 +145,13 @@ class ArtifactWriter:
         return tuple(sorted({blob for blob, _, _ in places.values()}))
 
     def _blob(
-        self, values: list[ir.Value], advance: Callable[[int], Any], sources: bool, known: Mapping[str, Place]
-    ) -> dict[str, Place]:  # fmt: skip
+        self, values: list[ir.Value], advance: Callable[[int], Any], sources: bool, known: Mapping[str, Spot]
+    ) -> dict[str, Spot]:  # fmt: skip
         """Writes what a layer has that is not known, to one blob; returns the places of its tensors by mark."""
         folder = self.path / "blobs"
         folder.mkdir(exist_ok=True)
         partial, digest = folder / "partial", hashlib.sha256()
-        places: dict[str, Place] = {}  # path "" is the new blob's
+        places: dict[str, Spot] = {}  # path "" is the new blob's
         with partial.open("wb") as file:
             for value in values:
                 tensor = value.const_value
@@ -196,7 +193,7 @@ class ArtifactWriter:
             )
         return places
 
-    def _holds(self, place: Place, data: Any) -> bool:
+    def _holds(self, place: Spot, data: Any) -> bool:
         """Whether these bytes lie at a place."""
         blob, offset, length = place
         with (self.path / blob).open("rb") as file:
@@ -212,20 +209,12 @@ class ArtifactWriter:
         return tuple(self.files[name] for name in sorted(self.files))
 
     def commit(self) -> Path:
-        """Puts the artifact in its place; what was there is removed only when the new one is there."""
-        os.chmod(self.path, 0o755)  # mkdtemp makes it private
-        old: Path | None = None
-        try:
-            if self.out.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".old", dir=self.out.parent))
-                self.out.replace(old)
-            self.path.replace(self.out)
-            self._committed = True
-        finally:  # an interrupt or an error between the two renames puts the old one back
-            if old is not None:
-                if not self.out.exists():
-                    old.replace(self.out)
-                shutil.rmtree(old, ignore_errors=True)
+        """Puts the artifact in its place, once all of it is on the disk; what was there before is removed then.
+
+        Raises:
+            InputError: Something appeared there meanwhile that may not be replaced; it is as it was.
+        """
+        self._place.put()
         return self.out
 
 
@@ -276,32 +265,6 @@ def stored_bytes(model: ir.Model, beside: ir.Model | None = None) -> int:
             f"blobs/{'0' * 64}", 2**31, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name, base_dir=Path()
         )
     return sum(sizes.values()) + len(_serialized(model))
-
-
-def check_out(out: Path, *, replace: bool) -> None:
-    """Refuses a place that an artifact may not be written to; costs nothing, so it comes before the work.
-
-    Raises:
-        InputError: as `ArtifactWriter` says.
-    """
-    if out.is_symlink() or out.exists():
-        found = next((what for name, what in _OURS.items() if (out / name).is_file()), None)
-        if found is None or out.is_symlink():
-            raise InputError(
-                f"expected a place for the artifact, found something else at {out}", hint="choose another with -o"
-            )
-        if not replace:
-            raise InputError(
-                f"expected nothing at {out}, found {found}",
-                hint="replace it with --force, or choose another with -o",
-            )
-    parent = out.parent
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(
-            f"expected a directory that can be written to, found {parent}", hint="choose another place with -o"
-        )
 
 
 def _unwritable(place: Path, error: OSError) -> InputError:

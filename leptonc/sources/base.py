@@ -126,6 +126,7 @@ class Source:
         tokenizer_json: The tokenizer in the `tokenizers` library's format, without truncation and padding.
         tokenizer_config: Texts of special tokens (`bos_token`, `eos_token`, `pad_token`, ...) and the like.
         chat_template: Jinja source, where the model has one.
+        chat_templates: Further ones by name, such as `tool_use`.
         generation_config: As a Hugging Face `generation_config.json`; empty where there is none.
         modules: What a sentence-transformers model does before and after the encoder.
         emitted: The graph of a model that was captured before; None where it has to be.
@@ -139,6 +140,7 @@ class Source:
     tokenizer_json: bytes
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
+    chat_templates: dict[str, str] = field(default_factory=dict)
     generation_config: dict[str, Any] = field(default_factory=dict)
     modules: SentenceModules | None = None
     emitted: Emitted | None = None

@@ -48,6 +48,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         passes: What has changed the graph since.
         pruning: What was reported of each pruning, the first one first.
         fidelity: How far it is from the model that was captured, where that was measured.
+        files: Every file that was written with it: what `--force` may remove.
     """
 
     format: str = FORMAT
@@ -59,6 +60,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     passes: tuple[PassRecord, ...] = ()
     pruning: tuple[dict[str, Any], ...] = ()
     fidelity: dict[str, Any] | None = None
+    files: tuple[str, ...] = ()
 
 
 def encode(about: About) -> bytes:

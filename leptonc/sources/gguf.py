@@ -12,6 +12,7 @@ from leptonc.sources.gguf_config import build_config, build_generation_config
 from leptonc.sources.gguf_families import family_of, map_weights
 from leptonc.sources.gguf_file import GgufFile
 from leptonc.sources.gguf_tokenizer import build_tokenizer
+from leptonc.sources.hf_tokenizer import TEMPLATE_NAME
 
 # The quantization's name that GGUF files carry at the end of theirs.
 _QUANTIZATION = re.compile(r"[-._](?:I?Q\d+(?:_[A-Z0-9]+)*|[BF]{1,2}(?:16|32)|MXFP4)$", re.IGNORECASE)
@@ -47,7 +48,7 @@ def open_gguf(
         weights = map_weights(file, family, config)
         tokenizer, special = build_tokenizer(file, architecture)
         generation = build_generation_config(file)
-        template = file.metadata.get("tokenizer.chat_template")
+        templates = _chat_templates(file)
         licence = file.metadata.get("general.license")
     except InputError:
         file.close()
@@ -64,7 +65,23 @@ def open_gguf(
         weights=weights,
         tokenizer_json=tokenizer,
         tokenizer_config=special,
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=templates.pop("default", None),
+        chat_templates=templates,
         generation_config=generation,
         closers=(file.close,),
     )
+
+
+def _chat_templates(file: GgufFile) -> dict[str, str]:
+    """The chat templates by name; llama.cpp's converter writes others than the default under keys of their own."""
+    found = {}
+    for key, value in file.metadata.items():
+        base, _, name = key.partition("tokenizer.chat_template")
+        if base or not isinstance(value, str) or not (name == "" or name.startswith(".")):
+            continue
+        if name and not TEMPLATE_NAME.fullmatch(name[1:]):
+            raise InputError(
+                f"{file.label}: expected names of chat templates of letters, digits, - and _, found {name[1:81]!r}"
+            )
+        found[name[1:] or "default"] = value
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from leptonc.errors import InputError
 from leptonc.sources.base import LazyTensor, Source
-from leptonc.sources.hf_tokenizer import read_chat_template, read_tokenizer, read_written
+from leptonc.sources.hf_tokenizer import read_chat_templates, read_tokenizer, read_written
 from leptonc.sources.jsonfile import read_json
 from leptonc.sources.safetensors_file import SafetensorsFile
 from leptonc.sources.sentence import Sentence, lowered, read_sentence
@@ -81,11 +81,13 @@ def model_files(
     config = _config(place)
     options = {} if sentence is None else sentence.config.tokenizer
     tokenizer = read_written(place) if written else read_tokenizer(place, hub_id=hub_id, options=options)
+    templates = read_chat_templates(place)
     fields: dict[str, Any] = {
         "config": config,
         "tokenizer_json": tokenizer.data,
         "tokenizer_config": tokenizer.config,
-        "chat_template": read_chat_template(place),
+        "chat_template": templates.pop("default", None),
+        "chat_templates": templates,
         "generation_config": read_json(generation) if generation.is_file() else {},
     }
     if sentence is not None:

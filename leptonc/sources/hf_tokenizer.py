@@ -9,6 +9,7 @@ of many kinds (`tokenizer_check`). A file that transformers leaves alone keeps i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from runtime_edge.tokenizer import failures, parse
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Files that hold a vocabulary, besides tokenizer.json.
 _VOCABULARIES = ("*.txt", "*.model", "*.spm", "*.bpe", "*.codes", "*.tiktoken", "vocab*.json", "tekken.json")
+TEMPLATES = "additional_chat_templates"  # the folder of templates beside the default one
+TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # becomes part of a file's name
 _SAVE = "save it in the current format: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
 _HARM = "the tokenizer is damaged or was made to do harm: take it from its author again"
 # What `clean_up_tokenization` of transformers 5 replaces in decoded text, in this order.
@@ -29,9 +32,14 @@ _CLEANED = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
     (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
-_READING = ("model_max_length", "model_input_names")
-_ENDLESS = 2**31  # a limit as large as this stands for none
+# What a source's config says of the tokenizer besides special tokens: what the encoder's record is made of.
+_SETTINGS = ("truncation_side", "padding_side", "model_input_names")
+_NO_LIMIT = 10**9  # transformers writes 10^30 where there is none
 _NO_SUFFIX = "\u0000"  # a prefix of no token: WordPiece's decoder then joins tokens with spaces, as no decoder does
+
+
+class _NoBackendError(InputError):
+    """A tokenizer that is code, of transformers or of the model's own."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,8 @@ class ReadTokenizer:
 
     Attributes:
         data: tokenizer.json.
-        config: Texts of special tokens, under the names that chat templates know, and what says how texts are read:
-            `model_max_length` where there is one, `truncation_side` and `model_input_names`.
+        config: Texts of special tokens, under the names that chat templates know; where and on which side texts are
+            cut, and which inputs a model gets of them.
     """
 
     data: bytes
@@ -66,28 +74,37 @@ def read_tokenizer(
     path = directory / "tokenizer.json"
     original = read_bytes(path) if path.is_file() else None
     if original is None and not any(True for pattern in _VOCABULARIES for _ in directory.glob(pattern)):
-        raise _none(directory)
+        raise _without_files(directory, hub_id)
     if original is not None:
         original = without_limits(original, str(path))
         parse(original, str(path), error_type=InputError, hint=_HARM)
     reference = _load(directory, hub_id, options or {})
     data = _as_json(reference, directory)
-    if original is not None and _canonical(original) == _canonical(data):
+    if original is not None and _ids(original) == _ids(data) and _canonical(original) == _canonical(data):
         data = original
     check_tokenizer(data, reference, str(directory))
-    texts = {name: str(token) for name, token in reference.special_tokens_map.items() if token}
-    return ReadTokenizer(data, texts | _reading(reference, directory))
-
-
-def _reading(reference: Any, directory: Path) -> dict[str, Any]:
-    """How texts are read: where they are cut, and what a model is given of them."""
-    found: dict[str, Any] = {
-        "truncation_side": reference.truncation_side, "model_input_names": list(reference.model_input_names),
-    }  # fmt: skip
+    config: dict[str, Any] = {name: str(token) for name, token in reference.special_tokens_map.items() if token}
+    config |= {name: getattr(reference, name) for name in _SETTINGS}
     limit = reference.model_max_length
     if not isinstance(limit, int | float) or limit < 1:
         raise InputError(f"{directory}: expected model_max_length to be a number above 0, found {str(limit)[:80]!r}")
-    return found | ({"model_max_length": int(limit)} if limit < _ENDLESS else {})
+    if limit < _NO_LIMIT:
+        config["model_max_length"] = int(limit)
+    return ReadTokenizer(data, config)
+
+
+def _without_files(directory: Path, hub_id: str | None) -> InputError:
+    """Why a directory without a vocabulary is refused: a class in Python has none, and neither has one of its own."""
+    nothing = _none(directory)
+    if not (directory / "tokenizer_config.json").is_file():
+        return nothing
+    try:
+        _backend(_load(directory, hub_id, {}), directory)
+    except _NoBackendError as error:
+        return error
+    except InputError:
+        pass
+    return nothing
 
 
 def _none(directory: Path) -> InputError:
@@ -110,8 +127,8 @@ def read_written(directory: Path) -> ReadTokenizer:
     parse(data, str(path), error_type=InputError, hint=_HARM)
     config = directory / "tokenizer_config.json"
     fields = read_json(config) if config.is_file() else {}
-    kept = {name: field for name, field in fields.items() if isinstance(field, str) or name in _READING}
-    return ReadTokenizer(data, kept)
+    fields.pop("tokenizer_class", None)
+    return ReadTokenizer(data, fields)
 
 
 def without_limits(data: bytes, label: str) -> bytes:
@@ -167,7 +184,7 @@ def _refused(directory: Path, error: InputError) -> InputError:
     config = directory / "tokenizer_config.json"
     fields = read_json(config) if config.is_file() else {}
     if fields.get("auto_map"):
-        return InputError(
+        return _NoBackendError(
             f"{directory}: expected a tokenizer that transformers knows, found one that is code of the model's own "
             "(tokenizer_config.json's auto_map), which is never run",
             hint="where it can be written as tokenizer.json, do so: tokenizer.save_pretrained(directory)",
@@ -177,14 +194,7 @@ def _refused(directory: Path, error: InputError) -> InputError:
 
 def _as_json(reference: Any, directory: Path) -> bytes:
     """What a loaded tokenizer holds, as tokenizer.json; refuses what only its Python code does."""
-    name = type(reference).__name__
-    backend = getattr(reference, "backend_tokenizer", None)
-    if backend is None:
-        raise InputError(
-            f"{directory}: expected a tokenizer that the `tokenizers` library can run, found {name}, which "
-            "transformers runs in Python",
-            hint="models with this tokenizer cannot be compiled yet",
-        )
+    backend = _backend(reference, directory)
     if getattr(reference, "split_special_tokens", False):
         raise InputError(
             f"{directory}: expected special tokens that are found in a text, found split_special_tokens, with which "
@@ -200,6 +210,17 @@ def _as_json(reference: Any, directory: Path) -> bytes:
         document["decoder"] = _with_clean_up(document["decoder"])
         return _encoded(document)
     return without_limits(text.encode("utf-8"), str(directory))
+
+
+def _backend(reference: Any, directory: Path) -> Any:
+    backend = getattr(reference, "backend_tokenizer", None)
+    if backend is None:
+        raise _NoBackendError(
+            f"{directory}: expected a tokenizer that the `tokenizers` library can run, found "
+            f"{type(reference).__name__}, which transformers runs in Python",
+            hint="models with this tokenizer cannot be compiled yet",
+        )
+    return backend
 
 
 def _refuse_a_default(reference: Any, directory: Path) -> None:
@@ -227,6 +248,11 @@ def _with_clean_up(decoder: dict[str, Any] | None) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": stages}
 
 
+def _ids(data: bytes) -> list[tuple[int, str]]:
+    """Added tokens as the file has them: the library gives a token another id where the file's is not free."""
+    return sorted((token["id"], token["content"]) for token in json.loads(data).get("added_tokens") or [])
+
+
 def _canonical(data: bytes) -> Any:
     """A tokenizer.json as the library writes it, so that only what differs in meaning differs."""
     tokenizer, _ = parse(data, "tokenizer.json", error_type=InputError, hint=_HARM)
@@ -245,16 +271,32 @@ _PLAIN = {
 }
 
 
-def read_chat_template(directory: Path) -> str | None:
-    """Returns the chat template from whichever of the three places has it, the current one first."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return read_text(path)
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        path = directory / name
-        template = read_json(path).get("chat_template") if path.is_file() else None
-        if isinstance(template, list):
-            template = next((item.get("template") for item in template if item.get("name") == "default"), None)
-        if isinstance(template, str):
-            return template
-    return None
+def read_chat_templates(directory: Path) -> dict[str, str]:
+    """Returns the chat templates by name, that of every model called `default`.
+
+    As for transformers' tokenizers, files of templates win over what `tokenizer_config.json` has, and are all there is
+    then. A processor's `chat_template.json` comes between them.
+
+    Raises:
+        InputError: A file is no text or no JSON, or a template has a name that is no file's.
+    """
+    files = {"default": directory / "chat_template.jinja"}
+    files |= {path.stem: path for path in sorted((directory / TEMPLATES).glob("*.jinja"))}
+    found = {name: read_text(path) for name, path in files.items() if path.is_file()}
+    for file in () if found else ("chat_template.json", "tokenizer_config.json"):
+        path = directory / file
+        given = read_json(path).get("chat_template") if path.is_file() else None
+        if isinstance(given, list):
+            pairs = [(item.get("name"), item.get("template")) for item in given if isinstance(item, dict)]
+        else:
+            pairs = list(given.items()) if isinstance(given, dict) else [("default", given)]
+        found = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+        if found:
+            break
+    for name in found:
+        if not TEMPLATE_NAME.fullmatch(name):
+            raise InputError(
+                f"{directory}: expected names of chat templates of letters, digits, - and _, found {name[:80]!r}",
+                hint="give the template another name",
+            )
+    return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from leptonc.errors import InputError, require
 from leptonc.sources.base import Source
 from leptonc.sources.hf import INDEX, open_directory
+from leptonc.sources.hf_tokenizer import TEMPLATES
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # One repository may hold the same weights in many formats: what is not listed is not downloaded.
@@ -30,6 +31,7 @@ PATTERNS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    f"{TEMPLATES}/*.jinja",
     "vocab.txt",
     "vocab.json",
     "merges.txt",

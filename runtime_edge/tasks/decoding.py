@@ -137,7 +137,9 @@ class Decoding:
     def _answer(self, request: Request) -> Answer:
         prompt, codec = request.token_ids, self.codec
         stops = StopStrings(request.stop, codec.pieces, prompt) if request.stop else None
-        detokenizer = Detokenizer(codec.tokenizer, codec.special_ids, prompt, replaced=codec.tokenizer.replaced)
+        detokenizer = Detokenizer(
+            codec.tokenizer.joining, codec.special_ids, prompt, replacements=codec.tokenizer.replacements
+        )
         return Answer(detokenizer, stops)
 
     def _prefill(self, request: Request, state: DecoderState, cached: int) -> Floats | None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from runtime_edge.detokenize import Detokenizer
+from runtime_edge.tokenizer import BoundedTokenizer
 from tests.runtime_edge import tiny
 
 TEXTS = [
@@ -200,3 +201,39 @@ def test_the_window_stays_small() -> None:
     for token in np.random.default_rng(0).integers(0, 256, 3000):
         detokenizer.push(int(token))
         assert len(detokenizer._window) <= 20
+
+
+# What transformers 5 replaces in decoded text, in this order.
+CLEANED = ((" .", "."), (" ?", "?"), (" ' ", "'"), (" n't", "n't"), (" 's", "'s"))
+
+
+def cleaning() -> BoundedTokenizer:
+    """WordPiece, whose decoder replaces texts once tokens are joined, as that of a Chinese GPT-2."""
+    words = ["do", "n", "'", "t", "s", ".", "?", "it", "##s", "n't"]
+    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="it"))
+    stages = [decoders.WordPiece("##", False), decoders.Fuse(), *(decoders.Replace(a, b) for a, b in CLEANED)]
+    tokenizer.decoder = decoders.Sequence(stages)
+    return BoundedTokenizer(tokenizer.to_str().encode(), "tokenizer.json")
+
+
+def streamed_and_replaced(tokenizer: BoundedTokenizer, ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer.joining, frozenset(), replacements=tokenizer.replacements)
+    return [*map(detokenizer.push, ids), detokenizer.flush()]
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_text_that_is_replaced_once_it_is_joined_is_held_back(ids: list[int]) -> None:
+    tokenizer = cleaning()
+    expected = tokenizer.joining.decode(ids)
+    for pattern, content in CLEANED:
+        expected = expected.replace(pattern, content)
+    assert tokenizer.decode(ids) == expected
+    assert "".join(streamed_and_replaced(tokenizer, ids)) == expected
+
+
+def test_replaced_text_comes_early() -> None:
+    tokenizer = cleaning()
+    assert tokenizer.replacements == CLEANED
+    # " n" and " '" may begin what is replaced: they wait for the next token, words do not.
+    assert streamed_and_replaced(tokenizer, [7, 0, 1, 2, 3, 5]) == ["it", " do", "", "", "n't", ".", ""]

@@ -38,6 +38,7 @@ def test_a_chat_models_tokenizer(llama: Captured) -> None:
     }  # fmt: skip
     assert found.chat_template == "chat_template.jinja"
     assert described(llama, chat_template=None).chat_template is None
+    assert described(llama, chat_templates={"rag": "R"}).chat_templates == {"rag": "chat_template.rag.jinja"}
 
 
 def test_ends_come_from_everywhere(llama: Captured) -> None:

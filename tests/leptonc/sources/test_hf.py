@@ -160,7 +160,9 @@ def test_special_tokens_are_given_as_text_as_transformers_has_them(model: Path) 
         found = source.tokenizer_config
     # special_tokens_map.json decides over tokenizer_config.json, where that has no added_tokens_decoder.
     expected = {"bos_token": "<b>", "eos_token": "<|sep|>", "unk_token": "<u>", "image_token": "<|mask|>"}
-    assert found == expected == AutoTokenizer.from_pretrained(model, local_files_only=True).special_tokens_map
+    assert expected == AutoTokenizer.from_pretrained(model, local_files_only=True).special_tokens_map
+    assert {name: text for name, text in found.items() if name.endswith("_token")} == expected
+    assert (found["truncation_side"], found["model_input_names"]) == ("right", ["input_ids", "attention_mask"])
 
 
 def test_where_chat_templates_are_found(model: Path) -> None:
@@ -174,6 +176,32 @@ def test_where_chat_templates_are_found(model: Path) -> None:
     (model / "chat_template.json").write_text('{"chat_template": "J"}')
     with open_source(str(model)) as source:
         assert source.chat_template == "J"
+
+
+@pytest.mark.parametrize("place", ["files", "config", "files without a default"])
+def test_named_chat_templates_are_those_of_transformers(model: Path, tmp_path: Path, place: str) -> None:
+    named = [{"name": name, "template": name} for name in ("tool_use", "default")]
+    edit(model / "tokenizer_config.json", chat_template=named)
+    (model / "chat_template.jinja").unlink()
+    if place != "config":
+        (model / "additional_chat_templates").mkdir()
+        (model / "additional_chat_templates" / "rag.jinja").write_text("R")
+    if place == "files":
+        (model / "chat_template.jinja").write_text("E")
+    reference = AutoTokenizer.from_pretrained(model, local_files_only=True).chat_template
+    with open_source(str(model)) as source:
+        found = source.chat_templates | ({} if source.chat_template is None else {"default": source.chat_template})
+        assert found == reference
+        again = write_directory(source, tmp_path / "again")
+    with open_source(str(again)) as source:
+        assert source.chat_templates == {name: text for name, text in reference.items() if name != "default"}
+
+
+def test_the_name_of_a_chat_template_is_no_path(model: Path) -> None:
+    (model / "chat_template.jinja").unlink()
+    edit(model / "tokenizer_config.json", chat_template=[{"name": "../../up", "template": "T"}])
+    with pytest.raises(InputError, match=r"expected names of chat templates of letters, .*, found '\.\./\.\./up'"):
+        open_source(str(model))
 
 
 def test_a_vocabulary_in_the_old_files_is_converted(tmp_path: Path) -> None:
