@@ -112,11 +112,27 @@ class Preparation:
         self.sample = Sample(self.source, self.captured, self.text, name)
         Manager(options.dump_ir).write(self.captured.model, "capture")
         self.report = {"operations": {"captured": count_ops(self.captured.model)}, "recipe": as_record(options)}
+        self._warn()
         if emitted is not None:  # what was done to it before is part of what it is
             self.records += emitted.passes
             self.report["emitted"] = {"pruning": list(emitted.pruning), "fidelity": emitted.fidelity or {}}
             if emitted.pruning:
                 self.report["pruning"] = emitted.pruning[-1]
+
+    def _warn(self) -> None:
+        """Shows the user, and keeps in the report, what is otherwise than the checkpoint's own files say."""
+        from leptonc.sources.generation import warnings_of
+
+        source = self.source
+        found = [*source.warnings, *self.captured.warnings]
+        if self.captured.task.cached:
+            found += warnings_of(source.generation_config, source.config)
+        for warning in found:
+            self.clock.note(f"warning: {warning}")
+        if found:
+            self.report["warnings"] = found
+        if self.captured.unused:
+            self.report["unused"] = list(self.captured.unused)
 
     def shrink(self, writer: ArtifactWriter, texts: dict[Any, Any], count: int) -> None:
         """Cuts out of the captured model what is asked for; `calibration` and `healing` are there afterwards.

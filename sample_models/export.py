@@ -34,7 +34,7 @@ class _Source(Protocol):
     tokenizer_config: dict[str, Any]
     chat_template: str | None
     chat_templates: dict[str, str]
-    generation_config: dict[str, Any]
+    generation_config: dict[str, Any] | None
     modules: Any
 
 
@@ -74,7 +74,7 @@ def write_directory(
 def write_model_files(source: _Source, path: Path, *, tokenizer: bool = True) -> None:
     """Writes what a model's directory has besides its weights to `path`, which is there."""
     _write_json(path / "config.json", source.config)
-    if source.generation_config:
+    if source.generation_config is not None:
         _write_json(path / "generation_config.json", source.generation_config)
     if tokenizer:
         (path / "tokenizer.json").write_bytes(source.tokenizer_json)

@@ -11,6 +11,7 @@ from leptonc import __version__
 from leptonc.errors import InputError
 from leptonc.frontend.capture import Captured
 from leptonc.sources.base import SentenceModules, Source, text_limit
+from leptonc.sources.generation import effective
 from leptonc.sources.sentence import score_function
 from runtime_edge.encoder_record import SIDES
 from runtime_edge.manifest import CacheLayer, Decoder, Encoder, Tokenizer
@@ -20,21 +21,22 @@ TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorr
 
 
 def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
-    """Returns the tokenizer's record; ids come from the generation config, the config, and the tokens' texts."""
+    """Returns the tokenizer's record.
+
+    An answer ends where transformers' generate ends one, see `leptonc.sources.generation`. The tokens that begin a text
+    and pad it may be the tokenizer's own.
+    """
     config = source.tokenizer_config
     texts = {name: text for name in SPECIAL if (text := _text(config.get(name)))}
     ids = _token_ids(source.tokenizer_json)
     vocab = getattr(captured.config, "vocab_size", None) or len(ids)
+    settings = effective(source.generation_config, source.config)
 
     def known(name: str) -> list[int]:
-        found: list[int] = []
-        for value in (source.generation_config.get(f"{name}_id"), source.config.get(f"{name}_id")):
-            found += value if isinstance(value, list) else [value] if isinstance(value, int) else []
-        if name in texts and texts[name] in ids:
-            found.append(ids[texts[name]])
-        return sorted({t for t in found if isinstance(t, int) and 0 <= t < vocab})
+        value = settings.get(f"{name}_id")
+        return sorted({t for t in (value if isinstance(value, list) else [value]) if type(t) is int and 0 <= t < vocab})
 
-    first = {name: next(iter(known(name)), None) for name in ("bos_token", "pad_token")}
+    first = {name: next(iter(known(name)), ids.get(texts.get(name, ""))) for name in ("bos_token", "pad_token")}
     return Tokenizer(
         file="tokenizer.json", bos_token_id=first["bos_token"], eos_token_ids=tuple(known("eos_token")),
         pad_token_id=_pad(texts, ids, first["pad_token"], vocab), special_tokens=texts,

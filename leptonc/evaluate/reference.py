@@ -1,7 +1,7 @@
 """The reference: transformers' own float32 forward pass, its weights in memory one module at a time.
 
 The captured graph is not its own judge: the reference runs the model's own code with its own attention, so a capture
-that went wrong shows.
+that went wrong shows. Nor is the loader of our weights: see `original.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leptonc.evaluate.noise import OutputNoise
+from leptonc.evaluate.original import load_original
 from leptonc.evaluate.sentence import embedded
-from leptonc.frontend import weights as bindings
 from leptonc.frontend.capture import position_limit
-from leptonc.frontend.tasks import Task, build_model
+from leptonc.frontend.tasks import Task
 from leptonc.memory import give_back
 from leptonc.sources.base import Source
 
@@ -91,12 +91,7 @@ class Reference:
     def __init__(self, source: Source, task: Task, noise: OutputNoise | None = None) -> None:
         self.task = task
         self._weights, self._watched = source.weights, noise is not None
-        self.model = build_model(task, source.config, "eager")
-        bound = bindings.bind(self.model, source.weights)
-        self._read = {name: bindings.checked(stored, handle) for name, (stored, handle) in bound.items()}
-        for name, value in bindings.buffers(self.model, source.weights).items():
-            path, _, leaf = name.rpartition(".")
-            self.model.get_submodule(path)._buffers[leaf] = torch.from_numpy(np.array(value))
+        self.model, self._read = load_original(source, task)
         if noise is not None:  # before what lets go of weights: hooks run in the order that they come
             noise.watch(self.model)
 

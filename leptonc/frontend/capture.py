@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from leptonc.errors import CaptureError, LeptonError
+from leptonc.frontend import ties
 from leptonc.frontend import weights as bindings
 from leptonc.frontend.aten import TABLE, convert_size
 from leptonc.frontend.builder import Builder
@@ -72,16 +73,30 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     limit = position_limit(model.config)
     bounds = (max_seq_len, limit, text_limit(source) if task.output == "embeddings" else None)
     positions = min(bound for bound in bounds if bound)
+    warnings = ties.separate(model, source.weights)
     bound = bindings.bind(model, source.weights)
+    if 2 * len(bound) < len(list(model.parameters())):  # another model: before the time that a trace takes
+        bindings.require_weights((name for name, _ in model.named_parameters()), bound)
     values = bindings.buffers(model, source.weights)
+    known, unknown = ties.unused(model, source.weights, source.config)
+    if unknown:
+        warnings.append(
+            f"{len(unknown)} tensors of the checkpoint are no part of {type(model).__name__} and are left out, as "
+            f"transformers leaves them out: {ties.summary(unknown)}"
+        )
     with patched(model, cached=task.cached, max_positions=positions) as recorder:
         traced = Traced(task, model, recorder)
         program = _export(traced, recorder, limit)
+    placed = {n.name for n in program.graph.nodes if n.op == "placeholder" and n.users}
+    names = program.graph_signature.inputs_to_parameters
+    bindings.require_weights((names[n].removeprefix("model.") for n in placed if n in names), bound)
     graph = _Converter(traced, recorder, program, bound, values).run()
     cleanup(graph)
     dialect.verify(graph, after="capture")
     parameters = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
-    return Captured(graph, task, model.config, parameters, positions, windows_of(graph))
+    return Captured(
+        graph, task, model.config, parameters, positions, windows_of(graph), tuple(warnings), tuple(known)
+    )  # fmt: skip
 
 
 @contextmanager

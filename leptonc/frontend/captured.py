@@ -22,6 +22,8 @@ class Captured:
         parameters: Number of weights, tied ones counted once.
         max_seq_len: Positions that its tables hold.
         windows: Attention window of each layer, 0 for none.
+        warnings: What the user must know of how the checkpoint was read.
+        unused: Tensors of the checkpoint that belong to heads or towers which this task does not run.
     """
 
     model: ir.Model
@@ -30,6 +32,8 @@ class Captured:
     parameters: int
     max_seq_len: int
     windows: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def windows_of(model: ir.Model) -> tuple[int, ...]:

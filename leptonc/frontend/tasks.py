@@ -160,7 +160,7 @@ def config_of(task: Task, config: Mapping[str, Any]) -> Any:
             hint=f"did you mean {near[0]!r}?" if near else "a newer transformers may have it",
         )
     fields = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config", "torch_dtype", "dtype")}
-    with _refusals(task, config):
+    with refusals(task, config):
         parsed = transformers.AutoConfig.for_model(str(model_type), **fields)
         # A multimodal checkpoint's config holds the language model's config.
         return parsed.get_text_config(decoder=True) if task.auto_class == "AutoModelForCausalLM" else parsed
@@ -175,7 +175,7 @@ def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
     import transformers
 
     parsed = config_of(task, config)
-    with _refusals(task, config):
+    with refusals(task, config):
         parsed._attn_implementation = attention
         with torch.device("meta"):
             model = getattr(transformers, task.auto_class).from_config(parsed, dtype=torch.float32)
@@ -196,7 +196,7 @@ def _check_direction(task: Task, model: nn.Module) -> None:
 
 
 @contextmanager
-def _refusals(task: Task, config: Mapping[str, Any]) -> Iterator[None]:
+def refusals(task: Task, config: Mapping[str, Any]) -> Iterator[None]:
     """What transformers says of a config that it does not take becomes ours."""
     from huggingface_hub.errors import StrictDataclassError  # transformers' checks of configs
 

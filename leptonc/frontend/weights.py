@@ -16,6 +16,8 @@ from leptonc.errors import CaptureError, InputError
 from leptonc.ir.weights import SOURCE_KEY
 from leptonc.sources.base import LazyTensor
 
+_INTEGERS = {"BOOL", *(f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64))}
+
 
 def stored_names(model: Any, weights: Mapping[str, LazyTensor]) -> dict[str, str]:
     """Returns the checkpoint's name of each tensor by the name that transformers has for it today.
@@ -48,18 +50,18 @@ def aliases(model: nn.Module) -> dict[int, list[str]]:
 def bind(model: nn.Module, weights: Mapping[str, LazyTensor]) -> dict[str, tuple[str, LazyTensor]]:
     """Returns for each parameter name of `model` the name and handle of its tensor in the checkpoint.
 
+    What the checkpoint does not have is left out: `require_weights` refuses it where the model reads it.
+
     Raises:
-        InputError: a parameter has no tensor, or one of another shape; the message lists the first few.
+        InputError: a tensor has another shape than its parameter, or holds integers.
     """
     prefix = getattr(model, "base_model_prefix", "") or ""
     stored = stored_names(model, weights)
     bound: dict[str, tuple[str, LazyTensor]] = {}
-    missing: list[str] = []
     parameters = {id(p): p for p in model.parameters()}
     for key, names in aliases(model).items():
         found = next((f for f in (find(n, stored, prefix) for n in names) if f is not None), None)
         if found is None:
-            missing.append(names[0])
             continue
         handle, want = weights[found], tuple(parameters[key].shape)
         if tuple(handle.shape) != want:
@@ -67,14 +69,28 @@ def bind(model: nn.Module, weights: Mapping[str, LazyTensor]) -> dict[str, tuple
                 f"expected `{found}` of shape {list(want)} as the config says, found {list(handle.shape)}",
                 hint="config.json and the weights belong to different models",
             )
+        if handle.dtype in _INTEGERS:
+            raise InputError(
+                f"expected `{found}` to hold floating-point weights, found {handle.dtype}: these are quantized",
+                hint="give the original model: Lepton does the quantization itself",
+            )
         bound.update((n, (found, handle)) for n in names)
+    return bound
+
+
+def require_weights(read: Iterable[str], bound: Mapping[str, object]) -> None:
+    """Refuses a model that reads parameters for which the checkpoint has no tensor.
+
+    Raises:
+        InputError: there are some; the message lists the first few.
+    """
+    missing = sorted(name for name in read if name not in bound)
     if missing:
-        shown = ", ".join(f"`{n}`" for n in sorted(missing)[:5])
+        shown = ", ".join(f"`{n}`" for n in missing[:5])
         raise InputError(
             f"expected weights for every parameter, found none for {len(missing)}: {shown}",
             hint="the checkpoint is incomplete, or config.json names another architecture",
         )
-    return bound
 
 
 def checked(name: str, handle: LazyTensor) -> Callable[[], np.ndarray[Any, Any]]:

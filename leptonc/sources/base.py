@@ -127,10 +127,13 @@ class Source:
         tokenizer_config: Texts of special tokens (`bos_token`, `eos_token`, `pad_token`, ...) and the like.
         chat_template: Jinja source, where the model has one.
         chat_templates: Further ones by name, such as `tool_use`.
-        generation_config: As a Hugging Face `generation_config.json`; empty where there is none.
+        generation_config: As a Hugging Face `generation_config.json`; None where there is none: see `generation.py`.
         modules: What a sentence-transformers model does before and after the encoder.
         emitted: The graph of a model that was captured before; None where it has to be.
         library_path: A directory that sentence-transformers itself can load, for the check of an embedding model.
+        path: Where its files are, for the check, which reads them by itself: a directory, or the parts of a GGUF file;
+            empty for a model that is made up.
+        warnings: What the user must know of how the files were read.
     """
 
     name: str
@@ -141,11 +144,13 @@ class Source:
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
     chat_templates: dict[str, str] = field(default_factory=dict)
-    generation_config: dict[str, Any] = field(default_factory=dict)
+    generation_config: dict[str, Any] | None = None
     modules: SentenceModules | None = None
     emitted: Emitted | None = None
     closers: tuple[Callable[[], None], ...] = ()
     library_path: Path | None = None
+    path: tuple[Path, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Unmaps the files. Arrays that were read stay valid: a view keeps its mapping alive until it is dropped."""

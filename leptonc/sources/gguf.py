@@ -69,6 +69,7 @@ def open_gguf(
         chat_templates=templates,
         generation_config=generation,
         closers=(file.close,),
+        path=tuple(parts),
     )
 
 

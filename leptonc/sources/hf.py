@@ -1,37 +1,17 @@
-"""Hugging Face model directories: config.json, safetensors (one file or sharded), tokenizer."""
+"""Hugging Face model directories: config.json, generation_config.json, tokenizer; weights are `weight_files`'s."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from leptonc.errors import InputError
-from leptonc.sources.base import LazyTensor, Source
+from leptonc.sources.base import Source
 from leptonc.sources.hf_tokenizer import read_chat_templates, read_tokenizer, read_written
 from leptonc.sources.jsonfile import read_json
-from leptonc.sources.safetensors_file import SafetensorsFile
 from leptonc.sources.sentence import Sentence, lowered, read_sentence
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-class _Weights(Mapping[str, LazyTensor]):
-    """Tensors of one or several files under one roof."""
-
-    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> LazyTensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+from leptonc.sources.weight_files import open_weights, with_steps
 
 
 def open_directory(directory: Path, *, name: str | None = None, origin: Mapping[str, str] | None = None) -> Source:
@@ -49,15 +29,18 @@ def open_directory(directory: Path, *, name: str | None = None, origin: Mapping[
     sentence = read_sentence(directory)
     hub_id = origin.get("id") if origin and origin.get("kind") == "hub" else None
     fields = model_files(directory, sentence, hub_id=hub_id)
-    weights, closers = _open_weights(directory if sentence is None else sentence.transformer)
+    place = directory if sentence is None else sentence.transformer
+    weights, closers, warnings = open_weights(place, fields["config"])
     if sentence is not None and sentence.folders:
-        weights, closers = _with_steps(weights, closers, sentence.folders)
+        weights, closers = with_steps(weights, closers, sentence.folders)
     return Source(
         name=name,
         origin={"kind": "directory", "id": name} if origin is None else dict(origin),
         weights=weights,
         closers=closers,
         library_path=directory,
+        path=(place,),
+        warnings=warnings,
         **fields,
     )
 
@@ -88,7 +71,7 @@ def model_files(
         "tokenizer_config": tokenizer.config,
         "chat_template": templates.pop("default", None),
         "chat_templates": templates,
-        "generation_config": read_json(generation) if generation.is_file() else {},
+        "generation_config": read_json(generation) if generation.is_file() else None,
     }
     if sentence is not None:
         fields["modules"] = sentence.modules
@@ -105,16 +88,33 @@ def _config(directory: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise InputError(f"{path}: expected a `model_type`, found none", hint="this is not a transformers model")
-    if not isinstance(config.get("architectures", []), list):
-        raise InputError(f"{path}: expected `architectures` to be a list")
-    if "quantization_config" in config:
-        method = config["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise InputError(f"{path}: expected `architectures` to be a list of names, found {str(names)[:80]}")
+    if (directory / "adapter_config.json").is_file():
         raise InputError(
-            f"{path}: expected unquantized weights, found weights quantized by {method!r}",
-            hint="give the original model: Lepton does the quantization itself",
+            f"{directory}: expected a model or an adapter, found both: transformers may add the adapter to the weights",
+            hint="merge it first, model.merge_and_unload().save_pretrained(...), or remove adapter_config.json",
         )
+    _refuse_quantized(path, config)
     return config
+
+
+def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses quantized weights. As for transformers, null is none, and the language model's config counts too."""
+    inner = config.get("text_config")
+    within = inner.get("quantization_config") if isinstance(inner, dict) else None
+    found = config.get("quantization_config") or within
+    if found is None and config.get("quantization_config") is None:
+        return
+    found = config["quantization_config"] if found is None else found
+    method = found.get("quant_method") if isinstance(found, dict) else found
+    if method == "bitsandbytes" and not (found.get("load_in_8bit") or found.get("load_in_4bit")):
+        return  # what transformers writes for a model that is not
+    raise InputError(
+        f"{path}: expected unquantized weights, found weights quantized by {method!r}",
+        hint="give the original model: Lepton does the quantization itself",
+    )
 
 
 def _no_config(directory: Path) -> InputError:
@@ -132,72 +132,3 @@ def _no_config(directory: Path) -> InputError:
         f"{directory}: expected config.json, found {found}",
         hint="give the directory that model.save_pretrained(...) wrote",
     )
-
-
-def _open_weights(directory: Path) -> tuple[Mapping[str, LazyTensor], tuple[Callable[[], None], ...]]:
-    if (directory / INDEX).is_file():
-        return _open_shards(directory)
-    candidates = sorted(directory.glob("*.safetensors"))
-    single = directory / SINGLE
-    if not single.is_file() and len(candidates) != 1:
-        raise _no_weights(directory, candidates)
-    file = SafetensorsFile(single if single.is_file() else candidates[0])
-    return _Weights(file), (file.close,)
-
-
-def _with_steps(
-    weights: Mapping[str, LazyTensor], closers: tuple[Callable[[], None], ...], folders: Mapping[int, Path]
-) -> tuple[Mapping[str, LazyTensor], tuple[Callable[[], None], ...]]:
-    """Adds the weights of sentence-transformers' modules to the encoder's."""
-    every = dict(weights)
-    try:
-        for index, folder in folders.items():
-            own, more = _open_weights(folder)
-            closers += more
-            every |= {f"sentence.{index}.{name}": tensor for name, tensor in own.items()}
-    except InputError:
-        for closer in closers:
-            closer()
-        raise
-    return _Weights(every), closers
-
-
-def _no_weights(directory: Path, candidates: list[Path]) -> InputError:
-    if candidates:
-        names = ", ".join(path.name for path in candidates[:5])
-        return InputError(f"{directory}: expected {SINGLE} or {INDEX}, found {names}")
-    pickles = [path.name for pattern in _PICKLES for path in sorted(directory.glob(pattern))]
-    if pickles:
-        return InputError(
-            f"{directory}: expected safetensors weights, found {pickles[0]}: pickles can run code and are never read",
-            hint="convert where you trust the file: AutoModel.from_pretrained(directory).save_pretrained(directory)",
-        )
-    return InputError(
-        f"{directory}: expected {SINGLE}, found a config.json without weights",
-        hint="download the weights too, or give the hub id",
-    )
-
-
-def _open_shards(directory: Path) -> tuple[Mapping[str, LazyTensor], tuple[Callable[[], None], ...]]:
-    path = directory / INDEX
-    places = read_json(path).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise InputError(f"{path}: expected a weight_map of names to files")
-    files: dict[str, SafetensorsFile] = {}
-    tensors: dict[str, LazyTensor] = {}
-    try:
-        for shard in sorted(set(places.values())):
-            if Path(shard).name != shard or shard in (".", ".."):
-                raise InputError(f"{path}: expected files beside it, found {shard!r}")
-            if not (directory / shard).is_file():
-                raise InputError(f"{directory}: expected the shard {shard}, found none", hint="download it too")
-            files[shard] = SafetensorsFile(directory / shard)
-        for name, shard in places.items():
-            if name not in files[shard]:
-                raise InputError(f"{path}: expected tensor {name!r} in {shard}, found it nowhere there")
-            tensors[name] = files[shard][name]
-    except InputError:
-        for file in files.values():
-            file.close()
-        raise
-    return _Weights(tensors), tuple(file.close for file in files.values())

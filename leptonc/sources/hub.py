@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from leptonc.errors import InputError, require
 from leptonc.sources.base import Source
-from leptonc.sources.hf import INDEX, open_directory
+from leptonc.sources.hf import open_directory
 from leptonc.sources.hf_tokenizer import TEMPLATES
+from leptonc.sources.weight_files import INDEX, SINGLE, shard_names
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # One repository may hold the same weights in many formats: what is not listed is not downloaded.
@@ -24,7 +27,7 @@ PATTERNS = (
     "[0-9]*_*/*.safetensors",
     "[0-9]*_*/*.txt",
     "[0-9]*_*/*.model",
-    "model*.safetensors",
+    SINGLE,
     INDEX,
     "tokenizer.json",
     "tokenizer_config.json",
@@ -54,7 +57,10 @@ def open_hub(model_id: str, *, revision: str | None = None) -> Source:
             form that is read.
         MissingExtraError: huggingface_hub is not installed.
     """
-    directory = _snapshot(model_id, revision)
+    directory = _snapshot(model_id, revision, PATTERNS)
+    if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():  # as transformers chooses
+        # Of the same commit: a branch may have moved on meanwhile. A name that is no pattern is itself.
+        directory = _snapshot(model_id, directory.name, [glob.escape(name) for name in shard_names(directory / INDEX)])
     if not any(directory.rglob("*.safetensors")):
         raise InputError(
             f"{model_id}: expected safetensors weights, found none among the model's files",
@@ -65,14 +71,14 @@ def open_hub(model_id: str, *, revision: str | None = None) -> Source:
     return open_directory(directory, name=model_id.rsplit("/", 1)[-1], origin=origin)
 
 
-def _snapshot(model_id: str, revision: str | None) -> Path:
+def _snapshot(model_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
     hub = require("huggingface_hub", extra="compiler", needed_by="a model of the hub")
     errors = require("huggingface_hub.errors", extra="compiler", needed_by="a model of the hub")
     # Not every error of the hub's client is an OSError: its HTTP library has a tree of its own.
     failures = (OSError, ValueError, errors.HfHubHTTPError, *errors.HfHubHTTPError.__bases__)
     try:
         path = hub.snapshot_download(
-            model_id, revision=revision, allow_patterns=list(PATTERNS), etag_timeout=_TIMEOUT_S
+            model_id, revision=revision, allow_patterns=list(patterns), etag_timeout=_TIMEOUT_S
         )
     except errors.GatedRepoError as error:
         raise InputError(

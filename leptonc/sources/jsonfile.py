@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ def read_bytes(path: Path) -> bytes:
     """Returns the file's bytes.
 
     Raises:
-        InputError: it cannot be read or is larger than `MAX_JSON_BYTES`.
+        InputError: it is no file, cannot be read or is larger than `MAX_JSON_BYTES`.
     """
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise InputError(f"{path}: expected a file, found something else")
+        size = found.st_size
         if size > MAX_JSON_BYTES:
             raise InputError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, found {size}")
         return path.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import stat
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ class MappedBytes:
         self.size = 0
         for part in parts:
             try:
+                if not stat.S_ISREG(part.stat().st_mode):  # a pipe would be waited for
+                    raise InputError(f"{part}: expected a file with weights, found something else")
                 with part.open("rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:

@@ -10,8 +10,9 @@ from pathlib import Path
 from leptonc.errors import InputError, MissingExtraError, require
 from leptonc.sources.base import SentenceModules, Source
 from leptonc.sources.gguf import open_gguf
-from leptonc.sources.hf import SINGLE, open_directory
+from leptonc.sources.hf import open_directory
 from leptonc.sources.mapped import MappedBytes
+from leptonc.sources.weight_files import SINGLE
 from sample_models import PackagedModel, TinyModel, packaged_model, packaged_names, tiny_model, tiny_names
 
 PREFIX = "sample:"
@@ -97,6 +98,6 @@ def _open_tiny(name: str, recipe: TinyModel) -> Source:
         tokenizer_json=tokenizer_json(recipe.begin, recipe.end),
         tokenizer_config=special,
         chat_template=chat_template() if recipe.chat else None,
-        generation_config=generation if recipe.chat else {},
+        generation_config=generation if recipe.chat else None,
         modules=SentenceModules.pooled(**recipe.modules) if recipe.modules else None,
     )

@@ -41,23 +41,27 @@ def test_a_chat_models_tokenizer(llama: Captured) -> None:
     assert described(llama, chat_templates={"rag": "R"}).chat_templates == {"rag": "chat_template.rag.jinja"}
 
 
-def test_ends_come_from_everywhere(llama: Captured) -> None:
-    """The generation config, the config and the token's text may each name others; all end a text."""
-    found = described(llama, generation_config={"eos_token_id": [TURN, 7, 9]})
-    assert found.eos_token_ids == (TURN, 7, 9)
+def test_an_answer_ends_where_transformers_ends_it(llama: Captured) -> None:
+    """generation_config.json alone where there is one, even without an end; config.json as it is written otherwise."""
     with open_source("sample:tiny-llama") as source:
-        config = source.config | {"eos_token_id": None}
-    without = described(llama, generation_config={}, config=config, tokenizer_config={})
-    assert without.eos_token_ids == ()
-    by_text = described(llama, generation_config={}, config=config, tokenizer_config={"eos_token": "<|sep|>"})
-    assert by_text.eos_token_ids == (5,)
-    as_object = {"eos_token": {"content": "<|sep|>", "lstrip": False}}
-    assert described(llama, generation_config={}, config=config, tokenizer_config=as_object).eos_token_ids == (5,)
+        config = source.config | {"eos_token_id": 9}
+
+    def ends(generation: dict[str, Any] | None, **fields: Any) -> tuple[int, ...]:
+        return described(llama, generation_config=generation, config=config | fields).eos_token_ids
+
+    assert ends({"eos_token_id": [TURN, 7]}) == (TURN, 7)
+    assert ends({"eos_token_id": TURN}) == (TURN,)
+    assert ends({"temperature": 1.0}) == ends({}) == ends({"eos_token_id": None}) == ()
+    assert ends(None) == (9,)
+    assert ends(None, eos_token_id=[TURN, 7]) == (TURN, 7)
+    assert ends(None, eos_token_id=None) == ()  # what the tokenizer calls its end, `generate` does not know
+    assert ends(None, eos_token_id=None, text_config={"eos_token_id": 5}) == (5,)
+    assert ends(None, text_config={"eos_token_id": 5}) == (9,)
 
 
 def test_ids_outside_the_vocabulary_are_left_out(llama: Captured) -> None:
-    found = described(llama, generation_config={"eos_token_id": [512, -1, 2], "bos_token_id": 100_000})
-    assert found.eos_token_ids == (2, TURN)
+    found = described(llama, generation_config={"eos_token_id": [512, -1, 2, True], "bos_token_id": 100_000})
+    assert found.eos_token_ids == (2,)
     assert found.bos_token_id == EOS
 
 
@@ -118,5 +122,5 @@ def test_a_tokenizer_without_added_tokens(llama: Captured) -> None:
     from tokenizers.models import WordLevel
 
     plain = Parsed(WordLevel({"a": 0, "</s>": 1, "?": 2}, "?")).to_str().encode()
-    source = Source("plain", {}, {}, {}, plain, {"eos_token": "</s>"})
-    assert tokenizer_of(source, llama).eos_token_ids == (1,)
+    source = Source("plain", {}, {}, {}, plain, {"bos_token": "</s>"})
+    assert tokenizer_of(source, llama).bos_token_id == 1

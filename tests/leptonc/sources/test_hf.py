@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,12 +53,101 @@ def test_shards_read_as_one(tmp_path: Path) -> None:
         )
 
 
-def test_one_weights_file_of_another_name(model: Path) -> None:
-    (model / "model.safetensors").rename(model / "weights.safetensors")
+def test_two_sets_of_weights(model: Path) -> None:
+    """The single file is taken, as transformers takes it."""
+    other = write_directory(open_source("sample:tiny-qwen2"), model.parent / "other", shard_bytes=100_000)
+    for file in other.glob("model*"):
+        file.rename(model / file.name)
+    single = open_source("sample:tiny-llama").weights["model.norm.weight"].read()
+    with open_source(str(model)) as source:
+        assert np.array_equal(source.weights["model.norm.weight"].read(), single)
+        assert not any(name.endswith("q_proj.bias") for name in source.weights)  # Qwen2's
+        assert "two sets of weights: model.safetensors is taken" in source.warnings[0]
+
+
+def test_a_file_that_the_config_names(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "mine.safetensors")
+    with pytest.raises(InputError, match=r"expected model\.safetensors or .*, found mine\.safetensors") as caught:
+        open_source(str(model))
+    assert "rename it to model.safetensors" in str(caught.value.hint)
+    edit(model / "config.json", transformers_weights="mine.safetensors")
     with open_source(str(model)) as source:
         assert "model.norm.weight" in source.weights
-    (model / "more.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match=r"expected model\.safetensors or .*, found more.safetensors, weights"):
+        assert source.warnings == ()
+
+
+def test_the_index_does_not_say_where_a_tensor_is(tmp_path: Path) -> None:
+    """Whole shards are read, as by transformers: a tensor that the index has elsewhere, or not at all, is there."""
+    path = write_directory(open_source("sample:tiny-llama"), tmp_path / "m", shard_bytes=100_000)
+    index = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
+    names, files = list(index), sorted(set(index.values()))
+    moved = dict.fromkeys(names[1:-1], files[0]) | dict(zip(names[1:-1], files, strict=False))
+    edit(path / "model.safetensors.index.json", weight_map=moved)
+    with open_source(str(path)) as source:
+        assert set(source.weights) == set(names)
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    path = write_directory(open_source("sample:tiny-llama"), tmp_path / "m", shard_bytes=100_000)
+    files = sorted(path.glob("*.safetensors"))
+    files[1].write_bytes(files[0].read_bytes())
+    with pytest.raises(InputError, match="expected each tensor in one shard, found"):
+        open_source(str(path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
+def test_a_pipe_is_not_waited_for(name: str, model: Path) -> None:
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    if name == "generation_config.json":
+        with open_source(str(model)) as source:
+            assert source.generation_config is None
+        return
+    with pytest.raises(InputError, match="my-model"):
+        open_source(str(model))
+
+
+def test_a_gguf_that_is_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.gguf")
+    with pytest.raises(InputError, match="expected a file with weights, found something else"):
+        open_source(str(tmp_path / "a.gguf"))
+
+
+UNQUANTIZED: list[dict[str, object]] = [
+    {"quantization_config": None},
+    {"text_config": {"quantization_config": None}},
+    {"compression_config": {"quant_method": "compressed-tensors"}},
+    {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}},
+]
+
+
+@pytest.mark.parametrize("fields", UNQUANTIZED, ids=str)
+def test_unquantized_as_transformers_takes_it(model: Path, fields: dict[str, object]) -> None:
+    edit(model / "config.json", **fields)
+    with open_source(str(model)) as source:
+        assert source.config["model_type"] == "llama"
+
+
+QUANTIZED: list[dict[str, object]] = [
+    {"quantization_config": {}},
+    {"quantization_config": "awq"},
+    {"quantization_config": {"bits": 4}},
+    {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+    {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
+]
+
+
+@pytest.mark.parametrize("fields", QUANTIZED, ids=str)
+def test_quantized_weights_are_refused(model: Path, fields: dict[str, object]) -> None:
+    edit(model / "config.json", **fields)
+    with pytest.raises(InputError, match="expected unquantized weights, found weights quantized by"):
+        open_source(str(model))
+
+
+@pytest.mark.parametrize("found", [[True], "LlamaForCausalLM", [None], {}, [["LlamaForCausalLM"]]], ids=str)
+def test_architectures_that_are_no_names(model: Path, found: object) -> None:
+    edit(model / "config.json", architectures=found)
+    with pytest.raises(InputError, match="expected `architectures` to be a list of names"):
         open_source(str(model))
 
 
@@ -71,6 +161,17 @@ def remove(*names: str) -> Callable[[Path], None]:
 
 def put(name: str, text: str) -> Callable[[Path], None]:
     return lambda path: (path / name).write_text(text) and None
+
+
+def index(*place: str) -> Callable[[Path], None]:
+    """Leaves an index with one entry, and the weights under another name."""
+
+    def change(path: Path) -> None:
+        (path / "model.safetensors").rename(path / "whole.safetensors")
+        fields = {"weight_map": {place[0]: place[1]}} if place else {}
+        (path / "model.safetensors.index.json").write_text(json.dumps(fields))
+
+    return change
 
 
 def empty(path: Path) -> None:
@@ -97,6 +198,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str | None]] = {
     "config alone": (remove("model.safetensors"), "found a config.json without weights", "download"),
     "pickle": (pickled, "found pytorch_model.bin: pickles can run code and are never read", "convert"),
     "gguf in it": (only("a.gguf"), "expected config.json, found GGUF files", "a.gguf"),
+    "adapter beside": (put("adapter_config.json", "{}"), "expected a model or an adapter, found both", "merge"),
     "adapter": (only("adapter_config.json"), "expected a whole model, found an adapter", "merge"),
     "no tokenizer": (remove("tokenizer.json"), "found no tokenizer", "tokenizer.save_pretrained"),
     "config not JSON": (put("config.json", "{"), "config.json: expected JSON", None),
@@ -110,21 +212,23 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str | None]] = {
     "tokenizer not JSON": (put("tokenizer.json", "nope"), "tokenizer.json: expected JSON", None),
     "tokenizer without model": (put("tokenizer.json", "{}"), "expected a tokenizer with a `model`", None),
     "shard missing": (
-        put("model.safetensors.index.json", '{"weight_map": {"w": "model-1.safetensors"}}'),
+        index("w", "model-1.safetensors"),
         "expected the shard model-1.safetensors, found none",
         "download it",
     ),
     "shard elsewhere": (
-        put("model.safetensors.index.json", '{"weight_map": {"w": "../model.safetensors"}}'),
+        index("w", "../model.safetensors"),
         "expected files beside it, found '../model.safetensors'",
         None,
     ),
     "tensor not in its shard": (
-        put("model.safetensors.index.json", '{"weight_map": {"w": "model.safetensors"}}'),
-        "expected tensor 'w' in model.safetensors",
+        index("w", "whole.safetensors"),
+        "expected tensor 'w' in whole.safetensors",
         None,
     ),
-    "no weight map": (put("model.safetensors.index.json", "{}"), "expected a weight_map", None),
+    "shard of a long name": (index("w", "m" * 300), "expected files beside it, found 'mmm", None),
+    "shard with a zero": (index("w", "m\0"), "expected files beside it", None),
+    "no weight map": (index(), "expected a weight_map", None),
     "config not UTF-8": (lambda path: (path / "config.json").write_bytes(b"\xff") and None, "found byte 0xff", None),
 }
 

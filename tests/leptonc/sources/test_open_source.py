@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -126,10 +127,40 @@ def test_only_what_a_compile_reads_is_downloaded(tmp_path: Path, monkeypatch: py
         assert source.origin["revision"] == "abc123"
     assert asked["revision"] == "v2"
     assert asked["etag_timeout"] <= 5
-    wanted = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "1_Pooling/config.json"]
+    wanted = ["config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json"]
     others = ["pytorch_model.bin", "onnx/model.onnx", "tf_model.h5", "consolidated.safetensors", "model.gguf"]
+    others += ["model.fp16.safetensors", "model-00001-of-00002.safetensors"]
     found = filter_repo_objects(wanted + others, allow_patterns=asked["allow_patterns"])
     assert list(found) == wanted
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_shards_are_downloaded_where_there_is_no_single_file(
+    single: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is transformers': a single file first; of the index the shards that it lists, of the same commit."""
+    import huggingface_hub
+
+    asked: list[tuple[str | None, list[str]]] = []
+    whole = write_directory(open_source("sample:tiny-qwen2"), tmp_path / "whole", shard_bytes=200_000)
+    names = sorted(path.name for path in whole.glob("*.safetensors"))
+    found = tmp_path / "abc123"
+    shutil.copytree(whole, found, ignore=shutil.ignore_patterns("*.safetensors"))
+    if single:
+        write_directory(open_source("sample:tiny-qwen2"), found)
+
+    def download(model_id: str, **options: Any) -> str:
+        asked.append((options["revision"], options["allow_patterns"]))
+        if len(asked) == 2:
+            for name in options["allow_patterns"]:
+                shutil.copy(whole / name, found)
+        return str(found)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with open_source("some-org/some-model") as source:
+        assert "model.norm.weight" in source.weights
+    assert [revision for revision, _ in asked] == [None, "abc123"][: len(asked)]
+    assert [patterns for _, patterns in asked[1:]] == ([] if single else [names])
 
 
 def test_a_misspelt_sample_is_guessed() -> None:
