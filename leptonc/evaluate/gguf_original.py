@@ -44,7 +44,7 @@ def tensors_of(parts: Sequence[Path], model: Any) -> dict[str, tuple[tuple[int, 
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture], model.config.num_hidden_layers)
     undo = _UNDONE.get(architecture, _as_stored)
-    found = {}
+    found: dict[str, tuple[tuple[int, ...], Callable[[], Floats]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if stored in header.places:
@@ -69,11 +69,12 @@ class _Header(gguf.GGUFReader):
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type != gguf.GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
-        kind, count = struct.unpack_from("<IQ", self.data, orig_offs)
+        data: Any = self.data
+        kind, count = struct.unpack_from("<IQ", data, orig_offs)
         end = orig_offs + _ARRAY_HEAD
         if kind == gguf.GGUFValueType.STRING:
             for _ in range(count):
-                end += 8 + struct.unpack_from("<Q", self.data, end)[0]
+                end += 8 + struct.unpack_from("<Q", data, end)[0]
         else:
             end += count * np.dtype(self.gguf_scalar_to_np[gguf.GGUFValueType(kind)]).itemsize
         return end - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]

@@ -83,7 +83,8 @@ class _Marks:
 
     def parts(self, tensor: Tensor) -> set[int]:
         """Returns the tensors that a parameter was put together from."""
-        found = {self._index(value) for value in tensor.unique().tolist()}
+        values: Any = tensor.detach()
+        found = {self._index(value) for value in values.unique().tolist()}
         return {index for index in found if index is not None}
 
     def _index(self, value: float) -> int | None:
@@ -96,7 +97,7 @@ class _MarkedFile:
 
     def __init__(self, marks: _Marks, path: str) -> None:
         self._marks, self._path = marks, path
-        self._file = safe_open(path, framework="pt")
+        self._file: Any = safe_open(path, framework="pt")
 
     def keys(self) -> list[str]:
         return list(self._file.keys())
@@ -107,7 +108,8 @@ class _MarkedFile:
     def get_slice(self, name: str) -> Tensor:
         stored = self._file.get_slice(name)
         if not stored.get_dtype().startswith(("F", "BF")):
-            return self._file.get_tensor(name)  # integers are few and small, and no parameters
+            values: Tensor = self._file.get_tensor(name)
+            return values  # integers are few and small, and no parameters
         return self._marks.mark(tuple(stored.get_shape()), lambda: _read(self._path, name))
 
     def __enter__(self) -> _MarkedFile:
@@ -192,8 +194,9 @@ def _language_model(model: Any) -> Any:
     config = model.config.get_text_config(decoder=True)
     if config is model.config:
         return model
+    auto: Any = transformers.AutoModelForCausalLM
     with torch.device("meta"):
-        text = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        text = auto.from_config(config, dtype=torch.float32)
     setattr(text, text.base_model_prefix, model.get_decoder())
     text.set_output_embeddings(model.get_output_embeddings())
     return text
@@ -240,23 +243,25 @@ def _unknown(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 @contextmanager
 def _replaced_safe_open(stand_in: Callable[..., Any]) -> Iterator[None]:
-    plain = modeling_utils.safe_open
-    modeling_utils.safe_open = stand_in
+    loading: Any = modeling_utils
+    plain = loading.safe_open
+    loading.safe_open = stand_in
     try:
         yield
     finally:
-        modeling_utils.safe_open = plain
+        loading.safe_open = plain
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What transformers reports of its loading, our own loader has reported to the user by then."""
-    shown, level = transformers.utils.logging.is_progress_bar_enabled(), logging.root.manager.disable
-    transformers.utils.logging.disable_progress_bar()
+    bars: Any = transformers.utils.logging
+    shown, level = bars.is_progress_bar_enabled(), logging.root.manager.disable
+    bars.disable_progress_bar()
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
         logging.disable(level)
         if shown:
-            transformers.utils.logging.enable_progress_bar()
+            bars.enable_progress_bar()
