@@ -86,7 +86,8 @@ class Tokenizer(Record, frozen=True, kw_only=True):
     """How text becomes token ids.
 
     `special_tokens` maps names that chat templates use (`bos_token`, `eos_token`, …) to their text. `chat_templates`
-    are files of templates beside the default one, by their names (`tool_use`).
+    are files of templates beside the default one, by their names (`tool_use`). `vocab_size` is how many tokens the
+    model has: a tokenizer may have more.
     """
 
     file: str
@@ -96,6 +97,7 @@ class Tokenizer(Record, frozen=True, kw_only=True):
     special_tokens: dict[str, str] = msgspec.field(default_factory=dict)
     chat_template: str | None = None
     chat_templates: dict[str, str] = msgspec.field(default_factory=dict)
+    vocab_size: Positive | None = None
 
 
 class CacheLayer(Record, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ class TextCodec:
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self.eos_ids = frozenset(record.eos_token_ids)
         self.pad_id = record.pad_token_id or 0
+        self._vocab_size = record.vocab_size
         self._special_tokens = record.special_tokens
         names = {} if record.chat_template is None else {_DEFAULT: record.chat_template}
         self._sources = {name: _template(root, file) for name, file in {**record.chat_templates, **names}.items()}
@@ -74,7 +75,19 @@ class TextCodec:
                 return check.token_ids(name, values, vocab_size)
             # The template writes the special tokens itself.
             found = self.encode(self.render(values, options, answer=answer), add_special_tokens=False)
+        self.check_rows(name, found)
         return check.token_ids(name, found, vocab_size)
+
+    def check_rows(self, name: str, token_ids: Sequence[int]) -> None:
+        """Refuses tokens of a text that the tokenizer has and the model has not (raises `RequestError`)."""
+        worst = max(token_ids, default=0)
+        if self._vocab_size is not None and worst >= self._vocab_size:
+            token = str(self.tokenizer.id_to_token(worst))[:80]
+            raise RequestError(
+                f"{name}: expected tokens that the model has, found {token!r}: its id is {worst}, and the model has "
+                f"{self._vocab_size} tokens",
+                hint="leave it out: the model's files name a token that the model was not trained with",
+            )
 
     def render(self, messages: Iterable[Any], options: Mapping[str, Any], *, answer: bool = True) -> str:
         """The text of chat messages (arguments and errors as of `prompt_ids`)."""

@@ -16,7 +16,6 @@ from leptonc.sources.sentence import score_function
 from runtime_edge.encoder_record import SIDES
 from runtime_edge.manifest import CacheLayer, Decoder, Encoder, Tokenizer
 
-SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tokenizers", "numpy")
 
 
@@ -27,7 +26,7 @@ def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
     and pad it may be the tokenizer's own.
     """
     config = source.tokenizer_config
-    texts = {name: text for name in SPECIAL if (text := _text(config.get(name)))}
+    texts = {name: text for name, value in config.items() if name.endswith("_token") and (text := _text(value))}
     ids = _token_ids(source.tokenizer_json)
     vocab = getattr(captured.config, "vocab_size", None) or len(ids)
     settings = effective(source.generation_config, source.config)
@@ -41,7 +40,7 @@ def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
         file="tokenizer.json", bos_token_id=first["bos_token"], eos_token_ids=tuple(known("eos_token")),
         pad_token_id=_pad(texts, ids, first["pad_token"], vocab), special_tokens=texts,
         chat_template="chat_template.jinja" if source.chat_template else None,
-        chat_templates=named_templates(source),
+        chat_templates=named_templates(source), vocab_size=getattr(captured.config, "vocab_size", None),
     )  # fmt: skip
 
 

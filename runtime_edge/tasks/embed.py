@@ -199,6 +199,7 @@ class Encoding:
         for index, item in enumerate(cutting.tokenizer.encode_batch_fast(checked)):
             # A text of no tokens still is a row: it becomes one padding token.
             ids = item.ids or [self._codec.pad_id]
+            self._codec.check_rows(f"texts[{index}]", ids)
             if skipped >= len(ids):
                 raise RequestError(
                     f"texts[{index}]: expected tokens after the prompt, which the pooling leaves out; found that the "

@@ -217,3 +217,17 @@ def test_an_artifact_with_a_hostile_tokenizer(artifact: Path) -> None:
     relist(artifact, "tokenizer.json")
     with pytest.raises(ArtifactError, match="precompiled_charsmap"):
         runtime_edge.load(artifact)
+
+
+def test_a_token_that_the_tokenizer_has_and_the_model_has_not(tmp_path: Path) -> None:
+    import runtime_edge
+    from runtime_edge.manifest import MANIFEST_NAME
+
+    path = tiny.write_encoder(tmp_path / "e")
+    manifest = json.loads((path / MANIFEST_NAME).read_text())
+    manifest["tokenizer"]["vocab_size"] = 9  # "six" is 9
+    (path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    model = runtime_edge.load(path)
+    model.encode(["five"])
+    with pytest.raises(RequestError, match=r"texts\[1\]: expected tokens that the model has, found 'six': its id is 9"):
+        model.encode(["five", "six"])
