@@ -14,7 +14,13 @@ from typing import Any
 
 from leptonc.errors import InputError
 from leptonc.sources.gguf_file import GgufFile
-from leptonc.sources.gguf_pretokenizers import BOS_BY_DEFAULT, PRE_TOKENIZERS, PreTokenizer
+from leptonc.sources.gguf_pretokenizers import (
+    ALWAYS_CONTROL,
+    ALWAYS_SHOWN,
+    BOS_BY_DEFAULT,
+    PRE_TOKENIZERS,
+    PreTokenizer,
+)
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _FILLER = re.compile(r"\[PAD\d+\]")  # rows that only round the embedding up; no text ever maps to them
@@ -22,6 +28,8 @@ _MAX_TOKEN_CHARS = 1024
 _SPACE = "\u2581"  # SentencePiece's visible space
 # Phi-3's control tokens swallow the white space after them, but for these (llama.cpp says the same).
 _PHI3_PLAIN = ("<unk>", "<s>", "<|endoftext|>")
+# The ids of a file that does not name them, by its tokenizer (src/llama-vocab.cpp).
+_DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
 _NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 Json = dict[str, Any]
@@ -55,7 +63,8 @@ class _Vocabulary:
         self.label = file.label
         self._metadata = file.metadata
         self.model = str(self._get("model", "none"))
-        self.tokens: list[str] = self._strings("tokens")
+        # llama.cpp's name for a token without text, of which a file may have several.
+        self.tokens: list[str] = [token or f"[EMPTY_{at}]" for at, token in enumerate(self._strings("tokens"))]
         if not self.tokens or len(set(self.tokens)) != len(self.tokens):
             raise InputError(f"{self.label}: expected a vocabulary of distinct tokens, found repeated ones or none")
         if max(map(len, self.tokens)) > _MAX_TOKEN_CHARS:
@@ -86,7 +95,8 @@ class _Vocabulary:
     def _id(self, name: str) -> int | None:
         found = self._get(f"{name}_token_id")
         if found is None:
-            return None
+            default = _DEFAULT_IDS.get(self.model, {}).get(name)
+            return default if default is not None and default < len(self.tokens) else None
         if type(found) is not int or not 0 <= found < len(self.tokens):
             raise InputError(
                 f"{self.label}: expected {name}_token_id below {len(self.tokens)} tokens, found {str(found)[:40]}"
@@ -98,8 +108,13 @@ class _Vocabulary:
         if kinds is None:
             kinds = [_NORMAL] * len(self.tokens)
             for key in ("bos", "eos", "padding"):
-                if (index := self._id(key)) is not None:
+                if self._get(f"{key}_token_id") is not None and (index := self._id(key)) is not None:
                     kinds[index] = _CONTROL
+        for index, token in enumerate(self.tokens):
+            if token in ALWAYS_CONTROL and kinds[index] not in (_CONTROL, _USER_DEFINED):
+                kinds[index] = _CONTROL
+            elif token in ALWAYS_SHOWN:
+                kinds[index] = _USER_DEFINED
         return kinds
 
     def flag(self, key: str, default: bool) -> bool:

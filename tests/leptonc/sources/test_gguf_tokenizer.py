@@ -107,6 +107,31 @@ def test_phi3s_control_tokens_take_the_space_after_them(tmp_path: Path) -> None:
     assert llama.encode("</s> a").ids == [1, 2, space, space, letter]
 
 
+def test_texts_that_are_control_tokens_whatever_the_file_says(tmp_path: Path) -> None:
+    rows = [("<|im_end|>", _NORMAL), ("<fim_prefix>", _UNUSED), ("</s>", _USER), ("<|message|>", _CONTROL)]
+    tokenizer = byte_level(tmp_path, "gpt-2", rows, [])
+    ids = tokenizer.encode("<|im_end|><fim_prefix></s><|message|>").ids
+    assert ids == [0, 1, 2, 3]
+    assert tokenizer.decode(ids) == "</s><|message|>"
+
+
+def test_ids_that_the_file_does_not_name(tmp_path: Path) -> None:
+    rows = [(f"<{index}>", _NORMAL) for index in range(12)]
+    assert byte_level(tmp_path, "llama-bpe", rows, []).encode("").tokens == ["<11>"]
+    assert byte_level(tmp_path, "gpt-2", rows, []).encode("").tokens == []
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([row[0] for row in CONTROL + BYTES + CHARS])
+    writer.add_token_scores([row[1] for row in CONTROL + BYTES + CHARS])
+    writer.add_token_types([row[2] for row in CONTROL + BYTES + CHARS])
+    assert _finish(writer, tmp_path, "llama").encode("a").tokens == ["<s>", "▁", "a"]
+
+
+def test_tokens_without_text_have_a_name(tmp_path: Path) -> None:
+    tokenizer = byte_level(tmp_path, "gpt-2", [("", _UNUSED), ("", _UNUSED)], [])
+    assert [tokenizer.id_to_token(index) for index in range(2)] == ["[EMPTY_0]", "[EMPTY_1]"]
+
+
 SPLITS = {  # how "It's 1234 x!\n\n y" is cut, the pre-tokenizer being all that differs
     "gpt-2": ["It", "'s", "Ġ1234", "Ġx", "!", "Ċ", "Ċ", "Ġy"],
     "smollm": ["It", "'s", "Ġ", "1", "2", "3", "4", "Ġx", "!", "ĊĊ", "Ġy"],
