@@ -19,6 +19,7 @@ collect_ignore = (
         "evaluate",
         "test_build.py",
         "test_emit.py",
+        "test_encoder_build.py",
         "test_generation.py",
         "sources/test_emitted.py",
     ]

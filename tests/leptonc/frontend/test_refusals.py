@@ -110,6 +110,24 @@ def test_a_config_that_transformers_refuses() -> None:
     assert "hidden size (64) is not a multiple of the number of attention heads (5)" in error.message
 
 
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (
+            transformers.LlamaConfig(**SMALL, num_key_value_heads=2, intermediate_size=128),
+            "LlamaForSequenceClassification",
+        ),
+        (transformers.LlamaConfig(**SMALL, num_key_value_heads=2, intermediate_size=128), "LlamaModel"),
+        (transformers.GPT2Config(vocab_size=512, n_embd=64, n_layer=2, n_head=4), "GPT2ForSequenceClassification"),
+        (transformers.BertConfig(**SMALL, intermediate_size=128, is_decoder=True), "BertModel"),
+    ],
+)
+def test_decoders_that_classify_or_embed(config: Any, architecture: str) -> None:
+    with pytest.raises(CaptureError, match="found a decoder, whose tokens attend to earlier ones alone") as caught:
+        capture(source_of(config, architecture), max_seq_len=64)
+    assert "decoders that classify or embed are not supported yet" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("changes", [{"hidden_size": 128}, {"vocab_size": 513}])
 def test_a_config_of_another_model(changes: dict[str, int]) -> None:
     (found,) = changes.values()
