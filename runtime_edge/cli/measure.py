@@ -35,7 +35,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         Lists of one number a repetition: seconds, tokens a second, texts a second; memory in bytes.
     """
     start = perf_counter()
-    with runtime_edge.load(spec["artifact"], threads=spec["threads"]) as model:
+    # What is measured of memory is one conversation's: no prompt goes on from another one here.
+    with runtime_edge.load(spec["artifact"], threads=spec["threads"], conversations=1) as model:
         found: dict[str, Any] = {
             "start_s": time() - spec["started"],
             "load_s": perf_counter() - start,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import sys
 import threading
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from runtime_edge.tasks.results import Stats
 
 _EXIT, _RESET = "/exit", "/reset"
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_TEXT_GENERATION_ONLY = {
+    *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed", "drafts"),
+    *("system", "raw", "messages", "tools", "chat_template", "variables"),
+}
+_FLAGS = {"variables": "template-variable"}
 _WELCOME = f"{_RESET} starts over, {_EXIT} or Ctrl-D ends; Ctrl-C stops an answer."
 
 
@@ -57,6 +64,12 @@ def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Above 1, makes tokens that were there before less likely.",
         ),
         click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given repeatedly."),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="End an answer after so long, within a run of the model too.",
+        ),
         options.seed,
         click.option(
             "--drafts/--no-drafts",
@@ -70,12 +83,34 @@ def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _chat_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what goes to the chat template."""
+    added = (
+        click.option(
+            "--messages", type=_FILE, metavar="FILE", help="Take the conversation from a JSON file, in PROMPT's place."
+        ),
+        click.option("--tools", type=_FILE, metavar="FILE", help="JSON list of the tools that the model may call."),
+        click.option("--chat-template", metavar="NAME", help="Which of the model's chat templates to use, by name."),
+        click.option(
+            "--template-variable",
+            "variables",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A variable of the chat template; VALUE is JSON (false, 3), else text. May be given repeatedly.",
+        ),
+    )
+    for option in reversed(added):
+        command = option(command)
+    return command
+
+
 @click.command()
 @options.artifact
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
 @click.option("--prompt-name", metavar="NAME", help="Put the model's prompt of this name before a text to embed.")
+@_chat_options
 @_sampling
 @options.threads
 @options.as_json
@@ -85,6 +120,10 @@ def run(
     system: str | None,
     raw: bool,
     prompt_name: str | None,
+    messages: Path | None,
+    tools: Path | None,
+    chat_template: str | None,
+    variables: tuple[str, ...],
     threads: int | None,
     as_json: bool,
     **sampling: Any,
@@ -97,25 +136,78 @@ def run(
     import runtime_edge
     from runtime_edge.manifest import TEXT_GENERATION
 
-    if raw and system is not None:
-        fail("--system needs the chat template that --raw leaves out")
-    is_chat = prompt is None and sys.stdin.isatty()
+    chat = {
+        "tools": None if tools is None else _json("--tools", tools),
+        "chat_template": chat_template,
+        "chat_template_kwargs": _variables(variables) or None,
+    }
+    chat = {name: value for name, value in chat.items() if value is not None}
+    if raw and (system is not None or messages is not None or chat):
+        fail("--system, --messages, --tools, --chat-template and --template-variable need what --raw leaves out")
+    if messages is not None and (prompt is not None or system is not None):
+        fail("--messages has the whole conversation: give neither PROMPT nor --system beside it")
+    is_chat = prompt is None and messages is None and sys.stdin.isatty()
     if is_chat and (raw or as_json):
         fail(f"{'--raw' if raw else '--json'} needs a PROMPT")
     with runtime_edge.load(artifact, threads=threads) as model:
         if model.manifest.task != TEXT_GENERATION:
-            return _encode(model, _given(prompt), prompt_name)
+            _refuse(_TEXT_GENERATION_ONLY & options.given(), model)
+            return _encode(model, _given(prompt), prompt_name, sampling["timeout"])
         if prompt_name is not None:
             fail("--prompt-name is for models that embed texts; this one generates: see --system")
         if is_chat:
-            return _chat(model, system, sampling)
-        use_template = not raw and (model.manifest.tokenizer.chat_template is not None or system is not None)
-        text = _given(prompt)
-        asked: str | list[dict[str, str]] = [*_system(system), _message("user", text)] if use_template else text
+            return _chat(model, system, sampling | chat)
+        record = model.manifest.tokenizer
+        has_template = record.chat_template is not None or bool(record.chat_templates)
+        asked: Any
+        if messages is not None:
+            asked = _json("--messages", messages)
+        else:
+            use_template = not raw and (has_template or system is not None or bool(chat))
+            text = _given(prompt)
+            asked = [*_system(system), _message("user", text)] if use_template else text
         if as_json:
-            return _as_json(model, asked, sampling)
-        _, code = _answer(model, asked, sampling)
+            return _as_json(model, asked, sampling | chat)
+        _, code = _answer(model, asked, sampling | chat)
         return code
+
+
+def _json(option: str, path: Path) -> list[Any]:
+    """Reads a file with a JSON list."""
+    from runtime_edge.errors import RequestError
+
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{option}: expected JSON in {path.name}, found: {str(error)[:200]}") from error
+    if not isinstance(found, list):
+        raise RequestError(f"{option}: expected a JSON list in {path.name}, found {type(found).__name__}")
+    return found
+
+
+def _variables(given: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for one in given:
+        name, separator, value = one.partition("=")
+        if not separator or not name:
+            fail(f"--template-variable: expected NAME=VALUE, found {one!r}")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
+
+
+def _refuse(given: set[str], model: Model) -> None:
+    """Refuses options that a model without answers does nothing with."""
+    from runtime_edge.errors import RequestError
+
+    if given:
+        name = sorted(given)[0].replace("_", "-")
+        raise RequestError(
+            f"--{_FLAGS.get(name, name)}: expected a model for text generation, found one for {model.manifest.task}",
+            hint="leave the option out",
+        )
 
 
 def _given(prompt: str | None) -> str:
@@ -187,7 +279,9 @@ def _cancelled_by_interrupt() -> Iterator[threading.Event]:
 
 def _chat(model: Model, system: str | None, sampling: dict[str, Any]) -> int:
     """Talks with the user until the end of input."""
-    model.tokenize([*_system(system), _message("user", "Hello")])  # says at once where there is no template
+    # Says at once where there is no template.
+    chat = {name: sampling[name] for name in ("tools", "chat_template", "chat_template_kwargs") if name in sampling}
+    model.tokenize([*_system(system), _message("user", "Hello")], **chat)
     click.echo(_WELCOME, err=True)
     history = _system(system)
     while True:
@@ -206,14 +300,14 @@ def _chat(model: Model, system: str | None, sampling: dict[str, Any]) -> int:
             history = [*asked, _message("assistant", answer)]
 
 
-def _encode(model: Model, text: str, prompt_name: str | None) -> int:
+def _encode(model: Model, text: str, prompt_name: str | None, timeout: float | None) -> int:
     from runtime_edge.cli.console import print_json
     from runtime_edge.manifest import TEXT_EMBEDDING
 
     if model.manifest.task == TEXT_EMBEDDING:
-        print_json({"embedding": model.encode([text], prompt_name=prompt_name)[0].tolist()})
+        print_json({"embedding": model.encode([text], prompt_name=prompt_name, timeout=timeout)[0].tolist()})
     elif prompt_name is not None:
         fail("--prompt-name is for models that embed texts; this one classifies")
     else:
-        print_json(dataclasses.asdict(model.classify([text])[0]))
+        print_json(dataclasses.asdict(model.classify([text], timeout=timeout)[0]))
     return 0
