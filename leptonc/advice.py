@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from leptonc.artifact.report import WIDTH, Row, Shapes, embedding_rows, linear_rows, worst
-from leptonc.backends import Job, backend_of
+from leptonc.backends import backend_of
 from leptonc.passes.quantize.blocks import Format
+from leptonc.variant import VariantBuild
 from runtime_edge.toml import toml
 
 if TYPE_CHECKING:
@@ -20,31 +21,31 @@ NAMED = 8  # layers that a message names
 INPUTS = 3  # inputs of layers in the graph for prompts that it names
 
 
-def add_rows(job: Job, shapes: Shapes, rounded: Mapping[str, Rounded]) -> None:
-    """Gives the report of a job, measured if it is to be, `linears` and `embeddings`: see `linear_rows`."""
-    noise = job.sample.noise if job.check else {}
-    about, kept = job.report.get("quantization", {}), kept_of(job)
-    job.report["linears"] = linear_rows(shapes.linears, rounded, noise, about, kept=kept)
-    job.report["embeddings"] = embedding_rows(shapes, rounded, noise, about, kept=kept)
+def add_rows(variant: VariantBuild, shapes: Shapes, rounded: Mapping[str, Rounded]) -> None:
+    """Gives the report of a variant, measured if it is to be, `linears` and `embeddings`: see `linear_rows`."""
+    noise = variant.sample.noise if variant.plan.check else {}
+    about, kept = variant.report.get("quantization", {}), kept_of(variant)
+    variant.report["linears"] = linear_rows(shapes.linears, rounded, noise, about, kept=kept)
+    variant.report["embeddings"] = embedding_rows(shapes, rounded, noise, about, kept=kept)
 
 
-def kept_of(job: Job) -> str:
+def kept_of(variant: VariantBuild) -> str:
     """Returns what the format of weights that are not quantized is called: fp32, fp16 or fp8."""
-    half = job.target.backend != "onnxruntime" and job.scheme != "fp32"
-    return "fp8" if job.scheme == "fp8" else "fp16" if half else "fp32"
+    half = variant.plan.target.backend != "onnxruntime" and variant.plan.scheme != "fp32"
+    return "fp8" if variant.plan.scheme == "fp8" else "fp16" if half else "fp32"
 
 
-def advice(job: Job) -> str | None:
+def advice(variant: VariantBuild) -> str | None:
     """Says which layers lose most, what it costs to raise them, and the recipe that does; and the same of embeddings.
 
     Args:
-        job: It has its rows: see `add_rows`.
+        variant: It has its rows: see `add_rows`.
 
     Returns:
         The hint; None where nothing is known.
     """
-    tables = [_raised(job, row) for row in job.report["embeddings"] if row["weights"] in _HIGHER]
-    found, kept = worst(job.report["linears"])[:NAMED], kept_of(job)
+    tables = [_raised(variant, row) for row in variant.report["embeddings"] if row["weights"] in _HIGHER]
+    found, kept = worst(variant.report["linears"])[:NAMED], kept_of(variant)
     if not found:
         return "\n".join(tables) or None
     higher = _HIGHER.get(found[0]["weights"], kept)
@@ -62,36 +63,38 @@ def advice(job: Job) -> str | None:
             form = Format(int(higher[3:]), rule.get("block_size", columns), True, half=blocks)
             cost += form.stored_bytes((rows, columns))
     listed = ", ".join(_worth(row) for row in found)
-    if job.budget is not None:
-        what = f"--weights auto:{math.ceil((job.budget + cost) / 1e5) / 10:g}MB has room for them, or a recipe"
+    if variant.plan.budget is not None:
+        room = math.ceil((variant.plan.budget + cost) / 1e5) / 10
+        what = f"--weights auto:{room:g}MB has room for them, or a recipe"
     else:
         what = "a recipe raises these" if higher == kept else f"--weights {higher} raises all; a recipe these"
     lines = [f"these layers lose most: {listed}. In {higher} they take {cost:,} bytes more.", *tables, f"{what}:"]
     return "\n".join([*lines, toml({"layers": [rule]}).strip()])
 
 
-def prompts_advice(job: Job) -> str:
+def prompts_advice(variant: VariantBuild) -> str:
     """Says what loses most in a graph for prompts, as far as calibration tells, and what helps, with its bytes.
 
     Args:
-        job: It has its rows, and its report the graph's bytes and activations.
+        variant: It has its rows, and its report the graph's bytes and activations.
     """
-    about = job.report["prefill"]
+    about = variant.report["prefill"]
     inputs = about["activations"]["inputs"]
     found = sorted((each for each in inputs if each["bits"] == 8), key=lambda each: -each["divergence"])[:INPUTS]
     listed = ", ".join(f"{' and '.join(each['layers'])} ({each['divergence']:.2g} nats)" for each in found)
     lines = [f"in the graph for prompts, what these read loses most in 8 bits: {listed}."] if found else []
     if about["weights"] != "int8":
         own = {path for each in inputs if each["bits"] < 32 for path in each["layers"]}
-        more = sum(math.prod(row["shape"]) for row in job.report["linears"] if row["path"] in own)
+        more = sum(math.prod(row["shape"]) for row in variant.report["linears"] if row["path"] in own)
         lines.append(f"--prefill int8, with weights of its own, loses less and takes about {more:,} bytes more;")
     lines.append(f"without --prefill, prompts go through the other graph, and there are {about['bytes']:,} bytes less")
     return "\n".join(lines)
 
 
-def _raised(job: Job, row: Row) -> str:
+def _raised(variant: VariantBuild, row: Row) -> str:
     """What an embedding of few bits takes in 8, which backends that quantize embeddings have."""
-    config = dataclasses.replace(backend_of(job.target).config_of(job), embedding_bits=8)
+    plan = variant.plan
+    config = dataclasses.replace(backend_of(plan.target).config_of(plan, variant.choices), embedding_bits=8)
     more = config.form(row["shape"][1], table=True).stored_bytes(tuple(row["shape"])) - row["bytes"]
     whose = f"{row['path']} and {row['head']}, tied to it, have" if "head" in row else f"{row['path']} has"
     lost = f" ({row['snr_db']:g} dB)" if "snr_db" in row else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,36 +13,18 @@ from typing import Any
 import onnx_ir as ir
 
 from leptonc.artifact.writer import stored_bytes
-from leptonc.backends import Job, backend_of
+from leptonc.backends import backend_of
 from leptonc.backends.onnxruntime import SHARED, finish, lowering_of, prefill_passes
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.calibration import TRIAL, TRIALS, Calibration
-from leptonc.errors import BoundError, InputError
+from leptonc.errors import BoundError
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import embeddings, linears
 from leptonc.passes.base import Manager
 from leptonc.prefill import DESCRIBED, described_bytes
+from leptonc.variant import Choices, VariantBuild
 
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
-_AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
-_UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
-
-
-def parse_budget(weights: str | None) -> int | None:
-    """Returns the bytes of `auto:95MB`, None for another number format.
-
-    Raises:
-        InputError: It begins like a budget and is none.
-    """
-    if weights is None or not weights.startswith("auto"):
-        return None
-    found = _AUTO.fullmatch(weights)
-    if found is None or float(found[1]) <= 0:
-        raise InputError(
-            f"expected weights auto:SIZE, found {weights}", hint="a size is a number and kB, MB or GB: auto:95MB"
-        )
-    return int(float(found[1]) * _UNITS[found[2]])
-
 
 @dataclass(frozen=True)
 class _Prices:
@@ -78,8 +59,10 @@ class _Prices:
         return int(high.stored_bytes(each.shape)) - int(low.stored_bytes(each.shape)) + self.nodes
 
 
-def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, about: dict[str, Any]) -> None:
-    """Chooses, under the budget, what is kept in 8 bits; `job.layers` and `job.embeddings` get it, `about` is told.
+def spend(
+    calibration: Calibration, variant: VariantBuild, model: ir.Model, budget: int, about: dict[str, Any]
+) -> Choices:  # fmt: skip
+    """Chooses, under the budget, what is kept in 8 bits: returns choices with its layers, and the embedding's format.
 
     The embedding, with a head that is tied to it, is one of what is chosen among, where the backend has formats for it
     and none is asked for.
@@ -87,11 +70,11 @@ def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, abou
     Raises:
         BoundError: Graph and weights take more with all weights in 4 bits.
     """
-    tables = backend_of(job.target).config_of(job).embeddings
-    look = next(embeddings(model), None) if tables and job.embeddings is None else None
+    tables = backend_of(variant.plan.target).config_of(variant.plan, variant.choices).embeddings
+    look = next(embeddings(model), None) if tables and variant.plan.embeddings is None else None
     if look is not None:
-        job.embeddings = "int4"
-    size = size_of(job, model, calibration.scratch)
+        variant = variant.choosing(embeddings="int4")
+    size = size_of(variant, model, calibration.scratch)
     if size > budget:
         less = "--symmetric, --block-size 64 and --embeddings int4 take" if tables else "--block-size 128 takes"
         raise BoundError(
@@ -99,79 +82,82 @@ def spend(calibration: Calibration, job: Job, model: ir.Model, budget: int, abou
             "nothing was written",
             hint=f"{less} less",
         )
-    prices = _prices(job, look)
+    prices = _prices(variant, look)
     about["budget"] = {"bytes": budget, "least": size, "spent": 0}
     unmeasured = [_unmeasured(each.path, each.shape) for each in linears(model)]
     unmeasured += [prices.table] if prices.table else []
     if any(prices(each) <= budget - size for each in unmeasured if prices.free(each)):
-        found = [each for each in _measured(calibration, job, model, prices) if prices.free(each)]
-        about["budget"]["spent"], raised = _raise(calibration, job, model, found, prices, budget, size)
+        found = [each for each in _measured(calibration, variant, model, prices) if prices.free(each)]
+        about["budget"]["spent"], raised, variant = _raise(calibration, variant, model, found, prices, budget, size)
         about["sensitivity"] = [
             {"path": each.path, "bits": 8 if each.path in raised else 4, "error": float(f"{each.error:.4g}")}
             for each in found
         ]
     if tables:
-        about["budget"]["embeddings"] = job.embeddings
+        about["budget"]["embeddings"] = variant.choices.embeddings or variant.plan.embeddings
+    return variant.choices
 
 
-def _prices(job: Job, look: ir.Node | None) -> _Prices:
-    """What `look`, an embedding that may be raised, and all layers of the job take more."""
+def _prices(variant: VariantBuild, look: ir.Node | None) -> _Prices:
+    """What `look`, an embedding that may be raised, and all layers of the variant take more."""
     table = None if look is None else _unmeasured(module_of(look), look.inputs[0].shape)  # type: ignore[union-attr, arg-type]
-    joins = job.target.backend == "onnxruntime" and job.captured.task.cached  # other graphs join no layers
+    joins = variant.plan.target.backend == "onnxruntime" and variant.captured.task.cached  # other graphs join no layers
     nodes = NODES if joins else 0
-    if job.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
+    if variant.plan.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
         nodes = 2 * nodes + DESCRIBED
-    fixed = frozenset(path for each in job.layers for path in each.paths)
-    return _Prices(backend_of(job.target).config_of(job), table, nodes, fixed)
+    fixed = frozenset(path for each in variant.choices.layers for path in each.paths)
+    return _Prices(backend_of(variant.plan.target).config_of(variant.plan, variant.choices), table, nodes, fixed)
 
 
-def _measured(calibration: Calibration, job: Job, model: ir.Model, prices: _Prices) -> list[Sensitivity]:
+def _measured(calibration: Calibration, variant: VariantBuild, model: ir.Model, prices: _Prices) -> list[Sensitivity]:
     """What 4 bits in each layer, and in the table, do to the model's output."""
     form, table = prices.config.form, prices.table
     trials = [window[:TRIAL] for window in calibration.part(TRIALS)]
     looked_up = form(table.shape[1], table=True) if table else None
     return calibration.walked(
-        f"sensitivity-{job.name}", "sensitivity", model, list[Sensitivity],
+        f"sensitivity-{variant.plan.name}", "sensitivity", model, list[Sensitivity],
         partial(sensitivities, model, trials, form, table=looked_up),
     )  # fmt: skip
 
 
 def _raise(
-    calibration: Calibration, job: Job, model: ir.Model, found: Sequence[Sensitivity], prices: _Prices, budget: int,
-    size: int,
-) -> tuple[int, Collection[str]]:  # fmt: skip
-    """Gives 8 bits to what gains most for its bytes, `size` of the budget taken; returns the bytes spent, and paths."""
-    fewest, left = job.layers, budget - size
+    calibration: Calibration, variant: VariantBuild, model: ir.Model, found: Sequence[Sensitivity], prices: _Prices,
+    budget: int, size: int,
+) -> tuple[int, Collection[str], VariantBuild]:  # fmt: skip
+    """Gives 8 bits to what gains most for its bytes, where `size` bytes of the budget are taken already.
+
+    Returns:
+        The bytes spent, the paths of what has 8 bits, and the variant with these choices.
+    """
+    fewest, left = variant.choices.layers, budget - size
     while True:
         raised, spent = raise_within(found, prices, left)
         chosen = [each for each in found if each.path in raised]
         if prices.table:
-            job.embeddings = "int8" if any(map(prices.is_table, chosen)) else "int4"
+            variant = variant.choosing(embeddings="int8" if any(map(prices.is_table, chosen)) else "int4")
         layers = {each.path: each.shape[1] for each in chosen if not prices.is_table(each)}
-        job.layers = fewest + prices.config.raised_layers(layers)
-        over = size_of(job, model, calibration.scratch) - budget
+        variant = variant.choosing(layers=fewest + prices.config.raised_layers(layers))
+        over = size_of(variant, model, calibration.scratch) - budget
         if over <= 0 or not chosen:
-            return spent, raised
+            return spent, raised, variant
         left -= over  # layers that were joined with raised ones took more nodes than was reckoned with
 
 
-def size_of(job: Job, model: ir.Model, scratch: Path) -> int:
-    """Bytes of the graph and the weights that the job would give, as they are stored: no weight is computed for it.
+def size_of(variant: VariantBuild, model: ir.Model, scratch: Path) -> int:
+    """Bytes of the graph and the weights that the variant would give, as they are stored: no weight is computed for it.
 
     A graph for prefill that shares them counts too; one with weights of its own is asked for on top.
     """
-    trial, backend = model.clone(), backend_of(job.target)
-    method, job.method = job.method, "rtn"
-    passes = backend.passes(job, scratch)
-    job.method = method
+    trial, backend = model.clone(), backend_of(variant.plan.target)
+    passes = backend.passes(variant.rounded(), scratch)
     first = lowering_of(passes)
     Manager().run(trial, passes[:first])
-    prompts = trial.clone() if job.prefill == SHARED else None
+    prompts = trial.clone() if variant.plan.prefill == SHARED else None
     Manager().run(trial, passes[first:])
     backend.finish(trial)
     size = stored_bytes(trial)
     if prompts is not None:
-        Manager().run(prompts, prefill_passes(job, prompts))
+        Manager().run(prompts, prefill_passes(variant, prompts))
         finish(prompts)
         size += stored_bytes(prompts, beside=trial) + described_bytes(prompts)
     return size

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import targets
-from leptonc.backends import Job, backend_of
+from leptonc.backends import backend_of
 from leptonc.errors import InputError
 from leptonc.memory import return_freed_memory
 from leptonc.options import BuildOptions
-from leptonc.passes.prune.sparse import PATTERN
+from leptonc.plan import check_text, plans_of
 from leptonc.preparation import Preparation, begin
 from leptonc.progress import Progress, Silent, Timed
 from leptonc.recipe import check_values
+from leptonc.variant import VariantBuild
 from runtime_edge.manifest import Manifest, Variant
 
 
@@ -50,7 +49,7 @@ def build(
     from leptonc.healing import check as check_healing
     from leptonc.pruning import check as check_pruning
     from leptonc.resume import check as check_resume
-    from leptonc.sparsity import check_job
+    from leptonc.sparsity import check_plan
 
     return_freed_memory()
     clock = Timed(progress or Silent())
@@ -64,86 +63,16 @@ def build(
     pruning = check_pruning(
         options.prune, options.prune_method, options.prune_compensation, options.prune_allocation
     )
-    jobs = _jobs(options, clock)
-    check_healing(options.heal, jobs, pruned=pruning is not None, rank=options.heal_rank)
-    check_resume(options, jobs)
-    for job in jobs:
-        check_job(job)
-        backend_of(job.target).check_request(job)
-    with begin(options, jobs, clock, pruning) as begun:
+    plans = plans_of(options)
+    check_healing(options.heal, plans, pruned=pruning is not None, rank=options.heal_rank)
+    check_resume(options, plans)
+    for plan in plans:
+        check_plan(plan)
+        backend_of(plan.target).check_request(plan)
+    with begin(options, plans, clock, pruning) as begun:
         # A model that is pruned first writes another text.
         kept = texts if texts is not None and pruning is None else {}
         return _Build(begun, kept).run()
-
-
-def check_text(options: BuildOptions) -> None:
-    """Refuses a calibration text without a use or that cannot be read, and an unknown calibrator (`InputError`)."""
-    from leptonc.calibrate.calibrators import calibrators
-
-    calibrators(options.calibrator)
-    if options.calibration is None:
-        if options.chat:
-            raise InputError("expected a calibration text with --chat, found none", hint="--calibration FILE --chat")
-        return
-    from leptonc.calibrate.texts import read_texts
-
-    readers = text_readers(options)
-    if not any(readers.values()):
-        raise InputError(
-            f"expected something that reads a calibration text, one of {', '.join(readers)}, found none beside "
-            f"{options.calibration}",
-            hint="--method gptq --calibration FILE",
-        )
-    read_texts(options.calibration)
-
-
-def text_readers(options: BuildOptions) -> dict[str, bool]:
-    """Returns what may read a calibration text, each with whether it is asked for."""
-    return {
-        "--method gptq": options.method not in (None, "rtn"), "--kv-cache": options.kv_cache is not None,
-        "--weights auto:SIZE": (options.weights or "").startswith("auto"), "--prefill": options.prefill is not None,
-        "--activations int8": options.activations != "none",
-        "--prune": options.prune is not None and (options.prune, options.prune_method) != (PATTERN, "magnitude"),
-        "--heal": options.heal is not None,
-    }  # fmt: skip
-
-
-def target_of(spec: str) -> targets.Target:
-    """Returns the target of a specification (raises `InputError`)."""
-    try:
-        return targets.load(spec)
-    except targets.TargetError as error:  # of a package that imports nothing of ours
-        raise InputError(error.message, hint=error.hint) from error
-
-
-def _jobs(options: BuildOptions, clock: Timed) -> list[Job]:
-    """One job a target; variants of one profile are told apart by their overrides."""
-    from leptonc.budget import parse_budget
-
-    specs = (options.target,) if isinstance(options.target, str) else options.target
-    found = [target_of(spec) for spec in specs]
-    if not found:
-        raise InputError("expected at least one target, found none", hint="see `leptonc targets`")
-    names = [target.name for target in found]
-    budget, integers = parse_budget(options.weights), options.activations == "int8"
-    sparse = options.prune == PATTERN
-    jobs: list[Job] = []
-    for target in found:
-        name = target.name if names.count(target.name) == 1 else re.sub(r"[^\w.]+", "-", target.spec)
-        if any(job.name == name for job in jobs):
-            raise InputError(f"expected each target once, found {target.spec} twice")
-        usual = "int8" if integers else "fp16" if sparse else target.weights
-        scheme = (options.weights if budget is None else "int4") or usual
-        solved = budget is not None or (integers and target.backend == "onnxruntime")
-        method = options.method or ("gptq" if solved else "rtn")
-        jobs.append(
-            Job(
-                name, target, scheme, options.block_size, options.symmetric, budget, method, options.embeddings,
-                options.check, clock, rules=options.layers, activations=options.activations,
-                calibrator=options.calibrator, kv_cache=options.kv_cache, prefill=options.prefill, sparse=sparse,
-            )
-        )  # fmt: skip
-    return jobs
 
 
 class _Build:
@@ -151,7 +80,7 @@ class _Build:
 
     def __init__(self, begun: Preparation, texts: dict[Any, Any]) -> None:
         self.begun, self.texts = begun, texts
-        self.options, self.jobs, self.source, self.clock = begun.options, begun.jobs, begun.source, begun.clock
+        self.options, self.source, self.clock = begun.options, begun.source, begun.clock
         self.out = self.options.out or Path(f"{self.source.name}.lepton")
 
     def run(self) -> BuildResult:
@@ -164,30 +93,31 @@ class _Build:
         check_out(self.out, replace=options.force)
         begun.capture()
         self.captured = captured = begun.captured
-        for job in self.jobs:
-            job.captured, job.sample = captured, begun.sample
-            backend_of(job.target).preflight(job)
+        for index, variant in enumerate(begun.variants):
+            layers = backend_of(variant.plan.target).preflight(variant)
+            begun.variants[index] = variant.choosing(layers=layers)
+        variants = begun.variants
         self.variants: list[Variant] = []
         report, self.records = begun.report, begun.records
         with ArtifactWriter(self.out, replace=options.force) as writer:
             self._tokenizer_files(writer)
             pruned = begun.request is not None and not begun.request.sparse  # which makes nothing smaller
             whole = captured.model.clone() if pruned else None
-            begun.shrink(writer, self.texts, max(map(looks, self.jobs)))
+            begun.shrink(writer, self.texts, max(looks(plan) for plan in begun.plans))
             self.calibration, self.healing = begun.calibration, begun.healing
             if whole is not None:
                 self._speed(whole)
             self.shapes = shapes_of(captured.model)
-            for job in self.jobs:
+            for variant in variants:
                 # The last one may change the captured graph itself.
-                model = captured.model if job is self.jobs[-1] else captured.model.clone()
-                report["operations"][job.name] = self._variant(job, model, writer)
-            fidelity = {job.name: job.report.pop("fidelity") for job in self.jobs if "fidelity" in job.report}
+                model = captured.model if variant is variants[-1] else captured.model.clone()
+                report["operations"][variant.plan.name] = self._variant(variant, model, writer)
+            fidelity = {v.plan.name: v.report.pop("fidelity") for v in variants if "fidelity" in v.report}
             if fidelity:
-                report["fidelity"] = fidelity[self.jobs[0].name]
+                report["fidelity"] = fidelity[variants[0].plan.name]
             report["variants"] = {
-                job.name: {**job.report, **({"fidelity": fidelity[job.name]} if job.name in fidelity else {})}
-                for job in self.jobs
+                v.plan.name: {**v.report, **({"fidelity": fidelity[v.plan.name]} if v.plan.name in fidelity else {})}
+                for v in variants
             }
             report["bytes"] = sizes_of(writer)
             data = as_json(report)
@@ -203,12 +133,13 @@ class _Build:
         """Times what pruning left beside the whole model, where there is a variant for this machine."""
         from leptonc.latency import speed
 
-        job = next((job for job in self.jobs if job.target.backend == "onnxruntime" and job.check), None)
-        if job is not None:
-            found = speed(whole, self.captured.model.clone(), job, self.calibration)
+        runnable = (v for v in self.begun.variants if v.plan.target.backend == "onnxruntime" and v.plan.check)
+        variant = next(runnable, None)
+        if variant is not None:
+            found = speed(whole, self.captured.model.clone(), variant, self.calibration)
             self.begun.report["pruning"]["speed"] = found
 
-    def _variant(self, job: Job, model: Any, writer: Any) -> dict[str, int]:
+    def _variant(self, variant: VariantBuild, model: Any, writer: Any) -> dict[str, int]:
         """Lowers, writes, measures and compiles one variant; returns how often each op occurs in it."""
         from leptonc.advice import add_rows, advice, prompts_advice
         from leptonc.artifact.report import rounded_of
@@ -217,54 +148,57 @@ class _Build:
         from leptonc.ir.dialect import count_ops
         from leptonc.passes.base import Manager
 
-        backend, clock, several = backend_of(job.target), self.clock, len(self.jobs) > 1
-        prefix = f"{job.name}: " if several else ""
+        plan, clock, several = variant.plan, self.clock, len(self.begun.plans) > 1
+        backend = backend_of(plan.target)
+        prefix = f"{plan.name}: " if several else ""
         dump = self.options.dump_ir
-        manager = Manager(dump / job.name if dump and several else dump, start=0 if several else 1)
-        choose(self.calibration, job, model)
-        self.healing.prepare(job)
-        passes = backend.passes(job, writer.scratch)
+        manager = Manager(dump / plan.name if dump and several else dump, start=0 if several else 1)
+        variant = replace(variant, choices=choose(self.calibration, variant, model))
+        variant = variant.choosing(recovery=self.healing.recovery(variant))
+        passes = backend.passes(variant, writer.scratch)
         # A graph for prefill begins with the captured weights, or with those that it shares.
-        first = lowering_of(passes) if job.prefill == SHARED else 0
+        first = lowering_of(passes) if plan.prefill == SHARED else 0
         with clock.stage(f"{prefix}passes", len(passes)) as advance:
             manager.run(model, passes[:first], advance)
-            prefill = model.clone() if job.prefill is not None else None
+            prefill = model.clone() if plan.prefill is not None else None
             manager.run(model, passes[first:], advance)
         backend.finish(model)
         clock.seconds.update({f"pass {prefix}{name}": seconds for name, seconds in manager.seconds.items()})
-        self.records += [record for record in manager.records if record not in self.records]
+        self.records += [done for done in manager.records if done not in self.records]
         counted = count_ops(model)
         size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
         with clock.stage(f"{prefix}weights", size) as advance:
-            blobs = writer.add_graph(job.graph, model, advance)
-        variant = backend.variant(job, blobs)
+            blobs = writer.add_graph(plan.graph, model, advance)
+        record = backend.record(variant, blobs)
         rounded = rounded_of(passes)
-        if job.check:
-            job.sample.rounded = rounded
-            self._measure(job, variant, writer, f"{prefix}check", job.report)
-        add_rows(job, self.shapes, rounded)
-        if job.check:
-            self._judge(job, job.report["fidelity"], advice(job))
+        if plan.check:
+            variant.sample.rounded = rounded
+            self._measure(variant, record, writer, f"{prefix}check", variant.report)
+        add_rows(variant, self.shapes, rounded)
+        if plan.check:
+            self._judge(variant, variant.report["fidelity"], advice(variant))
         if prefill is not None:
             from leptonc.prefill import add_prefill
 
             before = sum(file.size for file in writer.listing())
-            variant, records = add_prefill(job, prefill, model, variant, writer, clock, prefix)
-            job.report["prefill"]["bytes"] = sum(file.size for file in writer.listing()) - before
-            self.records += [record for record in records if record not in self.records]
-            if job.check:
-                job.sample.rounded = {}
-                self._measure(job, variant, writer, f"{prefix}prefill check", job.report["prefill"])
-                self._judge(job, job.report["prefill"]["fidelity"], prompts_advice(job), " in prompts")
-        self.variants.append(backend.compile(job, writer, model, variant))
+            record, records = add_prefill(variant, prefill, model, record, writer, prefix)
+            variant.report["prefill"]["bytes"] = sum(file.size for file in writer.listing()) - before
+            self.records += [done for done in records if done not in self.records]
+            if plan.check:
+                variant.sample.rounded = {}
+                self._measure(variant, record, writer, f"{prefix}prefill check", variant.report["prefill"])
+                self._judge(variant, variant.report["prefill"]["fidelity"], prompts_advice(variant), " in prompts")
+        self.variants.append(backend.compile(variant, writer, model, record))
         return counted
 
-    def _measure(self, job: Job, variant: Variant, writer: Any, stage: str, report: dict[str, Any]) -> None:
+    def _measure(
+        self, variant: VariantBuild, record: Variant, writer: Any, stage: str, report: dict[str, Any]
+    ) -> None:  # fmt: skip
         """Measures what is written; the report gets `fidelity`."""
-        manifest = self._manifest(writer, (variant,))
+        manifest = self._manifest(writer, (record,))
         writer.write_manifest(manifest)
         with self.clock.stage(stage):
-            report["fidelity"] = backend_of(job.target).measure(job, writer, manifest)
+            report["fidelity"] = backend_of(variant.plan.target).measure(variant, writer, manifest)
 
     def _tokenizer_files(self, writer: Any) -> None:
         from leptonc.artifact.describe import named_templates
@@ -292,11 +226,11 @@ class _Build:
             report="report.json" if "report.json" in writer.files else None,
         )  # fmt: skip
 
-    def _judge(self, job: Job, fidelity: dict[str, Any], hint: str | None, where: str = "") -> None:
+    def _judge(self, variant: VariantBuild, fidelity: dict[str, Any], hint: str | None, where: str = "") -> None:
         from leptonc.evaluate.measure import judge
 
         fewer = "more bits (--weights int8), smaller blocks (--block-size 16), --asymmetric or no --prune lose less"
-        judge(fidelity, self.options.max_loss, f"{job.target.spec}{where}", hint or fewer)
+        judge(fidelity, self.options.max_loss, f"{variant.plan.target.spec}{where}", hint or fewer)
 
 
 def sizes_of(writer: Any) -> dict[str, int]:

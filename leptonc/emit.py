@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leptonc.backends import Job
-from leptonc.build import as_json, check_text, sizes_of, target_of
+from leptonc.build import as_json, sizes_of
 from leptonc.errors import InputError
 from leptonc.memory import return_freed_memory
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.sparse import PATTERN
+from leptonc.plan import check_text, target_of
 from leptonc.preparation import Preparation, begin
 from leptonc.progress import Progress, Silent, Timed
 from leptonc.recipe import check_values
 from leptonc.sources.emitted import GRAPH_NAME, About, encode
+from leptonc.variant import VariantBuild, VariantPlan
 from runtime_edge.files import listing
 from runtime_edge.manifest import EMITTED_NAME
 
@@ -64,10 +65,10 @@ def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
     check_text(options)
     request = check_pruning(options.prune, options.prune_method, options.prune_compensation, options.prune_allocation)
     target = target_of(str(options.target))
-    job = Job("emitted", target, "fp32", None, None, None, "rtn", None, options.check, clock)
-    check_healing(options.heal, [job], pruned=request is not None, rank=options.heal_rank)
-    check_resume(options, [job])
-    with begin(options, [job], clock, request) as begun:
+    plan = VariantPlan("emitted", target, "fp32", check=options.check)
+    check_healing(options.heal, [plan], pruned=request is not None, rank=options.heal_rank)
+    check_resume(options, [plan])
+    with begin(options, [plan], clock, request) as begun:
         return _Emission(begun).run()
 
 
@@ -103,14 +104,14 @@ class _Emission:
         from leptonc.evaluate.measure import judge
         from sample_models.export import write_model_files
 
-        begun, options, clock, (job,) = self.begun, self.begun.options, self.begun.clock, self.begun.jobs
+        begun, options, clock = self.begun, self.begun.options, self.begun.clock
         check_out(self.out, replace=options.force)
         begun.lowered = False
         begun.capture()
-        job.captured, job.sample = begun.captured, begun.sample
+        (variant,) = begun.variants
         with ArtifactWriter(self.out, replace=options.force) as writer:
             begun.shrink(writer, {}, 1)
-            self._heal(job)
+            self._heal(variant)
             model = begun.captured.model
             size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
             with clock.stage("weights", size) as advance:
@@ -133,15 +134,15 @@ class _Emission:
             begun.calibration.kept.finish()
         return EmitResult(path, about, begun.report, dict(clock.seconds))
 
-    def _heal(self, job: Job) -> None:
+    def _heal(self, variant: VariantBuild) -> None:
         from leptonc.passes.base import Manager
 
-        self.begun.healing.prepare(job)
-        if job.recovery is not None:
+        recovery = self.begun.healing.recovery(variant)
+        if recovery is not None:
             manager = Manager()
-            manager.run(self.begun.captured.model, [job.recovery])
+            manager.run(self.begun.captured.model, [recovery])
             self.begun.records += manager.records
-            self.begun.report["recovery"] = job.report["recovery"]
+            self.begun.report["recovery"] = variant.report["recovery"]
 
     def _about(self, fidelity: dict[str, Any] | None, files: tuple[str, ...] = ()) -> About:
         captured, source, report = self.begun.captured, self.begun.source, self.begun.report

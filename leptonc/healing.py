@@ -11,13 +11,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.backends import Job
 from leptonc.errors import InputError, require
 from leptonc.heal.budget import parse_budget
 from leptonc.ir.groups import groups
 from leptonc.ir.structure import linears
 from leptonc.memory import keep_freed_memory, return_freed_memory
 from leptonc.passes.heal import Heal, HealConfig
+from leptonc.variant import VariantBuild, VariantPlan
 
 if TYPE_CHECKING:
     from leptonc.calibration import Calibration
@@ -46,12 +46,12 @@ def parse_rank(text: str | None) -> int | None:
     return rank
 
 
-def check(heal: str | None, jobs: Sequence[Job], *, pruned: bool, rank: str | None = None) -> None:
+def check(heal: str | None, plans: Sequence[VariantPlan], *, pruned: bool, rank: str | None = None) -> None:
     """Refuses what cannot be done, before anything is opened.
 
     Args:
         heal: The budget, as it was asked for.
-        jobs: What is built.
+        plans: What is built.
         pruned: Whether something is cut out of the model.
         rank: Of what is added to weights, as it was asked for.
 
@@ -60,7 +60,7 @@ def check(heal: str | None, jobs: Sequence[Job], *, pruned: bool, rank: str | No
         MissingExtraError: torch is not installed.
     """
     parse_rank(rank)
-    if rank is not None and (heal is None or not pruned or any(job.scheme != "fp32" for job in jobs)):
+    if rank is not None and (heal is None or not pruned or any(plan.scheme != "fp32" for plan in plans)):
         raise InputError(
             "expected --heal and --prune of a model in float32 with --heal-rank, found other options: of quantized "
             "weights the scales learn",
@@ -70,14 +70,14 @@ def check(heal: str | None, jobs: Sequence[Job], *, pruned: bool, rank: str | No
         return
     parse_budget(heal)
     require("torch", extra="compiler", needed_by="--heal")
-    for job in jobs:
-        if job.target.backend != "onnxruntime":
+    for plan in plans:
+        if plan.target.backend != "onnxruntime":
             raise InputError(
-                f"expected no --heal for target {job.target.name}, found one",
+                f"expected no --heal for target {plan.target.name}, found one",
                 hint="--heal is for ONNX Runtime's targets, cpu among them",
             )
-        if (job.scheme == "fp32" and not pruned) or job.activations != "none":
-            found = "activations int8" if job.activations != "none" else "fp32, which has lost nothing"
+        if (plan.scheme == "fp32" and not pruned) or plan.activations != "none":
+            found = "activations int8" if plan.activations != "none" else "fp32, which has lost nothing"
             raise InputError(
                 f"expected --prune, or weights of integers, activations none, with --heal, found {found}",
                 hint="--weights int4 --heal 10min",
@@ -115,20 +115,20 @@ class Healing:
             check_operators(self.calibration.captured.model)
             self.original = self.calibration.captured.model.clone()  # before anything is cut out
 
-    def prepare(self, job: Job) -> None:
-        """Gives a job the pass that it recovers by.
+    def recovery(self, variant: VariantBuild) -> Heal | None:
+        """Returns the pass that a variant recovers by, where healing is asked for.
 
         Raises:
             InputError: The text is too short.
         """
         if self.budget is None:
-            return
+            return None
         from leptonc.heal.distill import require_enough
 
         require_enough(self.calibration.lessons)
-        job.recovery = Heal(HealConfig(self.budget, self.seed), lambda student: self._recover(job, student))
+        return Heal(HealConfig(self.budget, self.seed), lambda student: self._recover(variant, student))
 
-    def _recover(self, job: Job, student: ir.Model) -> int:
+    def _recover(self, variant: VariantBuild, student: ir.Model) -> int:
         from leptonc.heal.distill import Settings, heal
         from leptonc.heal.trainable import low_rank, put, recoverable, whole
 
@@ -136,9 +136,9 @@ class Healing:
         assert self.original is not None
         calibration, clock = self.calibration, self.calibration.clock
         windows = calibration.lessons
-        state = self.resume / f"heal-{job.name}.safetensors" if self.resume is not None else None
+        state = self.resume / f"heal-{variant.plan.name}.safetensors" if self.resume is not None else None
         # Float weights lost something only where their neighbours were cut out.
-        pruned = job.scheme == "fp32"
+        pruned = variant.plan.scheme == "fp32"
         rank = parse_rank(self.rank)
         if pruned:
             trainable = whole(student) if rank is None else low_rank(student, rank)
@@ -168,8 +168,8 @@ class Healing:
             "before": _facts(healed.before),
             "after": _facts(healed.after),
         }
-        job.report["recovery"] = about
-        job.report.setdefault("quantization", {})["recovery"] = {**about, "losses": healed.losses}
+        variant.report["recovery"] = about
+        variant.report.setdefault("quantization", {})["recovery"] = {**about, "losses": healed.losses}
         return len(healed.arrays)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from leptonc.artifact.writer import ArtifactWriter
-from leptonc.backends import Job, backend_of
+from leptonc.backends import backend_of
 from leptonc.calibrate.latency import SECONDS, seconds, tokens
 from leptonc.errors import InputError
 from leptonc.ir.groups import groups
@@ -17,6 +17,7 @@ from leptonc.passes.base import Manager
 from leptonc.passes.prune.importance import cheapest
 from leptonc.passes.prune.plan import Cut
 from leptonc.passes.prune.remove import Prune, PruneConfig
+from leptonc.variant import VariantBuild
 from runtime_edge.backends.onnxruntime import SLOWER
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ REPORTED = 0.5  # seconds of measuring for a figure in the report: no decision r
 SHARES = (HALF, 0.3, 0.15)  # of which the first that leaves a step of every block is taken
 
 
-def share_for(goal: float, job: Job, calibration: Calibration, multiple: int) -> tuple[float, dict[str, Any]]:
+def share_for(
+    goal: float, variant: VariantBuild, calibration: Calibration, multiple: int
+) -> tuple[float, dict[str, Any]]:  # fmt: skip
     """Returns the share of the layers' weights without which a token takes `goal` less time, 0.3 for 30 %.
 
     The whole model and one with the same share cut out of every block are lowered and timed; what lies between is taken
@@ -36,7 +39,7 @@ def share_for(goal: float, job: Job, calibration: Calibration, multiple: int) ->
 
     Args:
         goal: Above 0 and below 1.
-        job: The variant whose graph is timed.
+        variant: The variant whose graph is timed.
         calibration: The captured model, and where temporary files go.
         multiple: What channels that stay are a multiple of.
 
@@ -46,10 +49,10 @@ def share_for(goal: float, job: Job, calibration: Calibration, multiple: int) ->
     Raises:
         InputError: The target is no CPU, or so much time cannot be saved.
     """
-    if job.target.backend != "onnxruntime":
+    if variant.plan.target.backend != "onnxruntime":
         raise InputError(
             f"expected a CPU's target with --prune latency:PCT, which is measured on this machine, found "
-            f"{job.target.spec}",
+            f"{variant.plan.target.spec}",
             hint="--prune 25% asks for a share of the weights",
         )
     captured = calibration.captured
@@ -64,12 +67,12 @@ def share_for(goal: float, job: Job, calibration: Calibration, multiple: int) ->
             continue
     before = found.total
     with calibration.clock.stage("prune latency", 2) as advance:
-        whole = _time(captured.model.clone(), job, calibration)
+        whole = _time(captured.model.clone(), variant, calibration)
         advance(1)
         smaller = captured.model.clone()
         Manager().run(smaller, [Prune(PruneConfig(cuts))])
         gone = 1 - groups(smaller).total / before
-        part = _time(smaller, job, calibration)
+        part = _time(smaller, variant, calibration)
         advance(1)
     saved = (whole - part) / whole
     share = goal * gone / saved if saved > 0 else 1.0
@@ -86,40 +89,36 @@ def share_for(goal: float, job: Job, calibration: Calibration, multiple: int) ->
     return share, about
 
 
-def speed(whole: ir.Model, smaller: ir.Model, job: Job, calibration: Calibration) -> dict[str, Any]:
-    """Times what is left beside the whole model, both lowered as the job does; changes both graphs.
+def speed(whole: ir.Model, smaller: ir.Model, variant: VariantBuild, calibration: Calibration) -> dict[str, Any]:
+    """Times what is left beside the whole model, both lowered as the variant does; changes both graphs.
 
     Args:
         whole: The captured graph before anything was cut out.
         smaller: It afterwards.
-        job: A variant for ONNX Runtime.
+        variant: A variant for ONNX Runtime.
         calibration: The captured model, and where temporary files go.
 
     Returns:
         What was timed, milliseconds before and after, and how many times as fast it is.
     """
     with calibration.clock.stage("prune speed", 2) as advance:
-        before = _time(whole, job, calibration, REPORTED)
+        before = _time(whole, variant, calibration, REPORTED)
         advance(1)
-        after = _time(smaller, job, calibration, REPORTED)
+        after = _time(smaller, variant, calibration, REPORTED)
         advance(1)
     captured, cached = calibration.captured, calibration.captured.task.cached
     count = tokens(captured.max_seq_len, cached=cached)
     return {
         "of": f"a token over a cache of {count}" if cached else f"a text of {count} tokens",
-        "weights": job.scheme, "before_ms": round(1e3 * before, 3), "after_ms": round(1e3 * after, 3),
+        "weights": variant.plan.scheme, "before_ms": round(1e3 * before, 3), "after_ms": round(1e3 * after, 3),
         "times_as_fast": round(before / after, 3),
     }  # fmt: skip
 
 
-def _time(model: ir.Model, job: Job, calibration: Calibration, limit: float = SECONDS) -> float:
-    """Lowers a graph as the job does, its weights rounded to nearest, and times it."""
-    backend, method, solve = backend_of(job.target), job.method, job.solve
-    job.method, job.solve = "rtn", None
-    try:
-        Manager().run(model, backend.passes(job, Path(calibration.scratch)))
-    finally:
-        job.method, job.solve = method, solve
+def _time(model: ir.Model, variant: VariantBuild, calibration: Calibration, limit: float = SECONDS) -> float:
+    """Lowers a graph as the variant does, its weights rounded to nearest, and times it."""
+    backend = backend_of(variant.plan.target)
+    Manager().run(model, backend.passes(variant.rounded(), Path(calibration.scratch)))
     backend.finish(model)
     with ArtifactWriter(calibration.scratch / "times", replace=False) as writer:
         writer.add_graph("model.onnx", model)

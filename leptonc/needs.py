@@ -15,8 +15,8 @@ from leptonc.ir.structure import lookups
 from runtime_edge.process import resident
 
 if TYPE_CHECKING:
-    from leptonc.backends import Job
     from leptonc.frontend.capture import Captured
+    from leptonc.variant import VariantPlan
 
 ACTIVATIONS = 5 * 10**8  # bytes that calibration keeps in memory where nothing is asked for; others wait on disk
 # What was measured, with some room (docs/quality.md). Temporaries of each step, whatever the model:
@@ -33,15 +33,15 @@ HEALING = 4.5  # times the weights in float32: the student, its gradients, momen
 
 
 def activations(
-    bound_gb: float | None, captured: Captured, jobs: Sequence[Job], *, healed: bool = False, pruned: bool = False,
-    writes: bool = False, emitted: bool = False, lowered: bool = True,
+    bound_gb: float | None, captured: Captured, plans: Sequence[VariantPlan], *, healed: bool = False,
+    pruned: bool = False, writes: bool = False, emitted: bool = False, lowered: bool = True,
 ) -> int:  # fmt: skip
     """Returns how many bytes of activations a build may keep in memory, so that all of it stays within a bound.
 
     Args:
         bound_gb: Gigabytes (10^9 bytes) that the process may take; None bounds nothing.
         captured: The model.
-        jobs: What is built of it.
+        plans: What is built of it.
         healed: Whether it learns.
         pruned: Whether something is cut out of it.
         writes: Whether it writes the text that it is calibrated on.
@@ -54,7 +54,7 @@ def activations(
     if bound_gb is None:
         return ACTIVATIONS
     found = needs(
-        captured, jobs, healed=healed, pruned=pruned, writes=writes, emitted=emitted, lowered=lowered
+        captured, plans, healed=healed, pruned=pruned, writes=writes, emitted=emitted, lowered=lowered
     )  # fmt: skip
     taken, bound = resident() or 0, int(bound_gb * 1e9)
     step, most = max(found.items(), key=lambda item: item[1])
@@ -69,29 +69,29 @@ def activations(
 
 
 def needs(
-    captured: Captured, jobs: Sequence[Job], *, healed: bool = False, pruned: bool = False, writes: bool = False,
-    emitted: bool = False, lowered: bool = True,
+    captured: Captured, plans: Sequence[VariantPlan], *, healed: bool = False, pruned: bool = False,
+    writes: bool = False, emitted: bool = False, lowered: bool = True,
 ) -> dict[str, int]:  # fmt: skip
     """Returns the bytes that each step of a build takes beyond what is there before it, activations left out."""
     model = captured.model
     sizes = {name: _bytes(value) for name, value in model.graph.initializers.items()}
     largest, whole = max(sizes.values(), default=0), sum(sizes.values())
     found = {"writing a weight": WRITING + 2 * largest}
-    if pruned or any(job.calibrated for job in jobs):
+    if pruned or any(plan.calibrated for plan in plans):
         found[LAYER] = max(_stage(stage, sizes) for stage in linear_stages(model, outside=True))
-        if any(job.budget is not None for job in jobs):  # the head as it is, and as it would be
+        if any(plan.budget is not None for plan in plans):  # the head as it is, and as it would be
             found[WEIGHS] = WEIGHING + 3 * largest
-        elif any(job.activations == "int8" or job.prefill is not None for job in jobs):
+        elif any(plan.activations == "int8" or plan.prefill is not None for plan in plans):
             found[WEIGHS] = WEIGHING + largest
         if writes:
             found[WRITES] = CALIBRATING + whole // 2
     tables = sum(sizes[str(value.name)] for value in lookups(model) if value is not None and value.name in sizes)
-    if any(job.check for job in jobs):
-        ran = max(_run(job, whole, tables) for job in jobs) if lowered else 0
+    if any(plan.check for plan in plans):
+        ran = max(_run(plan, whole, tables) for plan in plans) if lowered else 0
         # A decoder's original runs a layer at a time; an encoder's is kept for all texts, and gone before the artifact.
         original = 0 if captured.task.cached or emitted else whole
         found["the check"] = CHECKING + largest + max(ran, original)
-    engines = [_written(job, whole, tables) for job in jobs if lowered and job.target.backend != "onnxruntime"]
+    engines = [_written(plan, whole, tables) for plan in plans if lowered and plan.target.backend != "onnxruntime"]
     if engines:
         found["measuring ranges"] = CALIBRATING + 2 * largest
         found["building an engine"] = ENGINE + int(PLANNED * max(engines))
@@ -100,24 +100,24 @@ def needs(
     return found
 
 
-def _run(job: Job, whole: int, tables: int) -> int:
+def _run(plan: VariantPlan, whole: int, tables: int) -> int:
     """What the check of an artifact takes, beside what compares: ONNX Runtime, and for TensorRT many logits at once."""
-    written = _written(job, whole, tables)
-    return int(OPENED * written) if job.target.backend == "onnxruntime" else LOGITS + int(READ * written)
+    written = _written(plan, whole, tables)
+    return int(OPENED * written) if plan.target.backend == "onnxruntime" else LOGITS + int(READ * written)
 
 
-def _written(job: Job, whole: int, tables: int) -> float:
+def _written(plan: VariantPlan, whole: int, tables: int) -> float:
     """About how many bytes of weights an artifact has whose weights are so many in float32.
 
     `tables` of them are embeddings'; TensorRT's, and heads tied to them, have 16 bits at the least.
     """
-    if job.target.backend != "onnxruntime":
-        bits = _bits(job.scheme)
-        return max(job.budget or 0, ((whole - tables) * bits + tables * max(bits, BITS["fp16"])) / 32)
-    bits = max(_bits(job.scheme), _bits(job.embeddings or "int4"))
-    if job.prefill is not None:
-        bits += _bits("int8") * (2 if job.prefill == "shared" else 1)
-    return whole * bits / 32 if job.budget is None else max(job.budget, whole * bits / 32)
+    if plan.target.backend != "onnxruntime":
+        bits = _bits(plan.scheme)
+        return max(plan.budget or 0, ((whole - tables) * bits + tables * max(bits, BITS["fp16"])) / 32)
+    bits = max(_bits(plan.scheme), _bits(plan.embeddings or "int4"))
+    if plan.prefill is not None:
+        bits += _bits("int8") * (2 if plan.prefill == "shared" else 1)
+    return whole * bits / 32 if plan.budget is None else max(plan.budget, whole * bits / 32)
 
 
 def _bits(scheme: str) -> int:

@@ -15,12 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter
-from leptonc.backends import Job
 from leptonc.backends import onnxruntime as backend
 from leptonc.backends.onnxruntime.integer import derived_of
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.blocks import Quantized
-from leptonc.progress import Progress
+from leptonc.variant import VariantBuild
 from runtime_edge.derived import Derived, Part, Weight
 from runtime_edge.manifest import PassRecord, Variant
 
@@ -28,37 +27,36 @@ DESCRIBED = 700  # bytes that say how one weight is made, but for parts that no 
 
 
 def add_prefill(
-    job: Job, model: ir.Model, decode: ir.Model, variant: Variant, writer: ArtifactWriter, clock: Progress, prefix: str
+    variant: VariantBuild, model: ir.Model, decode: ir.Model, record: Variant, writer: ArtifactWriter, prefix: str
 ) -> tuple[Variant, list[PassRecord]]:  # fmt: skip
     """Lowers and writes the graph for prefill.
 
     Args:
-        job: The variant's job, calibrated.
+        variant: What is built, calibrated.
         model: The captured model, or with shared weights the quantized one; it is changed.
         decode: The graph that decodes, written.
-        variant: The variant's record.
+        record: The variant's record.
         writer: Of the artifact.
-        clock: Times stages.
         prefix: What the names of stages begin with.
 
     Returns:
         The variant's record with the graph, and the passes that were run.
     """
-    manager = Manager()
+    manager, clock, plan = Manager(), variant.clock, variant.plan
     with clock.stage(f"{prefix}prefill passes"):
-        manager.run(model, backend.prefill_passes(job, model))
+        manager.run(model, backend.prefill_passes(variant, model))
     backend.finish(model)
     with clock.stage(f"{prefix}prefill weights"):
-        blobs = writer.add_graph(job.prefill_graph, model, beside=True)
-    found = msgspec.structs.replace(variant, prefill=job.prefill_graph, blobs=tuple(sorted({*variant.blobs, *blobs})))
+        blobs = writer.add_graph(plan.prefill_graph, model, beside=True)
+    found = msgspec.structs.replace(record, prefill=plan.prefill_graph, blobs=tuple(sorted({*record.blobs, *blobs})))
     if made := dict(sorted(derived_of(model).items())):
         beside = {name: _beside(weight, model) for name, weight in made.items()}
         places = iter(writer.add_arrays([array for arrays in beside.values() for array in arrays.values()]))
         parts = {name: {part: _part(*next(places)) for part in arrays} for name, arrays in beside.items()}
         weights = tuple(_derived(name, weight, decode, model, parts[name]) for name, weight in made.items())
-        writer.add(job.derived, msgspec.json.encode(Derived(weights=weights)))
+        writer.add(plan.derived, msgspec.json.encode(Derived(weights=weights)))
         more = {part.blob for each in parts.values() for part in each.values()}
-        found = msgspec.structs.replace(found, derived=job.derived, blobs=tuple(sorted({*found.blobs, *more})))
+        found = msgspec.structs.replace(found, derived=plan.derived, blobs=tuple(sorted({*found.blobs, *more})))
     return found, manager.records
 
 

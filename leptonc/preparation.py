@@ -12,7 +12,6 @@ from leptonc.recipe import as_record
 
 if TYPE_CHECKING:
     from leptonc.artifact.writer import ArtifactWriter
-    from leptonc.backends import Job
     from leptonc.calibration import Calibration
     from leptonc.evaluate.measure import Sample
     from leptonc.frontend.capture import Captured
@@ -21,12 +20,13 @@ if TYPE_CHECKING:
     from leptonc.progress import Timed
     from leptonc.pruning import Request
     from leptonc.sources import Source
+    from leptonc.variant import VariantBuild, VariantPlan
     from runtime_edge.manifest import PassRecord
 
 
 @contextmanager
 def begin(
-    options: BuildOptions, jobs: Sequence[Job], clock: Timed, request: Request | None
+    options: BuildOptions, plans: Sequence[VariantPlan], clock: Timed, request: Request | None
 ) -> Iterator[Preparation]:  # fmt: skip
     """Opens the source and reads the text that quality is measured on, where there is room for the result.
 
@@ -43,7 +43,7 @@ def begin(
     with clock.stage("open"):
         source = open_source(options.source)
     with source:
-        yield Preparation(options, jobs, source, text, clock, request)
+        yield Preparation(options, plans, source, text, clock, request)
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Preparation:
 
     Attributes:
         options: What is asked for.
-        jobs: The variants; one without a lowering for an emission.
+        plans: What is asked for each variant; one without a lowering for an emission.
         source: The model.
         text: What quality is measured on.
         clock: Times stages.
@@ -60,13 +60,14 @@ class Preparation:
         lowered: Whether variants are lowered for their targets.
         captured: The model, once it is captured.
         sample: What measures it, likewise.
+        variants: The variants, likewise.
         memory: Bytes of activations that may be in memory, likewise.
         report: What there is to report so far.
         records: What has changed the graph so far, for the manifest.
     """
 
     options: BuildOptions
-    jobs: Sequence[Job]
+    plans: Sequence[VariantPlan]
     source: Source
     text: str
     clock: Timed
@@ -74,6 +75,7 @@ class Preparation:
     lowered: bool = True
     captured: Captured = field(init=False)
     sample: Sample = field(init=False)
+    variants: list[VariantBuild] = field(init=False)
     memory: int = field(init=False)
     calibration: Calibration = field(init=False)
     healing: Healing = field(init=False)
@@ -92,9 +94,10 @@ class Preparation:
         from leptonc.ir.dialect import count_ops
         from leptonc.needs import activations
         from leptonc.passes.base import Manager
+        from leptonc.variant import VariantBuild
 
         options, emitted = self.options, self.source.emitted
-        longest = options.max_seq_len or max(job.target.max_seq_len for job in self.jobs)
+        longest = options.max_seq_len or max(plan.target.max_seq_len for plan in self.plans)
         if emitted is not None and (options.max_seq_len or 0) > emitted.max_seq_len:
             raise InputError(
                 f"expected at most the {emitted.max_seq_len} tokens that the graph was emitted with, found "
@@ -104,12 +107,13 @@ class Preparation:
         with self.clock.stage("capture"):
             self.captured = capture(self.source, max_seq_len=longest)
         self.memory = activations(
-            options.memory_gb, self.captured, self.jobs, healed=options.heal is not None,
+            options.memory_gb, self.captured, self.plans, healed=options.heal is not None,
             pruned=options.prune is not None, writes=options.calibration is None and self.captured.task.cached,
             emitted=emitted is not None, lowered=self.lowered,
         )  # fmt: skip
         name = str(options.eval_text.name) if options.eval_text else "built-in"
         self.sample = Sample(self.source, self.captured, self.text, name)
+        self.variants = [VariantBuild(plan, self.captured, self.sample, self.clock) for plan in self.plans]
         Manager(options.dump_ir).write(self.captured.model, "capture")
         self.report = {"operations": {"captured": count_ops(self.captured.model)}, "recipe": as_record(options)}
         self._warn()
@@ -166,7 +170,7 @@ class Preparation:
         )
         if self.request is not None:
             manager = Manager()
-            self.report["pruning"] = prune(self.request, options, self.jobs, self.calibration, manager)
+            self.report["pruning"] = prune(self.request, options, self.variants, self.calibration, manager)
             self.records += manager.records
             Manager(options.dump_ir).write(captured.model, "prune")
         if options.rotate:

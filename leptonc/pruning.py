@@ -33,10 +33,10 @@ from leptonc.passes.prune.remove import Prune, PruneConfig
 from leptonc.passes.prune.sparse import PATTERN
 
 if TYPE_CHECKING:
-    from leptonc.backends import Job
     from leptonc.calibration import Calibration
     from leptonc.frontend.capture import Captured
     from leptonc.options import BuildOptions
+    from leptonc.variant import VariantBuild
 
 ALLOCATIONS = ("uniform", "global")
 COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
@@ -335,14 +335,15 @@ class Pruning:
 
 
 def prune(
-    request: Request, options: BuildOptions, jobs: Sequence[Job], calibration: Calibration, manager: Manager
+    request: Request, options: BuildOptions, variants: Sequence[VariantBuild], calibration: Calibration,
+    manager: Manager,
 ) -> dict[str, Any]:
     """Prunes a build's captured model in place, before its variants part; returns what the report says of it."""
-    if any(job.calibrated for job in jobs):
+    if any(variant.plan.calibrated for variant in variants):
         calibration.windows  # noqa: B018 (what later steps read is written by the whole model)
     if request.sparse:
         return sparsity.sparsify(options.prune_method, calibration, manager)
-    multiple = max(MULTIPLES[job.target.backend] for job in jobs)
+    multiple = max(MULTIPLES[variant.plan.target.backend] for variant in variants)
     if request.width:
         compensation = options.prune_compensation or "least-squares"
         return slicing.slice_width(request.text, request.width, compensation, calibration, multiple, manager)
@@ -353,7 +354,7 @@ def prune(
         from leptonc.latency import share_for
 
         share, measured["latency"] = calibration.kept.fact(
-            "prune-latency", lambda: share_for(request.latency, jobs[0], calibration, multiple)
+            "prune-latency", lambda: share_for(request.latency, variants[0], calibration, multiple)
         )
         request = replace(request, share=share)
     # As they were published.

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leptonc.backends import Job
 from leptonc.calibrate.kept import Kept, mark_of
 from leptonc.errors import InputError
 from leptonc.recipe import as_record
+from leptonc.variant import VariantPlan
 
 if TYPE_CHECKING:
     from leptonc.frontend.capture import Captured
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BESIDE = ("memory_gb", "max_loss")  # what a build goes on with another of: no step's result depends on it
 
 
-def check(options: BuildOptions, jobs: Sequence[Job]) -> None:
+def check(options: BuildOptions, plans: Sequence[VariantPlan]) -> None:
     """Refuses a directory that is none, or that nothing would be kept in, before anything is opened.
 
     Raises:
@@ -28,7 +28,7 @@ def check(options: BuildOptions, jobs: Sequence[Job]) -> None:
     folder = options.resume
     if folder is None:
         return
-    if not (options.heal or options.prune or any(job.calibrated for job in jobs)):
+    if not (options.heal or options.prune or any(plan.calibrated for plan in plans)):
         raise InputError(
             f"expected --prune, --heal or a calibration with --resume, which keeps how far they have come, found "
             f"{folder} alone",

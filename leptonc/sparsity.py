@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leptonc.backends import Job
 from leptonc.calibrate.sparse import sparse_weights
 from leptonc.calibrate.walk import stages
 from leptonc.errors import InputError
@@ -25,6 +24,7 @@ from leptonc.passes.prune.sparse import (
     magnitude,
     nonzero,
 )
+from leptonc.variant import ROUNDING, VariantPlan
 
 if TYPE_CHECKING:
     from leptonc.calibration import Calibration
@@ -45,23 +45,23 @@ def check(method: str | None, compensation: str | None, allocation: str | None) 
             )
 
 
-def check_job(job: Job) -> None:
+def check_plan(plan: VariantPlan) -> None:
     """Refuses a variant that would gain nothing by 2:4 weights, or fill their zeros, before anything is opened.
 
     Raises:
         InputError: The target has no sparse tensor cores, or codes are chosen by a method that moves zeros.
     """
-    if not job.sparse:
+    if not plan.sparse:
         return
-    if not job.target.sparse_capabilities:
+    if not plan.target.sparse_capabilities:
         raise InputError(
             f"expected a target with sparse tensor cores (NVIDIA's from Ampere on) for --prune {PATTERN}, found "
-            f"{job.target.spec}",
+            f"{plan.target.spec}",
             hint="--target jetson-orin, jetson-thor, rtx or rtx-30 and up; --prune 25% makes a model smaller anywhere",
         )
-    if job.method != "rtn":
+    if plan.method != ROUNDING:
         raise InputError(
-            f"expected method rtn with --prune {PATTERN}, found {job.method}, which gives zeros other values",
+            f"expected method rtn with --prune {PATTERN}, found {plan.method}, which gives zeros other values",
             hint="leave out --method: rounding keeps zeros",
         )
 

@@ -10,12 +10,12 @@ import pytest
 
 from leptonc import needs as needs_module
 from leptonc.backends.tensorrt.preflight import BITS
-from leptonc.build import _jobs, build
+from leptonc.build import build
 from leptonc.errors import InputError
 from leptonc.frontend.capture import Captured, capture
 from leptonc.needs import ACTIVATIONS, activations, needs
 from leptonc.options import BuildOptions
-from leptonc.progress import Silent, Timed
+from leptonc.plan import plans_of
 from leptonc.sources import open_source
 from runtime_edge.process import most_resident, resident
 
@@ -31,12 +31,12 @@ def captured() -> Captured:
 def steps(
     captured: Captured, *, healed: bool = False, pruned: bool = False, writes: bool = False, **options: Any
 ) -> dict[str, int]:
-    jobs = _jobs(BuildOptions("m", **options), Timed(Silent()))
-    return needs(captured, jobs, healed=healed, pruned=pruned, writes=writes)
+    plans = plans_of(BuildOptions("m", **options))
+    return needs(captured, plans, healed=healed, pruned=pruned, writes=writes)
 
 
 def room(captured: Captured, bound: float | None, **options: Any) -> int:
-    return activations(bound, captured, _jobs(BuildOptions("m", **options), Timed(Silent())))
+    return activations(bound, captured, plans_of(BuildOptions("m", **options)))
 
 
 def test_steps_that_are_not_taken_need_nothing(captured: Captured) -> None:
@@ -75,10 +75,10 @@ def test_what_runs_whole_counts_whole(captured: Captured, monkeypatch: pytest.Mo
     sizes = [4 * v.const_value.size for v in encoder.model.graph.initializers.values() if v.const_value is not None]
     assert steps(encoder, weights="int4")["the check"] == max(sizes) + sum(sizes)
     assert steps(encoder, weights="fp32")["the check"] == max(sizes) + int(needs_module.OPENED * sum(sizes))
-    jobs = _jobs(BuildOptions("m", weights="int4"), Timed(Silent()))
-    found = needs(encoder, jobs, emitted=True)["the check"]
+    plans = plans_of(BuildOptions("m", weights="int4"))
+    found = needs(encoder, plans, emitted=True)["the check"]
     assert max(sizes) < found < max(sizes) + 0.3 * sum(sizes)
-    assert needs(encoder, jobs, emitted=True, lowered=False)["the check"] == max(sizes)
+    assert needs(encoder, plans, emitted=True, lowered=False)["the check"] == max(sizes)
     whole = sum(4 * v.const_value.size for v in captured.model.graph.initializers.values() if v.const_value is not None)
     table = 4 * 512 * int(captured.config.hidden_size)
     assert "building an engine" not in steps(captured, weights="int4")

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.backends import Job, check_method
+from leptonc.backends import check_method
 from leptonc.backends.onnxruntime.attention import (
     MS,
     AttentionOfMerged,
@@ -34,8 +34,9 @@ from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
 from leptonc.passes.quantize.numbers import CodesToNumbers, CodesToNumbersConfig
-from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
 from leptonc.recipe import Forms, resolve
+from leptonc.variant import ROUNDING, Choices, VariantBuild, VariantPlan
 from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, PREFILL_LEAST
 from runtime_edge.manifest import Manifest, Variant
 
@@ -47,109 +48,118 @@ SHARED = "shared"  # a graph for prefill whose weights are made from those of th
 BLOCK_SIZE = 32
 
 
-def check_request(job: Job) -> None:
+def check_request(plan: VariantPlan) -> None:
     """See `Backend.check_request`."""
-    if job.scheme not in WEIGHTS:
+    if plan.scheme not in WEIGHTS:
         raise InputError(
-            f"expected weights among {', '.join(WEIGHTS)} for target {job.target.name}, found {job.scheme}",
+            f"expected weights among {', '.join(WEIGHTS)} for target {plan.target.name}, found {plan.scheme}",
             hint="fp32 keeps the weights as they are",
         )
-    if job.activations == "int8" and (job.scheme != "int8" or job.symmetric is False):
-        found = "asymmetric ones" if job.scheme == "int8" else f"weights {job.scheme}"
+    if plan.activations == "int8" and (plan.scheme != "int8" or plan.symmetric is False):
+        found = "asymmetric ones" if plan.scheme == "int8" else f"weights {plan.scheme}"
         raise InputError(
             f"expected symmetric weights of 8 bits with activations int8, found {found}",
             hint="--weights int8 --activations int8",
         )
-    check_method(job)
-    if job.prefill is not None and (job.scheme == "fp32" or job.activations != "none"):
+    check_method(plan)
+    if plan.prefill is not None and (plan.scheme == "fp32" or plan.activations != "none"):
         raise InputError(
             f"expected weights of integers without activations int8 beside a graph for prefill, found weights "
-            f"{job.scheme} and activations {job.activations}",
+            f"{plan.scheme} and activations {plan.activations}",
             hint="--weights int4 --prefill int8",
         )
-    if job.scheme != "fp32" or job.method != "rtn" or job.embeddings or job.rules:
-        config_of(job)
+    if plan.scheme != "fp32" or plan.method != ROUNDING or plan.embeddings or plan.rules:
+        config_of(plan)
 
 
-def preflight(job: Job) -> None:
+def preflight(variant: VariantBuild) -> tuple[LayerFormat, ...]:
     """See `Backend.preflight`: the recipe's layers; a CPU's memory is not the profile's to know."""
-    if job.prefill is not None and not job.captured.task.cached:
+    if variant.plan.prefill is not None and not variant.captured.task.cached:
         raise InputError(
-            f"expected a model that generates text for --prefill, found one for {job.captured.task.name}",
+            f"expected a model that generates text for --prefill, found one for {variant.captured.task.name}",
             hint="--weights int8 --activations int8 is the same for an encoder",
         )
-    if job.kv_cache is not None and not job.captured.task.cached:
+    if variant.plan.kv_cache is not None and not variant.captured.task.cached:
         raise InputError(
-            f"expected a model that generates text for --kv-cache, found one for {job.captured.task.name}",
+            f"expected a model that generates text for --kv-cache, found one for {variant.captured.task.name}",
             hint="an encoder has no cache",
         )
-    usual = LayerRule(weights=job.scheme, block_size=job.block_size, symmetric=_symmetric(job))
-    job.layers = resolve(job.rules, job.captured.model, Forms("ONNX Runtime", WEIGHTS, usual, lambda _: BLOCK_SIZE))
+    plan = variant.plan
+    usual = LayerRule(weights=plan.scheme, block_size=plan.block_size, symmetric=_symmetric(plan))
+    forms = Forms("ONNX Runtime", WEIGHTS, usual, lambda _: BLOCK_SIZE)
+    return resolve(plan.rules, variant.captured.model, forms)
 
 
-def _symmetric(job: Job) -> bool:
+def _symmetric(plan: VariantPlan) -> bool:
     """Whether weights have no zero points: unless they are asked for, or 4 bits have to serve under a budget."""
-    return job.budget is None if job.symmetric is None else job.symmetric
+    return plan.budget is None if plan.symmetric is None else plan.symmetric
 
 
-def config_of(job: Job) -> QuantizeWeightsConfig:
+def config_of(plan: VariantPlan, choices: Choices | None = None) -> QuantizeWeightsConfig:
     """See `Backend.config_of`."""
-    if job.scheme == "fp32":
+    choices = choices or Choices()
+    if plan.scheme == "fp32":
         raise InputError(
             "expected weights of integers with --method gptq, --embeddings and layers of a recipe, found fp32",
             hint="--weights int4",
         )
-    block_size = BLOCK_SIZE if job.block_size is None else job.block_size
+    block_size = BLOCK_SIZE if plan.block_size is None else plan.block_size
     if block_size == 0:
         raise InputError("expected a block size of 16 or more for ONNX Runtime, found 0")
+    embeddings = choices.embeddings or plan.embeddings or "int0"
     return QuantizeWeightsConfig(
-        bits=int(job.scheme.removeprefix("int")), block_size=block_size, symmetric=_symmetric(job),
-        method=job.method, embedding_bits=int((job.embeddings or "int0").removeprefix("int")), layers=job.layers,
-        half_scales=True, channels=job.static.layers if job.static is not None else (),
+        bits=int(plan.scheme.removeprefix("int")), block_size=block_size, symmetric=_symmetric(plan),
+        method=plan.method, embedding_bits=int(embeddings.removeprefix("int")), layers=choices.layers,
+        half_scales=True, channels=choices.inputs.layers if choices.inputs is not None else (),
     )  # fmt: skip
 
 
-def _quantize(job: Job) -> list[Pass]:
-    if job.scheme == "fp32":
+def _quantize(variant: VariantBuild) -> list[Pass]:
+    if variant.plan.scheme == "fp32":
         return []
-    static = job.static
+    choices = variant.choices
+    static = choices.inputs
     before: list[Pass] = static.passes() if static is not None else []
-    before += [job.scaling] if job.scaling is not None else []
-    return [*before, QuantizeWeights(config_of(job), job.solve, static.importance if static is not None else None)]
+    before += [choices.scaling] if choices.scaling is not None else []
+    importance = static.importance if static is not None else None
+    return [*before, QuantizeWeights(config_of(variant.plan, choices), choices.solve, importance)]
 
 
-def passes(job: Job, scratch: Path) -> list[Pass]:
+def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
-    recovery = [job.recovery] if job.recovery is not None else []
+    recovery = [variant.choices.recovery] if variant.choices.recovery is not None else []
     # Beside a graph for prefill this one runs on few tokens at a time.
-    tokens = PREFILL_CHUNK if job.prefill is None else PREFILL_LEAST
-    return [*_quantize(job), *recovery, *_lowered(job, tokens)]
+    tokens = PREFILL_CHUNK if variant.plan.prefill is None else PREFILL_LEAST
+    return [*_quantize(variant), *recovery, *_lowered(variant, tokens)]
 
 
-def _lowered(job: Job, tokens: int) -> list[Pass]:
-    """The lowerings of a job's graph that runs on so many tokens at most."""
-    return [*lowerings(job.cache_scales), WholeScores(WholeScoresConfig(tokens, job.captured.max_seq_len))]
+def _lowered(variant: VariantBuild, tokens: int) -> list[Pass]:
+    """The lowerings of a variant's graph that runs on so many tokens at most."""
+    whole = WholeScores(WholeScoresConfig(tokens, variant.captured.max_seq_len))
+    return [*lowerings(variant.choices.cache_scales), whole]
 
 
-def prefill_passes(job: Job, model: ir.Model) -> list[Pass]:
+def prefill_passes(variant: VariantBuild, model: ir.Model) -> list[Pass]:
     """Returns the passes to a graph for prefill: 8-bit activations, and 8-bit weights where these are not to be had.
 
-    The embedding has the format that the job gives it: both graphs read the same bytes of it. Where they share all
+    The embedding has the format that the variant gives it: both graphs read the same bytes of it. Where they share all
     weights, `model` has those of the graph that decodes, quantized.
     """
-    static, config = job.prefill_static, config_of(job)
+    choices = variant.choices
+    static, config = choices.prompt_inputs, config_of(variant.plan, variant.choices)
     if static is None:
         raise ValueError("a graph for prefill needs ranges of its activations")
-    if job.prefill == SHARED:
-        return [CodesToNumbers(CodesToNumbersConfig(static.layers)), *static.passes(), *_lowered(job, PREFILL_CHUNK)]
-    known = {*static.layers, *(path for each in job.prefill_layers for path in each.paths)}
+    if variant.plan.prefill == SHARED:
+        numbers = CodesToNumbers(CodesToNumbersConfig(static.layers))
+        return [numbers, *static.passes(), *_lowered(variant, PREFILL_CHUNK)]
+    known = {*static.layers, *(path for each in choices.prompt_layers for path in each.paths)}
     rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
     raised = config.raised_layers({each.path: each.shape[1] for each in rest}) if config.bits < 8 else ()
     config = dataclasses.replace(
-        config, method="rtn", channels=static.layers, layers=(*job.prefill_layers, *raised)
+        config, method=ROUNDING, channels=static.layers, layers=(*choices.prompt_layers, *raised)
     )
     quantize = QuantizeWeights(config, importance=static.importance)
-    return [*static.passes(), quantize, *_lowered(job, PREFILL_CHUNK)]
+    return [*static.passes(), quantize, *_lowered(variant, PREFILL_CHUNK)]
 
 
 def lowerings(cache_scales: Mapping[str, NDArray[Any]] | None = None) -> tuple[Pass, ...]:
@@ -190,26 +200,27 @@ def finish(model: ir.Model) -> None:
         node.metadata_props.pop(MODULE_KEY, None)
 
 
-def variant(job: Job, blobs: tuple[str, ...]) -> Variant:
+def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
     """See `Backend.variant`."""
+    plan = variant.plan
     return Variant(
-        name=job.name, target=job.target.spec, backend="onnxruntime", graph=job.graph, weights=job.label,
-        activations=job.activations, blobs=blobs,
+        name=plan.name, target=plan.target.spec, backend="onnxruntime", graph=plan.graph, weights=variant.label,
+        activations=plan.activations, blobs=blobs,
     )  # fmt: skip
 
 
-def compile(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
+def compile(variant: VariantBuild, writer: ArtifactWriter, model: ir.Model, record: Variant) -> Variant:
     """See `Backend.compile`: ONNX Runtime runs the graph itself."""
-    return variant
+    return record
 
 
-def measure(job: Job, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
+def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
     """See `Backend.measure`: the runtime runs the artifact as it will on the device."""
     import runtime_edge
 
-    sample = job.sample
+    sample = variant.sample
     give_back()
-    if job.captured.task.cached:
+    if variant.captured.task.cached:
         return sample.compare_decoder(_logits(writer.path, sample.token_ids))
     # The reference runs first: its weights have left the memory when the artifact is loaded.
     rows = sample.reference_rows()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from leptonc.backends import Job, check_method
+from leptonc.backends import check_method
 from leptonc.backends.tensorrt import preflight as memory
 from leptonc.backends.tensorrt import recipe as recipes
 from leptonc.backends.tensorrt.decoder import (
@@ -33,7 +33,8 @@ from leptonc.memory import give_back
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.quantize.choose import ChooseCodes
-from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
+from leptonc.variant import ROUNDING, Choices, VariantBuild, VariantPlan
 from runtime_edge.manifest import Engine, Manifest, Variant
 from runtime_edge.tensorrt.flavours import first_version, flavour, parses
 
@@ -44,111 +45,115 @@ _EVERY = 16
 _CHECK_BYTES = 128 * 2**20  # of logits that a run of the check gives: the CPU is not bound to the engine's profiles
 
 
-def check_request(job: Job) -> None:
+def check_request(plan: VariantPlan) -> None:
     """See `Backend.check_request`."""
-    lacking = [each for each in ("int8", "int4") if each not in job.target.precisions]
-    if job.budget is not None and lacking:
+    lacking = [each for each in ("int8", "int4") if each not in plan.target.precisions]
+    if plan.budget is not None and lacking:
         raise InputError(
-            f"expected a target that has weights of 8 and of 4 bits for a budget of bytes, found {job.target.spec} "
+            f"expected a target that has weights of 8 and of 4 bits for a budget of bytes, found {plan.target.spec} "
             f"without {' and '.join(lacking)}",
-            hint=f"--weights {job.target.weights} is the target's default",
+            hint=f"--weights {plan.target.weights} is the target's default",
         )
-    recipes.check_format(job)
-    if job.embeddings:
+    recipes.check_format(plan)
+    if plan.embeddings:
         raise InputError(
-            f"expected no format for embeddings for target {job.target.name}, found {job.embeddings}",
+            f"expected no format for embeddings for target {plan.target.name}, found {plan.embeddings}",
             hint="--embeddings is for ONNX Runtime's targets, cpu among them",
         )
-    if job.method != "rtn" and job.scheme not in ("int8", "int4"):
+    if plan.method != ROUNDING and plan.scheme not in ("int8", "int4"):
         raise InputError(
-            f"expected weights int8 or int4 with method {job.method} for target {job.target.name}, found {job.scheme}",
+            f"expected weights int8 or int4 with method {plan.method} for target {plan.target.name}, "
+            f"found {plan.scheme}",
             hint="--weights int4",
         )
-    check_method(job)
-    if job.rules and memory.BITS[job.scheme] > 8:
+    check_method(plan)
+    if plan.rules and memory.BITS[plan.scheme] > 8:
         raise InputError(
-            f"expected weights of 8 or 4 bits with layers of a recipe, found {job.scheme}",
-            hint=f"--weights {' or '.join(each for each in job.target.precisions if memory.BITS.get(each, 16) <= 8)}",
+            f"expected weights of 8 or 4 bits with layers of a recipe, found {plan.scheme}",
+            hint=f"--weights {' or '.join(each for each in plan.target.precisions if memory.BITS.get(each, 16) <= 8)}",
         )
-    if job.activations == "int8" and job.scheme != "int8":
+    if plan.activations == "int8" and plan.scheme != "int8":
         raise InputError(
-            f"expected weights int8 with activations int8 for target {job.target.name}, found {job.scheme}",
+            f"expected weights int8 with activations int8 for target {plan.target.name}, found {plan.scheme}",
             hint="--weights int8 --activations int8",
         )
-    if job.prefill is not None:
+    if plan.prefill is not None:
         raise InputError(
-            f"expected no graph for prefill for target {job.target.name}, found {job.prefill}",
+            f"expected no graph for prefill for target {plan.target.name}, found {plan.prefill}",
             hint="an engine has a profile for prefill; --prefill is for ONNX Runtime's targets",
         )
-    if job.kv_cache is not None:
+    if plan.kv_cache is not None:
         raise InputError(
-            f"expected a cache in the engine's own format for target {job.target.name}, found {job.kv_cache}",
+            f"expected a cache in the engine's own format for target {plan.target.name}, found {plan.kv_cache}",
             hint="--kv-cache is for ONNX Runtime's targets",
         )
-    recipes.checked(job)
-    if memory.BITS[job.scheme] <= 8:
-        config_of(job)
+    recipes.checked(plan)
+    if memory.BITS[plan.scheme] <= 8:
+        config_of(plan)
 
 
-def preflight(job: Job) -> None:
+def preflight(variant: VariantBuild) -> tuple[LayerFormat, ...]:
     """See `Backend.preflight`: the recipe's layers; weights, cache and workspace fit the target's memory."""
-    job.layers = recipes.layers(job)
-    decoder = job.captured.task.cached
-    chunk = min(recipes.CHUNK, job.captured.max_seq_len) if decoder else recipes.BATCH * job.captured.max_seq_len
+    layers = recipes.layers(variant)
+    plan, decoder, longest = variant.plan, variant.captured.task.cached, variant.captured.max_seq_len
+    chunk = min(recipes.CHUNK, longest) if decoder else recipes.BATCH * longest
     found = memory.need(
-        job, block_size=recipes.block_size(job), chunk=chunk, logits=recipes.logits_rows(job) if decoder else 0,
-        cache_copies=1 if _in_place(job) else 2,
+        variant, block_size=recipes.block_size(plan), chunk=chunk,
+        logits=recipes.logits_rows(variant) if decoder else 0, cache_copies=1 if _in_place(plan) else 2,
     )  # fmt: skip
-    job.report["preflight"] = memory.check(found, job.target)
+    variant.report["preflight"] = memory.check(found, plan.target)
+    return layers
 
 
-def _parses(job: Job, op_type: str) -> bool:
+def _parses(plan: VariantPlan, op_type: str) -> bool:
     """Whether every version of TensorRT that the target can have parses an operator."""
-    return parses(flavour(job.target.backend), op_type, first_version(recipes.versions(job)))
+    return parses(flavour(plan.target.backend), op_type, first_version(recipes.versions(plan)))
 
 
-def _in_place(job: Job) -> bool:
+def _in_place(plan: VariantPlan) -> bool:
     """Whether the cache is updated where it is: only TensorScatter promises that."""
-    return _parses(job, "TensorScatter")
+    return _parses(plan, "TensorScatter")
 
 
-def config_of(job: Job) -> QuantizeWeightsConfig:
+def config_of(plan: VariantPlan, choices: Choices | None = None) -> QuantizeWeightsConfig:
     """See `Backend.config_of`."""
+    choices = choices or Choices()
     return QuantizeWeightsConfig(
-        bits=memory.BITS[job.scheme], block_size=recipes.block_size(job), signed=True, floating=job.scheme == "fp8",
-        embeddings=False, method=job.method, layers=job.layers, half_scales=job.scheme != "fp8",
-        channels=job.static.layers if job.static is not None else (),
+        bits=memory.BITS[plan.scheme], block_size=recipes.block_size(plan), signed=True, floating=plan.scheme == "fp8",
+        embeddings=False, method=plan.method, layers=choices.layers, half_scales=plan.scheme != "fp8",
+        channels=choices.inputs.layers if choices.inputs is not None else (),
     )  # fmt: skip
 
 
-def _quantize(job: Job, chosen: ChooseCodes | None) -> list[Pass]:
-    if memory.BITS[job.scheme] > 8:
+def _quantize(variant: VariantBuild, chosen: ChooseCodes | None) -> list[Pass]:
+    if memory.BITS[variant.plan.scheme] > 8:
         return []
     found = QuantizeWeights(
-        config_of(job), None if chosen is None else lambda model, form: chosen.codes,
-        job.static.importance if job.static is not None else None,
+        config_of(variant.plan, variant.choices), None if chosen is None else lambda model, form: chosen.codes,
+        variant.choices.inputs.importance if variant.choices.inputs is not None else None,
     )  # fmt: skip
-    job.report["kept_in_half_precision"] = found.kept
+    variant.report["kept_in_half_precision"] = found.kept
     return [found]
 
 
-def passes(job: Job, scratch: Path) -> list[Pass]:
+def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
     # Before ranges are measured: what is rounded is an activation too.
-    found: list[Pass] = job.static.passes() if job.static is not None else []
-    found += [job.scaling] if job.scaling is not None else []
-    chosen = ChooseCodes(config_of(job), job.solve) if job.solve is not None else None
+    plan, choices = variant.plan, variant.choices
+    found: list[Pass] = choices.inputs.passes() if choices.inputs is not None else []
+    found += [choices.scaling] if choices.scaling is not None else []
+    chosen = ChooseCodes(config_of(plan, choices), choices.solve) if choices.solve is not None else None
     found += [chosen] if chosen is not None else []
-    if job.captured.task.cached:
-        capacity = FixedShapesConfig(capacity=job.captured.max_seq_len)
+    if variant.captured.task.cached:
+        capacity = FixedShapesConfig(capacity=variant.captured.max_seq_len)
         found += [LogitsAt(), FixedShapes(capacity), CachedAttentionToScatter()]
     found.append(InlineFunctions())
-    if job.scheme != "fp32":
-        ranges = MeasureRanges(partial(_as_run, job), partial(_batches, job), scratch)
+    if plan.scheme != "fp32":
+        ranges = MeasureRanges(partial(_as_run, variant), partial(_batches, variant), scratch)
         half = HalfPrecision(HalfPrecisionConfig(), lambda _: ranges.found)
-        job.report["float32_for_their_range"] = half.wide
-        found += [ranges, *_quantize(job, chosen), half]
-    return [*found, *decompositions(partial(_parses, job)), Cleanup(), *recipes.sparsity(job)]
+        variant.report["float32_for_their_range"] = half.wide
+        found += [ranges, *_quantize(variant, chosen), half]
+    return [*found, *decompositions(partial(_parses, plan)), Cleanup(), *recipes.sparsity(variant)]
 
 
 class InlineFunctions(Pass):
@@ -165,16 +170,16 @@ class InlineFunctions(Pass):
         return count
 
 
-def _as_run(job: Job, model: ir.Model) -> ir.Model:
+def _as_run(variant: VariantBuild, model: ir.Model) -> ir.Model:
     """The graph as the CPU runs the sample's text through it: with a cache for that text alone."""
-    cached = job.captured.task.cached
-    return with_capacity(model, len(job.sample.token_ids)) if cached else model
+    cached = variant.captured.task.cached
+    return with_capacity(model, len(variant.sample.token_ids)) if cached else model
 
 
-def _batches(job: Job, model: ir.Model) -> list[Batch]:
+def _batches(variant: VariantBuild, model: ir.Model) -> list[Batch]:
     """Returns the sample's text as inputs of the float32 graph."""
-    sample = job.sample
-    if not job.captured.task.cached:
+    sample = variant.sample
+    if not variant.captured.task.cached:
         return list(sample.encoder_batches())
     ids = sample.token_ids[: recipes.CHUNK]
     kept = range(len(ids) - 1, -1, -_EVERY)  # logits are large, and alike: some of them do
@@ -189,28 +194,30 @@ def finish(model: ir.Model) -> None:
     """See `Backend.finish`: standard operators only, of the dialect's operator set or the one lowered to."""
 
 
-def variant(job: Job, blobs: tuple[str, ...]) -> Variant:
+def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
     """See `Backend.variant`."""
-    left_out = recipes.capabilities(job)[1]
+    plan = variant.plan
+    left_out = recipes.capabilities(plan)[1]
     if left_out:
-        job.report["left_out"] = f"compute capabilities {', '.join(left_out)}: they cannot run {job.scheme} weights"
+        unable = f"compute capabilities {', '.join(left_out)}: they cannot run {plan.scheme} weights"
+        variant.report["left_out"] = unable
     engine = Engine(
-        recipe=recipes.recipe(job), cache_dtype="float32" if job.scheme == "fp32" else "float16",
-        cache_in_place=_in_place(job),
+        recipe=recipes.recipe(variant), cache_dtype="float32" if plan.scheme == "fp32" else "float16",
+        cache_in_place=_in_place(plan),
     )  # fmt: skip
     return Variant(
-        name=job.name, target=job.target.spec, backend=job.target.backend, graph=job.graph, weights=job.label,
-        activations=job.activations, blobs=blobs, engine=engine,
+        name=plan.name, target=plan.target.spec, backend=plan.target.backend, graph=plan.graph, weights=variant.label,
+        activations=plan.activations, blobs=blobs, engine=engine,
     )  # fmt: skip
 
 
-def measure(job: Job, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
+def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
     """See `Backend.measure`: ONNX Runtime runs the lowered graph, in float arithmetic, before an engine is built."""
-    sample, path = job.sample, writer.path / job.graph
-    if job.captured.task.cached:
-        rows = max(1, min(recipes.CHUNK, _CHECK_BYTES // (4 * int(job.captured.config.vocab_size))))
-        short = writer.path / f"{job.name}.check.onnx"  # beside the blobs that it refers to
-        ir.save(_as_run(job, ir.load(path)), short)
+    sample, path = variant.sample, writer.path / variant.plan.graph
+    if variant.captured.task.cached:
+        rows = max(1, min(recipes.CHUNK, _CHECK_BYTES // (4 * int(variant.captured.config.vocab_size))))
+        short = writer.path / f"{variant.plan.name}.check.onnx"  # beside the blobs that it refers to
+        ir.save(_as_run(variant, ir.load(path)), short)
         try:
             found = sample.compare_decoder(logits_blocks(short, sample.token_ids, rows))
         finally:
@@ -222,8 +229,8 @@ def measure(job: Job, writer: ArtifactWriter, manifest: Manifest) -> dict[str, A
     return {**found, "executed": "the lowered graph, by ONNX Runtime on the CPU"}
 
 
-def compile(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
+def compile(variant: VariantBuild, writer: ArtifactWriter, model: ir.Model, record: Variant) -> Variant:
     """See `Backend.compile`: a plan where it can be built, else a rehearsal of it."""
     give_back()  # what the check took: TensorRT has much to keep
-    require_operators(model, job.target.backend, first_version(recipes.versions(job)))
-    return build_engine(job, writer, model, variant)
+    require_operators(model, variant.plan.target.backend, first_version(recipes.versions(variant.plan)))
+    return build_engine(variant, writer, model, record)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import onnx_ir as ir
 
-from leptonc.backends import Job
 from leptonc.ir.dialect import module_of
+from leptonc.variant import VariantBuild
 from runtime_edge.errors import LeptonError
 from runtime_edge.manifest import Plan, Recipe, Variant
 from runtime_edge.tensorrt.builder import BuiltPlan, build_plan
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REHEARSAL = "tensorrt-rtx"  # the flavour that builds without a GPU
 
 
-def build_engine(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Variant) -> Variant:
+def build_engine(variant: VariantBuild, writer: ArtifactWriter, model: ir.Model, record: Variant) -> Variant:
     """Builds the variant's plan into the artifact, or rehearses it; returns the variant's record.
 
     TensorRT-RTX builds for GPUs that are not there. Standard TensorRT builds for its own GPU alone: on the device
@@ -35,34 +35,36 @@ def build_engine(job: Job, writer: ArtifactWriter, model: ir.Model, variant: Var
         LeptonError: The engine cannot be built.
     """
     modules = {str(node.name): module_of(node) for node in model.graph if module_of(node)}
-    assert variant.engine is not None  # a variant of this backend
-    recipe = variant.engine.recipe
+    assert record.engine is not None  # a variant of this backend
+    recipe = record.engine.recipe
     if not flavour(recipe.flavour).needs_gpu:
-        built = _build(job, writer, recipe, modules, "engine")
-        return _with_plan(job, writer, variant, built, recipe.compute_capabilities)
+        built = _build(variant, writer, recipe, modules, "engine")
+        return _with_plan(variant, writer, record, built, recipe.compute_capabilities)
     try:
-        check_fits(variant, this_device(flavour(recipe.flavour)))
+        check_fits(record, this_device(flavour(recipe.flavour)))
     except LeptonError:  # this machine is not the device
-        job.report["rehearsal"] = _rehearse(job, writer, recipe, modules)
-        return variant
-    built = _build(job, writer, recipe, modules, "engine")
-    return _with_plan(job, writer, variant, built, recipe.compute_capabilities)
+        variant.report["rehearsal"] = _rehearse(variant, writer, recipe, modules)
+        return record
+    built = _build(variant, writer, recipe, modules, "engine")
+    return _with_plan(variant, writer, record, built, recipe.compute_capabilities)
 
 
-def _build(job: Job, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str], stage: str) -> BuiltPlan:
-    with job.clock.stage(f"{job.name}: {stage}", PROGRESS_STEPS) as advance:
-        return build_plan(writer.path / job.graph, recipe, modules=modules, progress=Advance(advance))
+def _build(
+    variant: VariantBuild, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str], stage: str
+) -> BuiltPlan:  # fmt: skip
+    with variant.clock.stage(f"{variant.plan.name}: {stage}", PROGRESS_STEPS) as advance:
+        return build_plan(writer.path / variant.plan.graph, recipe, modules=modules, progress=Advance(advance))
 
 
 def _with_plan(
-    job: Job, writer: ArtifactWriter, variant: Variant, built: BuiltPlan, capabilities: tuple[str, ...]
+    variant: VariantBuild, writer: ArtifactWriter, record: Variant, built: BuiltPlan, capabilities: tuple[str, ...]
 ) -> Variant:
-    name = f"{job.name}.plan"
+    name = f"{variant.plan.name}.plan"
     writer.add(name, built.data)
     plan = Plan(file=name, version=built.version, compute_capabilities=capabilities)
-    job.report["engine"] = {"built": True, **_facts(built), "compute_capabilities": list(capabilities)}
-    assert variant.engine is not None
-    return msgspec.structs.replace(variant, engine=msgspec.structs.replace(variant.engine, plans=(plan,)))
+    variant.report["engine"] = {"built": True, **_facts(built), "compute_capabilities": list(capabilities)}
+    assert record.engine is not None
+    return msgspec.structs.replace(record, engine=msgspec.structs.replace(record.engine, plans=(plan,)))
 
 
 def _facts(built: BuiltPlan) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def _facts(built: BuiltPlan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _rehearse(job: Job, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str]) -> dict[str, Any]:
+def _rehearse(variant: VariantBuild, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str]) -> dict[str, Any]:
     """Builds for the nearest capability that TensorRT-RTX has; says what came of it."""
     found = flavour(REHEARSAL)
     named = found.named_capabilities or ()
@@ -84,7 +86,7 @@ def _rehearse(job: Job, writer: ArtifactWriter, recipe: Recipe, modules: dict[st
     about = {"flavour": REHEARSAL, "compute_capabilities": sorted(nearest)}
     note = "a rehearsal: the engine itself is built on the device, with `lepton-edge finish`"
     try:
-        built = _build(job, writer, stand_in, modules, "rehearsal")
+        built = _build(variant, writer, stand_in, modules, "rehearsal")
     except LeptonError as error:  # it is not installed; or it refuses what the device's flavour may take
         return {**about, "done": False, "why": error.message, "note": note}
     return {**about, "done": True, **_facts(built), "note": note}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import targets
-from leptonc.backends import Job
 from leptonc.errors import InputError
 from leptonc.ir.structure import linears, lookups
+from leptonc.variant import VariantBuild
 
 RESERVED_GB = 1.5  # for the system and the CUDA context, where the memory is shared with them: a choice of Lepton
 BITS = {"fp32": 32, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4, "int2": 2}
@@ -38,20 +38,20 @@ class Need:
         return self.weights + self.token * self.length + self.workspace
 
 
-def need(job: Job, *, block_size: int, chunk: int, logits: int, cache_copies: int = 1) -> Need:
+def need(variant: VariantBuild, *, block_size: int, chunk: int, logits: int, cache_copies: int = 1) -> Need:
     """Estimates what a variant needs; weights and cache are exact but for padding, the workspace is a bound.
 
     A budget counts as spent.
 
     Args:
-        job: The variant, its model captured.
+        variant: The variant, its model captured.
         block_size: Weights that share a scale of int4; 0 for whole channels.
         chunk: Tokens of the largest run, or of a batch of texts.
         logits: Rows of logits that a run may ask for.
         cache_copies: Buffers of each cache: 2 where past and present are two.
     """
-    model, half = job.captured.model, 4 if job.scheme == "fp32" else 2
-    bits = BITS[job.scheme]
+    model, half = variant.captured.model, 4 if variant.plan.scheme == "fp32" else 2
+    bits = BITS[variant.plan.scheme]
     tables = lookups(model)
     quantized = {linear.weight for linear in linears(model) if linear.weight not in tables} if bits < 16 else set()
     heads = {linear.weight for linear in linears(model)}
@@ -72,16 +72,16 @@ def need(job: Job, *, block_size: int, chunk: int, logits: int, cache_copies: in
         if value not in tables or value in heads:
             read += count
         widest = max(widest, *shape) if len(shape) == 2 and value not in tables else widest
-    raised = max(0, (job.budget or 0) - weights)
+    raised = max(0, (variant.plan.budget or 0) - weights)
     weights, read = weights + raised + again, read + raised
-    decoder = job.captured.task.cached
+    decoder = variant.captured.task.cached
     token = 0
     for value in model.graph.inputs:
         if str(value.name).startswith("past_key_values."):
             token += int(value.shape[1]) * int(value.shape[3]) * half * cache_copies  # type: ignore[index, arg-type]
-    vocab = int(job.captured.config.vocab_size) if decoder else 0
+    vocab = int(variant.captured.config.vocab_size) if decoder else 0
     workspace = chunk * widest * half * 6 + logits * vocab * (half + 4)
-    return Need(weights, read, token, workspace, job.captured.max_seq_len if decoder else 0)
+    return Need(weights, read, token, workspace, variant.captured.max_seq_len if decoder else 0)
 
 
 def check(found: Need, target: targets.Target) -> dict[str, Any]:
