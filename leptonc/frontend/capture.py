@@ -21,13 +21,14 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from leptonc.errors import CaptureError, LeptonError
+from leptonc.errors import CaptureError, InputError, LeptonError
 from leptonc.frontend import ties
 from leptonc.frontend import weights as bindings
 from leptonc.frontend.aten import TABLE, convert_size
 from leptonc.frontend.builder import Builder
 from leptonc.frontend.captured import Captured as Captured
 from leptonc.frontend.captured import windows_of
+from leptonc.frontend.limits import check_sizes
 from leptonc.frontend.patches import Recorder, patched
 from leptonc.frontend.probe import RotaryForm, half_table
 from leptonc.frontend.tasks import Traced, build_model, task_of
@@ -68,6 +69,7 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
         from leptonc.frontend import emitted
 
         return emitted.read(source, source.emitted, max_seq_len=max_seq_len)
+    check_sizes(source.config, len(source.weights))
     task = task_of(source.config, source.modules)
     model = build_model(task, source.config, "eager")
     limit = position_limit(model.config)
@@ -78,6 +80,7 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     if 2 * len(bound) < len(list(model.parameters())):  # another model: before the time that a trace takes
         bindings.require_weights((name for name, _ in model.named_parameters()), bound)
     values = bindings.buffers(model, source.weights)
+    warnings += task.warnings(source.config)
     known, unknown = ties.unused(model, source.weights, source.config)
     if unknown:
         warnings.append(
@@ -87,6 +90,7 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     with patched(model, cached=task.cached, max_positions=positions) as recorder:
         traced = Traced(task, model, recorder)
         program = _export(traced, recorder, limit)
+    _check_tables(recorder)
     placed = {n.name for n in program.graph.nodes if n.op == "placeholder" and n.users}
     names = program.graph_signature.inputs_to_parameters
     bindings.require_weights((names[n].removeprefix("model.") for n in placed if n in names), bound)
@@ -131,6 +135,16 @@ def _export(traced: Traced, recorder: Recorder, limit: int | None) -> torch.expo
             f"{type(error).__name__}: {line[:300]}",
             hint="this architecture is not supported yet",
         ) from error
+
+
+def _check_tables(recorder: Recorder) -> None:
+    """Refuses positions that are no numbers: a rotary embedding's base or factor of 0, say."""
+    for name, tables in recorder.tables.items():
+        if not all(bool(torch.isfinite(table).all()) for table in tables):
+            raise InputError(
+                f"{name}: expected finite rotary tables, found NaN or infinity",
+                hint="check `rope_parameters` (or rope_theta and rope_scaling) in the config",
+            )
 
 
 def _place(error: Exception, recorder: Recorder) -> str:

@@ -36,6 +36,10 @@ class Task:
     def attach(self, model: nn.Module) -> None:
         """Gives `model` the modules that run after it; most tasks have none."""
 
+    def warnings(self, config: Mapping[str, Any]) -> list[str]:
+        """Returns what a user must know of how a checkpoint of `config` is used."""
+        return []
+
     def run(self, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Tensor:
         """Calls `model`; returns float32 [batch, …]. Without a recorder it is transformers' own plain forward."""
         raise NotImplementedError  # abstract
@@ -86,6 +90,15 @@ class TextEmbedding(_TextEncoder):
         apart = any(step.kind == "Pooling" and not step.options["include_prompt"] for step in self.chain)
         return (*super().inputs(model), *(("pooling_mask",) if apart else ()))
 
+    def warnings(self, config: Mapping[str, Any]) -> list[str]:
+        name = next(iter(config.get("architectures") or [""]))
+        if self.modules is not None or name.endswith("Model"):
+            return []
+        return [
+            f"config.json names {name}, whose head an embedding does not use: the artifact gives the mean of the "
+            "tokens' vectors, as sentence-transformers does for a model without its files"
+        ]
+
     def attach(self, model: nn.Module) -> None:
         model.add_module("sentence", SentenceSteps(self.chain))
 
@@ -126,7 +139,7 @@ def task_of(config: Mapping[str, Any], modules: SentenceModules | None) -> Task:
     Raises:
         CaptureError: the architecture is of a kind that has no task here.
     """
-    architecture = next(iter(config.get("architectures") or [""]), "")
+    architecture = next(iter(config.get("architectures") or [""]), "") or _only_causal(config)
     if modules is not None:
         return TextClassification(modules) if modules.pairs else TextEmbedding(modules)
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
@@ -140,6 +153,17 @@ def task_of(config: Mapping[str, Any], modules: SentenceModules | None) -> Task:
         f"(model_type {config.get('model_type')!r})",
         hint="`architectures` in the model's config.json says what it is for",
     )
+
+
+def _only_causal(config: Mapping[str, Any]) -> str:
+    """Returns the causal class of a family that has no encoders, for a config that names no architecture; or ""."""
+    from transformers.models.auto import modeling_auto
+
+    family = config.get("model_type")
+    if family in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.get("is_encoder_decoder"):
+        return ""
+    found = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, "")
+    return found if isinstance(found, str) else ""
 
 
 def config_of(task: Task, config: Mapping[str, Any]) -> Any:
@@ -184,9 +208,16 @@ def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
     return model.eval()
 
 
-def _check_direction(task: Task, model: nn.Module) -> None:
-    """Refuses an encoder whose tokens attend to earlier ones alone: a captured encoder's attend to all."""
+def _check_direction(task: Task, model: Any) -> None:
+    """Refuses an encoder whose tokens attend to earlier ones alone, as a captured one's do not, and the reverse."""
+    encoder = getattr(model.config, "is_decoder", None) is False
     for path, module in model.named_modules():
+        if task.cached and encoder and getattr(module, "is_causal", None) is False:
+            raise CaptureError(
+                f"{type(model).__name__}: expected a language model whose tokens attend to earlier ones alone, found "
+                f"an encoder, whose tokens attend to all others ({path})",
+                hint='where it was trained as a decoder, its config.json says `"is_decoder": true`',
+            )
         if not task.cached and "Attention" in type(module).__name__ and getattr(module, "is_causal", False):
             raise CaptureError(
                 f"{type(model).__name__}: expected an encoder for {task.name}, whose tokens attend to all others, "
@@ -202,7 +233,10 @@ def refusals(task: Task, config: Mapping[str, Any]) -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, StrictDataclassError) as error:
+    except (
+        ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, ArithmeticError, AssertionError,
+        StrictDataclassError,
+    ) as error:  # fmt: skip
         line = " ".join(str(error).split())[:300] or type(error).__name__
         raise CaptureError(
             f"transformers cannot build {config.get('model_type')!r} as {task.auto_class}: {line}"

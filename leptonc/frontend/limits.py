@@ -1,0 +1,46 @@
+"""Configs that cannot be a model's, refused before anything is built of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from leptonc.errors import InputError
+
+# Counts that transformers makes as many objects of, with what a model may have where its checkpoint has fewer tensors.
+_COUNTS = (
+    (re.compile(r"(^n_|^num_|^encoder_|^decoder_).*(layers?|blocks?)$"), 256),
+    (re.compile(r"experts$"), 1024),
+    (re.compile(r"^num_labels$"), 2**20),
+)
+
+
+def check_sizes(config: Mapping[str, Any], tensors: int) -> None:
+    """Refuses a config that counts more layers than its checkpoint has tensors, or that has NaN for a number.
+
+    Args:
+        config: As in config.json.
+        tensors: How many tensors the checkpoint has.
+
+    Raises:
+        InputError: it does.
+    """
+    for name, value in _numbers(config):
+        if isinstance(value, float) and math.isnan(value):
+            raise InputError(f"expected a number for `{name}` in the config, found NaN")
+        for pattern, usual in _COUNTS:
+            if pattern.search(name.rpartition(".")[2]) and value > max(tensors, usual):
+                raise InputError(
+                    f"expected `{name}` in the config to fit a checkpoint of {tensors} tensors, found {value}",
+                    hint="config.json and the weights belong to different models",
+                )
+
+
+def _numbers(config: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, int | float]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{within}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{within}{name}", value
