@@ -103,7 +103,7 @@ class KVCache(TokenCache):
             Whether the buffers are new ones, to be bound again.
 
         Raises:
-            PromptTooLongError: `length` exceeds `max_length`.
+            PromptTooLongError: `length` exceeds `max_length`, or what there is of memory.
         """
         if length <= self.capacity:
             return False
@@ -113,7 +113,14 @@ class KVCache(TokenCache):
         used = len(self.token_ids)
         # Zeros come as untouched pages from the system: rows that are never written cost no memory.
         for index, (heads, dim) in enumerate(self._shapes):
-            grown = np.zeros((1, heads, capacity, dim), self._dtype)
+            try:
+                grown = np.zeros((1, heads, capacity, dim), self._dtype)
+            except (MemoryError, ValueError) as error:  # ValueError: more than an array can have
+                raise PromptTooLongError(
+                    f"expected memory for {self.bytes_of(capacity)} bytes of keys and values of {capacity} tokens, "
+                    f"found less",
+                    hint="give a shorter prompt, and a smaller max_new_tokens",
+                ) from error
             if self.buffers and used:
                 grown[:, :, :used] = self.buffers[index][:, :, :used]
             if len(self.buffers) > index:

@@ -23,6 +23,7 @@ SUFFIX = ".derived"  # of the name of each: kernels of ours find in it that a we
 TOP = 127
 PAIR = 128  # 255 * 128 = 32,640 and -32,640 both fit in 16 bits
 MAX_BYTES = 16 * 2**20
+TWICE = 2  # how often the bytes of blobs may become weights: a weight that two layers read may be made for each
 _ROWS = 64  # channels that are made at once: their numbers stay in the processor's cache
 
 
@@ -92,7 +93,12 @@ def read(path: Path, name: str, sizes: Mapping[str, int]) -> Derived:
         found = msgspec.json.decode(path.read_bytes(), type=Derived)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{name}: expected a list of weights as JSON, found: {error}") from error
+    names, codes = set(), 0
     for weight in found.weights:
+        codes += weight.rows * weight.blocks * weight.block_size * weight.bits // 8
+        if weight.name in names:
+            raise ArtifactError(f"{name}: expected each weight once, found {weight.name!r} twice")
+        names.add(weight.name)
         if not weight.name.endswith(SUFFIX):
             raise ArtifactError(f"{name}: expected names that end in {SUFFIX}, found {weight.name!r}")
         if weight.bits not in (2, 4, 8) or weight.block_size * weight.bits % 8:
@@ -108,6 +114,12 @@ def read(path: Path, name: str, sizes: Mapping[str, int]) -> Derived:
                     f"{name}: {weight.name}: expected parts within the {sizes[part.blob]} bytes of {part.blob}, found "
                     f"{size} bytes at offset {part.offset}"
                 )
+    if codes > TWICE * sum(sizes.values()):
+        raise ArtifactError(
+            f"{name}: expected weights of at most {TWICE} times the {sum(sizes.values())} bytes of the blobs that they "
+            f"are made of, found codes of {codes}",
+            hint="it was not made by this toolchain, or was changed: build it again with `leptonc build`",
+        )
     return found
 
 

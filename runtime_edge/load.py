@@ -143,7 +143,9 @@ def choose_variant(manifest: Manifest, backend: str | None = None) -> Variant:
     """
     if backend is not None and backend not in BACKENDS:
         raise RequestError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
-    wanted = BACKENDS if backend is None else ("onnxruntime",) if backend == "onnxruntime-cuda" else (backend,)
+    # A variant is for engines or for ONNX Runtime; that it runs on a GPU is chosen when it is opened.
+    kinds = tuple(name for name in BACKENDS if name != "onnxruntime-cuda")
+    wanted = kinds if backend is None else ("onnxruntime",) if backend == "onnxruntime-cuda" else (backend,)
     for variant in manifest.variants:
         if variant.backend in wanted:
             return variant

@@ -27,7 +27,8 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
 
     Refused are: a manifest that breaks the schema; paths that are absolute or climb; links and special files;
     files that the manifest does not list; files that are missing or whose size or sha256 differs; graphs whose
-    external data is not one of their variant's blobs.
+    external data is not one of their variant's blobs, that have other operators than lowerings make, or that do not
+    take and give what the manifest says.
 
     Args:
         path: The artifact's directory.
@@ -74,6 +75,7 @@ def check_listing(root: Path, found: Mapping[str, int]) -> Manifest:
 def check_contents(root: Path, manifest: Manifest, hashes: Hashes) -> None:
     """The second half of `verify`, which waits for the hashes, then reads what graphs refer to."""
     from runtime_edge.externaldata import external_data  # imported while hashes are still being computed
+    from runtime_edge.graph import check_graph
 
     found = hashes.results()
     for file in manifest.files:
@@ -87,6 +89,7 @@ def check_contents(root: Path, manifest: Manifest, hashes: Hashes) -> None:
             if not graph.endswith(".onnx"):  # by another name ONNX Runtime would read it in another format
                 raise ArtifactError(f"variant {variant.name!r}: expected a graph named *.onnx, found {graph!r}")
             _check_graph(manifest, variant, graph, external_data(root / graph, graph))
+            check_graph(root / graph, graph, manifest, variant)
         if variant.derived is not None:
             from runtime_edge.derived import read
 

@@ -119,6 +119,27 @@ def test_what_says_how_must_be_right(tmp_path: Path) -> None:
     assert read(path, "how.json", {"blob": size}).weights == (weight,)
 
 
+def test_many_weights_of_one_blob_are_refused(tmp_path: Path) -> None:
+    """Two of the same bytes are made, for layers that share them; 1,500 would be gigabytes of a few megabytes."""
+    weight, _, _ = stored(tmp_path, 200, 96, 32, 8, zeros=False)
+    path, sizes = tmp_path / "how.json", {"blob": (tmp_path / "blob").stat().st_size}
+
+    def write(count: int, name: str = "w{}.derived") -> None:
+        weights = tuple(msgspec.structs.replace(weight, name=name.format(index)) for index in range(count))
+        path.write_bytes(msgspec.json.encode(Derived(weights=weights)))
+
+    write(2)
+    assert len(read(path, "how.json", sizes).weights) == 2
+    for count in (4, 1500):
+        write(count)
+        with pytest.raises(ArtifactError, match=r"at most 2 times the \d+ bytes of the blobs") as caught:
+            read(path, "how.json", sizes)
+        assert caught.value.hint
+    write(2, "w.derived")
+    with pytest.raises(ArtifactError, match=r"each weight once, found 'w\.derived' twice"):
+        read(path, "how.json", sizes)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

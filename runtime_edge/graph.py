@@ -1,0 +1,321 @@
+"""What an ONNX graph of an artifact may do, and whether it is the graph that the manifest describes.
+
+It is an allow-list, not a list of what is forbidden: ONNX and ONNX Runtime have some 400 operators, more with each
+release, among them loops that never end (`Loop`, `Scan`), nests (`If`, functions), and custom ones of any library.
+Our lowerings use the few below, without subgraphs and without functions, so that the time of a graph is bounded by its
+size and its inputs. Names, types and known dimensions of inputs and outputs are compared with the manifest's before
+a session opens: a backend binds memory by them.
+
+Field numbers: onnx.proto of ONNX 1.21 (IR 13). `externaldata` has checked the wire format of every message before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime_edge.errors import ArtifactError
+from runtime_edge.manifest import Decoder, Encoder, Manifest, Variant
+from runtime_edge.wire import BYTES, Wire, mapped_graph
+
+MAX_NODES = 200_000  # SmolLM2-135M has 400
+MAX_EXPANDED = 2**28  # elements that a shape in the graph itself may ask for: a causal mask of 16,384 positions
+
+# Operators of ONNX that a captured graph or a lowering may have: those of the compiler's dialect.
+STANDARD = frozenset(  # as text: one word an operator
+    """
+    Abs Add And Attention Cast Clip Concat Constant ConstantOfShape Cos CumSum DequantizeLinear Div Equal Erf
+    Exp Expand Floor Gather GatherElements Gelu Greater GreaterOrEqual Identity LayerNormalization Less
+    LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow QuantizeLinear RMSNormalization Range Reciprocal ReduceL2
+    ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape RotaryEmbedding Round Shape Sigmoid Sign Sin Slice Softmax
+    Softplus Split Sqrt Squeeze Sub Swish Tanh TensorScatter Tile TopK Transpose Trilu Unsqueeze Where
+    """.split()  # noqa: SIM905
+)
+# Operators of ONNX Runtime and of ours that lowerings put in the place of others.
+CONTRIB = frozenset(
+    """
+    FusedMatMul GatherBlockQuantized GroupQueryAttention MatMulIntegerToFloat MatMulNBits QuickGelu
+    SkipSimplifiedLayerNormalization
+    """.split()  # noqa: SIM905
+)
+OPERATORS: Mapping[str, frozenset[str]] = {"": STANDARD, "ai.onnx": STANDARD, "com.microsoft": CONTRIB}
+DTYPES = {1: "float32", 3: "int8", 7: "int64", 10: "float16", 16: "bfloat16"}  # TensorProto.DataType
+ORT_CACHE_DTYPES = {"float32": 4, "float16": 2, "int8": 1}  # those that numpy has: the runtime owns the buffers
+MAX_TOKEN_BYTES = 2**26  # of a cache, for one token: large models have 2**20
+
+# Inputs that say how large an output is, of operators that can make much of little.
+_SHAPES = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
+_REBUILD = "it was not made by this toolchain, or was changed: build it again with `leptonc build`"
+
+Dims = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or an output: its element type, and its dimensions, None where the graph leaves one open."""
+
+    dtype: str
+    dims: Dims | None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The outside of a graph."""
+
+    inputs: Mapping[str, Value]
+    outputs: Mapping[str, Value]
+
+
+def check_graph(path: Path, name: str, manifest: Manifest, variant: Variant) -> None:
+    """Checks a graph's operators, and against the manifest what it takes and gives.
+
+    Args:
+        path: The `.onnx` file; `externaldata.external_data` went over it.
+        name: What messages call it.
+        manifest: The artifact's.
+        variant: The variant that the graph is of. Engines of TensorRT check inputs and outputs as they open.
+
+    Raises:
+        ArtifactError: An operator that no artifact has, a subgraph or a function; inputs, outputs, types or dimensions
+            that are not what the manifest says.
+    """
+    graph = read_graph(path, name)
+    if variant.engine is not None:
+        return
+    if manifest.decoder is not None:
+        inputs, outputs = _decoder(manifest.decoder, name)
+    else:
+        assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
+        inputs, outputs = _encoder(manifest.encoder)
+    for what, expected, actual in (("inputs", inputs, graph.inputs), ("outputs", outputs, graph.outputs)):
+        if expected.keys() != actual.keys():
+            missing, extra = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
+            raise ArtifactError(
+                f"{name}: expected the {what} that its task has, found {len(missing)} missing {missing[:3]} and "
+                f"{len(extra)} unknown {extra[:3]}",
+                hint=_REBUILD,
+            )
+        for key, value in expected.items():
+            if not _agree(value, actual[key]):
+                raise ArtifactError(
+                    f"{name}: {key}: expected {_described(value)} as {_source(key)} says, found "
+                    f"{_described(actual[key])}",
+                    hint=_REBUILD,
+                )
+
+
+def read_graph(path: Path, name: str) -> Graph:
+    """Walks a graph and returns its outside (raises `ArtifactError` for what no artifact has)."""
+    with mapped_graph(path, name) as wire:
+        return _Walker(wire).model(0, len(wire.data))
+
+
+class _Walker:
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.nodes = 0
+        self.constants: dict[str, list[int]] = {}
+        self.shapes: list[tuple[str, str]] = []  # operator and the name of its shape
+
+    def model(self, start: int, end: int) -> Graph:
+        graphs = []
+        for number, first, last in self.messages(start, end):
+            if number == 7:
+                graphs.append((first, last))
+            elif number in (20, 25):
+                raise self.fault("a graph alone", "functions" if number == 25 else "a training")
+        if len(graphs) != 1:
+            raise self.fault("one graph", str(len(graphs)))
+        return self.graph(*graphs[0])
+
+    def graph(self, start: int, end: int) -> Graph:
+        values: dict[int, dict[str, Value]] = {11: {}, 12: {}}
+        initialized = set()
+        for number, first, last in self.messages(start, end):
+            if number == 1:
+                self.node(first, last)
+            elif number == 5:
+                initialized.add(self.tensor(first, last, None))
+            elif number in values:
+                key, value = self.value(first, last)
+                if key in values[number]:
+                    raise self.fault("each input and output once", f"{key[:80]!r} twice")
+                values[number][key] = value
+        for operator, key in self.shapes:
+            numbers = self.constants.get(key, [])
+            count = 1
+            for size in numbers:
+                count = count * max(1, size) if count <= MAX_EXPANDED else count
+            if count > MAX_EXPANDED:
+                raise self.fault(f"at most {MAX_EXPANDED} elements of a shape in the graph", f"{operator} of more")
+        inputs = {key: value for key, value in values[11].items() if key not in initialized}
+        return Graph(inputs, values[12])
+
+    def node(self, start: int, end: int) -> None:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise self.fault(f"at most {MAX_NODES} operators", "more")
+        inputs: list[str] = []
+        outputs: list[str] = []
+        texts = {4: "", 7: ""}
+        attributes = []
+        for number, first, last in self.messages(start, end):
+            if number == 1:
+                inputs.append(self.wire.text(first, last, "names"))
+            elif number == 2:
+                outputs.append(self.wire.text(first, last, "names"))
+            elif number in texts:
+                texts[number] = self.wire.text(first, last, "names")
+            elif number == 5:
+                attributes.append((first, last))
+        operator, domain = texts[4], texts[7]
+        if operator not in OPERATORS.get(domain, ()):
+            label = f"{domain}.{operator}" if domain else operator
+            raise ArtifactError(
+                f"{self.wire.name}: expected operators that lowerings make, found {label[:80]!r}",
+                hint="control flow, and operators that no artifact of this toolchain has, are refused",
+            )
+        for first, last in attributes:
+            self.attribute(operator, outputs, first, last)
+        if operator in _SHAPES and len(inputs) > _SHAPES[operator]:
+            self.shapes.append((operator, inputs[_SHAPES[operator]]))
+
+    def attribute(self, operator: str, outputs: Sequence[str], start: int, end: int) -> None:
+        numbers: list[int] = []
+        for number, _, first, last in self.wire.fields(start, end):
+            if number in (6, 11):
+                raise self.fault("operators without graphs in them", f"one in {operator}")
+            if operator != "Constant" or not outputs:
+                continue
+            if number == 5:
+                self.tensor(first, last, outputs[0])
+            elif number in (3, 8):  # one number, or several
+                numbers += self.integers(first, last)
+        if numbers:
+            self.constants[outputs[0]] = numbers
+
+    def tensor(self, start: int, end: int, name: str | None) -> str:
+        """Returns a tensor's name, and notes its numbers where they are a shape: a few of int64."""
+        dtype, numbers = 0, []
+        key = ""
+        for number, wire, first, last in self.wire.fields(start, end):
+            if number == 2 and wire != BYTES:
+                dtype = self.wire.varint(first, last)[0]
+            elif number == 8:
+                key = self.wire.text(first, last, "names")
+            elif number == 7:
+                numbers += self.integers(first, last)
+            elif number == 9 and last - first <= 64:
+                data = self.wire.data[first:last]
+                numbers += [int.from_bytes(data[at : at + 8], "little", signed=True) for at in range(0, len(data), 8)]
+        if dtype == 7:
+            self.constants[key if name is None else name] = numbers
+        return key
+
+    def integers(self, first: int, last: int) -> list[int]:
+        """Numbers in their places one after the other: packed, or one alone."""
+        values = []
+        while first < last:
+            value, first = self.wire.varint(first, last)
+            values.append(_signed(value))
+        return values
+
+    def value(self, start: int, end: int) -> tuple[str, Value]:
+        """Reads a ValueInfoProto."""
+        key, dtype = "", ""
+        dims: Dims | None = None
+        for number, first, last in self.messages(start, end):
+            if number == 1:
+                key = self.wire.text(first, last, "names")
+            elif number == 2:
+                dtype, dims = self.type(first, last)
+        return key, Value(dtype, dims)
+
+    def type(self, start: int, end: int) -> tuple[str, Dims | None]:
+        """Reads a TypeProto: anything but a tensor has no type here, and agrees with nothing."""
+        dtype, dims = "no tensor", None
+        for number, first, last in self.messages(start, end):
+            if number != 1:
+                continue
+            for inner, wire, begin, stop in self.wire.fields(first, last):
+                if inner == 1 and wire != BYTES:
+                    code = self.wire.varint(begin, stop)[0]
+                    dtype = DTYPES.get(code, f"type {code}")
+                elif inner == 2 and wire == BYTES:
+                    dims = tuple(self.dim(*extent) for field, *extent in self.messages(begin, stop) if field == 1)
+        return dtype, dims
+
+    def dim(self, start: int, end: int) -> int | None:
+        size = None
+        for number, wire, first, last in self.wire.fields(start, end):
+            if number == 1 and wire != BYTES:
+                size = _signed(self.wire.varint(first, last)[0])
+        return size
+
+    def messages(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        for number, wire, first, last in self.wire.fields(start, end):
+            if wire == BYTES:
+                yield number, first, last
+
+    def fault(self, expected: str, actual: str) -> ArtifactError:
+        error = self.wire.fault(expected, actual)
+        error.hint = _REBUILD
+        return error
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _decoder(decoder: Decoder, name: str) -> tuple[dict[str, Value], dict[str, Value]]:
+    if decoder.cache_dtype not in ORT_CACHE_DTYPES:
+        raise ArtifactError(
+            f"{name}: expected a cache of {', '.join(ORT_CACHE_DTYPES)} for ONNX Runtime, found {decoder.cache_dtype}",
+            hint=_REBUILD,
+        )
+    numbers = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in decoder.cache)
+    if numbers * ORT_CACHE_DTYPES[decoder.cache_dtype] > MAX_TOKEN_BYTES:
+        raise ArtifactError(
+            f"{name}: expected a cache of at most {MAX_TOKEN_BYTES} bytes for a token, found {numbers} numbers of "
+            f"{decoder.cache_dtype}",
+            hint=_REBUILD,
+        )
+    inputs = {
+        "input_ids": Value("int64", (None, None)),
+        "past_length": Value("int64", (None,)),
+        "logits_to_keep": Value("int64", (None,)),
+    }
+    outputs = {"logits": Value("float32", (None, None, decoder.vocab_size))}
+    for index, layer in enumerate(decoder.cache):
+        for part, width in (("key", layer.key_dim), ("value", layer.value_dim)):
+            cache = Value(decoder.cache_dtype, (None, layer.kv_heads, None, width))
+            inputs[f"past_key_values.{index}.{part}"] = cache
+            outputs[f"present.{index}.{part}"] = cache
+    return inputs, outputs
+
+
+def _encoder(encoder: Encoder) -> tuple[dict[str, Value], dict[str, Value]]:
+    inputs = {name: Value("int64", (None, None)) for name in encoder.inputs}
+    return inputs, {encoder.output: Value("float32", (None, encoder.dim))}
+
+
+def _agree(expected: Value, actual: Value) -> bool:
+    """Whether types are equal, and dimensions where both are known."""
+    if expected.dtype != actual.dtype:
+        return False
+    if expected.dims is None or actual.dims is None:
+        return True
+    return len(expected.dims) == len(actual.dims) and all(
+        wanted is None or size is None or wanted == size
+        for wanted, size in zip(expected.dims, actual.dims, strict=True)
+    )
+
+
+def _described(value: Value) -> str:
+    sizes = "of any shape" if value.dims is None else str([("?" if size is None else size) for size in value.dims])
+    return f"{value.dtype} {sizes}"
+
+
+def _source(key: str) -> str:
+    return "decoder.cache of the manifest" if key.startswith(("past_key", "present")) else "the manifest"
