@@ -35,8 +35,8 @@ STANDARD = frozenset(  # as text: one word an operator
 # Operators of ONNX Runtime and of ours that lowerings put in the place of others.
 CONTRIB = frozenset(
     """
-    FusedMatMul GatherBlockQuantized GroupQueryAttention MatMulIntegerToFloat MatMulNBits QuickGelu
-    SkipSimplifiedLayerNormalization
+    FusedMatMul GatherBlockQuantized GroupQueryAttention MatMulIntegerToFloat MatMulNBits QuantizeLinear
+    QuickGelu SkipSimplifiedLayerNormalization
     """.split()  # noqa: SIM905
 )
 OPERATORS: Mapping[str, frozenset[str]] = {"": STANDARD, "ai.onnx": STANDARD, "com.microsoft": CONTRIB}
