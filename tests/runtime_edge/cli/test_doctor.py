@@ -27,8 +27,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         "absent-base>=1",
         'onnxruntime>=1.32; extra == "cpu"',
         'absent-gpu>=1; extra == "gpu"',
-        'absent-model==1.0; extra == "samples"',
-        'other-model==2.0; extra == "samples"',
         'lepton-edge[cpu]; extra == "compiler"',
         'onnx>=1; extra == "compiler"',
     ]
@@ -45,7 +43,6 @@ def test_what_is_missing_and_how_to_get_it(leptonc: Callable[..., Any]) -> None:
     assert rows["extra cpu"] == "complete"
     assert rows["extra compiler"] == "complete"
     assert rows["extra gpu"] == "lacks absent-gpu: pip install 'lepton-edge[gpu]'"
-    assert rows["extra samples"] == ("lacks absent-model, other-model: pip install --no-deps absent-model other-model")
 
 
 @pytest.mark.usefixtures("installed")
