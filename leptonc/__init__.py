@@ -1,3 +1,5 @@
 """Lepton's compiler: from a trained transformer to an artifact that runs on an edge device."""
 
-__version__ = "0.1.0"
+from runtime_edge import __version__
+
+__all__ = ["__version__"]

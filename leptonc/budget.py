@@ -24,6 +24,7 @@ from leptonc.passes.base import Manager
 from leptonc.prefill import DESCRIBED, described_bytes
 from leptonc.variant import Choices, VariantBuild
 
+_USUAL = 1.2  # of the codes' bytes is what scales come with
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
 
 @dataclass(frozen=True)
@@ -96,6 +97,23 @@ def spend(
     if tables:
         about["budget"]["embeddings"] = variant.choices.embeddings or variant.plan.embeddings
     return variant.choices
+
+
+def refuse_too_small(budget: int | None, model: ir.Model) -> None:
+    """Refuses a budget that weights cannot fit, before anything is measured; `spend` knows to the byte what can.
+
+    Raises:
+        BoundError: Codes of 4 bits alone take more, without scales, embeddings and the graph.
+    """
+    if budget is None:
+        return
+    codes = sum(math.prod(map(int, each.shape)) for each in linears(model)) // 2
+    if codes > budget:
+        raise BoundError(
+            f"expected a budget that weights of 4 bits fit, found {budget:,} bytes for codes of {codes:,}; "
+            "nothing was written",
+            hint=f"--weights auto:{math.ceil(codes * _USUAL / 1e5) / 10:g}MB, or --prune",
+        )
 
 
 def _prices(variant: VariantBuild, look: ir.Node | None) -> _Prices:

@@ -87,6 +87,7 @@ class _Build:
         from leptonc.artifact.page import report_page
         from leptonc.artifact.report import shapes_of
         from leptonc.artifact.writer import ArtifactWriter, check_out
+        from leptonc.budget import refuse_too_small
         from leptonc.choices import looks
 
         options, clock, begun = self.options, self.clock, self.begun
@@ -94,6 +95,8 @@ class _Build:
         begun.capture()
         self.captured = captured = begun.captured
         for index, variant in enumerate(begun.variants):
+            if begun.request is None:
+                refuse_too_small(variant.plan.budget, captured.model)
             layers = backend_of(variant.plan.target).preflight(variant)
             begun.variants[index] = variant.choosing(layers=layers)
         variants = begun.variants

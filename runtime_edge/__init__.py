@@ -30,6 +30,8 @@ from runtime_edge.errors import (
 from runtime_edge.load import load
 from runtime_edge.verify import verify
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from runtime_edge.manifest import Manifest
     from runtime_edge.model import Context, Model

@@ -229,6 +229,24 @@ def test_extras_ask_for_nothing_else() -> None:
     assert {extra: resolved(extra) for extra in extras} == OF_EXTRAS
 
 
+def test_every_verb_that_is_named_exists() -> None:
+    """In code, hints among it, and in documents: `lepton-edge VERB` and `leptonc VERB`."""
+    from leptonc.cli import _VERBS as OF_COMPILER
+    from runtime_edge.cli.verbs import VERBS as OF_RUNTIME
+
+    named = re.compile(r"(?:`|^ *(?:\$ )?|bin/)(leptonc|lepton-edge) ([a-z]+)\b", re.MULTILINE)
+    verbs = {"leptonc": OF_COMPILER, "lepton-edge": OF_RUNTIME}
+    texts = [*MODULES, *(path for path in tracked() if path.suffix == ".md" and path.name != "CHANGELOG.md")]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {program} {verb}"
+        for path in texts
+        for program, verb in named.findall(path.read_text())
+        if verb not in verbs[program]
+    ]
+    assert wrong == []
+    assert any(named.search(path.read_text()) for path in MODULES)
+
+
 # Written in parts, so that this file does not hold them.
 UNWANTED = {
     "hosts of package registries": r"\b(?:files\.python" + r"hosted\.org|pypi\." + r"org|registry\.npm" + r"js\.org)",

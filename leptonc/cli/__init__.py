@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import click
-
-from leptonc import __version__
 from runtime_edge.cli.app import LazyGroup, invoke
 from runtime_edge.cli.verbs import VERBS, Verb
 
@@ -36,5 +33,4 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `leptonc` and returns its exit code."""
     group = LazyGroup("leptonc", _VERBS, help=_HELP)
-    version = click.version_option(__version__, prog_name="leptonc", message="%(prog)s %(version)s")
-    return invoke(version(group), arguments, user_errors=_user_errors)
+    return invoke(group, arguments, user_errors=_user_errors)

@@ -31,23 +31,6 @@ _NEEDED = (
 )
 
 
-# What a backend reports of a variant besides its fidelity, in the order that it is shown.
-_ABOUT = ("left_out", "preflight", "engine", "rehearsal", "kept_in_half_precision", "recovery", "sparsity")
-# What is said of a graph for prompts, of all that was measured.
-_OF_PROMPTS = ("kl_divergence", "top1_agreement", "perplexity")
-
-
-def _facts(found: object) -> str:
-    """A part of the report in one line."""
-    if isinstance(found, dict):  # without tables, which are for the page
-        plain = {name: value for name, value in found.items() if not _is_table(value)}
-        return ", ".join(f"{name.replace('_', ' ')} {_facts(value)}" for name, value in plain.items())
-    return " ".join(map(str, found)) if isinstance(found, list) else str(found)
-
-
-def _is_table(found: object) -> bool:
-    return isinstance(found, list) and any(isinstance(row, dict) for row in found)
-
 
 class Weights(click.ParamType):  # type: ignore[type-arg]
     """A number format, or auto:SIZE, which the build reads."""
@@ -295,7 +278,8 @@ def build(
     file, or sample:NAME.
     """
     import targets
-    from runtime_edge.cli.console import StageProgress, megabytes, print_json, print_pairs
+    from leptonc.cli.summary import summary
+    from runtime_edge.cli.console import StageProgress, print_json, print_pairs
 
     if max_loss is not None and not check:
         raise click.UsageError("--max-loss needs the measurement that --no-check leaves out")
@@ -308,7 +292,6 @@ def build(
     from leptonc.memory import collect_seldom
     from leptonc.options import BuildOptions
     from leptonc.recipe import with_recipe
-    from runtime_edge.process import most_resident
 
     wanted = with_recipe(
         BuildOptions(
@@ -361,31 +344,11 @@ def build(
             }
         )
         return
-    size = sum(file.size for file in result.manifest.files)
-    rows = [("artifact", str(result.path)), ("size", megabytes(size))]
-    rows += _pruned(result.report)
-    for variant in result.manifest.variants:
-        found = result.report["variants"][variant.name]
-        rows += [("target", f"{variant.target}, {variant.backend}, weights {variant.weights}")]
-        rows += [(each.replace("_", " "), _facts(found[each])) for each in _ABOUT if found.get(each)]
-        prompts = found.get("prefill", {}).get("fidelity", {})
-        other = {f"prompts: {name}": prompts[name] for name in _OF_PROMPTS if name in prompts}
-        measured = found.get("fidelity", {}) | other
-        rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in measured.items()]
-    stages = [seconds for name, seconds in result.seconds.items() if not name.startswith("pass ")]
-    memory = [("memory", f"{megabytes(most)} at most")] if (most := most_resident()) else []
-    print_pairs([*rows, ("time", f"{sum(stages):.1f} s"), *memory])
-
-
-def _pruned(report: dict[str, Any]) -> list[tuple[str, str]]:
-    found = report.get("pruning")
-    if not found:
-        return []
-    left = found["weights"]["after"]
-    return [("pruned", f"{found['removed_percent']:g} % of the layers' weights, {left:,} left")]
+    print_pairs(summary(result))
 
 
 def _emit(wanted: Any, as_json: bool) -> None:
+    from leptonc.cli.summary import facts, pruned
     from leptonc.emit import emit
     from runtime_edge.cli.console import StageProgress, megabytes, print_json, print_pairs
 
@@ -394,7 +357,7 @@ def _emit(wanted: Any, as_json: bool) -> None:
     if as_json:
         print_json({"path": str(result.path), "about": result.about, "report": report, "seconds": result.seconds})
         return
-    rows = [("graph", str(result.path)), ("size", megabytes(sum(report["bytes"].values()))), *_pruned(report)]
-    rows += [("recovery", _facts(report["recovery"]))] if "recovery" in report else []
+    rows = [("graph", str(result.path)), ("size", megabytes(sum(report["bytes"].values()))), *pruned(report)]
+    rows += [("recovery", facts(report["recovery"]))] if "recovery" in report else []
     rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in report.get("fidelity", {}).items()]
     print_pairs([*rows, ("time", f"{sum(result.seconds.values()):.1f} s")])

@@ -29,6 +29,7 @@ from typing import Any, NoReturn, Protocol
 
 import click
 
+from runtime_edge import __version__
 from runtime_edge.cli.verbs import Verb
 
 BUG = 70
@@ -54,11 +55,15 @@ class UserError(Protocol):
 
 
 class LazyGroup(click.Group):
-    """A group whose verbs are imported when they are called, so that `--help` imports nothing but click."""
+    """A group whose verbs are imported when they are called, so that `--help` imports nothing but click.
+
+    It has `--version`, which is the same for both command lines.
+    """
 
     def __init__(self, name: str, verbs: Mapping[str, Verb], **attributes: Any) -> None:
         super().__init__(name, context_settings={"help_option_names": ["-h", "--help"]}, **attributes)
         self.verbs = verbs
+        click.version_option(__version__, prog_name=name, message="%(prog)s %(version)s")(self)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All verbs, in their order."""

@@ -20,6 +20,7 @@ from runtime_edge.cli.app import fail
 _PROMPTS = (32, 128, 512, 1024)
 _DEPTHS = (32, 512, 1024)
 _BATCHES = (1, 8, 32)
+_NEW_TOKENS = 64
 _INCLUDES = (
     "start: from starting a process until the model is loaded in it, Python and all imports included",
     "load: of that, `load()`: every sha256, the tokenizer, the backend and its session; the files were read before",
@@ -43,7 +44,7 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @options.artifact
 @click.option("--prompts", callback=_lengths, metavar="N,…", help="Prompt lengths for prefill.  [default: 32…1024]")
 @click.option("--depths", callback=_lengths, metavar="N,…", help="Prompt lengths before decode.  [default: 32…1024]")
-@click.option("--new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="To decode.")
+@click.option("--new-tokens", type=click.IntRange(min=1), metavar="N", help="To decode.  [default: 64]")
 @click.option("--batches", callback=_lengths, metavar="N,…", help="Batch sizes for encoders.  [default: 1,8,32]")
 @click.option(
     "--repetitions", type=click.IntRange(min=2), default=4, show_default=True, metavar="N", help="Of each measurement."
@@ -55,7 +56,7 @@ def bench(
     artifact: Path,
     prompts: tuple[int, ...] | None,
     depths: tuple[int, ...] | None,
-    new_tokens: int,
+    new_tokens: int | None,
     batches: tuple[int, ...] | None,
     repetitions: int,
     threads: int | None,
@@ -73,12 +74,14 @@ def bench(
         fail("--markdown and --json: expected one of them")
     manifest = read_manifest(artifact)
     alone: dict[str, Any] = {"artifact": str(artifact), "threads": threads, "repetitions": repetitions}
-    alone |= {"new_tokens": new_tokens, "prompts": (), "depths": (), "batches": ()}
+    alone |= {"new_tokens": new_tokens or _NEW_TOKENS, "prompts": (), "depths": (), "batches": ()}
     spec = alone | {"batches": batches or _BATCHES}
     if manifest.decoder is not None:
         longest = manifest.decoder.max_seq_len
         lengths = _fitting("--prompts", prompts, _PROMPTS, longest)
-        spec = alone | {"prompts": lengths, "depths": _fitting("--depths", depths, _DEPTHS, longest - new_tokens)}
+        new = _new_tokens(new_tokens, depths, longest)
+        spec = alone | {"new_tokens": new, "prompts": lengths}
+        spec["depths"] = _fitting("--depths", depths, _DEPTHS, longest - new)
     progress = StageProgress(animate=False)
     loads = []
     with progress.stage("load", repetitions) as advance:
@@ -103,11 +106,28 @@ def bench(
             click.echo(f"- {line}")
 
 
+def _new_tokens(given: int | None, depths: Sequence[int] | None, longest: int) -> int:
+    """How many tokens are decoded: those asked for, or 64, or as many as a short context has room for."""
+    from runtime_edge.errors import PromptTooLongError
+
+    least = max(depths) if depths is not None else 1
+    if longest < 2:
+        raise PromptTooLongError(
+            f"expected a model of at least 2 tokens to measure, found one of {longest}",
+            hint="build it with a larger --max-seq-len",
+        )
+    if given is not None and depths is None and given >= longest:
+        raise PromptTooLongError(
+            f"--new-tokens: expected fewer than the {longest} tokens that this model takes, found {given}"
+        )
+    return given if given is not None else max(1, min(_NEW_TOKENS, longest // 2, longest - least))
+
+
 def _fitting(option: str, given: Sequence[int] | None, usual: Sequence[int], most: int) -> tuple[int, ...]:
     """The lengths asked for, or those usual ones that the model has room for."""
     from runtime_edge.errors import PromptTooLongError
 
-    lengths = given if given is not None else [length for length in usual if length <= most] or [max(most, 1)]
+    lengths = given if given is not None else [length for length in usual if length <= most] or [most]
     if max(lengths) > most:
         raise PromptTooLongError(
             f"{option}: expected at most {max(most, 0)} tokens for this model, found {max(lengths)}"

@@ -135,7 +135,9 @@ def run(
     """
     import runtime_edge
     from runtime_edge.manifest import TEXT_GENERATION
+    from runtime_edge.verify import read_manifest
 
+    read_manifest(artifact)  # a path that is no artifact is told of before anything else
     chat = {
         "tools": None if tools is None else _json("--tools", tools),
         "chat_template": chat_template,

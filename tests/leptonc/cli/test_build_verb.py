@@ -97,6 +97,21 @@ def test_what_a_person_sees(leptonc: Callable[..., Any]) -> None:
 
 
 @pytest.mark.usefixtures("asked")
+def test_the_size_that_was_asked_for_and_the_loss_are_side_by_side(
+    leptonc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = {"bytes": 92_000_000, "least": 80_000_000, "spent": 11_500_000}
+    fidelity = {"perplexity": 30.6, "perplexity_reference": 30.0}
+    monkeypatch.setitem(REPORT["variants"], "cpu", {"quantization": {"budget": budget}, "fidelity": fidelity})
+    lines = [line.strip() for line in leptonc("build", SOURCE).out.splitlines()]
+    at = next(at for at, line in enumerate(lines) if line.startswith("budget"))
+    assert re.sub(" +", " ", lines[at]) == (
+        "budget 99.5% of the 92,000,000 bytes asked for: 91,500,000 of weights and graph"
+    )
+    assert re.sub(" +", " ", lines[at + 1]) == "loss perplexity rises by 2.00 %"
+
+
+@pytest.mark.usefixtures("asked")
 def test_prompts_stand_beside_what_decodes(leptonc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = {"kl_divergence": 0.25, "perplexity": 20.5, "tokens": 512}
     about = {"fidelity": {"kl_divergence": 0.125, "perplexity": 19.5}, "prefill": {"fidelity": prompts}}

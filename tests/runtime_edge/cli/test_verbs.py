@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 import runtime_edge
+from runtime_edge.cli.bench import _fitting, _new_tokens
+from runtime_edge.errors import LeptonError
 
 
 @pytest.fixture
@@ -168,6 +170,29 @@ def test_run_json_and_every_option(lepton_edge: Callable[..., Any], tiny_artifac
     assert (found["text"], found["token_ids"]) == (expected.text, expected.token_ids)
     assert found["stats"]["new_tokens"] == len(expected.token_ids)
     assert found["stats"]["decode_tok_s"] > 0
+
+
+class Unread(io.StringIO):
+    """A stdin that must not be read."""
+
+    def read(self, size: int | None = -1, /) -> str:
+        raise AssertionError("stdin was read")
+
+
+def test_run_says_first_that_there_is_no_artifact(
+    lepton_edge: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Unread())
+    for path, more in ((tmp_path, ()), (tmp_path / "absent", ()), (Path(__file__), ()), (tmp_path, ("--raw",))):
+        done = lepton_edge("run", path, *more)
+        assert (done.code, done.out) == (1, ""), done.err
+        assert f"{path}" in done.err
+
+
+def test_version(lepton_edge: Callable[..., Any], leptonc: Callable[..., Any]) -> None:
+    for program, name in ((lepton_edge, "lepton-edge"), (leptonc, "leptonc")):
+        done = program("--version")
+        assert (done.code, done.out, done.err) == (0, f"{name} {runtime_edge.__version__}\n", "")
 
 
 def test_run_reads_the_prompt_from_a_pipe(
@@ -336,7 +361,7 @@ def test_bench_table_and_markdown(lepton_edge: Callable[..., Any], tiny_artifact
         (["--prompts", "0"], 2, "expected whole numbers above 0"),
         (["--prompts", "2049"], 1, "--prompts: expected at most 2048 tokens for this model, found 2049"),
         (["--depths", "2000", "--new-tokens", "64"], 1, "--depths: expected at most 1984 tokens"),
-        (["--new-tokens", "4000"], 1, "--depths: expected at most 0 tokens for this model, found 1"),
+        (["--new-tokens", "4000"], 1, "--new-tokens: expected fewer than the 2048 tokens that this model takes"),
         (["--threads", "0"], 2, "Invalid value for '--threads'"),
     ],
 )
@@ -346,6 +371,20 @@ def test_bench_refuses(
     done = lepton_edge("bench", tiny_artifact, *arguments)
     assert (done.code, done.out) == (code, "")
     assert message in done.err
+
+
+@pytest.mark.parametrize(("longest", "new", "depth"), [(2, 1, 1), (16, 8, 8), (100, 50, 32)])
+def test_bench_of_a_short_model_takes_what_fits(longest: int, new: int, depth: int) -> None:
+    """No flag is blamed that was not given."""
+    assert _new_tokens(None, None, longest) == new
+    assert _fitting("--depths", None, (32, 512), longest - new) == (depth,)
+    with pytest.raises(LeptonError, match=f"--new-tokens: expected fewer than the {longest} tokens that this model"):
+        _new_tokens(longest, None, longest)
+
+
+def test_bench_of_a_model_of_one_token() -> None:
+    with pytest.raises(LeptonError, match="expected a model of at least 2 tokens to measure, found one of 1"):
+        _new_tokens(None, None, 1)
 
 
 def test_what_the_measuring_process_refuses_is_passed_on(lepton_edge: Callable[..., Any], copy: Path) -> None:
