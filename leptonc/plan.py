@@ -10,8 +10,8 @@ from leptonc.options import BuildOptions
 from leptonc.passes.prune.sparse import PATTERN
 from leptonc.variant import ROUNDING, VariantPlan
 
-_AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kMG])B", re.ASCII)
-_UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
+_AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kKMG])B", re.ASCII)
+_UNITS = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def plans_of(options: BuildOptions) -> list[VariantPlan]:

@@ -180,6 +180,16 @@ def test_a_budget_is_kept_where_more_nodes_are_made_than_reckoned_with(
 
 
 def test_a_budget_below_the_least_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(BoundError, match=r"at most 20,000 bytes, found .* with all weights in 4 bits"):
-        build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights="auto:20kB", method="rtn"))
+    with pytest.raises(BoundError, match=r"at most 100,000 bytes, found .* with all weights in 4 bits"):
+        build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights="auto:100kB", method="rtn"))
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("size", ["1KB", "1kB", "0.02MB"])
+def test_a_budget_that_codes_alone_exceed_is_refused_before_anything_is_measured(
+    size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leptonc.preparation.Preparation.shrink", None)  # what comes next
+    with pytest.raises(BoundError, match=r"expected a budget that weights of 4 bits fit, found .* codes of 80,896"):
+        build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights=f"auto:{size}"))
+    assert list(tmp_path.iterdir()) == []
