@@ -22,7 +22,7 @@ from runtime_edge.tokenizer_regex import ExpressionError, shortest_match
 MAX_BYTES = 256 * 2**20  # of the file; the largest known have 35 MB
 MAX_PART_BYTES = 2 * 2**20  # of the normalizer and the like; SentencePiece's table takes 0.3 MB
 MAX_STAGES = 64  # of normalizers, of pre-tokenizers, of decoders, of post-processors; known ones have up to 8
-MAX_GROWTH = 4096  # characters that the normalizers make of one; SentencePiece's table alone makes up to 18
+MAX_GROWTH = 1024  # characters that the normalizers make of one; SentencePiece's table alone makes up to 18
 MAX_DECODER_GROWTH = 64  # characters that the decoders make of one of a token
 MAX_TEMPLATE = 256  # pieces of a template, and tokens that it puts around a text; known ones have up to 4
 MAX_SEQUENCES = 4  # copies of a text in its template

@@ -77,11 +77,13 @@ def read_tokenizer(
         raise _without_files(directory, hub_id)
     if original is not None:
         original = without_limits(original, str(path))
-        parse(original, str(path), error_type=InputError, hint=_HARM)
+        alone, _ = parse(original, str(path), error_type=InputError, hint=_HARM)
     reference = _load(directory, hub_id, options or {})
-    data = _as_json(reference, directory)
-    if original is not None and _ids(original) == _ids(data) and _canonical(original) == _canonical(data):
+    document = _document(reference, directory)
+    if original is not None and _is_same(json.loads(original), json.loads(alone.to_str()), document):
         data = original
+    else:
+        data = _encoded(document)
     check_tokenizer(data, reference, str(directory))
     config: dict[str, Any] = {name: str(token) for name, token in reference.special_tokens_map.items() if token}
     config |= {name: getattr(reference, name) for name in _SETTINGS}
@@ -192,8 +194,8 @@ def _refused(directory: Path, error: InputError) -> InputError:
     return error
 
 
-def _as_json(reference: Any, directory: Path) -> bytes:
-    """What a loaded tokenizer holds, as tokenizer.json; refuses what only its Python code does."""
+def _document(reference: Any, directory: Path) -> dict[str, Any]:
+    """What a loaded tokenizer holds, as a tokenizer.json; refuses what only its Python code does."""
     backend = _backend(reference, directory)
     if getattr(reference, "split_special_tokens", False):
         raise InputError(
@@ -204,12 +206,11 @@ def _as_json(reference: Any, directory: Path) -> bytes:
     _refuse_a_default(reference, directory)
     with failures(InputError, f"{directory}: expected a tokenizer that can be written as tokenizer.json", hint=_SAVE):
         text: str = backend.to_str()
-    document = json.loads(text)
+    document: dict[str, Any] = json.loads(text)
     document["truncation"] = document["padding"] = None
     if reference.clean_up_tokenization_spaces and _cleans(reference, document):
         document["decoder"] = _with_clean_up(document["decoder"])
-        return _encoded(document)
-    return without_limits(text.encode("utf-8"), str(directory))
+    return document
 
 
 def _backend(reference: Any, directory: Path) -> Any:
@@ -248,18 +249,18 @@ def _with_clean_up(decoder: dict[str, Any] | None) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": stages}
 
 
-def _ids(data: bytes) -> list[tuple[int, str]]:
-    """Added tokens as the file has them: the library gives a token another id where the file's is not free."""
-    return sorted((token["id"], token["content"]) for token in json.loads(data).get("added_tokens") or [])
+def _is_same(original: Mapping[str, Any], alone: dict[str, Any], document: Mapping[str, Any]) -> bool:
+    """Whether transformers left a tokenizer.json alone.
 
-
-def _canonical(data: bytes) -> Any:
-    """A tokenizer.json as the library writes it, so that only what differs in meaning differs."""
-    tokenizer, _ = parse(data, "tokenizer.json", error_type=InputError, hint=_HARM)
-    document = json.loads(tokenizer.to_str())
-    if document["post_processor"] == _PLAIN:
-        document["post_processor"] = None
-    return document
+    Args:
+        original: The file; the library gives an added token another id than the file's where that is not free.
+        alone: What the library writes of the file, so that only what differs in meaning differs.
+        document: What it writes of transformers' tokenizer.
+    """
+    ids = [{token["content"]: token["id"] for token in each.get("added_tokens") or []} for each in (original, document)]
+    if alone["post_processor"] is None and document["post_processor"] == _PLAIN:
+        alone = alone | {"post_processor": _PLAIN}
+    return ids[0] == ids[1] and alone == document
 
 
 # The post-processor that transformers gives a tokenizer without one; it does nothing.

@@ -73,7 +73,7 @@ HOSTILE = {
         of(normalizer=charsmap(b"\x04\0\0\0\0\0\0\0" + b"a" * 5000 + b"\0")), "characters that the normalizer makes",
     ),
     "replacements of replacements": (
-        of(normalizer=sequence(REPLACE, REPLACE)), "expected at most 4,096 characters that the normalizer makes of one",
+        of(normalizer=sequence(REPLACE, REPLACE)), "expected at most 1,024 characters that the normalizer makes of one",
     ),
     "replacements without a type": (
         of(normalizer={"normalizers": [{k: v for k, v in REPLACE.items() if k != "type"}] * 2}),
