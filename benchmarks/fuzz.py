@@ -106,7 +106,8 @@ def main() -> int:
 
     def told(finding: Finding, path: Path) -> None:
         print(f"{finding.kind} {finding.number}: {finding.how} at {finding.where}", file=sys.stderr)
-        print(f"    python benchmarks/fuzz.py --replay {path}", file=sys.stderr, flush=True)
+        print(f"    python benchmarks/fuzz.py --replay {path}", file=sys.stderr)
+        print(f"    {engine.read_input(path)[1][:300]!r}", file=sys.stderr, flush=True)
 
     kinds = {name: kind_of(name) for name in names}
     run = Run(kinds, given.seed, given.findings, given.workers, given.seconds, given.megabytes, told)

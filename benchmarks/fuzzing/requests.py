@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import random
 import types
 from typing import Any
 
 import numpy as np
+
+from runtime_edge.messages import ChatOptions
+from runtime_edge.model import Model
+from runtime_edge.request import Options
 
 
 class Odd:
@@ -69,16 +75,24 @@ _CONTENTS = (
     "'\\ud800'", "Odd()",
     "'a' * 10**5", "b'a'", "nan", "[[[['a']]]]",
 )  # fmt: skip
-_OPTIONS = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
-    "stop_token_ids", "cancel",
-    "drafts", "tools", "chat_template_kwargs", "deadline", "unknown",
-)  # fmt: skip
-_CALLS = (
-    "model.score", "model.logits", "model.tokenize", "model.encode", "model.classify", "encoder.encode",
-    "encoder.classify",
-    "encoder.generate", "model.detokenize", "model.render", "model.context().generate",
-)  # fmt: skip
+_METHODS = {
+    "model": ("generate", "stream", "score", "logits", "logits_blocks", "tokenize", "detokenize", "encode", "classify"),
+    "encoder": ("encode", "encode_query", "encode_document", "classify", "rerank", "tokenize", "generate"),
+    "model.context()": ("generate", "score"),
+}
+
+
+@functools.cache
+def parameters(method: str) -> tuple[int, tuple[str, ...]]:
+    """Returns how many arguments a method must have, and the names of its options."""
+    known = inspect.signature(getattr(Model, method)).parameters.values()
+    needed = sum(each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD for each in known) - 1  # self
+    names = [each.name for each in known if each.default is not each.empty or each.kind is each.KEYWORD_ONLY]
+    if method.startswith("encode_"):
+        return needed, parameters("encode")[1]
+    if any(each.kind is each.VAR_KEYWORD for each in known):
+        names += (Options if method in ("generate", "stream") else ChatOptions).__annotations__
+    return needed, tuple(dict.fromkeys(names))
 
 
 def message(rng: random.Random) -> str:
@@ -103,15 +117,19 @@ def prompt(rng: random.Random) -> str:
 
 
 def call(rng: random.Random) -> str:
-    """Returns a call."""
-    if rng.random() < 0.75:
-        method = rng.choice(("model.generate", "model.generate", "model.stream"))
-        options = {name: rng.choice(_VALUES) for name in rng.sample(_OPTIONS, rng.choice((0, 1, 1, 1, 2, 3)))}
+    """Returns a call, of a method that generates as often as not, with names that it has."""
+    owner, method = "model", rng.choice(("generate", "generate", "stream"))
+    if rng.random() < 0.4:
+        owner = rng.choice(list(_METHODS))
+        method = rng.choice(_METHODS[owner])
+    needed, names = parameters(method)
+    several = f"[{rng.choice(_TEXTS)}, {rng.choice(_TEXTS)}]"
+    values = [rng.choice((prompt(rng), prompt(rng), rng.choice(_VALUES), several)) for _ in range(needed)]
+    count = min(len(names), rng.choice((0, 1, 1, 1, 2, 3)))
+    options = {name: rng.choice(_VALUES) for name in rng.sample(names, count)}
+    if "max_new_tokens" in names:
         options.setdefault("max_new_tokens", "3")
-        return f"{method}({prompt(rng)}, {', '.join(f'{name}={value}' for name, value in options.items())})"
-    value = rng.choice((prompt(rng), rng.choice(_VALUES), f"[{rng.choice(_TEXTS)}, {rng.choice(_TEXTS)}]"))
-    more = f", {rng.choice(('batch_size', 'prompt', 'prompt_name', 'truncate_dim', 'unknown'))}={rng.choice(_VALUES)}"
-    return f"{rng.choice(_CALLS)}({value}{more if rng.random() < 0.3 else ''})"
+    return f"{owner}.{method}({', '.join([*values, *(f'{name}={value}' for name, value in options.items())])})"
 
 
 def is_lazy(value: Any) -> bool:
