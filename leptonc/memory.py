@@ -51,14 +51,18 @@ def dropping_cycles() -> Iterator[Callable[[], object]]:
     """Gives what frees what has become unreachable inside: graphs that were run and their weights refer to each other.
 
     With `collect_seldom` those of a walk over all layers would wait until they take gigabytes. What is there before is
-    not looked at inside: torch's and transformers' own objects alone take a third of a second each time.
+    not looked at inside: torch's and transformers' own objects alone take a third of a second each time. Where that was
+    set aside before, it stays set aside afterwards.
     """
-    gc.collect()
-    gc.freeze()
+    is_outermost = gc.get_freeze_count() == 0
+    if is_outermost:
+        gc.collect()
+        gc.freeze()
     try:
         yield gc.collect
     finally:
-        gc.unfreeze()
+        if is_outermost:
+            gc.unfreeze()
 
 
 def give_back() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -154,6 +155,11 @@ def _rerank_function(config: Any, modules: SentenceModules) -> str:
 
 def toolchain() -> dict[str, str]:
     """Returns the versions of what builds artifacts."""
+    return dict(_toolchain())
+
+
+@functools.cache
+def _toolchain() -> dict[str, str]:
     found = {"leptonc": __version__, "python": platform.python_version()}
     for name in TOOLCHAIN:
         try:

@@ -40,14 +40,22 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _captured_once() -> Iterator[None]:
-    """Builds of one tiny model share what capture makes of it, which is most of their time."""
+def _shared() -> Iterator[None]:
+    """Builds of tiny models share captured graphs and the texts that models write, which are most of their time."""
     if collect_ignore:
         yield
         return
-    from leptonc.frontend import capture as frontend
-    from tests.leptonc import models
+    from tests.leptonc.shared import shared
+
+    with shared():
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_windows(_shared: None) -> Iterator[None]:
+    """Builds look at texts of 128 tokens where a user's have 512: for tests of what does not depend on how many."""
+    from leptonc import calibration
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frontend, "capture", models.capture)
+        patch.setattr(calibration, "WINDOW", 128)
         yield

@@ -106,7 +106,7 @@ def padded(names: Iterable[str], lengths: tuple[int, ...] = (19, 11, 1), pad: in
 
 
 _CAPTURED: dict[tuple[str, int], Captured] = {}
-_capture = frontend.capture  # the fixture `_captured_once` puts the next function in its place
+_capture = frontend.capture  # the context `shared` puts the next function in its place
 
 
 def capture(source: Source, *, max_seq_len: int) -> Captured:

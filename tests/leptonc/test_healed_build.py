@@ -15,6 +15,8 @@ from leptonc.errors import InputError, MissingExtraError
 from leptonc.heal import distill
 from leptonc.options import BuildOptions
 
+pytestmark = pytest.mark.usefixtures("short_windows")
+
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:

@@ -21,6 +21,8 @@ from runtime_edge.derived import PAIR, integers, read
 from runtime_edge.verify import read_manifest
 from tests.runtime_edge.kernels import with_tiles
 
+pytestmark = pytest.mark.usefixtures("short_windows")
+
 TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 12
 
 

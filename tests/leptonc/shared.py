@@ -1,0 +1,55 @@
+"""What builds of tiny models share in a process: captured graphs, texts that models write, objects that are set aside.
+
+Each is a function of what it is kept under, and has tests of its own that run it anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+MANY = 100_000  # objects that Python's collector looks at each time: torch and transformers alone have more
+
+_WRITTEN: dict[Any, list[NDArray[np.int64]]] = {}
+
+
+def generate_once(generate: Callable[..., list[NDArray[np.int64]]]) -> Callable[..., list[NDArray[np.int64]]]:
+    """Returns `leptonc.calibrate.generate.generate` with a memory: of the same graph's bytes, seed and length."""
+
+    def generated(
+        graph: Path, start: int, banned: Sequence[int], samples: int, length: int, *, seed: int = 0, **more: Any
+    ) -> list[NDArray[np.int64]]:
+        files = sorted(path for path in graph.parent.rglob("*") if path.is_file())
+        content = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).digest()
+        key = content, start, tuple(banned), length, seed
+        if len(_WRITTEN.get(key, [])) < samples:
+            _WRITTEN[key] = generate(graph, start, banned, samples, length, seed=seed, **more)
+        elif "advance" in more:
+            more["advance"](length - 1)
+        return [text.copy() for text in _WRITTEN[key][:samples]]
+
+    return generated
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Builds share what this module keeps while the context lasts."""
+    from leptonc import calibration
+    from leptonc.frontend import capture as frontend
+    from tests.leptonc import models
+
+    if len(gc.get_objects()) > MANY:
+        gc.collect()
+        gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frontend, "capture", models.capture)
+        patch.setattr(calibration, "generate", generate_once(calibration.generate))
+        yield
