@@ -96,9 +96,9 @@ def test_without_onnxruntime_running_says_which_extra_it_needs(tiny_artifact: Pa
 def test_importing_the_runtime_is_quick_and_light() -> None:
     program = """
         import time
-        began = time.perf_counter()
+        began = time.process_time()
         import runtime_edge
-        took = time.perf_counter() - began
+        took = time.process_time() - began
         print(took, *sorted(name for name in sys.modules if "." not in name))
     """
     runs = [python(program).stdout.split() for _ in range(3)]

@@ -7,7 +7,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,13 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
 
 
 def test_help_answers_at_once() -> None:
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
+    times = []  # of computing: on a busy machine it waits, too
+    for _ in range(3):
+        before = os.times()
         subprocess.run([sys.executable, "-m", "leptonc", "--help"], check=True, stdout=subprocess.DEVNULL)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.3
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert 0 < min(times) < 0.3
 
 
 def test_both_entry_points_exist() -> None:

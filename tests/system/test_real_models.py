@@ -145,7 +145,7 @@ def deep(layers: int, folder: Path, width: int = WIDTH, inner: int = 20 * WIDTH)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
-@pytest.mark.parametrize("weights", ["fp32", "int4"])
+@pytest.mark.parametrize("weights", [pytest.param("fp32", marks=pytest.mark.families), "int4"])
 def test_memory_does_not_grow_with_depth(weights: str, tmp_path: Path) -> None:
     """4 and 16 layers of one width: of the 200 MB that the deeper has more, the peak rises by less than a quarter."""
     peaks, read = [], []

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib.util
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ from tests.leptonc import models
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX (the extra rtx) is not installed")
 JETPACK_6, JETPACK_7 = "jetson-orin,jetpack=6.2", "jetson-orin,jetpack=7.2"
-FEW = "tiny-llama", "tiny-gpt2", "tiny-gemma2", "tiny-gemma3", "tiny-qwen3", "tiny-olmo2"
+# Each form of attention and of norms once, on either version; a plain model and one with windows on both.
+PAIRS = [("tiny-llama", JETPACK_6), ("tiny-llama", JETPACK_7), ("tiny-gemma3", JETPACK_6), ("tiny-gemma3", JETPACK_7),
+         ("tiny-gpt2", JETPACK_6), ("tiny-gemma2", JETPACK_7), ("tiny-qwen3", JETPACK_6), ("tiny-olmo2", JETPACK_7),
+         ("tiny-bert", JETPACK_6), ("tiny-bert-classifier", JETPACK_7), ("tiny-sentence", JETPACK_6),
+         ("tiny-distilbert", JETPACK_7)]  # fmt: skip
 LENGTH = 512  # a short cache: tests write few bytes
 
 
@@ -46,8 +51,13 @@ def report_of(result: BuildResult, name: str = "jetson-orin") -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("target", [JETPACK_6, JETPACK_7])
-@pytest.mark.parametrize("name", models.others_apart(models.DECODERS, FEW))
+def pairs(names: Iterable[str]) -> list[Any]:
+    """Every model with every version, those that are not among `PAIRS` apart."""
+    every = [(name, target) for name in names for target in (JETPACK_6, JETPACK_7)]
+    return [each if each in PAIRS else pytest.param(*each, marks=pytest.mark.families) for each in every]
+
+
+@pytest.mark.parametrize(("name", "target"), pairs(models.DECODERS))
 def test_decoders(tmp_path: Path, name: str, target: str) -> None:
     """The half precision graph, run on the CPU: the report's own figures, and the operators that the version has."""
     result = built(tmp_path, name, target)
@@ -69,8 +79,7 @@ def test_decoders(tmp_path: Path, name: str, target: str) -> None:
     assert json.loads((result.path / "report.json").read_text())["variants"]["jetson-orin"]["fidelity"] == found
 
 
-@pytest.mark.parametrize("target", [JETPACK_6, JETPACK_7])
-@pytest.mark.parametrize("name", models.ENCODERS)
+@pytest.mark.parametrize(("name", "target"), pairs(models.ENCODERS))
 def test_encoders(tmp_path: Path, name: str, target: str) -> None:
     result = built(tmp_path, name, target)
     assert result.report["fidelity"]["cosine_min"] > 0.9999
@@ -175,8 +184,15 @@ def test_quantized_weights_have_the_quality_of_their_codes(tmp_path: Path, targe
 
 
 @needs_rtx
-@pytest.mark.parametrize("weights", ["fp32", "fp16", "int8", "int4"])
-@pytest.mark.parametrize("name", ["tiny-gemma2", "tiny-bert-classifier"])
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("tiny-gemma2", "fp32"),
+        ("tiny-gemma2", "int4"),
+        ("tiny-bert-classifier", "fp16"),
+        ("tiny-bert-classifier", "int8"),
+    ],
+)
 def test_plans_for_rtx(tmp_path: Path, name: str, weights: str) -> None:
     result = built(tmp_path, name, "rtx-30", weights, check=False)
     (variant,) = runtime_edge.verify(result.path).variants
