@@ -55,8 +55,9 @@ def main() -> int:
     install(sorted({*SAMPLES, *known.more}))
     if known.command == "test":
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of BLAS and torch: workers share the cores already
-        # A file's tests stay together: they share what they build.
-        return run(PYTHON, "-m", "pytest", "-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "loadfile", *rest)
+        # A file's tests stay together: they share what they build. Files go in the order that tests/conftest.py gives.
+        several = ("-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder")
+        return run(PYTHON, "-m", "pytest", *several, *rest)
     if known.command == "demo":
         return run(BIN / "leptonc", *BUILD) or run(BIN / "leptonc", *ASK)
     return 0
@@ -85,8 +86,11 @@ def install(samples: list[str]) -> None:
 
 
 def pip(*arguments: str) -> None:
-    """Runs `pip install`; a failure ends this program with pip's exit code."""
-    code = run(PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments)
+    """Runs `pip install`; a failure ends this program with pip's exit code.
+
+    Of thousands of modules a few are ever imported: Python compiles these then, and pip none.
+    """
+    code = run(PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", *arguments)
     if code:
         sys.exit(code)
 

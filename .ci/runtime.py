@@ -70,7 +70,7 @@ def environment(version: str, python: str) -> tuple[int, str]:
     code, output = run(python, "-m", "venv", str(folder(version)))
     if not code:
         pip = (str(folder(version) / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check")
-        code, output = run(*pip, "install", "-e", ".[cpu,test]")
+        code, output = run(*pip, "install", "--no-compile", "-e", ".[cpu,test]")
     if not code:
         stamp.write_text(digest)
     return code, output
