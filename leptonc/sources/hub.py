@@ -30,6 +30,9 @@ PATTERNS = (
     SINGLE,
     INDEX,
     "tokenizer.json",
+    "tokenizer.*.json",  # a version for newer programs, which tokenizer_config.json's fast_tokenizer_files names
+    "tekken.json",
+    "tiktoken.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
