@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from runtime_edge.errors import ArtifactError
 from runtime_edge.files import in_threads
 from runtime_edge.manifest import Positive, Record, Size
+from runtime_edge.stamps import read_regular
 
 SUFFIX = ".derived"  # of the name of each: kernels of ours find in it that a weight is in the order of `kernels.packed`
 TOP = 127
@@ -87,10 +88,11 @@ def read(path: Path, name: str, sizes: Mapping[str, int]) -> Derived:
     Raises:
         ArtifactError: It is not JSON, breaks the schema, or names what is not there.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise ArtifactError(f"{name}: expected at most {MAX_BYTES} bytes, found {path.stat().st_size}")
+    data = read_regular(path, name, MAX_BYTES)
+    if len(data) > MAX_BYTES:
+        raise ArtifactError(f"{name}: expected at most {MAX_BYTES} bytes, found more")
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Derived)
+        found = msgspec.json.decode(data, type=Derived)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{name}: expected a list of weights as JSON, found: {error}") from error
     names, codes = set(), 0
@@ -130,10 +132,16 @@ def make(path: Path, threads: int, use: Callable[[str, NDArray[np.int8]], None])
         path: What says how, in an artifact that was verified.
         threads: Threads that work on it.
         use: Gets each name with its weight int8 [columns, rows], in any order and from any of the threads.
+
+    Raises:
+        ArtifactError: A file was changed or removed since it was verified.
     """
-    found = msgspec.json.decode(path.read_bytes(), type=Derived)
-    by_size = sorted(found.weights, key=lambda weight: weight.rows * weight.columns)
-    in_threads(by_size, lambda weight: use(weight.name, integers(path.parent, weight)), threads)
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Derived)
+        by_size = sorted(found.weights, key=lambda weight: weight.rows * weight.columns)
+        in_threads(by_size, lambda weight: use(weight.name, integers(path.parent, weight)), threads)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ArtifactError(f"{path.name}: expected weights that were verified, found: {error}") from error
 
 
 @np.errstate(all="ignore")  # of numbers that make no sense come integers that make none

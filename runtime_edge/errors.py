@@ -26,9 +26,14 @@ class LeptonError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _printable(message)
+        self.hint = None if hint is None else _printable(hint)
+        super().__init__(self.message)
+
+
+def _printable(text: str) -> str:
+    """Text that any terminal and file takes: names of files may have letters that UTF-8 has not."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class ArtifactError(LeptonError):

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from runtime_edge.errors import ArtifactError
+from runtime_edge.stamps import Stamp, open_regular
 
 MANIFEST_NAME = "manifest.json"
 
 _READ_BYTES = 4 * 2**20  # each hashing thread holds one buffer of this size, however big the file
 _MAX_THREADS = 4
 _MAX_ENTRIES = 100_000
+_LONGEST = 300  # letters of a path in a message
 
 T = TypeVar("T")
 
@@ -29,13 +31,20 @@ def listing(root: Path) -> dict[str, int]:
     Raises:
         ArtifactError: `root` is not a directory, or holds links, special files, or absurdly many entries.
     """
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        raise ArtifactError(
-            f"{root}: expected an artifact's directory, found {found}",
-            hint="an artifact is the directory that `leptonc build` writes, NAME.lepton",
-        )
-    return dict(_walk(root))
+    hint = "an artifact is the directory that `leptonc build` writes, NAME.lepton"
+    try:
+        is_directory, what = stat.S_ISDIR(os.stat(root).st_mode), "a file"
+    except (FileNotFoundError, NotADirectoryError):
+        is_directory, what = False, "nothing"
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, or letters that no name has
+        is_directory, what = False, str(error.strerror if isinstance(error, OSError) else error)
+    if not is_directory:
+        raise ArtifactError(f"{str(root)[:_LONGEST]}: expected an artifact's directory, found {what}", hint=hint)
+    try:
+        return dict(_walk(root))
+    except OSError as error:
+        name = os.fsdecode(error.filename or root)[:_LONGEST]
+        raise ArtifactError(f"{name}: expected a directory that can be read, found: {error.strerror}") from error
 
 
 def _walk(root: Path) -> Iterator[tuple[str, int]]:
@@ -127,6 +136,7 @@ class Hashes:
         self._root = root
         self._stopped = False
         self._found: dict[str, str] = {}
+        self.stamps: dict[str, Stamp] = {}  # by path, of what was hashed; whole once `results` has returned
         count = max(1, min(_MAX_THREADS, (os.cpu_count() or 1), len(sizes)))
         self._threads = [Background(self._work) for _ in range(count)]
 
@@ -152,10 +162,14 @@ class Hashes:
             except IndexError:
                 return
             digest = hashlib.sha256()
+            handle, stamp = open_regular(self._root / path, path)
             try:
-                with (self._root / path).open("rb", buffering=0) as file:
+                with os.fdopen(handle, "rb", buffering=0) as file:
                     while not self._stopped and (count := file.readinto(buffer)):
                         digest.update(buffer[:count])
+                    is_same = Stamp.of(os.fstat(file.fileno())) == stamp
             except OSError as error:
                 raise ArtifactError(f"{path}: expected a readable file, found: {error.strerror}") from error
-            self._found[path] = digest.hexdigest()
+            if not is_same:
+                raise ArtifactError(f"{path}: expected a file at rest, found it changed while it was read")
+            self._found[path], self.stamps[path] = digest.hexdigest(), stamp

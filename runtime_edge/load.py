@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, cast
 from runtime_edge.backends import BACKENDS
 from runtime_edge.backends import backend as backend_module
 from runtime_edge.errors import ArtifactError, MissingDependencyError, RequestError
-from runtime_edge.files import Background, listing
-from runtime_edge.verify import check_contents, check_listing, start_hashing
+from runtime_edge.files import Background, Hashes, listing
+from runtime_edge.stamps import Watched
+from runtime_edge.verify import check_contents, check_listing, check_opened, start_hashing
 
 if TYPE_CHECKING:
     from runtime_edge.backends import DecoderSession, EncoderSession
@@ -69,8 +70,11 @@ def load(
         from runtime_edge.backends.choice import open_best
 
         opened = open_best(root, manifest, backend, count, sys._getframe(1))
+        codec = parsing.result()
+        check_opened(root, hashes)
+        watched = _watched(root, opened.variant, hashes)
         return _model(
-            manifest, opened.variant, count, parsing.result(), opened.session, opened.backend, opened.why, kept
+            manifest, opened.variant, count, codec, opened.session, opened.backend, opened.why, kept, watched
         )
     graph = root / variant.graph
     session: DecoderSession | EncoderSession
@@ -81,7 +85,15 @@ def load(
     else:
         assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
         session = module.open_encoder(graph, manifest.encoder, count, activations=variant.activations)
-    return _model(manifest, variant, count, parsing.result(), session, variant.backend, [], kept)
+    codec = parsing.result()
+    check_opened(root, hashes)  # what was opened by its name is what was hashed
+    watched = _watched(root, variant, hashes)
+    return _model(manifest, variant, count, codec, session, variant.backend, [], kept, watched)
+
+
+def _watched(root: Path, variant: Variant, hashes: Hashes) -> Watched:
+    """Watches the weights of a variant, which its session may have mapped."""
+    return Watched(root, {path: hashes.stamps[path] for path in variant.blobs})
 
 
 def _has_choice(manifest: Manifest, backend: str | None) -> bool:
@@ -120,6 +132,7 @@ def _model(
     backend: str,
     why: list[str],
     conversations: int,
+    watched: Watched,
 ) -> Model:
     from runtime_edge.model import Model
     from runtime_edge.tasks.decoding import Decoding
@@ -131,7 +144,7 @@ def _model(
     else:
         assert manifest.encoder is not None
         task = Encoding(cast("EncoderSession", session), manifest.encoder, codec)
-    return Model(manifest, variant, threads, codec, task, backend, why)
+    return Model(manifest, variant, threads, codec, task, backend, why, watched)
 
 
 def choose_variant(manifest: Manifest, backend: str | None = None) -> Variant:

@@ -11,6 +11,7 @@ from runtime_edge.ending import Event
 from runtime_edge.errors import RequestError
 from runtime_edge.manifest import TEXT_CLASSIFICATION, TEXT_EMBEDDING, TEXT_GENERATION, Manifest, Variant
 from runtime_edge.messages import ChatOptions
+from runtime_edge.stamps import Watched
 from runtime_edge.tasks.decoding import Decoding, closed_error
 from runtime_edge.tasks.embed import Classification, Encoding, Floats
 from runtime_edge.tasks.generate import TextGeneration
@@ -32,12 +33,13 @@ class Context(TextGeneration):
     It is closed with its model.
     """
 
-    def __init__(self, decoding: Decoding) -> None:
-        self._own = decoding
+    def __init__(self, decoding: Decoding, watched: Watched) -> None:
+        self._own, self._watched = decoding, watched
 
     def _decoding(self) -> Decoding:
         if self._own.closed.is_set():
             raise closed_error()
+        self._watched.check()
         return self._own
 
 
@@ -60,12 +62,14 @@ class Model(TextGeneration):
         task: Decoding | Encoding,
         backend: str,
         why: list[str],
+        watched: Watched,
     ) -> None:
         self.manifest = manifest
         self.variant = variant
         self.threads = threads
         self.backend = backend
         self._why = why  # the session adds to it
+        self._watched = watched
         self._codec: TextCodec | None = codec
         self._task: Decoding | Encoding | None = task
 
@@ -76,7 +80,7 @@ class Model(TextGeneration):
 
     def context(self) -> Context:
         """Returns a further sequence over the same weights (raises as `generate`)."""
-        return Context(self._decoding().fork())
+        return Context(self._decoding().fork(), self._watched)
 
     def encode(
         self,
@@ -241,6 +245,7 @@ class Model(TextGeneration):
     def _open_task(self) -> Decoding | Encoding:
         if self._task is None:
             raise closed_error()
+        self._watched.check()
         return self._task
 
     def _open_codec(self) -> TextCodec:

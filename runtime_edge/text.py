@@ -11,6 +11,7 @@ from runtime_edge import request as check
 from runtime_edge.errors import ArtifactError, ChatTemplateError, RequestError
 from runtime_edge.manifest import Manifest
 from runtime_edge.messages import chat, rendered
+from runtime_edge.stamps import read_regular
 from runtime_edge.stops import Pieces
 from runtime_edge.tokenizer import BoundedTokenizer
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from runtime_edge.messages import Chat
 
 _MAX_TEMPLATE_BYTES = 2**20
+_MAX_TOKENIZER = 2**31  # bytes: what reads it has bounds of its own
 _DEFAULT, _TOOL_USE = "default", "tool_use"  # names of templates that transformers knows
 
 
@@ -31,7 +33,7 @@ class TextCodec:
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         record = manifest.tokenizer
-        self.tokenizer = BoundedTokenizer((root / record.file).read_bytes(), record.file)
+        self.tokenizer = BoundedTokenizer(read_regular(root / record.file, record.file, _MAX_TOKENIZER), record.file)
         added = self.tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self.eos_ids = frozenset(record.eos_token_ids)
@@ -160,7 +162,7 @@ def _refuse(options: Mapping[str, Any], kind: str) -> None:
 
 
 def _template(root: Path, name: str) -> str:
-    data = (root / name).read_bytes()
+    data = read_regular(root / name, name, _MAX_TEMPLATE_BYTES)
     if len(data) > _MAX_TEMPLATE_BYTES:
         raise ArtifactError(f"{name}: expected at most {_MAX_TEMPLATE_BYTES} bytes, found {len(data)}")
     try:

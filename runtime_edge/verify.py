@@ -6,13 +6,13 @@ All of it happens before a tokenizer, a template or a graph is opened.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime_edge.errors import ArtifactError
-from runtime_edge.files import MANIFEST_NAME, Hashes, kind, listing
+from runtime_edge.files import MANIFEST_NAME, Hashes, listing
+from runtime_edge.stamps import check_same, read_regular
 
 if TYPE_CHECKING:
     from runtime_edge.externaldata import ExternalData
@@ -96,20 +96,23 @@ def check_contents(root: Path, manifest: Manifest, hashes: Hashes) -> None:
             read(root / variant.derived, variant.derived, _blobs(manifest, variant, variant.derived))
 
 
+def check_opened(root: Path, hashes: Hashes) -> None:
+    """Says, once all is opened, that it was what was hashed (raises `ArtifactError`: a file was exchanged since)."""
+    check_same(root, hashes.stamps)
+
+
 def read_manifest(root: Path) -> Manifest:
     """Reads and checks `manifest.json` alone (raises `ArtifactError`): cheap, and no proof of the other files."""
     from runtime_edge.manifest import MAX_MANIFEST_BYTES, decode
 
-    path = root / MANIFEST_NAME
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ArtifactError(f"{MANIFEST_NAME}: expected a regular file, found {kind(status.st_mode)}")
-        with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
+        data = read_regular(root / MANIFEST_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    except ArtifactError as error:
+        if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            raise
         raise ArtifactError(
-            f"{root}: expected {MANIFEST_NAME}, found: {error.strerror}", hint="is this the directory of an artifact?"
+            f"{root}: expected {MANIFEST_NAME}, found: {error.__cause__.strerror}",
+            hint="is this the directory of an artifact?",
         ) from error
     return decode(data)
 

@@ -5,37 +5,36 @@ Wire format: https://protobuf.dev/programming-guides/encoding.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from runtime_edge.errors import ArtifactError
+from runtime_edge.stamps import read_regular
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
 _MAX_TAG = 2**32 - 1  # readers in C++ drop the bits above: they see another field
-_MAX_LENGTH = 2**31 - 1
+_MAX_LENGTH = _MAX_GRAPH = 2**31 - 1
 
 
 @contextmanager
 def mapped_graph(path: Path, name: str) -> Iterator[Wire]:
-    """Maps an ONNX file while the context lasts; `name` is what messages call it.
+    """Reads an ONNX file, whose weights are elsewhere; `name` is what messages call it.
 
     Raises:
-        ArtifactError: The file cannot be read or is empty; also where what is read in the context raises these.
+        ArtifactError: The file cannot be read, is empty, or is larger than protobuf has it.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield Wire(data, name)
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise ArtifactError(f"{name}: expected an ONNX graph, found: {error}") from error
+    data = read_regular(path, name, _MAX_GRAPH)
+    if not 0 < len(data) <= _MAX_GRAPH:
+        raise ArtifactError(f"{name}: expected an ONNX graph, found {'more than 2 GB' if data else 'an empty file'}")
+    yield Wire(data, name)
 
 
 class Wire:
     """The bytes of messages; every extent is checked to lie within the message that holds it."""
 
-    def __init__(self, data: mmap.mmap, name: str) -> None:
+    def __init__(self, data: bytes, name: str) -> None:
         self.data = data
         self.name = name
 

@@ -255,6 +255,9 @@ def ensure_plan(
         plan = build(root / variant.graph, recipe, progress=progress, timing_cache=times)
         if plan.version != device.version:
             raise EngineError(f"{wanted.title}: expected version {device.version} to build, found {plan.version}")
+        for file in manifest.files:  # the key says what the plan was built from: it was read by name, for minutes
+            if file.path == variant.graph or file.path in variant.blobs:
+                _check_file(root / file.path, file.path, file.size, file.sha256, _REBUILD)
         _store(directory, key, manifest, variant, device, plan)
         stored = _cached(directory, manifest, variant, device)  # reads back what the disk really has
     assert stored is not None  # the lock was held since it was written
