@@ -13,6 +13,7 @@ import importlib
 from types import ModuleType
 
 from runtime_edge.errors import LeptonError as LeptonError
+from runtime_edge.errors import RequestWarning
 
 # What helps where activations are not finite.
 OVERFLOWS = "the checkpoint's weights hold values that are not finite, or the model overflows float32"
@@ -20,6 +21,10 @@ OVERFLOWS = "the checkpoint's weights hold values that are not finite, or the mo
 
 class InputError(LeptonError):
     """What the user gave is wrong."""
+
+
+class ResumeWarning(RequestWarning):
+    """What an interrupted build left of a step is damaged: the step is done again."""
 
 
 class CaptureError(InputError):

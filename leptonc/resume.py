@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leptonc.calibrate.kept import Kept, mark_of
+from leptonc.calibrate.kept import Kept, check_ours, mark_of
 from leptonc.errors import InputError
 from leptonc.recipe import as_record
 from leptonc.variant import VariantPlan
@@ -36,6 +36,7 @@ def check(options: BuildOptions, plans: Sequence[VariantPlan]) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"expected a directory for --resume, found a file at {folder}", hint="name a new directory")
+    check_ours(folder)
 
 
 def kept_of(options: BuildOptions, captured: Captured) -> Kept:

@@ -26,6 +26,7 @@ from leptonc.progress import Progress
 from leptonc.recipe import as_record, with_recipe
 from runtime_edge.errors import LeptonError
 from runtime_edge.files import MANIFEST_NAME
+from runtime_edge.writing import write_output
 
 # Names of schemes that say more than a number format of weights.
 NAMED: Mapping[str, Mapping[str, str]] = {"w8a8": {"weights": "int8", "activations": "int8"}}
@@ -175,10 +176,8 @@ def _digest(path: Path) -> str:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a record whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    partial.replace(path)
+    """Writes a record whole or not at all (raises `RequestError`: it cannot be written)."""
+    write_output(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
 def mark(records: list[Record]) -> list[Record]:

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from runtime_edge.errors import ArtifactError
 from runtime_edge.stamps import Stamp, open_regular
+from runtime_edge.stamps import kind as kind  # for those that list
 
 MANIFEST_NAME = "manifest.json"
 
@@ -68,12 +69,6 @@ def _walk(root: Path) -> Iterator[tuple[str, int]]:
                         f"{name}: expected regular files and folders, found {kind(status.st_mode)}",
                         hint="an artifact holds no links: copy it with links resolved",
                     )
-
-
-def kind(mode: int) -> str:
-    """Names what a file that is not a regular one is, from its `st_mode`."""
-    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a special file")
 
 
 class Background(Generic[T]):

@@ -34,14 +34,18 @@ class Stamp(NamedTuple):
         return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
+def kind(mode: int) -> str:
+    """Names what a file that is not a regular one is, from its `st_mode`."""
+    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a special file")
+
+
 def open_regular(path: str | os.PathLike[str], name: str) -> tuple[int, Stamp]:
     """Opens a regular file to read, and no link, pipe or device; returns its descriptor and stamp.
 
     Raises:
         ArtifactError: It is something else, or cannot be opened; `name` is what the message calls it.
     """
-    from runtime_edge.files import kind
-
     try:
         handle = os.open(path, os.O_RDONLY | _FLAGS)
     except (OSError, ValueError) as error:

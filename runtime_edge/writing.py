@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from runtime_edge.errors import RequestError
+
 _CHUNK = 4 * 2**20
 _LONGEST_NAME = 200  # bytes of a name that others are made of: systems take 255
 # What a system or a file system answers that has no such rename, or no such way to the disk.
@@ -60,6 +62,15 @@ def write_whole(path: Path, data: bytes | memoryview, mode: int = 0o666) -> None
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def write_output(path: Path, data: bytes, hint: str = "free some space, or choose another place") -> None:
+    """Writes a file that a user named, see `write_whole` (raises `RequestError`: it cannot be written)."""
+    try:
+        write_whole(path, data)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, or letters that no name has
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RequestError(f"cannot write {path}: {reason}", hint=hint) from error
 
 
 def _write_all(write: Callable[[memoryview], int | None], data: memoryview) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +18,8 @@ from leptonc.calibrate.solve import inputs_of
 from leptonc.calibrate.walk import stages
 from leptonc.errors import InputError
 from leptonc.ir.structure import Linear
+
+_PART = 2**22  # bytes that are read at once
 
 Clock = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -66,17 +69,34 @@ class Seen:
 
     def gather(self) -> None:
         """Walks over the text, if that was not done; a stage of progress of its own."""
-        if not self._gathered:
-            self._gathered = self._kept.fact("moments", self._walk)
+        if self._gathered:
+            return
+        digests = self._kept.fact("moments", self._walk)
+        if self._kept.folder is not None and digests != self._digests():
+            self._kept.forget("moments", "the sha256 of its files is another")
+            self._kept.fact("moments", self._walk)
+        self._gathered = True
 
-    def _walk(self) -> bool:
+    def _digests(self) -> dict[str, str]:
+        """The sha256 of each file by its name, of one that is not there that of nothing; of none where none is kept."""
+        found = {}
+        for path in () if self._kept.folder is None else {self._file(linear) for linear in self.linears}:
+            digest = hashlib.sha256()
+            if path.is_file():
+                with path.open("rb") as file:
+                    while part := file.read(_PART):
+                        digest.update(part)
+            found[path.name] = digest.hexdigest()
+        return found
+
+    def _walk(self) -> dict[str, str]:
         batches = [inputs_of(self.model, window) for window in self.windows]
         with self.clock("prune moments", len(stages(self.model))) as advance:
             moments(
                 self.model, self.linears, batches, lambda each, seen: np.save(self._file(each), seen), self.scratch,
                 memory=self.memory, advance=advance,
             )  # fmt: skip
-        return True
+        return self._digests()
 
     def drop(self) -> None:
         """Removes the files, which take much room, unless they are kept."""

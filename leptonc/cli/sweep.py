@@ -78,6 +78,7 @@ def sweep(
     """
     import targets
     from runtime_edge.cli.console import StageProgress, print_json, print_table
+    from runtime_edge.writing import write_output
 
     targets.load(target)
     require("torch", extra="compiler", needed_by="leptonc sweep")
@@ -97,12 +98,12 @@ def sweep(
         records = [{k: v for k, v in record.items() if k != "artifact"} for record in records]
     made = sweep_page(f"{source} for {target}", records)
     for place in filter(None, (page, keep and keep / "sweep.html")):
-        place.write_bytes(made)
+        write_output(place, made)
     found = {"source": source, "target": target, "how": measuring.how(), "points": records}
     if keep is not None:
         import json
 
-        (keep / "sweep.json").write_text(json.dumps(found, indent=2) + "\n")
+        write_output(keep / "sweep.json", (json.dumps(found, indent=2) + "\n").encode())
     if as_json:
         print_json(found)
     else:

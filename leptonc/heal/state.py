@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leptonc.errors import InputError
+from leptonc.errors import InputError, ResumeWarning
 from leptonc.heal.objective import Measured
 from leptonc.passes.quantize.weights import quantized_of
+from runtime_edge.writing import write_whole
 
-VERSION = 3
+VERSION = 4
 _TENSORS = ("learned", "mean", "square", "best")
 
 
@@ -40,6 +43,7 @@ class _Record(msgspec.Struct, forbid_unknown_fields=True):
     seconds: float
     fitted: float
     looks: list[Look]
+    sha256: str
 
 
 @dataclass
@@ -71,32 +75,43 @@ class State:
     def bind(self, path: Path, mark: str) -> None:
         """Goes on from a file, where there is one, and writes to it from now on; `mark` names the run.
 
+        A damaged file is put aside, and told of: the run begins anew.
+
         Raises:
-            InputError: The file is of another run, or none of ours.
+            InputError: The file is of another run.
         """
         self._path, self._mark = path, mark
-        if path.exists():
+        if not os.path.lexists(path):
+            return
+        try:
             self._load(path)
+        except (ValueError, OSError) as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            said = f"{path}: {error}: healing begins anew, the file is {aside.name} now"
+            warnings.warn(said, ResumeWarning, stacklevel=2)
+            os.replace(path, aside)
 
     def _load(self, path: Path) -> None:
+        """Reads a file (raises `ValueError`, `OSError`: it is damaged)."""
         from safetensors import SafetensorError, safe_open
 
+        if not path.is_file():
+            raise ValueError("it is no file")
         try:
             with safe_open(str(path), framework="pt") as file:
                 record = msgspec.json.decode((file.metadata() or {}).get("heal", ""), type=_Record)
-                if (record.version, record.mark) != (VERSION, self._mark):
-                    raise InputError(
-                        f"expected in {path} what this very build left when it was interrupted, found another's",
-                        hint="the same command goes on; for another build name another directory, or delete the file",
-                    )
                 tensors = [file.get_tensor(name) for name in _TENSORS]
-        except (SafetensorError, msgspec.DecodeError, OSError) as error:
+        except (SafetensorError, msgspec.DecodeError) as error:
+            raise ValueError(f"what cannot be read: {error}") from error
+        if record.sha256 != _digest(tensors):
+            raise ValueError("its sha256 is another")
+        if (record.version, record.mark) != (VERSION, self._mark):
             raise InputError(
-                f"expected a state of healing in {path}, found what cannot be read: {error}",
-                hint="delete the file to start anew",
-            ) from None
+                f"expected in {path} what this very build left when it was interrupted, found another's",
+                hint="the same command goes on; for another build name another directory, or delete the file",
+            )
         if any(each.shape != self.learned.shape or each.dtype != self.learned.dtype for each in tensors):
-            raise InputError(f"expected {self.learned.numel()} numbers a tensor in {path}, found another number")
+            raise ValueError("another number of numbers")
         self.learned, self.mean, self.square, self.best = tensors
         self.steps, self.seconds, self.fitted, self.looks = record.steps, record.seconds, record.fitted, record.looks
 
@@ -106,17 +121,30 @@ class State:
 
         if self._path is None:
             return
-        record = _Record(VERSION, self._mark, self.steps, self.seconds, self.fitted, self.looks)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_bytes(save(tensors, {"heal": msgspec.json.encode(record).decode()}))
-        partial.replace(self._path)
+        digest = _digest(list(tensors.values()))
+        record = _Record(VERSION, self._mark, self.steps, self.seconds, self.fitted, self.looks, digest)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, save(tensors, {"heal": msgspec.json.encode(record).decode()}))
+        except OSError as error:
+            raise InputError(
+                f"cannot keep how far healing has come in {self._path}: {error.strerror or error}",
+                hint="free some space, or name another directory with --resume",
+            ) from error
 
     def remove(self) -> None:
         """Removes the file: the run is over."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _digest(tensors: Sequence[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def fingerprint(

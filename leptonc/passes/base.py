@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from leptonc.errors import LeptonError
+from leptonc.errors import InputError, LeptonError
 from leptonc.ir import dialect
 from leptonc.ir.edit import cleanup
 from runtime_edge.manifest import PassRecord
+from runtime_edge.writing import write_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +95,13 @@ class Manager:
         """Writes `model` to the dump directory, its weights as shapes only, so that the file is small."""
         if self.dump is None:
             return
-        self.dump.mkdir(parents=True, exist_ok=True)
+        try:
+            self.dump.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the directory {self.dump}: {error.strerror}") from error
         path = self.dump / f"{self.start:02d}-{name}.onnx.txt"
         self.start += 1
-        path.write_text(_text(model), encoding="utf-8")
+        write_output(path, _text(model).encode())
 
 
 def _text(model: ir.Model) -> str:

@@ -83,8 +83,9 @@ def _copy_page(artifact: Path, files: Sequence[Any], out: Path) -> None:
     """Copies the page that the artifact has, if it is what the manifest says."""
     from hashlib import sha256
 
-    from runtime_edge.errors import ArtifactError, RequestError
+    from runtime_edge.errors import ArtifactError
     from runtime_edge.manifest import PAGE_NAME
+    from runtime_edge.writing import write_output
 
     listed = next((file for file in files if file.path == PAGE_NAME), None)
     path = artifact / PAGE_NAME
@@ -94,10 +95,7 @@ def _copy_page(artifact: Path, files: Sequence[Any], out: Path) -> None:
         data = file.read(listed.size + 1)
     if sha256(data).hexdigest() != listed.sha256:
         raise ArtifactError(f"{PAGE_NAME}: expected sha256 {listed.sha256}, found another", hint="rebuild the artifact")
-    try:
-        out.write_bytes(data)
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror}") from error
+    write_output(out, data)
 
 
 def _report(artifact: Path, name: str | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from leptonc import budget, calibration
 from leptonc.build import build
 from leptonc.calibrate import reconstruct, seen, solve
 from leptonc.calibration import Calibration
-from leptonc.errors import InputError
+from leptonc.errors import InputError, ResumeWarning
 from leptonc.healing import Healing
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.remove import Prune
@@ -104,7 +105,9 @@ def test_an_interrupted_build_goes_on(
     assert len(report["variants"]["cpu"]["quantization"]["linears"]) == 22
 
 
-def test_another_build_and_damaged_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_build_is_refused_and_damaged_files_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept, out = tmp_path / "kept", tmp_path / "m"
     with monkeypatch.context() as patch:
         counted(patch, "cut")
@@ -117,11 +120,14 @@ def test_another_build_and_damaged_files_are_refused(tmp_path: Path, monkeypatch
         with pytest.raises(InputError, match="what this very build left when it was interrupted, found another's"):
             build(BuildOptions(out=out, resume=kept, **options))
     for name in ("text.safetensors", "prune-cuts.json"):
-        for data in (b"", b"{}", b"[1]", found[name][: len(found[name]) // 2]):
+        flipped = found[name][:-3] + bytes([found[name][-3] ^ 1]) + found[name][-2:]
+        for data in (b"", found[name][: len(found[name]) // 2], flipped):
             (kept / "steps" / name).write_bytes(data)
-            with pytest.raises(InputError, match=r"found (what cannot be read|another's)"):
-                build(BuildOptions(LLAMA, out=out, resume=kept, **GIVEN))
-        (kept / "steps" / name).write_bytes(found[name])
+            with monkeypatch.context() as patch:
+                counted(patch, "cut")
+                with pytest.warns(ResumeWarning, match=f"{name}: .*: damaged"), pytest.raises(KeyboardInterrupt):
+                    build(BuildOptions(LLAMA, out=out, resume=kept, **GIVEN))
+            assert (kept / "steps" / name).stat().st_size == len(found[name])  # made again
     assert not out.exists()
     with monkeypatch.context() as patch:  # a build that ran out of memory goes on with a bound, and another loss
         calls = counted(patch, None)
@@ -157,6 +163,7 @@ def test_what_was_measured_is_not_measured_again(
         before = path.read_text()
         damaged = json.loads(before)
         damage(damaged["value"])
+        damaged["sha256"] = hashlib.sha256(json.dumps(damaged["value"]).encode()).hexdigest()
         path.write_text(json.dumps(damaged))
         with pytest.raises(InputError, match=f"left in .*{name}.json, found what cannot be read: ") as caught:
             build(resumed)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from leptonc.calibrate.kept import Kept, file_name
-from leptonc.errors import InputError
+from leptonc.calibrate import kept as module
+from leptonc.calibrate.kept import OWN, Kept, check_ours, file_name
+from leptonc.errors import InputError, ResumeWarning
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def test_names_of_modules_that_others_wrote_stay_inside(name: str, tmp_path: Pat
     for again in (kept.arrays(f"codes-{name}", dict), kept.read(f"codes-{name}", ["one"])):
         np.testing.assert_array_equal(again["one"], first["one"])
     assert len(other["one"]) == 4
-    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    found = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != OWN]
     assert len(found) == 2
     assert all(path.parent == folder / "steps" and path.suffix == ".safetensors" for path in found)
 
@@ -92,7 +96,8 @@ def test_names_of_modules_are_names_of_files() -> None:
 )
 def test_what_a_step_does_not_make_is_refused(value: Any, message: str, tmp_path: Path) -> None:
     (tmp_path / "steps").mkdir()
-    (tmp_path / "steps" / "parts.json").write_text(json.dumps({"mark": "", "value": value}))
+    digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    (tmp_path / "steps" / "parts.json").write_text(json.dumps({"mark": "", "value": value, "sha256": digest}))
 
     def read(found: list[Part]) -> list[Part]:
         return [{each.name: each for each in found}["b"]]
@@ -101,3 +106,80 @@ def test_what_a_step_does_not_make_is_refused(value: Any, message: str, tmp_path
         Kept(tmp_path).record("parts", list[Part], made, read)
     assert message in caught.value.message
     assert caught.value.hint == "delete the file: its step is done again"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "folder", "link"])
+@pytest.mark.parametrize("kind", ["fact", "arrays"])
+def test_a_damaged_file_is_told_of_and_its_step_done_again(kind: str, damage: str, tmp_path: Path) -> None:
+    value: Any = {"a": [1.5, 2]} if kind == "fact" else {"a": np.arange(5.0), "b": np.ones((2, 3), np.int8)}
+    ending = "json" if kind == "fact" else "safetensors"
+    path = tmp_path / "steps" / f"one.{ending}"
+
+    def step() -> Any:
+        return getattr(Kept(tmp_path, "mark"), kind)("one", lambda: value)
+
+    def agrees(found: Any) -> bool:
+        return found.keys() == value.keys() and all(np.array_equal(found[key], value[key]) for key in value)
+
+    assert agrees(step())
+    whole = path.read_bytes()
+    getattr(Kept(tmp_path, "mark"), kind)("other", lambda: {"a": [7] if kind == "fact" else np.zeros(5)})
+    if damage in ("folder", "link"):
+        path.unlink()
+        path.mkdir() if damage == "folder" else path.symlink_to(tmp_path / "steps" / f"other.{ending}")
+    else:
+        path.write_bytes({"cut": whole[:-9], "flipped": whole[:-4] + b"\x33" + whole[-3:], "empty": b""}[damage])
+    if damage == "folder":
+        with pytest.warns(ResumeWarning), pytest.raises(InputError, match="expected a file that an interrupted build"):
+            step()
+        return
+    with pytest.warns(ResumeWarning, match=f"one.{ending}: .*: damaged, its step is done again"):
+        assert agrees(step())
+    assert path.stat().st_size == len(whole)
+    assert not path.is_symlink()
+    assert agrees(step())
+
+
+def test_arrays_that_are_damaged_between_two_looks_are_refused(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, "mark")
+    kept.arrays("one", lambda: {"a": np.arange(5.0)})
+    path = tmp_path / "steps" / "one.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(InputError, match="the sha256 of 'a' is another"):
+        kept.read("one", ["a"])
+
+
+def test_only_what_steps_left_is_removed(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "r", "mark")
+    kept.fact("one", lambda: 1)
+    np.save(kept.place("moments", tmp_path) / "x.npy", np.zeros(3))
+    (tmp_path / "r" / "steps" / "notes.txt").write_text("mine")
+    (tmp_path / "r" / "thesis.txt").write_text("mine")
+    kept.finish()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"r", "r/thesis.txt", "r/steps", "r/steps/notes.txt"}
+
+
+def test_a_directory_that_is_not_ours_stays(tmp_path: Path) -> None:
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "mine.json").write_text("{}")
+    with pytest.raises(InputError, match="to be what an interrupted build left, or nothing, found something else"):
+        check_ours(tmp_path)
+    with pytest.raises(InputError, match="found something else"):
+        Kept(tmp_path, "mark").fact("one", lambda: 1)
+    Kept(tmp_path, "mark").finish()
+    assert (tmp_path / "steps" / "mine.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_disk_that_refuses(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(tmp_path, "mark")
+    kept.fact("one", lambda: 1)
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(module, "write_whole", refuse)
+    for call in (lambda: kept.fact("two", lambda: 2), lambda: kept.arrays("three", lambda: {"a": np.zeros(2)})):
+        with pytest.raises(InputError, match=f"cannot keep how far the build has come in .*{os.strerror(code)}"):
+            call()  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from leptonc.calibrate.solve import inputs_of
-from leptonc.errors import InputError
+from leptonc.errors import InputError, ResumeWarning
 from leptonc.heal import distill, objective
 from leptonc.heal.budget import Budget
 from leptonc.heal.distill import Healed, Settings, heal
@@ -273,7 +273,9 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, monkeypatch: pytes
     assert not list(state.parent.iterdir())
 
 
-def test_a_state_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_another_run_is_refused_and_a_damaged_one_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student, original = pair("tiny-llama")
     state = tmp_path / "heal.safetensors"
     monkeypatch.setattr(distill.Learner, "step", interrupted_after(2))
@@ -282,9 +284,12 @@ def test_a_state_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path, monk
     for changes in ({"settings": Settings(seed=1)}, {"windows": WINDOWS[1:]}, {"budget": Budget(steps=13)}):
         with pytest.raises(InputError, match="found another's"):
             run(student, original, 12, tmp_path, resume=state, **changes)
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(InputError, match="cannot be read"):
-        run(student, original, 12, tmp_path, resume=state)
+    whole = state.read_bytes()
+    for damaged in (whole[:100], whole[:-1] + bytes([whole[-1] ^ 1]), b""):  # one bit of a number, too
+        state.write_bytes(damaged)
+        with pytest.warns(ResumeWarning, match="healing begins anew"), pytest.raises(KeyboardInterrupt):
+            run(student, original, 12, tmp_path, resume=state)
+        assert state.with_name("heal.safetensors.damaged").read_bytes() == damaged
 
 
 def test_what_cannot_be_healed(tmp_path: Path) -> None:
