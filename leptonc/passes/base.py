@@ -18,7 +18,6 @@ from leptonc.errors import InputError, LeptonError
 from leptonc.ir import dialect
 from leptonc.ir.edit import cleanup
 from runtime_edge.manifest import PassRecord
-from runtime_edge.writing import write_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +94,13 @@ class Manager:
         """Writes `model` to the dump directory, its weights as shapes only, so that the file is small."""
         if self.dump is None:
             return
-        try:
-            self.dump.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the directory {self.dump}: {error.strerror}") from error
         path = self.dump / f"{self.start:02d}-{name}.onnx.txt"
         self.start += 1
-        write_output(path, _text(model).encode())
+        try:
+            self.dump.mkdir(parents=True, exist_ok=True)
+            path.write_text(_text(model), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}", hint="name another directory") from error
 
 
 def _text(model: ir.Model) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from leptonc import budget, calibration
+from leptonc import budget, choices
 from leptonc.build import build
 from leptonc.calibrate import reconstruct, seen, solve
 from leptonc.calibration import Calibration
@@ -157,7 +157,7 @@ def test_what_was_measured_is_not_measured_again(
     assert {path.stem for path in steps.glob("*.json")} == set(damages)
     monkeypatch.setattr(budget, "sensitivities", stopped)
     for name in ("cache_scales", "choices", "divergences", "scalings"):
-        monkeypatch.setattr(calibration, name, stopped)
+        monkeypatch.setattr(choices, name, stopped)
     for name, damage in damages.items():
         path = steps / f"{name}.json"
         before = path.read_text()
