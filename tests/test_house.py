@@ -39,8 +39,16 @@ MAY_IMPORT = {
         "leptonc.errors",
         "leptonc.memory",
         "runtime_edge.ort",
+        "runtime_edge.writing",
     },
-    "leptonc.heal": {"leptonc.heal", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors"},
+    "leptonc.heal": {
+        "leptonc.heal",
+        "leptonc.calibrate",
+        "leptonc.passes",
+        "leptonc.ir",
+        "leptonc.errors",
+        "runtime_edge.writing",
+    },
     "leptonc.sources": {"leptonc.sources", "leptonc.errors", "leptonc.memory", "runtime_edge", "sample_models"},
     "leptonc.frontend": {
         "leptonc.frontend",
