@@ -34,6 +34,9 @@ class Terminated(Exception):
 class Ending:
     """The event and the deadline of one call. A call without either costs nothing.
 
+    With one, a thread looks fifty times a second, and ONNX Runtime takes some 0.1 ms longer for each run that can be
+    ended.
+
     Args:
         cancel: The event, or None.
         timeout: Seconds from `begin`, or None.
