@@ -82,6 +82,11 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     values = bindings.buffers(model, source.weights)
     warnings += task.warnings(source.config)
     known, unknown = ties.unused(model, source.weights, source.config)
+    if unknown and source.complete:
+        raise InputError(
+            f"expected a use for every tensor in a {type(model).__name__}, found none for {ties.summary(unknown)}",
+            hint="give the original Hugging Face model instead",
+        )
     if unknown:
         warnings.append(
             f"{len(unknown)} tensors of the checkpoint are no part of {type(model).__name__} and are left out, as "

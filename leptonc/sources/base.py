@@ -134,6 +134,7 @@ class Source:
         path: Where its files are, for the check, which reads them by itself: a directory, or the parts of a GGUF file;
             empty for a model that is made up.
         warnings: What the user must know of how the files were read.
+        complete: Whether every tensor has a use where the files come from, so that one without a use here is refused.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Source:
     library_path: Path | None = None
     path: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
+    complete: bool = False
 
     def close(self) -> None:
         """Unmaps the files. Arrays that were read stay valid: a view keeps its mapping alive until it is dropped."""

@@ -11,6 +11,7 @@ from leptonc.sources.base import Source
 from leptonc.sources.gguf_config import build_config, build_generation_config
 from leptonc.sources.gguf_families import family_of, map_weights
 from leptonc.sources.gguf_file import GgufFile
+from leptonc.sources.gguf_keys import check_keys
 from leptonc.sources.gguf_tokenizer import build_tokenizer
 from leptonc.sources.hf_tokenizer import TEMPLATE_NAME
 
@@ -44,6 +45,7 @@ def open_gguf(
         if sha256 is not None and digest != sha256:
             raise InputError(f"{file.label}: expected sha256 {sha256}, found {digest}", hint="reinstall its packages")
         architecture, family = family_of(file)
+        warnings = check_keys(file, architecture)
         config = build_config(file, architecture, family)
         weights = map_weights(file, family, config)
         tokenizer, special = build_tokenizer(file, architecture)
@@ -70,6 +72,8 @@ def open_gguf(
         generation_config=generation,
         closers=(file.close,),
         path=tuple(parts),
+        warnings=tuple(warnings),
+        complete=True,
     )
 
 

@@ -11,23 +11,13 @@ import numpy as np
 from leptonc.errors import InputError
 from leptonc.sources.gguf_families import Family
 from leptonc.sources.gguf_file import GgufFile
+from leptonc.sources.gguf_keys import end_tokens
 
 # Llama 3.1 and later: https://huggingface.co/meta-llama, `rope_scaling` of the config. GGUF keeps only its result.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _GEMMA3_PATTERN = 6  # every sixth layer attends to everything
 _GEMMA3_LOCAL_THETA = 10_000.0
 _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
-# Texts of control tokens that end an answer, beside the one that the file names (llama.cpp's list of the same).
-_END_TEXTS = (
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|eom_id|>",
-)
-_CONTROL = 3
 
 
 class Metadata:
@@ -59,6 +49,10 @@ class Metadata:
         """Returns a number, or None where the file does not say."""
         return self.value(key, kind) if f"{self._architecture}.{key}" in self.file.metadata else None
 
+    def raw(self, key: str) -> Any:
+        """Returns what the file has, or None."""
+        return self.file.metadata.get(f"{self._architecture}.{key}")
+
     def text(self, key: str, default: str) -> str:
         """Returns a string."""
         return str(self.file.metadata.get(f"{self._architecture}.{key}", default))
@@ -81,6 +75,11 @@ def build_config(file: GgufFile, architecture: str, family: Family) -> dict[str,
         raise InputError(f"{file.label}: expected the matrix token_embd.weight, found none")
     if meta.value("expert_count", int, 0):
         raise InputError(f"{file.label}: mixtures of experts are not supported from GGUF")
+    if meta.value("vocab_size", int, embedding.shape[0]) != embedding.shape[0]:
+        raise InputError(
+            f"{file.label}: expected {architecture}.vocab_size to be the {embedding.shape[0]} rows of "
+            f"token_embd.weight, found {meta.value('vocab_size', int)}"
+        )
     layers = meta.value("block_count", int)
     if not 0 < layers <= len(file.tensors):
         raise InputError(f"{file.label}: expected 1 to {len(file.tensors)} layers, found block_count {layers}")
@@ -102,19 +101,15 @@ def build_config(file: GgufFile, architecture: str, family: Family) -> dict[str,
 def build_generation_config(file: GgufFile) -> dict[str, Any]:
     """Returns the ids that end an answer and the one that begins a text, as a `generation_config.json` has them."""
     meta = Metadata(file, "")
-    ends = {token for token in (meta.token("eos"), meta.token("eot"), meta.token("eom")) if token is not None}
-    tokens = file.metadata.get("tokenizer.ggml.tokens", [])
-    kinds = file.metadata.get("tokenizer.ggml.token_type", [])
-    control = np.flatnonzero(np.asarray(kinds) == _CONTROL).tolist()
-    ends.update(index for index in control if index < len(tokens) and tokens[index] in _END_TEXTS)
-    config = {"bos_token_id": meta.token("bos"), "eos_token_id": sorted(ends), "pad_token_id": meta.token("padding")}
+    ends = end_tokens(file)
+    config = {"bos_token_id": meta.token("bos"), "eos_token_id": ends, "pad_token_id": meta.token("padding")}
     return {key: value for key, value in config.items() if value not in (None, [])}
 
 
 def _head_dim(meta: Metadata) -> int:
     heads, width = meta.value("attention.head_count", int), meta.value("embedding_length", int)
     head_dim = int(meta.value("attention.key_length", int, width // heads))
-    value_dim = meta.value("attention.value_length", int, head_dim)
+    value_dim = meta.value("attention.value_length", int, width // heads)
     if value_dim != head_dim or head_dim < 2:
         raise InputError(f"{meta.file.label}: expected keys and values of one width, found {head_dim} and {value_dim}")
     return head_dim
@@ -137,23 +132,43 @@ def _decoder(meta: Metadata) -> dict[str, Any]:
     }
 
 
-def _rope(meta: Metadata, default_theta: float = 10_000.0) -> dict[str, Any]:
-    """Returns `rope_parameters` of the whole-head rotary embedding, scaled as the file says."""
+def _rope(meta: Metadata) -> dict[str, Any]:
+    """Returns `rope_parameters` of the whole-head rotary embedding, scaled as llama.cpp scales it."""
     rotary, head_dim = meta.optional("rope.dimension_count", int), _head_dim(meta)
     if rotary is not None and rotary != head_dim:
         raise InputError(f"{meta.file.label}: expected rotary embeddings over {head_dim} dimensions, found {rotary}")
-    theta = meta.value("rope.freq_base", float, default_theta)
-    scaling = meta.text("rope.scaling.type", "none")
+    theta = meta.value("rope.freq_base", float, 10_000.0)
+    scaling, factor, attention = _scaling(meta)
     if "rope_freqs.weight" in meta.file.tensors:
+        if factor != 1 or attention != 1:
+            raise InputError(f"{meta.file.label}: expected rope_freqs.weight or rope.scaling, found both")
         return {"rope_theta": theta} | _llama3_scaling(meta, theta, head_dim)
-    if scaling == "none":
+    if scaling == "yarn" and (factor, attention) != (1, 1):
+        original = meta.value("context_length", int)
+        # llama.cpp multiplies the paper's factor; transformers' field is in its place.
+        paper = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+        scaled = {} if attention == 1 else {"attention_factor": paper * attention}
+        original = meta.value("rope.scaling.original_context_length", int, original)
+        kept = {"original_max_position_embeddings": original}
+        return {"rope_theta": theta, "rope_type": "yarn", "factor": factor} | kept | scaled
+    if attention != 1:
+        raise InputError(f"{meta.file.label}: rope.scaling.attn_factor is supported with yarn alone, found {attention}")
+    if factor == 1:
         return {"rope_theta": theta, "rope_type": "default"}
-    rope = {"rope_theta": theta, "rope_type": scaling, "factor": meta.value("rope.scaling.factor", float)}
-    if scaling == "linear":
-        return rope
-    if scaling == "yarn":
-        return rope | {"original_max_position_embeddings": meta.value("rope.scaling.original_context_length", int)}
-    raise InputError(f"{meta.file.label}: the rotary scaling {scaling!r} is not supported, expected linear or yarn")
+    return {"rope_theta": theta, "rope_type": "linear", "factor": factor}
+
+
+def _scaling(meta: Metadata, *supported: str) -> tuple[str, float, float]:
+    """Returns the rotary scaling's type, factor and what cosines and sines are multiplied by.
+
+    As in llama.cpp, a scaling without a type is linear, a factor of 0 or none is 1, and its old key is read too.
+    """
+    scaling = meta.text("rope.scaling.type", "linear")
+    if scaling not in ("none", "linear", "yarn", *supported):
+        raise InputError(f"{meta.file.label}: the rotary scaling {scaling!r} is not supported, expected linear or yarn")
+    old = meta.value("rope.scale_linear", float, 0.0)
+    factor = float(meta.value("rope.scaling.factor", float, old)) or 1.0
+    return scaling, 1.0 if scaling == "none" else factor, float(meta.value("rope.scaling.attn_factor", float, 1.0))
 
 
 def _llama3_scaling(meta: Metadata, theta: float, head_dim: int) -> dict[str, Any]:
@@ -175,17 +190,12 @@ def _llama3_scaling(meta: Metadata, theta: float, head_dim: int) -> dict[str, An
 
 def _llama(meta: Metadata) -> dict[str, Any]:
     tensors = meta.file.tensors
-    config = _decoder(meta) | {
+    return _decoder(meta) | {
         "hidden_act": "silu",
         "rope_parameters": _rope(meta),
         "attention_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in tensors,
     }
-    window = meta.optional("attention.sliding_window", int)
-    if window:
-        mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
-        return {key: value for key, value in config.items() if not key.endswith("_bias")} | mistral
-    return config
 
 
 def _qwen2(meta: Metadata) -> dict[str, Any]:
@@ -214,27 +224,29 @@ def _query_scale(meta: Metadata, layers_of_27b: int) -> int:
 
 
 def _gemma2(meta: Metadata) -> dict[str, Any]:
-    layers = meta.value("block_count", int)
+    rope = _rope(meta)
+    local = meta.value("rope.freq_base_swa", float, rope["rope_theta"])
+    if local != rope["rope_theta"]:
+        raise InputError(f"{meta.file.label}: expected one rotary base in all layers, found {local} in some")
     return _gemma(meta) | {
         "query_pre_attn_scalar": _query_scale(meta, _GEMMA2_27B_LAYERS),
         "sliding_window": meta.value("attention.sliding_window", int, 4096),
-        "layer_types": _layer_types(layers, 2),
+        "layer_types": _layer_types(meta, 2),
         "attn_logit_softcapping": meta.value("attn_logit_softcapping", float, 50.0),
         "final_logit_softcapping": meta.value("final_logit_softcapping", float, 30.0),
     }
 
 
 def _gemma3(meta: Metadata) -> dict[str, Any]:
-    layers = meta.value("block_count", int)
-    pattern = meta.value("attention.sliding_window_pattern", int, _GEMMA3_PATTERN)
+    window = meta.optional("attention.sliding_window", int) or 0
     config = _gemma(meta) | {
         "query_pre_attn_scalar": _query_scale(meta, _GEMMA3_27B_LAYERS),
-        "sliding_window": meta.value("attention.sliding_window", int),
-        "layer_types": _layer_types(layers, pattern),
-        "attn_logit_softcapping": meta.optional("attn_logit_softcapping", float),
-        "final_logit_softcapping": meta.optional("final_logit_softcapping", float),
+        "sliding_window": window or 4096,
+        "layer_types": _layer_types(meta, _GEMMA3_PATTERN if window else 1, fixed=not window),
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": meta.value("final_logit_softcapping", float, 0.0) or None,
         "rope_parameters": {
-            "full_attention": _rope(meta, 1_000_000.0),
+            "full_attention": _rope(meta),
             "sliding_attention": {
                 "rope_theta": meta.value("rope.freq_base_swa", float, _GEMMA3_LOCAL_THETA),
                 "rope_type": "default",
@@ -245,10 +257,18 @@ def _gemma3(meta: Metadata) -> dict[str, Any]:
     return config
 
 
-def _layer_types(layers: int, pattern: int) -> list[str]:
-    if pattern < 1:
-        return ["full_attention"] * layers
-    return ["sliding_attention" if (index + 1) % pattern else "full_attention" for index in range(layers)]
+def _layer_types(meta: Metadata, pattern: int, *, fixed: bool = False) -> list[str]:
+    """Returns which layers have a window: the file says so layer by layer, or every which one has none."""
+    layers = meta.value("block_count", int)
+    given = None if fixed else meta.raw("attention.sliding_window_pattern")
+    if isinstance(given, np.ndarray):
+        if len(given) != layers:
+            raise InputError(f"{meta.file.label}: expected a window pattern of {layers} layers, found {len(given)}")
+        windows = [bool(each) for each in given]
+    else:
+        every = pattern if given is None else meta.value("attention.sliding_window_pattern", int)
+        windows = [every == 0 or index % every < every - 1 for index in range(layers)]
+    return ["sliding_attention" if window else "full_attention" for window in windows]
 
 
 def _phi3(meta: Metadata) -> dict[str, Any]:
@@ -262,18 +282,23 @@ def _phi3(meta: Metadata) -> dict[str, Any]:
     if rotary != head_dim:
         rope["partial_rotary_factor"] = rotary / head_dim
     original = meta.value("rope.scaling.original_context_length", int, config["max_position_embeddings"])
+    _, factor, attention = _scaling(meta, "longrope")
+    long = "rope_factors_long.weight" in tensors
+    if factor != 1 or (attention != 1 and not long):
+        raise InputError(f"{meta.file.label}: expected rotary factors or none, found rope.scaling of another kind")
     if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
         rope |= {
             "rope_type": "longrope",
             "long_factor": tensors["rope_factors_long.weight"].read().astype(float).tolist(),
             "short_factor": tensors["rope_factors_short.weight"].read().astype(float).tolist(),
             "original_max_position_embeddings": original,
+            "attention_factor": attention,
         }
     return config | {
         "hidden_act": "silu",
         "rope_parameters": rope,
         "original_max_position_embeddings": original,
-        "sliding_window": meta.optional("attention.sliding_window", int) or None,
+        "sliding_window": None,  # llama.cpp has Phi's windows switched off
     }
 
 

@@ -18,7 +18,6 @@ from tests.leptonc.sources.converter import write_gguf
 # The sample, its GGUF architecture, what the converter writes beside the common keys.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny-llama": ("llama", {}),
-    "tiny-mistral": ("llama", {"attention.sliding_window": 8}),
     "tiny-qwen2": ("qwen2", {}),
     "tiny-qwen3": ("qwen3", {}),
     "tiny-gemma2": (
@@ -180,9 +179,10 @@ def test_a_tensor_that_the_family_lacks_is_refused(tensor: str, message: str, tm
 
 
 def test_missing_and_wrong_metadata_are_named(tmp_path: Path) -> None:
-    original = open_source("sample:tiny-gemma3")
-    path = write_gguf(original, tmp_path / "m.gguf", "gemma3")
-    with pytest.raises(InputError, match=r"expected gemma3\.attention\.sliding_window to be int, found None"):
+    path = write_gguf(open_source("sample:tiny-llama"), tmp_path / "m.gguf", "llama", extra={"rope.freq_base_": 1.0})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"llama.context_length", b"llama.context_lengtn"))
+    with pytest.raises(InputError, match=r"expected llama\.context_length to be int, found None"):
         open_source(str(path))
     path = write_gguf(open_source("sample:tiny-llama"), tmp_path / "n.gguf", "llama", extra={"expert_count": 8})
     with pytest.raises(InputError, match="mixtures of experts"):
