@@ -218,6 +218,7 @@ OF_EXTRAS = {
     "jetson": {"cuda-bindings"},
     "bench": {"psutil"},
     "test": {"pytest", "pytest-xdist", "hypothesis", "scipy", "onnx"},
+    "sentence-tests": {"sentence-transformers"},
     "tensorrt-api": {"tensorrt-lean-cu12-bindings", "tensorrt-lean-cu12-libs", "tensorrt-stubs"},
 }  # fmt: skip
 OF_EXTRAS["dev"] = {"ruff", "mypy", *OF_EXTRAS["test"], *OF_EXTRAS["tensorrt-api"]}
