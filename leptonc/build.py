@@ -204,9 +204,11 @@ class _Build:
             report["fidelity"] = backend_of(variant.plan.target).measure(variant, writer, manifest)
 
     def _tokenizer_files(self, writer: Any) -> None:
-        from leptonc.artifact.describe import named_templates
+        from leptonc.artifact.describe import named_templates, tokenizer_of
+        from leptonc.artifact.templates import check_templates
         from leptonc.artifact.tokenizer import stored as stored_tokenizer
 
+        check_templates(self.source, tokenizer_of(self.source, self.captured).special_tokens)
         writer.add("tokenizer.json", stored_tokenizer(self.source.tokenizer_json))
         if self.source.chat_template:
             writer.add("chat_template.jinja", self.source.chat_template.encode())
