@@ -7,8 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from leptonc.artifact.report import WIDTH, Row, Shapes, embedding_rows, linear_rows, worst
+from leptonc.artifact.report import Row, Shapes, embedding_rows, linear_rows, worst
 from leptonc.backends import backend_of
+from leptonc.backends.traits import traits_of
+from leptonc.formats import FORMATS
 from leptonc.passes.quantize.blocks import Format
 from leptonc.variant import VariantBuild
 from runtime_edge.toml import toml
@@ -16,7 +18,6 @@ from runtime_edge.toml import toml
 if TYPE_CHECKING:
     from leptonc.evaluate.noise import Rounded
 
-_HIGHER = {"int2": "int4", "int4": "int8"}  # the next format; of others, what is not quantized
 NAMED = 8  # layers that a message names
 INPUTS = 3  # inputs of layers in the graph for prompts that it names
 
@@ -31,8 +32,7 @@ def add_rows(variant: VariantBuild, shapes: Shapes, rounded: Mapping[str, Rounde
 
 def kept_of(variant: VariantBuild) -> str:
     """Returns what the format of weights that are not quantized is called: fp32, fp16 or fp8."""
-    half = variant.plan.target.backend != "onnxruntime" and variant.plan.scheme != "fp32"
-    return "fp8" if variant.plan.scheme == "fp8" else "fp16" if half else "fp32"
+    return traits_of(variant.plan.target).unquantized(variant.plan.scheme)
 
 
 def advice(variant: VariantBuild) -> str | None:
@@ -44,23 +44,24 @@ def advice(variant: VariantBuild) -> str | None:
     Returns:
         The hint; None where nothing is known.
     """
-    tables = [_raised(variant, row) for row in variant.report["embeddings"] if row["weights"] in _HIGHER]
+    tables = [_raised(variant, row) for row in variant.report["embeddings"] if FORMATS[row["weights"]].higher]
     found, kept = worst(variant.report["linears"])[:NAMED], kept_of(variant)
     if not found:
         return "\n".join(tables) or None
-    higher = _HIGHER.get(found[0]["weights"], kept)
+    raised = FORMATS[found[0]["weights"]].higher
+    higher = raised or kept
     rule: dict[str, Any] = {"match": [row["path"] for row in found], "weights": higher}
     cost = -sum(row["bytes"] for row in found)
-    blocks = higher in _HIGHER.values() and kept == "fp32"  # TensorRT's int8 has a scale a channel
+    blocks = raised is not None and kept == "fp32"  # TensorRT's int8 has a scale a channel
     if blocks:
         rule["block_size"] = 64 if all(row["shape"][1] % 64 == 0 for row in found) else 32
         if not all(row["symmetric"] for row in found):
             rule["symmetric"] = True
     for rows, columns in (row["shape"] for row in found):
-        if higher in WIDTH:
-            cost += rows * columns * WIDTH[higher]
+        if raised is None:
+            cost += rows * columns * FORMATS[higher].width
         else:
-            form = Format(int(higher[3:]), rule.get("block_size", columns), True, half=blocks)
+            form = Format(FORMATS[higher].bits, rule.get("block_size", columns), True, half=blocks)
             cost += form.stored_bytes((rows, columns))
     listed = ", ".join(_worth(row) for row in found)
     if variant.plan.budget is not None:

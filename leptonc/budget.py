@@ -15,6 +15,7 @@ import onnx_ir as ir
 from leptonc.artifact.writer import stored_bytes
 from leptonc.backends import backend_of
 from leptonc.backends.onnxruntime import SHARED, finish, lowering_of, prefill_passes
+from leptonc.backends.traits import traits_of
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.calibration import TRIAL, TRIALS, Calibration
 from leptonc.errors import BoundError
@@ -119,7 +120,8 @@ def refuse_too_small(budget: int | None, model: ir.Model) -> None:
 def _prices(variant: VariantBuild, look: ir.Node | None) -> _Prices:
     """What `look`, an embedding that may be raised, and all layers of the variant take more."""
     table = None if look is None else _unmeasured(module_of(look), look.inputs[0].shape)  # type: ignore[union-attr, arg-type]
-    joins = variant.plan.target.backend == "onnxruntime" and variant.captured.task.cached  # other graphs join no layers
+    # The graphs of encoders join no layers.
+    joins = traits_of(variant.plan.target).joins_linears and variant.captured.task.cached
     nodes = NODES if joins else 0
     if variant.plan.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
         nodes = 2 * nodes + DESCRIBED

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leptonc.backends import backend_of
+from leptonc.backends.traits import traits_of
 from leptonc.errors import InputError
 from leptonc.memory import return_freed_memory
 from leptonc.options import BuildOptions
@@ -136,7 +137,7 @@ class _Build:
         """Times what pruning left beside the whole model, where there is a variant for this machine."""
         from leptonc.latency import speed
 
-        runnable = (v for v in self.begun.variants if v.plan.target.backend == "onnxruntime" and v.plan.check)
+        runnable = (v for v in self.begun.variants if traits_of(v.plan.target).runs_here and v.plan.check)
         variant = next(runnable, None)
         if variant is not None:
             found = speed(whole, self.captured.model.clone(), variant, self.calibration)

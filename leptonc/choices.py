@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.backends import MODULES, backend_of
+from leptonc.backends import backend_of
+from leptonc.backends.traits import traits_of
 from leptonc.budget import spend
 from leptonc.calibrate.activations import (
     ROUNDED,
@@ -105,7 +106,7 @@ def _activations(
 
     `name` tells the graph's steps from another's; `solved` says that GPTQ will choose the codes of the weights.
     """
-    symmetric = MODULES[variant.plan.target.backend] == MODULES["tensorrt"]
+    symmetric = traits_of(variant.plan.target).symmetric_inputs
     weights = SOLVED if solved else ROUNDED
 
     def look(folder: Path, **more: Any) -> list[Choice]:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.backends.traits import traits_of
 from leptonc.errors import InputError, require
 from leptonc.heal.budget import parse_budget
 from leptonc.ir.groups import groups
@@ -71,7 +72,7 @@ def check(heal: str | None, plans: Sequence[VariantPlan], *, pruned: bool, rank:
     parse_budget(heal)
     require("torch", extra="compiler", needed_by="--heal")
     for plan in plans:
-        if plan.target.backend != "onnxruntime":
+        if not traits_of(plan.target).heals:
             raise InputError(
                 f"expected no --heal for target {plan.target.name}, found one",
                 hint="--heal is for ONNX Runtime's targets, cpu among them",

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.backends import backend_of
+from leptonc.backends.traits import traits_of
 from leptonc.calibrate.latency import SECONDS, seconds, tokens
 from leptonc.errors import InputError
 from leptonc.ir.groups import groups
@@ -49,7 +50,7 @@ def share_for(
     Raises:
         InputError: The target is no CPU, or so much time cannot be saved.
     """
-    if variant.plan.target.backend != "onnxruntime":
+    if not traits_of(variant.plan.target).runs_here:
         raise InputError(
             f"expected a CPU's target with --prune latency:PCT, which is measured on this machine, found "
             f"{variant.plan.target.spec}",

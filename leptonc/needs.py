@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from leptonc.backends.tensorrt.preflight import BITS
+from leptonc.backends.traits import traits_of
 from leptonc.calibrate.walk import linear_stages
 from leptonc.errors import InputError
+from leptonc.formats import FORMATS
 from leptonc.ir.structure import lookups
 from runtime_edge.process import resident
 
@@ -91,7 +92,7 @@ def needs(
         # A decoder's original runs a layer at a time; an encoder's is kept for all texts, and gone before the artifact.
         original = 0 if captured.task.cached or emitted else whole
         found["the check"] = CHECKING + largest + max(ran, original)
-    engines = [_written(plan, whole, tables) for plan in plans if lowered and plan.target.backend != "onnxruntime"]
+    engines = [_written(plan, whole, tables) for plan in plans if lowered and not traits_of(plan.target).runs_here]
     if engines:
         found["measuring ranges"] = CALIBRATING + 2 * largest
         found["building an engine"] = ENGINE + int(PLANNED * max(engines))
@@ -103,17 +104,17 @@ def needs(
 def _run(plan: VariantPlan, whole: int, tables: int) -> int:
     """What the check of an artifact takes, beside what compares: ONNX Runtime, and for TensorRT many logits at once."""
     written = _written(plan, whole, tables)
-    return int(OPENED * written) if plan.target.backend == "onnxruntime" else LOGITS + int(READ * written)
+    return int(OPENED * written) if traits_of(plan.target).runs_here else LOGITS + int(READ * written)
 
 
 def _written(plan: VariantPlan, whole: int, tables: int) -> float:
     """About how many bytes of weights an artifact has whose weights are so many in float32.
 
-    `tables` of them are embeddings'; TensorRT's, and heads tied to them, have 16 bits at the least.
+    `tables` of them are embeddings', which have a backend's least bits, as heads do that are tied to them.
     """
-    if plan.target.backend != "onnxruntime":
+    if least := traits_of(plan.target).table_bits:
         bits = _bits(plan.scheme)
-        return max(plan.budget or 0, ((whole - tables) * bits + tables * max(bits, BITS["fp16"])) / 32)
+        return max(plan.budget or 0, ((whole - tables) * bits + tables * max(bits, least)) / 32)
     bits = max(_bits(plan.scheme), _bits(plan.embeddings or "int4"))
     if plan.prefill is not None:
         bits += _bits("int8") * (2 if plan.prefill == "shared" else 1)
@@ -122,7 +123,7 @@ def _written(plan: VariantPlan, whole: int, tables: int) -> float:
 
 def _bits(scheme: str) -> int:
     """Of a weight, and its part of a scale where it has one."""
-    return BITS[scheme] + (BITS[scheme] <= 8)
+    return FORMATS[scheme].bits + FORMATS[scheme].scaled
 
 
 def _stage(stage: Any, sizes: dict[str, int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import targets
+from leptonc.backends.traits import traits_of
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.sparse import PATTERN
@@ -34,7 +35,7 @@ def plans_of(options: BuildOptions) -> list[VariantPlan]:
             raise InputError(f"expected each target once, found {target.spec} twice")
         usual = "int8" if integers else "fp16" if sparse else target.weights
         scheme = (options.weights if budget is None else "int4") or usual
-        solved = budget is not None or (integers and target.backend == "onnxruntime")
+        solved = budget is not None or (integers and traits_of(target).solves_with_integers)
         plans.append(
             VariantPlan(
                 name, target, scheme, block_size=options.block_size, symmetric=options.symmetric, budget=budget,

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc import slicing, sparsity
+from leptonc.backends.traits import traits_of
 from leptonc.calibrate.observe import features, influence
 from leptonc.calibrate.reconstruct import fitted, in_sequence, reconstruction
 from leptonc.calibrate.seen import Seen
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 ALLOCATIONS = ("uniform", "global")
 COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
 RECONSTRUCTION = "reconstruction"
-# Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
-MULTIPLES = {"onnxruntime": 32, "tensorrt": 64, "tensorrt-rtx": 64}
 GRADIENTS = 8  # texts that gradients are taken on
 # Of a comparison, what tells how much is lost.
 QUALITY = (
@@ -343,7 +342,7 @@ def prune(
         calibration.windows  # noqa: B018 (what later steps read is written by the whole model)
     if request.sparse:
         return sparsity.sparsify(options.prune_method, calibration, manager)
-    multiple = max(MULTIPLES[variant.plan.target.backend] for variant in variants)
+    multiple = max(traits_of(variant.plan.target).channel_multiple for variant in variants)
     if request.width:
         compensation = options.prune_compensation or "least-squares"
         return slicing.slice_width(request.text, request.width, compensation, calibration, multiple, manager)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leptonc.errors import InputError
+from leptonc.formats import FORMATS
 from leptonc.options import BuildOptions, LayerRule
 from leptonc.passes.quantize.weights import BLOCK_SIZES, KEPT, METHODS, LayerFormat
 from runtime_edge.toml import toml
@@ -41,7 +42,6 @@ SHIPPED = Path(__file__).parent / "recipes"
 LARGEST = 2**20  # bytes of a recipe
 # Options that are one build's own affair, and no part of a recipe.
 NO_RECIPE = ("source", "target", "out", "layers", "dump_ir", "eval_text", "check", "force", "resume")
-BITS = {"fp32": KEPT, "fp16": KEPT, "fp8": 8, "int8": 8, "int4": 4, "int2": 2}
 SHOWN = 8  # layers that a message lists one by one; of more it has a line for all that are alike
 
 
@@ -260,7 +260,7 @@ def resolve(rules: Sequence[LayerRule], model: ir.Model, forms: Forms) -> tuple[
     wrong: dict[int, list[str]] = {}
     for path, own in chosen.items():
         weights = own.weights or str(forms.usual.weights)
-        bits = BITS[weights]
+        bits = FORMATS[weights].bits if FORMATS[weights].scaled else KEPT
         usual = forms.usual.block_size if weights == forms.usual.weights else None
         size = next((s for s in (own.block_size, usual) if s is not None), forms.size(weights)) if bits < KEPT else 0
         symmetric = next((s for s in (own.symmetric, forms.usual.symmetric) if s is not None), True)
@@ -323,7 +323,7 @@ def _check_forms(rules: Sequence[LayerRule], forms: Forms) -> None:
                 f"for {', '.join(rule.match)}", hint=near(rule.weights, forms.weights),
             )
         weights = rule.weights or str(forms.usual.weights)
-        if BITS[weights] == KEPT and (rule.block_size is not None or rule.symmetric is not None):
+        if not FORMATS[weights].scaled and (rule.block_size is not None or rule.symmetric is not None):
             raise InputError(
                 f"expected blocks and zero points for weights of integers alone, found {weights} for "
                 f"{', '.join(rule.match)}", hint="leave out block_size and symmetric there",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from leptonc.formats import FORMATS
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import linears, lookups
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from leptonc.evaluate.noise import Rounded
     from leptonc.passes.base import Pass
 
-WIDTH = {"fp32": 4, "fp16": 2, "fp8": 1}  # bytes of a weight that has no integer codes
 
 Row = dict[str, Any]
 Shape = tuple[int, int]
@@ -87,7 +87,7 @@ def linear_rows(
         own = rounded.get(path)
         row: Row = {"path": path, "shape": list(shape)}
         if own is None:
-            rows.append({**row, "weights": kept, "bytes": shape[0] * shape[1] * WIDTH[kept]})
+            rows.append({**row, "weights": kept, "bytes": shape[0] * shape[1] * FORMATS[kept].width})
             continue
         row |= {
             "weights": f"int{own.form.bits}", "block_size": own.form.size, "symmetric": own.form.symmetric,
@@ -125,7 +125,7 @@ def embedding_rows(
 def worst(rows: Sequence[Row]) -> list[Row]:
     """Returns the layers that lose most of those with the fewest bits, worst first: by sensitivity, or by noise."""
     known = [row for row in rows if "snr_db" in row or "sensitivity" in row]
-    fewest = min((row["weights"] for row in known), key=lambda name: int(name[3:]), default="")
+    fewest = min((row["weights"] for row in known), key=lambda name: FORMATS[name].bits, default="")
     found = [row for row in known if row["weights"] == fewest]
     if measured := [row for row in found if "sensitivity" in row]:
         return sorted(measured, key=lambda row: -row["sensitivity"])

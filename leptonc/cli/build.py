@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from leptonc.errors import require
+from leptonc.formats import FORMATS
 from runtime_edge.cli import options
 
-_SCHEMES = ("fp32", "fp16", "fp8", "int8", "int4", "int2")
 _METHODS = ("rtn", "gptq", "awq")
 _ACTIVATIONS = ("none", "int8")
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse", "search")
@@ -38,11 +38,11 @@ class Weights(click.ParamType):  # type: ignore[type-arg]
     name = "weights"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return f"[{'|'.join(_SCHEMES)}|auto:SIZE]"
+        return f"[{'|'.join(FORMATS)}|auto:SIZE]"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value not in _SCHEMES and not value.startswith("auto"):
-            self.fail(f"expected one of {', '.join(_SCHEMES)} or auto:SIZE, found {value!r}", param, ctx)
+        if value not in FORMATS and not value.startswith("auto"):
+            self.fail(f"expected one of {', '.join(FORMATS)} or auto:SIZE, found {value!r}", param, ctx)
         return value
 
 

@@ -159,7 +159,7 @@ def _only_causal(config: Mapping[str, Any]) -> str:
     """Returns the causal class of a family that has no encoders, for a config that names no architecture; or ""."""
     from transformers.models.auto import modeling_auto
 
-    family = config.get("model_type")
+    family = str(config.get("model_type"))
     if family in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.get("is_encoder_decoder"):
         return ""
     found = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, "")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from leptonc import needs as needs_module
-from leptonc.backends.tensorrt.preflight import BITS
 from leptonc.build import build
 from leptonc.errors import InputError
+from leptonc.formats import FORMATS
 from leptonc.frontend.capture import Captured, capture
 from leptonc.needs import ACTIVATIONS, activations, needs
 from leptonc.options import BuildOptions
@@ -61,7 +61,7 @@ def test_needs_follow_weights_inputs_and_bits(captured: Captured, monkeypatch: p
     checks = [steps(captured, weights=each)["the check"] for each in ("int4", "int8", "fp32")]
     assert checks == sorted(checks)
     assert checks[2] == max(sizes) + int(needs_module.OPENED * sum(sizes))
-    for scheme in (*BITS, "auto:1MB"):
+    for scheme in (*FORMATS, "auto:1MB"):
         assert steps(captured, target="rtx", weights=scheme)["the check"] >= checks[0] or scheme == "int2"
     assert steps(captured, weights="int4", prefill="int8")["the check"] > checks[0]
 

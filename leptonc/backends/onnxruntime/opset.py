@@ -40,7 +40,8 @@ def declare(model: ir.Model) -> None:
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:
-    for graph in (model.graph, *model.functions.values()):
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
         yield from ir.traversal.RecursiveGraphIterator(graph)
 
 

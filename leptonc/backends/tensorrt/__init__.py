@@ -29,6 +29,7 @@ from leptonc.backends.tensorrt.precision import HalfPrecision, HalfPrecisionConf
 from leptonc.backends.tensorrt.primitives import decompositions
 from leptonc.backends.tensorrt.ranges import Batch, MeasureRanges
 from leptonc.errors import InputError
+from leptonc.formats import FORMATS
 from leptonc.memory import give_back
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
@@ -67,10 +68,11 @@ def check_request(plan: VariantPlan) -> None:
             hint="--weights int4",
         )
     check_method(plan)
-    if plan.rules and memory.BITS[plan.scheme] > 8:
+    if plan.rules and not FORMATS[plan.scheme].scaled:
+        scaled = [each for each in plan.target.precisions if each in FORMATS and FORMATS[each].scaled]
         raise InputError(
             f"expected weights of 8 or 4 bits with layers of a recipe, found {plan.scheme}",
-            hint=f"--weights {' or '.join(each for each in plan.target.precisions if memory.BITS.get(each, 16) <= 8)}",
+            hint=f"--weights {' or '.join(scaled)}",
         )
     if plan.activations == "int8" and plan.scheme != "int8":
         raise InputError(
@@ -88,7 +90,7 @@ def check_request(plan: VariantPlan) -> None:
             hint="--kv-cache is for ONNX Runtime's targets",
         )
     recipes.checked(plan)
-    if memory.BITS[plan.scheme] <= 8:
+    if FORMATS[plan.scheme].scaled:
         config_of(plan)
 
 
@@ -119,14 +121,14 @@ def config_of(plan: VariantPlan, choices: Choices | None = None) -> QuantizeWeig
     """See `Backend.config_of`."""
     choices = choices or Choices()
     return QuantizeWeightsConfig(
-        bits=memory.BITS[plan.scheme], block_size=recipes.block_size(plan), signed=True, floating=plan.scheme == "fp8",
+        bits=FORMATS[plan.scheme].bits, block_size=recipes.block_size(plan), signed=True, floating=plan.scheme == "fp8",
         embeddings=False, method=plan.method, layers=choices.layers, half_scales=plan.scheme != "fp8",
         channels=choices.inputs.layers if choices.inputs is not None else (),
     )  # fmt: skip
 
 
 def _quantize(variant: VariantBuild, chosen: ChooseCodes | None) -> list[Pass]:
-    if memory.BITS[variant.plan.scheme] > 8:
+    if not FORMATS[variant.plan.scheme].scaled:
         return []
     found = QuantizeWeights(
         config_of(variant.plan, variant.choices), None if chosen is None else lambda model, form: chosen.codes,

@@ -7,11 +7,11 @@ from typing import Any
 
 import targets
 from leptonc.errors import InputError
+from leptonc.formats import FORMATS
 from leptonc.ir.structure import linears, lookups
 from leptonc.variant import VariantBuild
 
 RESERVED_GB = 1.5  # for the system and the CUDA context, where the memory is shared with them: a choice of Lepton
-BITS = {"fp32": 32, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4, "int2": 2}
 _GB = 10**9
 
 
@@ -51,7 +51,7 @@ def need(variant: VariantBuild, *, block_size: int, chunk: int, logits: int, cac
         cache_copies: Buffers of each cache: 2 where past and present are two.
     """
     model, half = variant.captured.model, 4 if variant.plan.scheme == "fp32" else 2
-    bits = BITS[variant.plan.scheme]
+    bits = FORMATS[variant.plan.scheme].bits
     tables = lookups(model)
     quantized = {linear.weight for linear in linears(model) if linear.weight not in tables} if bits < 16 else set()
     heads = {linear.weight for linear in linears(model)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from leptonc.backends.tensorrt.preflight import BITS
 from leptonc.errors import InputError
+from leptonc.formats import FORMATS
 from leptonc.ir.structure import linears, lookups
 from leptonc.options import LayerRule
 from leptonc.passes.base import Pass
@@ -135,7 +135,7 @@ def layers(variant: VariantBuild) -> tuple[LayerFormat, ...]:
 
 def check_format(plan: VariantPlan) -> None:
     """Refuses weights in a format that the target does not have, or that is never made (`InputError`)."""
-    formats = [each for each in plan.target.precisions if each in BITS]
+    formats = [each for each in plan.target.precisions if each in FORMATS]
     if plan.scheme not in formats:
         raise InputError(
             f"expected weights among {', '.join(formats)} for target {plan.target.spec}, found {plan.scheme}",

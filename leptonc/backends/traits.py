@@ -1,0 +1,49 @@
+"""What the steps of a build need to know of a backend, as data: none of them asks a backend for its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import targets
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Traits of a backend.
+
+    Attributes:
+        channel_multiple: What its kernels like the number of channels to be a multiple of.
+        runs_here: Whether the lowered graph is what runs, so that it can be timed on this machine's CPU.
+        heals: Whether what it lowers can learn.
+        joins_linears: Whether linear layers that read one value become one product.
+        symmetric_inputs: Whether 8-bit inputs of linear layers have no zero points, and 8 bits alone.
+        half: Whether weights and activations that are not quantized have 16 bits, unless float32 is asked for.
+        solves_with_integers: Whether 8-bit activations ask for codes that GPTQ chooses.
+        table_bits: Bits that an embedding has at the least; 0 for the format that is asked for.
+    """
+
+    channel_multiple: int
+    runs_here: bool = False
+    heals: bool = False
+    joins_linears: bool = False
+    symmetric_inputs: bool = False
+    half: bool = False
+    solves_with_integers: bool = False
+    table_bits: int = 0
+
+    def unquantized(self, scheme: str) -> str:
+        """Returns the number format of weights that are not quantized where `scheme` is asked for."""
+        if scheme == "fp8":
+            return scheme
+        return "fp16" if self.half and scheme != "fp32" else "fp32"
+
+
+# Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
+_CPU = Traits(32, runs_here=True, heals=True, joins_linears=True, solves_with_integers=True)
+_ENGINE = Traits(64, symmetric_inputs=True, half=True, table_bits=16)
+TRAITS = {"onnxruntime": _CPU, "tensorrt": _ENGINE, "tensorrt-rtx": _ENGINE}
+
+
+def traits_of(target: targets.Target) -> Traits:
+    """Returns the traits of a target's backend."""
+    return TRAITS[target.backend]
