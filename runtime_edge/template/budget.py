@@ -21,8 +21,9 @@ MAX_NESTING = 40  # statements within statements
 MAX_LOOPS = 16  # loops within loops: Python takes 20
 MAX_EXPRESSION = 100  # operations within operations: Python takes 200 parentheses
 # Bounds on a rendering.
-UNITS = 2**24  # half a second and 64 MB at the most
-UNITS_INPUT = 32  # more for each character and value of the messages: templates read them a few times
+UNITS = 2**23  # a third of a second and 32 MB at the most: 500 turns in the largest templates of today
+UNITS_INPUT = 32  # more for each character of the messages: templates copy them a few times
+INPUT_VALUE = 128  # characters that a value of the messages counts for: templates look at each with some operations
 MAX_CALLS = 100  # macros within macros
 MAX_DEPTH = 100  # lists within lists
 MAX_BITS = 2**12  # of an integer
@@ -62,7 +63,7 @@ class Budget:
         self.left = self.units = self.calls = 0
 
     def start(self, size: int) -> None:
-        """Begins a rendering of inputs of `size` characters and values."""
+        """Begins a rendering of inputs of `size` characters, values among them for `INPUT_VALUE` each."""
         self.left = self.units = UNITS + UNITS_INPUT * size
         self.calls = 0
 
@@ -164,7 +165,7 @@ def _number(value: Any) -> int:
 
 
 def plain(value: Any, depth: int = 0) -> tuple[Any, int]:
-    """Returns a copy of an input that is made of JSON's types alone, and its size in characters and values.
+    """Returns a copy of an input that is made of JSON's types alone, and its size in characters.
 
     Values of other types become their names, `<ndarray>`, as in transformers: templates look only whether they are
     there, and their methods are not for templates.
@@ -175,19 +176,19 @@ def plain(value: Any, depth: int = 0) -> tuple[Any, int]:
     if depth > MAX_DEPTH:
         raise refusal(f"messages of at most {MAX_DEPTH} lists within lists", "more", "do they contain themselves?")
     if value is None or isinstance(value, bool):
-        return value, 1
+        return value, INPUT_VALUE
     if isinstance(value, str):
-        return str.__str__(value), 1 + len(value)
+        return str.__str__(value), INPUT_VALUE + len(value)
     if isinstance(value, int):
-        return int.__int__(value), 1
+        return int.__int__(value), INPUT_VALUE
     if isinstance(value, float):
-        return float.__float__(value), 1
+        return float.__float__(value), INPUT_VALUE
     if hasattr(value, "items") and hasattr(value, "keys"):
         pairs = [(plain(key, depth + 1), plain(part, depth + 1)) for key, part in value.items()]
         size = sum(key[1] + part[1] for key, part in pairs)
-        return {key[0]: part[0] for key, part in pairs}, 1 + size
+        return {key[0]: part[0] for key, part in pairs}, INPUT_VALUE + size
     if isinstance(value, (list, tuple)):
         parts = [plain(part, depth + 1) for part in value]
         made = [part[0] for part in parts]
-        return (made if isinstance(value, list) else tuple(made)), 1 + sum(part[1] for part in parts)
-    return f"<{type(value).__name__}>", 1
+        return (made if isinstance(value, list) else tuple(made)), INPUT_VALUE + sum(part[1] for part in parts)
+    return f"<{type(value).__name__}>", INPUT_VALUE

@@ -86,7 +86,7 @@ def test_memory_is_bounded_by_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_loop_of_nothing_is_counted() -> None:
     source = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(ChatTemplateError, match="expected to end within 16"):
+    with pytest.raises(ChatTemplateError, match="expected to end within 8"):
         ChatTemplate(source, {}).render(MESSAGES)
 
 
@@ -97,6 +97,13 @@ def test_budget_grows_with_what_is_given() -> None:
     assert len(ChatTemplate(source, {}).render(long)) == 25_000_000
     with pytest.raises(ChatTemplateError, match="units of work"):
         ChatTemplate(source.replace("25", "99999"), {}).render(long)
+
+
+def test_very_long_conversation_is_within_the_budget() -> None:
+    """2,000 short messages in a template that does a hundred operations for each."""
+    body = "{% set n = n ~ m.role if m.content == 'x' and m.role in ['user', 'tool'] else (n | trim) %}" * 9
+    source = "{% for m in messages %}{% set n = '' %}" + body + "{{ m.role ~ m.content ~ n }}{% endfor %}"
+    assert ChatTemplate(source, {}).render(MESSAGES * 2000) == "userHi" * 2000
 
 
 @pytest.mark.parametrize(
