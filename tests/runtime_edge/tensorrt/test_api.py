@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -28,6 +29,9 @@ VARIABLES = {
     "layer": "IAttentionOutputLayer",
 }
 CALLBACKS = {"phase_start", "step_complete", "phase_finish", "log"}
+MOST_BROKEN = 40  # lines of the stubs that are no Python
+# Of attention's layer, which came after the version that the stubs are of.
+LATER = {"IAttentionOutputLayer.type", "IAttentionOutputLayer.attention", "IAttentionOutputLayer.__class__"}
 PARSER_ERROR = {"node", "node_name", "node_operator", "code", "desc"}
 
 
@@ -185,3 +189,79 @@ def test_no_driver(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(EngineError, match="expected a GPU and its driver, found: no message") as caught:
         build_plan(tmp_path / "g.onnx", standard())  # type: ignore[arg-type]
     assert "lepton-edge finish" in str(caught.value.hint)
+
+
+def parsed(text: str) -> ast.Module:
+    """Parses stubs without the lines that are no Python, for which mypy refuses the file: 10.13 has some."""
+    lines = text.splitlines()
+    for _ in range(MOST_BROKEN):
+        try:
+            return ast.parse("\n".join(lines))
+        except SyntaxError as error:
+            assert error.lineno is not None
+            line = lines[error.lineno - 1]
+            lines[error.lineno - 1] = line[: len(line) - len(line.lstrip())] + "def left_out(self):"
+    raise AssertionError("more lines of the stubs are no Python than were known")
+
+
+def stub_classes() -> dict[str, dict[str, list[ast.FunctionDef]]]:
+    """Of `tensorrt-stubs`: what each class of standard TensorRT 10 has; of a method, each of its signatures."""
+    try:
+        files = importlib.metadata.files("tensorrt-stubs") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("tensorrt-stubs (the extra tensorrt-api) is not installed")
+    (path,) = [file.locate() for file in files if str(file) == "tensorrt_bindings/tensorrt.pyi"]
+    bodies = {node.name: node for node in parsed(Path(path).read_text()).body if isinstance(node, ast.ClassDef)}
+
+    def members(name: str) -> dict[str, list[ast.FunctionDef]]:
+        node = bodies[name]
+        inherited = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in bodies]
+        found: dict[str, list[ast.FunctionDef]] = {}
+        for base in inherited:
+            found |= members(base)
+        for item in node.body:
+            if isinstance(item, ast.FunctionDef):
+                found.setdefault(item.name, []).append(item)
+            elif isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                found[item.target.id] = []
+            elif isinstance(item, ast.Assign):
+                found |= {target.id: [] for target in item.targets if isinstance(target, ast.Name)}
+            elif isinstance(item, ast.ClassDef):
+                found[item.name] = []
+        return found
+
+    return {name: members(name) for name in bodies}
+
+
+def takes(signature: ast.FunctionDef, call: ast.Call) -> bool:
+    """Whether a method has room for the arguments of a call."""
+    arguments = signature.args
+    names = [each.arg for each in (*arguments.posonlyargs, *arguments.args)][1:]  # without self
+    needed = len(names) - len(arguments.defaults)
+    keywords = {each.arg for each in call.keywords}
+    given = len(call.args)
+    known = {*names[given:], *(each.arg for each in arguments.kwonlyargs)}
+    return given <= len(names) and keywords <= known and given + len(keywords & set(names)) >= needed
+
+
+def test_what_the_builder_calls_is_in_the_typed_stubs_of_standard_tensorrt() -> None:
+    """Names and numbers of arguments; the stubs are of 10.13, which has no name for what came with 10.14 and 11."""
+    classes = stub_classes()
+    absent = {
+        name
+        for name in used() - flavours.flavour("tensorrt-rtx").own_api
+        for owner, _, attribute in [name.rpartition(".")]
+        if (attribute not in classes[owner] if owner in classes else owner or attribute not in classes)
+    }
+    assert absent == LATER
+    wrong = []
+    for module in (runtime_edge.tensorrt.builder, runtime_edge.tensorrt.callbacks):
+        for node in ast.walk(tree(module)):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            owner = node.func.value
+            kind = VARIABLES.get(owner.id, "") if isinstance(owner, ast.Name) else ""
+            signatures = classes.get(kind, {}).get(node.func.attr, [])
+            if signatures and not any(takes(each, node) for each in signatures):
+                wrong.append(f"{kind}.{node.func.attr}: {ast.unparse(node)}")
+    assert wrong == []
