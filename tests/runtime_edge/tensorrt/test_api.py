@@ -198,9 +198,9 @@ def parsed(text: str) -> ast.Module:
         try:
             return ast.parse("\n".join(lines))
         except SyntaxError as error:
-            assert error.lineno is not None
-            line = lines[error.lineno - 1]
-            lines[error.lineno - 1] = line[: len(line) - len(line.lstrip())] + "def left_out(self):"
+            at = int(error.lineno or 1) - 1
+            line = lines[at]
+            lines[at] = line[: len(line) - len(line.lstrip())] + "def left_out(self):"
     raise AssertionError("more lines of the stubs are no Python than were known")
 
 
