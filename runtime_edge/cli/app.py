@@ -17,10 +17,8 @@ import difflib
 import errno
 import importlib
 import os
-import signal
 import sys
 import tempfile
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +28,7 @@ from typing import Any, NoReturn, Protocol
 import click
 
 from runtime_edge import __version__
+from runtime_edge.cli import interrupts
 from runtime_edge.cli.verbs import Verb
 
 BUG = 70
@@ -114,7 +113,7 @@ def invoke(
         user_errors: Gives the exceptions that are shown without a traceback; called when one was raised.
     """
     try:
-        with _terminated_as_interrupted(), _warnings_as_messages():
+        with interrupts.remembered(), _warnings_as_messages():
             code = group.main(
                 args=None if arguments is None else list(arguments),
                 prog_name=group.name,
@@ -137,19 +136,6 @@ def invoke(
         return _ENVIRONMENT
     except Exception as error:  # the outermost boundary: whatever arrives is told to the user, and none is lost
         return _told(error, user_errors())
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Makes SIGTERM raise KeyboardInterrupt, so that what is half done is cleaned up as after Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from runtime_edge.cli import interrupts
+
 _MB = 10**6
 
 
@@ -70,10 +72,20 @@ class StageProgress:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """Shows a stage while the context lasts; yields a function that advances it by n of `total`."""
+        """Shows a stage while the context lasts; yields a function that advances it by n of `total`.
+
+        All of it raise KeyboardInterrupt where Ctrl-C came and was swallowed.
+        """
+        interrupts.check()
         show = self._bar if self._animate else self._line
         with show(name, total) as advance:
-            yield advance
+
+            def checked(count: int) -> None:
+                interrupts.check()
+                advance(count)
+
+            yield checked
+            interrupts.check()
 
     def note(self, text: str) -> None:
         """Shows a line on how the stage goes."""
