@@ -28,10 +28,10 @@ from benchmarks.fuzzing.engine import Finding, Kind, Run, Tally
 
 # Where each kind is, and its share of a number of inputs: what is slow has fewer.
 KINDS = {
-    "manifest": ("runtime:Manifests", 30), "graph": ("runtime:Graphs", 6), "derived": ("runtime:Derived", 10),
-    "tokenizer": ("runtime:Tokenizers", 15), "template": ("runtime:Templates", 10), "request": ("runtime:Requests", 20),
-    "gguf": ("sources:Ggufs", 15), "safetensors": ("sources:Safetensors", 15), "config": ("sources:Directories", 4),
-    "recipe": ("sources:Recipes", 25),
+    "manifest": ("runtime:Manifests", 50), "graph": ("runtime:Graphs", 6), "derived": ("runtime:Derived", 10),
+    "tokenizer": ("runtime:Tokenizers", 3), "template": ("runtime:Templates", 4), "request": ("runtime:Requests", 40),
+    "gguf": ("sources:Ggufs", 30), "safetensors": ("sources:Safetensors", 15), "config": ("sources:Directories", 2),
+    "recipe": ("sources:Recipes", 40),
 }  # fmt: skip
 
 
