@@ -7,16 +7,19 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-BUILD = [sys.executable, "-m", "leptonc", "build", "sample:tiny-llama", "--weights", "fp32", "-o"]
+from tests.conftest import Outcome
+
+ARGUMENTS = ["build", "sample:tiny-llama", "--weights", "fp32", "-o"]
+BUILD = [sys.executable, "-m", "leptonc", *ARGUMENTS]
 
 
-@pytest.mark.parametrize(
-    ("stage", "number"), [("open", signal.SIGINT), ("weights", signal.SIGINT), ("passes", signal.SIGTERM)]
-)
+# While weights are written, tests/system/test_emit.py interrupts.
+@pytest.mark.parametrize(("stage", "number"), [("open", signal.SIGINT), ("passes", signal.SIGTERM)])
 def test_a_build_that_is_interrupted(tmp_path: Path, stage: str, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [*BUILD, str(tmp_path / "m.lepton")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -33,24 +36,23 @@ def test_a_build_that_is_interrupted(tmp_path: Path, stage: str, number: signal.
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_full(tmp_path: Path) -> None:
+def test_a_disk_that_is_full(tmp_path: Path, leptonc: Callable[..., Outcome]) -> None:
     """Files may have 64 KiB at most: writing the weights fails half way, as on a full disk."""
-    done = subprocess.run(
-        [*BUILD, str(tmp_path / "m.lepton")],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16)),
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "\nerror: " in done.stderr
-    assert "hint: " in done.stderr
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        done = leptonc(*ARGUMENTS, tmp_path / "m.lepton")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (done.code, done.out) == (1, "")
+    assert "\nerror: " in done.err
+    assert "hint: " in done.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_to(tmp_path: Path, leptonc: Callable[..., Outcome]) -> None:
     (tmp_path / "file").write_text("")
-    done = subprocess.run([*BUILD, str(tmp_path / "file" / "m.lepton")], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "error: " in done.stderr
+    done = leptonc(*ARGUMENTS, tmp_path / "file" / "m.lepton")
+    assert (done.code, done.out) == (1, "")
+    assert "error: " in done.err
     assert os.listdir(tmp_path) == ["file"]
