@@ -103,7 +103,7 @@ def test_changed_headers(tmp_path: Path) -> None:
         ({"llama.attention.key_length": -4}, "found -4"),
         ({"llama.attention.key_length": 4, "llama.attention.value_length": 2}, "keys and values of one width"),
         ({"llama.rope.dimension_count": 2}, "rotary embeddings over 4 dimensions, found 2"),
-        ({"llama.rope.scaling.type": "linear"}, "expected llama.rope.scaling.factor to be float, found None"),
+        ({"llama.rope.scaling.factor": "wide"}, "expected llama.rope.scaling.factor to be float, found wide"),
         ({"split.count": 3}, "one of 3 parts"),
         ({"tokenizer.ggml.padding_token_id": 9999}, "padding_token_id below 264 tokens"),
         ({"tokenizer.ggml.merges": ["a b", "b b"]}, "expected merges of tokens in the vocabulary, found 'b b'"),
