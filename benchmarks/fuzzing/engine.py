@@ -148,7 +148,7 @@ class _Worker:
 
     def _work(self, pipe: Any, kinds: Mapping[str, type[Kind]], seed: int, megabytes: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        confine(megabytes)
+        full = confine(megabytes)
         with self.traces.open("w") as file:
             faulthandler.enable(file)
             faulthandler.register(signal.SIGUSR1, file, chain=False)
@@ -162,8 +162,13 @@ class _Worker:
                 if name not in made:
                     (folder := self.scratch / name).mkdir()
                     made[name] = kinds[name](folder)
-                for report in self._batch(made[name], name, seed, numbers):
-                    pipe.send(report)
+                try:
+                    for report in self._batch(made[name], name, seed, numbers):
+                        pipe.send((*report, address_space() > full))
+                except BaseException:  # of this program, not of what it tests
+                    traceback.print_exc(file=file)
+                    file.flush()
+                    raise
 
     def _batch(self, kind: Kind, name: str, seed: int, numbers: list[int]) -> Iterator[Any]:
         """Yields (numbers that are done, outcomes, findings, whether that was all)."""
@@ -188,12 +193,18 @@ class _Worker:
         yield done, outcomes, findings, True
 
 
-def confine(megabytes: int) -> None:
-    """Bounds what this process may take of memory beyond what it has now."""
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+def address_space() -> int:
+    """Returns the bytes of memory that this process has asked for."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+
+def confine(megabytes: int) -> int:
+    """Bounds what this process may take of memory beyond what it has now; returns at what it should make way."""
+    now = address_space()
     limit = now + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return now + megabytes * 2**19
 
 
 def quiet() -> None:
@@ -282,10 +293,14 @@ class Run:
         name, numbers = worker.busy
         try:
             while worker.pipe.poll():
-                done, outcomes, findings, whole = worker.pipe.recv()
+                done, outcomes, findings, whole, is_full = worker.pipe.recv()
                 self._count(worker, done, outcomes, findings)
-                numbers = [number for number in numbers if number not in set(done)]
+                gone = set(done)
+                numbers = [number for number in numbers if number not in gone]
                 worker.busy = None if whole else (name, numbers)
+                if whole and is_full:
+                    worker.close(kill=True)
+                    return _Worker(self.kinds, self.seed, self.megabytes)
             if worker.busy is None:
                 return worker
         except (EOFError, ConnectionResetError):
@@ -306,9 +321,9 @@ class Run:
         number, _, _ = worker.noted()
         name, numbers = worker.busy or ("", [])
         trace = worker.traces.read_text(errors="replace") if worker.traces.is_file() else ""
-        trace = trace[max(0, trace.rfind("Current thread")) :][:4000]  # innermost first
         if number < 0:
             raise RuntimeError(f"{name}: the worker ended between two inputs: {how}\n{trace}")
+        trace = trace[max(0, trace.rfind("Current thread")) :][:4000]  # innermost first
         places = [line.strip() for line in trace.splitlines() if "File " in line and "site-packages" not in line]
         inner = next((line for line in places if "fuzzing" not in line), "")
         where = inner.replace('"', "").rpartition("/")[2] or "?"

@@ -18,6 +18,12 @@ TEXTS = (
     "<|im_start|>", "<pad>",
     "float32", "int4", "bfloat16", "manifest.json", "model.safetensors", "$(id)", "a" * 300, "x" * 5000, "é" * 1000,
 )  # fmt: skip
+LONG = 50_000  # characters of what is put in a second time
+
+
+def times(value: Any, count: int) -> list[Any]:
+    """Returns a list of so many of a value, or of as many as are 2 MB of JSON."""
+    return [value] * max(1, min(count, 2_000_000 // len(json.dumps(value))))
 
 
 def hostile(rng: random.Random, depth: int = 0) -> Any:
@@ -69,7 +75,8 @@ def change(rng: random.Random, value: Any) -> Any:
         holder[rng.choice((*TEXTS, *map(str, holder)))] = old
     elif how == 9:
         other = place(rng, value)
-        holder[key] = json.loads(json.dumps(other[0][other[1]])) if other is not None else None
+        text = json.dumps(other[0][other[1]]) if other is not None else "null"
+        holder[key] = json.loads(text) if len(text) < LONG else None
     elif how == 10 and isinstance(old, list):
         rng.shuffle(old)
     elif how == 11 and isinstance(old, list) and old:

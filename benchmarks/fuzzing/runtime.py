@@ -141,10 +141,12 @@ class Derived:
 
     def make(self, rng: random.Random) -> bytes:
         value = json.loads(self.seed)
-        if rng.random() < 0.1:
-            value["weights"] *= rng.choice((2, 50, 3000))
         for _ in range(rng.choice((1, 1, 2, 3))):
             value = mutate.change(rng, value)
+        if rng.random() < 0.1 and isinstance(value, dict) and value.get("weights"):
+            value["weights"] = mutate.times(value["weights"], rng.choice((2, 50, 3000)))
+            if rng.random() < 0.9:
+                value["weights"] = [each for some in value["weights"] if isinstance(some, list) for each in some]
         return mutate.json_bytes(rng, value)
 
     def run(self, data: bytes) -> None:

@@ -86,6 +86,11 @@ def _part(rng: random.Random, kind: str) -> dict[str, Any]:
     return rng.choice(parts[kind])
 
 
+def numbered(*words: str) -> dict[str, int]:
+    """Returns a vocabulary."""
+    return {word: index for index, word in enumerate(words)}
+
+
 @functools.cache
 def seeds() -> tuple[bytes, ...]:
     """Returns tokenizers of all models that the library knows."""
@@ -97,20 +102,16 @@ def seeds() -> tuple[bytes, ...]:
     }  # fmt: skip
     pieces = {
         "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
-        "vocab": {word: index for index, word in enumerate(["[UNK]", "[CLS]", "[SEP]", "a", "##a", "hello", "##lo",
-        ","])},
+        "vocab": numbered("[UNK]", "[CLS]", "[SEP]", "a", "##a", "hello", "##lo", ","),
     }  # fmt: skip
     merged = {
         "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-        "vocab": {word: index for index, word in enumerate(["<unk>", *(f"<0x{n:02X}>" for n in range(256)), "a", "b",
-        "ab", "aa"])},
+        "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
+        "vocab": numbered("<unk>", *(f"<0x{n:02X}>" for n in range(256)), "a", "b", "ab", "aa"),
         "merges": [["a", "b"], ["a", "a"]],
     }  # fmt: skip
-    bare = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-    "pre_tokenizer": None,
-            "post_processor": None, "decoder": None}  # fmt: skip
+    absent = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    bare = {"version": "1.0", **dict.fromkeys(absent)}
     token = {
         "id": 1,
         "content": "\u2581",
@@ -132,9 +133,10 @@ def document(rng: random.Random) -> bytes:
         value[kind] = _part(rng, kind)
         if rng.random() < 0.3:
             count = rng.choice((0, 1, 2, 5, 5, 2000))
-            value[kind] = _sequence(
-                kind, [value[kind] if rng.random() < 0.5 else _part(rng, kind) for _ in range(count)]
+            parts = (
+                mutate.times(value[kind], count) if rng.random() < 0.5 else [_part(rng, kind) for _ in range(count % 9)]
             )
+            value[kind] = json.loads(json.dumps(_sequence(kind, parts)))
     for _ in range(rng.choice((0, 1, 1, 2))):
         value = mutate.change(rng, value)
     return mutate.json_bytes(rng, value)
