@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from leptonc.errors import InputError
 
-_PIECE = 2**21  # values that are dequantized at a time: the package takes a few times their size
+_PIECE = 2**19  # values that are dequantized at a time: the package takes a few times their size
 _ARRAY_HEAD = 12  # bytes: the elements' type and their number
 
 Floats = NDArray[np.float32]
