@@ -91,7 +91,17 @@ class BoundedTokenizer:
     """
 
     def __init__(self, data: bytes, label: str) -> None:
-        self._tokenizer, self.max_chars = parse(data, label)
+        self._begin(*parse(data, label), label)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, max_chars: int, label: str) -> BoundedTokenizer:
+        """Returns the same of what `parse` made; the tokenizer is this one's from then on, and its decoder changes."""
+        made = cls.__new__(cls)
+        made._begin(tokenizer, max_chars, label)
+        return made
+
+    def _begin(self, tokenizer: Tokenizer, max_chars: int, label: str) -> None:
+        self._tokenizer, self.max_chars = tokenizer, max_chars
         self._label = label
         with failures(ArtifactError, f"{label}: expected a decoder"):
             self.replacements = _split_off_replacements(self._tokenizer)

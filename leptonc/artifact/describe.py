@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,6 +13,7 @@ from leptonc.frontend.capture import Captured
 from leptonc.sources.base import SentenceModules, Source, text_limit
 from leptonc.sources.generation import effective
 from leptonc.sources.sentence import score_function
+from leptonc.sources.tokenizer_parts import split, value_of
 from runtime_edge.encoder_record import SIDES
 from runtime_edge.manifest import CacheLayer, Decoder, Encoder, Tokenizer
 
@@ -63,7 +63,7 @@ def _token_ids(tokenizer_json: bytes) -> dict[str, int]:
     """Returns the ids of added tokens: special tokens are among them."""
     from tokenizers import Tokenizer as Parsed
 
-    added = json.loads(tokenizer_json).get("added_tokens") or []
+    added = value_of(split(tokenizer_json), "added_tokens") or []
     found = {entry["content"]: int(entry["id"]) for entry in added}
     return found or Parsed.from_str(tokenizer_json.decode()).get_vocab()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
+import msgspec
 from tokenizers import Tokenizer
+
+from leptonc.sources.tokenizer_parts import joined, split, text_of
 
 
 def stored(tokenizer_json: bytes) -> bytes:
@@ -13,13 +14,15 @@ def stored(tokenizer_json: bytes) -> bytes:
     `tokenizers` takes the merges of a byte-pair encoding as pairs or, as older files have them, as texts with a space
     between. The texts are smaller, and a device reads them in little more than half the time.
     """
-    data = json.loads(tokenizer_json)
-    model = data.get("model") or {}
-    merges = model.get("merges") or []
-    pairs = [merge for merge in merges if isinstance(merge, list)]
-    if not pairs or len(pairs) != len(merges) or any(" " in part for pair in pairs for part in pair):
+    parts = split(tokenizer_json)
+    model = split(parts["model"])
+    try:
+        merges = msgspec.json.decode(model.get("merges", b"[]"), type=list[tuple[str, str]])
+    except msgspec.ValidationError:  # they are texts
         return tokenizer_json
-    model["merges"] = [" ".join(pair) for pair in pairs]
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    same = Tokenizer.from_str(text).to_str() == Tokenizer.from_str(tokenizer_json.decode()).to_str()
-    return text.encode() if same else tokenizer_json
+    if not merges or any(" " in part for pair in merges for part in pair):
+        return tokenizer_json
+    model["merges"] = text_of([" ".join(pair) for pair in merges])
+    text = joined(parts | {"model": joined(model)})
+    same = Tokenizer.from_buffer(text).to_str() == Tokenizer.from_buffer(tokenizer_json).to_str()
+    return text if same else tokenizer_json

@@ -8,9 +8,11 @@ of many kinds (`tokenizer_check`). A file that transformers leaves alone keeps i
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from typing import Any
 from leptonc.errors import InputError, require
 from leptonc.sources.jsonfile import MAX_JSON_BYTES, read_bytes, read_json, read_text
 from leptonc.sources.tokenizer_check import check_tokenizer
-from runtime_edge.tokenizer import failures, parse
+from leptonc.sources.tokenizer_parts import NULL, Parts, joined, model_type, split, text_of, value_of
+from runtime_edge.tokenizer import BoundedTokenizer, failures, parse
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Files that hold a vocabulary, besides tokenizer.json.
@@ -34,6 +37,7 @@ _CLEANED = (
 )  # fmt: skip
 # What a source's config says of the tokenizer besides special tokens: what the encoder's record is made of.
 _SETTINGS = ("truncation_side", "padding_side", "model_input_names")
+_LIMITS = {"truncation": NULL, "padding": NULL}
 _NO_LIMIT = 10**9  # transformers writes 10^30 where there is none
 _NO_SUFFIX = "\u0000"  # a prefix of no token: WordPiece's decoder then joins tokens with spaces, as no decoder does
 
@@ -77,14 +81,16 @@ def read_tokenizer(
         raise _without_files(directory, hub_id)
     if original is not None:
         original = without_limits(original, str(path))
-        alone, _ = parse(original, str(path), error_type=InputError, hint=_HARM)
+        alone = parse(original, str(path), error_type=InputError, hint=_HARM)
     reference = _load(directory, hub_id, options or {})
-    document = _document(reference, directory)
-    if original is not None and _is_same(json.loads(original), json.loads(alone.to_str()), document):
-        data = original
-    else:
-        data = _encoded(document)
-    check_tokenizer(data, reference, str(directory))
+    with _silence():
+        parts = _parts(reference, directory)
+        if original is not None and _is_same(split(original), split(alone[0].to_str().encode()), parts):
+            data, parsed = original, alone
+        else:
+            data = joined(parts)
+            parsed = parse(data, str(directory), error_type=InputError, hint=_SAVE)
+        check_tokenizer(BoundedTokenizer.of(*parsed, str(directory)), reference, str(directory))
     config: dict[str, Any] = {name: str(token) for name, token in reference.special_tokens_map.items() if token}
     config |= {name: getattr(reference, name) for name in _SETTINGS}
     limit = reference.model_max_length
@@ -136,19 +142,39 @@ def read_written(directory: Path) -> ReadTokenizer:
 def without_limits(data: bytes, label: str) -> bytes:
     """Drops truncation and padding from a `tokenizer.json`: the runtime does both, to its own lengths."""
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        parts = split(data)
+    except ValueError as error:
         raise InputError(f"{label}: expected JSON, found an error: {error}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+    if not parts.get("model", b"").startswith(b"{"):
         raise InputError(f"{label}: expected a tokenizer with a `model`, found none")
-    if document.get("truncation") is None and document.get("padding") is None:
+    if all(parts.get(name, NULL) == NULL for name in _LIMITS):
         return data
-    document["truncation"] = document["padding"] = None
-    return _encoded(document)
+    return joined(parts | _LIMITS)
 
 
-def _encoded(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps to itself what transformers advises its own users, and what the `tokenizers` library prints to stdout."""
+    import transformers
+
+    quiet = transformers.utils.logging
+    level = quiet.get_verbosity()
+    quiet.set_verbosity_error()
+    sys.stdout.flush()
+    try:
+        stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # a process without a standard output
+        stdout = nowhere = -1
+    try:
+        if nowhere >= 0:
+            os.dup2(nowhere, 1)
+        yield
+    finally:
+        quiet.set_verbosity(level)
+        if nowhere >= 0:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+            os.close(nowhere)
 
 
 def _load(directory: Path, hub_id: str | None, given: Mapping[str, Any]) -> Any:
@@ -158,19 +184,15 @@ def _load(directory: Path, hub_id: str | None, given: Mapping[str, Any]) -> Any:
         if (size := file.stat().st_size) > MAX_JSON_BYTES:
             raise InputError(f"{file}: expected at most {MAX_JSON_BYTES} bytes, found {size}")
     offline = {"local_files_only": True, "trust_remote_code": False}
-    quiet = transformers.utils.logging
-    level = quiet.get_verbosity()
-    quiet.set_verbosity_error()  # what transformers advises its own users is not advice for ours
+    label = f"{directory}: expected a tokenizer that transformers can load"
     try:
-        with failures(InputError, f"{directory}: expected a tokenizer that transformers can load", hint=_SAVE):
+        with _silence(), failures(InputError, label, hint=_SAVE):
             options = {**given, **offline}
             if hub_id is not None:
                 options["config"] = _config(transformers, directory, hub_id, offline)
             return transformers.AutoTokenizer.from_pretrained(str(directory), **options)
     except InputError as error:
         raise _refused(directory, error) from error
-    finally:
-        quiet.set_verbosity(level)
 
 
 def _config(transformers: Any, directory: Path, hub_id: str, offline: dict[str, Any]) -> Any:
@@ -194,8 +216,8 @@ def _refused(directory: Path, error: InputError) -> InputError:
     return error
 
 
-def _document(reference: Any, directory: Path) -> dict[str, Any]:
-    """What a loaded tokenizer holds, as a tokenizer.json; refuses what only its Python code does."""
+def _parts(reference: Any, directory: Path) -> Parts:
+    """What a loaded tokenizer holds, as the parts of a tokenizer.json; refuses what only its Python code does."""
     backend = _backend(reference, directory)
     if getattr(reference, "split_special_tokens", False):
         raise InputError(
@@ -206,11 +228,10 @@ def _document(reference: Any, directory: Path) -> dict[str, Any]:
     _refuse_a_default(reference, directory)
     with failures(InputError, f"{directory}: expected a tokenizer that can be written as tokenizer.json", hint=_SAVE):
         text: str = backend.to_str()
-    document: dict[str, Any] = json.loads(text)
-    document["truncation"] = document["padding"] = None
-    if reference.clean_up_tokenization_spaces and _cleans(reference, document):
-        document["decoder"] = _with_clean_up(document["decoder"])
-    return document
+    parts = split(text.encode("utf-8", "surrogatepass")) | _LIMITS
+    if reference.clean_up_tokenization_spaces and _cleans(reference, parts):
+        parts["decoder"] = text_of(_with_clean_up(value_of(parts, "decoder")))
+    return parts
 
 
 def _backend(reference: Any, directory: Path) -> Any:
@@ -235,9 +256,9 @@ def _refuse_a_default(reference: Any, directory: Path) -> None:
         )
 
 
-def _cleans(reference: Any, document: Mapping[str, Any]) -> bool:
+def _cleans(reference: Any, parts: Parts) -> bool:
     forced = getattr(reference, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
-    return bool(document["model"].get("type") != "BPE" or forced)
+    return bool(model_type(parts) != "BPE" or forced)
 
 
 def _with_clean_up(decoder: dict[str, Any] | None) -> dict[str, Any]:
@@ -249,18 +270,19 @@ def _with_clean_up(decoder: dict[str, Any] | None) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": stages}
 
 
-def _is_same(original: Mapping[str, Any], alone: dict[str, Any], document: Mapping[str, Any]) -> bool:
+def _is_same(original: Parts, alone: Parts, parts: Parts) -> bool:
     """Whether transformers left a tokenizer.json alone.
 
     Args:
         original: The file; the library gives an added token another id than the file's where that is not free.
         alone: What the library writes of the file, so that only what differs in meaning differs.
-        document: What it writes of transformers' tokenizer.
+        parts: What it writes of transformers' tokenizer.
     """
-    ids = [{token["content"]: token["id"] for token in each.get("added_tokens") or []} for each in (original, document)]
-    if alone["post_processor"] is None and document["post_processor"] == _PLAIN:
-        alone = alone | {"post_processor": _PLAIN}
-    return ids[0] == ids[1] and alone == document
+    added = [value_of(each, "added_tokens") or [] for each in (original, parts)]
+    ids = [{token["content"]: token["id"] for token in tokens} for tokens in added]
+    if alone["post_processor"] == NULL and value_of(parts, "post_processor") == _PLAIN:
+        alone = alone | {"post_processor": parts["post_processor"]}
+    return ids[0] == ids[1] and alone == parts
 
 
 # The post-processor that transformers gives a tokenizer without one; it does nothing.

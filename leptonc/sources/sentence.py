@@ -6,7 +6,6 @@ What it would run as code of the model's own, or what is no encoder with steps a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from leptonc.errors import InputError
 from leptonc.sources.base import EMBEDDING, TOKENS, SentenceModule, SentenceModules
 from leptonc.sources.jsonfile import read_json, read_json_list
 from leptonc.sources.sentence_config import TransformerConfig, read_transformer
+from leptonc.sources.tokenizer_parts import joined, split, text_of, value_of
 
 LISTING = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
@@ -108,14 +108,14 @@ def score_function(path: Any) -> str:
 
 def lowered(tokenizer_json: bytes) -> bytes:
     """Puts lower case before what a tokenizer's normalizer does, where it does not do so by itself."""
-    document = json.loads(tokenizer_json)
-    normalizer = document.get("normalizer")
+    parts = split(tokenizer_json)
+    normalizer = value_of(parts, "normalizer")
     is_list = isinstance(normalizer, dict) and normalizer.get("type") == "Sequence"
     steps = list(normalizer.get("normalizers") or []) if is_list else [] if normalizer is None else [normalizer]
     if any(isinstance(step, dict) and step.get("type") == "Lowercase" for step in steps):
         return tokenizer_json
-    document["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    lower = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
+    return joined(parts | {"normalizer": text_of(lower)})
 
 
 def _kind(listing: Path, entry: Mapping[str, Any]) -> str:

@@ -19,21 +19,17 @@ _SHOWN = 12  # ids on each side of a difference that a message shows
 _UNLIKE = "this tokenizer cannot be carried into an artifact: what it does is in Python code, not in its files"
 
 
-def check_tokenizer(data: bytes, reference: Any, label: str) -> None:
+def check_tokenizer(ours: BoundedTokenizer, reference: Any, label: str) -> None:
     """Compares token ids and decoded text.
 
     Args:
-        data: tokenizer.json as the artifact gets it.
+        ours: The tokenizer as the artifact gets it.
         reference: transformers' tokenizer.
         label: The model, for messages.
 
     Raises:
         InputError: They differ, or the tokenizer fails on a text.
     """
-    try:
-        ours = BoundedTokenizer(data, label)
-    except LeptonError as error:
-        raise InputError(error.message, hint=error.hint) from error
     added = [str(token) for _, token in sorted(reference.added_tokens_decoder.items())]
     named = [value for name, value in reference.init_kwargs.items() if name.endswith("_token")]
     named += [*reference.special_tokens_map.values(), *getattr(reference, "extra_special_tokens", [])]

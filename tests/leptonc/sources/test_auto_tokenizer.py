@@ -242,14 +242,14 @@ def test_vocabulary_and_merges(tmp_path: Path) -> None:
 def test_the_check_says_what_differs(tmp_path: Path) -> None:
     path = write(tmp_path / "m", "llama", byte_level())
     reference = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    check_tokenizer(tokenizer_json(), reference, "m")
+    check_tokenizer(BoundedTokenizer(tokenizer_json(), "m"), reference, "m")
     for change, message in (
         ({"normalizer": {"type": "Lowercase"}}, r"m: tokens of 'A' \(with special .* \[73\] as .*found \[105\]"),
         ({"decoder": None}, "m: text of the tokens of ' ': expected ' ' as transformers has it, found 'Ġ'"),
         ({"added_tokens": byte_level()["added_tokens"][:-1]}, r"tokens of '<\|unk\|>'.*expected \[7\]"),
     ):
         with pytest.raises(InputError, match=message):
-            check_tokenizer(json.dumps(byte_level() | change).encode(), reference, "m")
+            check_tokenizer(BoundedTokenizer(json.dumps(byte_level() | change).encode(), "m"), reference, "m")
 
 
 def test_a_directory_that_was_written_here_is_read_as_it_is(tmp_path: Path) -> None:
@@ -258,3 +258,14 @@ def test_a_directory_that_was_written_here_is_read_as_it_is(tmp_path: Path) -> N
     found = read_written(path)
     assert found.data == (path / "tokenizer.json").read_bytes()
     assert found.config == {"eos_token": "<|im_end|>", "model_input_names": ["input_ids"]}
+
+
+def test_what_libraries_print_is_kept_from_the_user(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Transformers advises on lengths and clean-up, and its reading of an old special_tokens_map.json prints."""
+    old = {"eos_token": {"__type": "AddedToken"} | token("<|endoftext|>", special=True)}
+    config = configured(FAST, model_max_length=16, clean_up_tokenization_spaces=True)
+    path = write(tmp_path / "m", "llama", byte_level(), special_tokens_map=old, **config)
+    assert read_tokenizer(path).config["eos_token"] == "<|endoftext|>"
+    assert capfd.readouterr() == ("", "")
+    AutoTokenizer.from_pretrained(path, local_files_only=True)
+    assert "unknown kwarg" in capfd.readouterr().out  # which is what was kept
