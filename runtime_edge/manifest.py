@@ -71,6 +71,7 @@ DERIVED = "derived"  # what a graph names in the place of a blob, for a weight t
 CACHE_DTYPES = {**ENGINE_DTYPES, "int8": 1}  # of a graph's
 ENCODER_OUTPUT = {TEXT_EMBEDDING: "embeddings", TEXT_CLASSIFICATION: "logits"}
 
+MAX_VOCAB = 2**31  # tokens of a model that does not say how many it has
 MAX_MANIFEST_BYTES = 16 * 2**20  # checked before anything is allocated from it
 
 
@@ -264,20 +265,26 @@ def _check(manifest: Manifest) -> None:
         if encoder is None:
             raise ArtifactError(f"{MANIFEST_NAME}: task {manifest.task}: expected `encoder`, found none")
         check_encoder(encoder, ENCODER_OUTPUT[manifest.task])
+        # Formats before 8 do not say how many tokens an encoder has.
+        _check_ids(manifest.tokenizer, manifest.tokenizer.vocab_size or MAX_VOCAB)
 
 
 def _check_decoder(manifest: Manifest) -> None:
-    decoder, tokenizer = manifest.decoder, manifest.tokenizer
+    decoder = manifest.decoder
     if decoder is None:
         raise ArtifactError(f"{MANIFEST_NAME}: task {manifest.task}: expected `decoder`, found none")
     require(
         decoder.cache_dtype in CACHE_DTYPES,
         f"decoder.cache_dtype: expected one of {', '.join(CACHE_DTYPES)}, found {decoder.cache_dtype!r}",
     )
+    _check_ids(manifest.tokenizer, decoder.vocab_size)
+
+
+def _check_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
     named: list[tuple[str, int | None]] = [("eos_token_ids", token) for token in tokenizer.eos_token_ids]
     named += [("bos_token_id", tokenizer.bos_token_id), ("pad_token_id", tokenizer.pad_token_id)]
     for name, token in named:
         require(
-            token is None or 0 <= token < decoder.vocab_size,
-            f"tokenizer.{name}: expected ids below vocab_size {decoder.vocab_size}, found {token}",
+            token is None or 0 <= token < vocab_size,
+            f"tokenizer.{name}: expected ids below vocab_size {vocab_size}, found {token}",
         )

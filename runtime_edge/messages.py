@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from runtime_edge.errors import ChatTemplateError, RequestError
+from runtime_edge.listed import listed
 
 MAX_VALUES = 100_000  # of all that one template is given
 MAX_DEPTH = 64
@@ -260,10 +261,10 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
 def _mappings(name: str, values: Any, copy: _Copy) -> list[dict[str, Any]] | None:
     if values is None:
         return None
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+    if (given := listed(values)) is None:
         raise RequestError(f"{name}: expected a list of dicts, found {type(values).__name__}")
     found = []
-    for index, value in enumerate(values):
+    for index, value in enumerate(given):
         if not isinstance(value, Mapping):
             hint = "transformers.utils.get_json_schema(function) makes one" if callable(value) else None
             raise RequestError(f"{name}[{index}]: expected a dict, found {type(value).__name__}", hint=hint)

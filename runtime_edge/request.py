@@ -11,8 +11,11 @@ from typing import Any
 from runtime_edge import drafts as drafting
 from runtime_edge.ending import Ending, Event
 from runtime_edge.errors import RequestError
+from runtime_edge.listed import listed
 from runtime_edge.messages import ChatOptions
 from runtime_edge.sampling import MOST_PENALTY, SamplingOptions
+
+_CONVERSION = (TypeError, ValueError, ArithmeticError, RuntimeError)  # what making a number of an object raises
 
 
 class Options(ChatOptions, total=False):
@@ -73,9 +76,10 @@ def sampling_options(
 
 def stop_strings(stop: str | Iterable[str]) -> tuple[str, ...]:
     """Checks stop strings; one alone may be given as it is."""
-    if not isinstance(stop, Iterable):
-        raise RequestError(f"stop: expected strings, found {type(stop).__name__}")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    given = iter((stop,)) if isinstance(stop, str) else listed(stop)
+    if given is None:
+        raise RequestError(f"stop: expected strings, found {_name(stop)}")
+    stops = tuple(given)
     for one in stops:
         if not isinstance(one, str) or not one:
             raise RequestError(f"stop: expected strings that are not empty, found {_short(one)}")
@@ -94,9 +98,9 @@ def ending(cancel: Any, timeout: Any) -> Ending:
 
 def token_ids(name: str, values: Iterable[Any], vocab_size: int) -> list[int]:
     """Checks token ids against the vocabulary."""
-    if not isinstance(values, Iterable):
+    if (given := listed(values)) is None:
         raise RequestError(f"{name}: expected token ids in a list, found {_name(values)}")
-    found = [integer(name, value, 0) for value in values]
+    found = [integer(name, value, 0) for value in given]
     worst = max(found, default=0)
     if worst >= vocab_size:
         raise RequestError(f"{name}: expected token ids below {vocab_size} (vocab_size), found {_short(worst)}")
@@ -140,6 +144,12 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def boolean(name: str, value: Any) -> None:
+    """Checks that an option is True or False: of an array, a text or a number it would be guessed which."""
+    if not isinstance(value, bool):
+        raise RequestError(f"{name}: expected True or False, found {_name(value)} {_short(value)}")
+
+
 def integer(name: str, value: Any, least: int, most: int | None = None, *, others: str = "") -> int:
     """Checks a whole number, of Python or of numpy; `others` are what the option takes besides, for the message."""
     wanted = others + (f"a whole number >= {least}" if most is None else f"a whole number from {least} to {most}")
@@ -147,7 +157,7 @@ def integer(name: str, value: Any, least: int, most: int | None = None, *, other
         raise RequestError(f"{name}: expected {wanted}, found {_name(value)} {_short(value)}")
     try:
         number = operator.index(value)
-    except TypeError as error:  # an array of several numbers has __index__ too
+    except _CONVERSION as error:  # an array of several numbers has __index__ too
         raise RequestError(f"{name}: expected {wanted}, found {_name(value)}") from error
     if number < least or (most is not None and number > most):
         raise RequestError(f"{name}: expected {wanted}, found {_short(number)}")
@@ -162,7 +172,7 @@ def _real(name: str, value: Any, wanted: str, is_valid: Callable[[float], bool])
         number = float(value)
     except OverflowError as error:
         raise RequestError(f"{name}: expected {wanted}, found a number beyond float64") from error
-    except (TypeError, ValueError) as error:
+    except _CONVERSION as error:
         raise RequestError(f"{name}: expected {wanted}, found {_name(value)}") from error
     if not math.isfinite(number) or not is_valid(number):
         raise RequestError(f"{name}: expected {wanted}, found {number}")

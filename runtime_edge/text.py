@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime_edge import request as check
 from runtime_edge.errors import ArtifactError, ChatTemplateError, RequestError
+from runtime_edge.listed import listed
 from runtime_edge.manifest import Manifest
 from runtime_edge.messages import chat, rendered
 from runtime_edge.stamps import read_regular
@@ -68,10 +69,10 @@ class TextCodec:
         if isinstance(prompt, str):
             _refuse(options, "text")
             found = self.encode(prompt)
-        elif not isinstance(prompt, Iterable) or isinstance(prompt, (bytes, Mapping)):
+        elif isinstance(prompt, Set) or (given := listed(prompt)) is None:  # a set has no order
             raise RequestError(f"{name}: expected text, token ids or a list of messages, found {type(prompt).__name__}")
         else:
-            values = list(prompt)
+            values = list(given)
             if not values or not _is_message(values[0]):
                 _refuse(options, "token ids")
                 return check.token_ids(name, values, vocab_size)
@@ -126,12 +127,13 @@ class TextCodec:
 
     def tokenize(self, text: Any, options: Mapping[str, Any], *, add_special_tokens: bool) -> list[int]:
         """See `Model.tokenize`."""
+        check.boolean("add_special_tokens", add_special_tokens)
         if isinstance(text, str):
             _refuse(options, "text")
             return self.encode(text, add_special_tokens=add_special_tokens)
-        if isinstance(text, (bytes, Mapping)) or not isinstance(text, Iterable):
+        if (given := listed(text)) is None:
             raise RequestError(f"text: expected text or a list of messages, found {type(text).__name__}")
-        return self.encode(self.render(text, options), add_special_tokens=False)
+        return self.encode(self.render(given, options), add_special_tokens=False)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text (raises `RequestError`)."""
@@ -140,7 +142,10 @@ class TextCodec:
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; ids that the tokenizer does not have are left out."""
-        ids = [check.integer("token_ids", token, 0, 2**32 - 1) for token in token_ids]
+        check.boolean("skip_special_tokens", skip_special_tokens)
+        if isinstance(token_ids, Set) or (given := listed(token_ids)) is None:
+            raise RequestError(f"token_ids: expected token ids in a list, found {type(token_ids).__name__}")
+        ids = [check.integer("token_ids", token, 0, 2**32 - 1) for token in given]
         text: str = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
@@ -152,8 +157,11 @@ def _is_message(value: Any) -> bool:
 
 def _refuse(options: Mapping[str, Any], kind: str) -> None:
     """Refuses options of messages where there are none."""
-    unset = ("continue_final_message", False)
-    given = [name for name, value in options.items() if value is not None and (name, value) != unset]
+    given = [
+        name
+        for name, value in options.items()
+        if value is not None and (value is not False or name != "continue_final_message")
+    ]
     if given:
         raise RequestError(
             f"{given[0]}: expected it with chat messages, found a prompt of {kind}",

@@ -36,10 +36,15 @@ def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
         value = settings.get(f"{name}_id")
         return sorted({t for t in (value if isinstance(value, list) else [value]) if type(t) is int and 0 <= t < vocab})
 
-    first = {name: next(iter(known(name)), ids.get(texts.get(name, ""))) for name in ("bos_token", "pad_token")}
+    def own(name: str) -> int | None:  # a tokenizer may have tokens that the model has not
+        token_id = ids.get(texts.get(name, ""))
+        return token_id if token_id is not None and token_id < vocab else None
+
+    first = {name: next(iter(known(name)), own(name)) for name in ("bos_token", "pad_token")}
+    pad = own("pad_token")
     return Tokenizer(
         file="tokenizer.json", bos_token_id=first["bos_token"], eos_token_ids=tuple(known("eos_token")),
-        pad_token_id=_pad(texts, ids, first["pad_token"], vocab), special_tokens=texts,
+        pad_token_id=first["pad_token"] if pad is None else pad, special_tokens=texts,
         chat_template="chat_template.jinja" if source.chat_template else None,
         chat_templates=named_templates(source), vocab_size=getattr(captured.config, "vocab_size", None),
     )  # fmt: skip
@@ -48,11 +53,6 @@ def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
 def named_templates(source: Source) -> dict[str, str]:
     """Returns the file of each chat template beside the default one."""
     return {name: f"chat_template.{name}.jinja" for name in source.chat_templates}
-
-
-def _pad(texts: dict[str, str], ids: dict[str, int], fallback: int | None, vocab: int) -> int | None:
-    named = ids.get(texts.get("pad_token", ""))
-    return named if named is not None and named < vocab else fallback
 
 
 def _text(value: Any) -> str:

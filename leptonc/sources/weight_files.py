@@ -94,7 +94,14 @@ def beside(directory: Path, name: str, whose: str) -> Path:
     Raises:
         InputError: it is not beside it, or there is no such file.
     """
-    if Path(name).name != name or name in (".", "..") or "\0" in name or len(name.encode()) > _LONGEST_NAME:
+    encoded = name.encode("utf-8", "surrogatepass")  # a file may name what no text is
+    if (
+        Path(name).name != name
+        or name in (".", "..")
+        or b"\0" in encoded
+        or len(encoded) > _LONGEST_NAME
+        or encoded.decode("utf-8", "ignore") != name
+    ):
         raise InputError(f"{directory / whose}: expected files beside it, found {name[:80]!r}")
     path = directory / name
     if not path.is_file():

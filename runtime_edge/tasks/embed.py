@@ -16,6 +16,7 @@ from runtime_edge.backends import EncoderSession
 from runtime_edge.ending import NEVER, Ending, Terminated
 from runtime_edge.errors import RequestError
 from runtime_edge.files import in_threads
+from runtime_edge.listed import listed
 from runtime_edge.manifest import Encoder
 from runtime_edge.text import TextCodec
 from runtime_edge.tokenizer import BoundedTokenizer
@@ -93,8 +94,7 @@ class Encoding:
     ) -> Floats:  # fmt: skip
         """See `Model.encode`."""
         encoder = self.encoder
-        if not isinstance(normalize, bool):
-            raise RequestError(f"normalize_embeddings: expected True or False, found {type(normalize).__name__}")
+        check.boolean("normalize_embeddings", normalize)
         width = encoder.truncate_dim or encoder.dim
         if truncate_dim is not None:
             width = check.integer("truncate_dim", truncate_dim, 1, encoder.dim)
@@ -231,12 +231,12 @@ class Encoding:
         return ((name, arrays[name]) for name in self.encoder.inputs)
 
 
-def _listed(texts: Any) -> Iterable[Any]:
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+def _listed(texts: Any) -> Iterator[Any]:
+    if (given := listed(texts)) is None:
         raise RequestError(
             f"texts: expected a list of texts, found {type(texts).__name__}", hint="put one text in a list: [text]"
         )
-    return texts
+    return given
 
 
 def _text(name: str, value: Any, prompt: str) -> str | Pair:

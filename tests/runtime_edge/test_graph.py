@@ -186,6 +186,14 @@ def test_manifest_that_is_not_the_graphs_is_refused(name: str, root: Path) -> No
         runtime_edge.load(root)
 
 
+@pytest.mark.parametrize(("vocab_size", "token"), [(None, 2**64 - 1), (None, -1), (6, 6)])
+def test_an_encoders_ids_are_bounded_too(vocab_size: int | None, token: int, tmp_path: Path) -> None:
+    tiny.write_encoder(tmp_path)
+    edit(tmp_path, lambda data: data["tokenizer"].update(pad_token_id=token, vocab_size=vocab_size))
+    with pytest.raises(ArtifactError, match=r"tokenizer\.pad_token_id: expected ids below"):
+        runtime_edge.load(tmp_path)
+
+
 def test_huge_length_is_no_fault_until_it_is_asked_for(root: Path) -> None:
     edit(root, _decoder(max_seq_len=2**31 - 1))
     with runtime_edge.load(root, threads=1) as model:

@@ -112,9 +112,9 @@ NUMBERS: list[tuple[dict[str, Any], str]] = [
     ({"stop_token_ids": 5}, "stop_token_ids: expected token ids in a list, found int"),
     ({"stop_token_ids": [HUGE]}, "stop_token_ids: .*, found a number of thousands of digits"),
     ({"stop_token_ids": [2**63]}, f"stop_token_ids: .*, found {2**63}"),
-    ({"stop_token_ids": "ab"}, "stop_token_ids: .* found str 'a'"),
+    ({"stop_token_ids": "ab"}, "stop_token_ids: .* found str"),
     ({"stop": ["\ud800"]}, "stop: expected Unicode text, found a lone surrogate"),
-    ({"stop": b"a"}, "stop: expected strings that are not empty, found 97"),
+    ({"stop": b"a"}, "stop: expected strings, found bytes"),
     ({"max_new_tokens": -HUGE}, "max_new_tokens: .* found a number of thousands of digits"),
     ({"drafts": -HUGE}, "drafts: .* found a number of thousands of digits"),
 ]
@@ -124,6 +124,56 @@ NUMBERS: list[tuple[dict[str, Any], str]] = [
 def test_numbers_that_are_none(model: runtime_edge.Model, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         model.generate("a", **{"max_new_tokens": 1, **options})
+
+
+class Failing:
+    """An object of a caller whose conversions fail."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __index__(self) -> int:
+        raise self.error
+
+    def __float__(self) -> float:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, ZeroDivisionError, RuntimeError])
+def test_objects_whose_conversions_fail(model: runtime_edge.Model, error: type[Exception]) -> None:
+    for option in ("drafts", "seed", "temperature", "timeout", "max_new_tokens"):
+        with pytest.raises(RequestError, match=f"{option}: .* found Failing"):
+            model.generate([1], **{option: Failing(error)})
+    with pytest.raises(RequestError, match=r"prompt: .* found Failing"):
+        model.generate([Failing(error)])
+
+
+NO_LIST = [np.array(1), True, 3, None, b"a", bytearray(b"a"), {1: 2}, {1, 2}, frozenset([3]), lambda: 1, 1j]
+
+
+@pytest.mark.parametrize("value", NO_LIST, ids=lambda value: type(value).__name__)
+def test_what_is_no_list_is_told(model: runtime_edge.Model, value: Any) -> None:
+    for call, name in [
+        (lambda: model.generate(value), "prompt"),
+        (lambda: model.context().stream(value), "prompt"),
+        (lambda: model.score(value), "prompt"),
+        (lambda: model.logits(value), "prompt"),
+        (lambda: model.tokenize(value), "text|messages"),
+        (lambda: model.detokenize(value), "token_ids"),
+    ]:
+        with pytest.raises(RequestError, match=rf"^({name})"):
+            call()
+
+
+def test_options_that_are_no_bools_are_told(model: runtime_edge.Model) -> None:
+    for value in (np.array([]), np.array([1, 2]), "no", 0, np.array(1)):
+        with pytest.raises(RequestError, match="add_special_tokens: expected True or False"):
+            model.tokenize("a", add_special_tokens=value)
+        with pytest.raises(RequestError, match="skip_special_tokens: expected True or False"):
+            model.detokenize([1], skip_special_tokens=value)
+        for prompt in ("a", [1, 2], [USER]):
+            with pytest.raises(RequestError, match=r"(continue_final_message|add_generation_prompt): expected"):
+                model.score(prompt, continue_final_message=value, add_generation_prompt=value)
 
 
 @pytest.mark.parametrize(

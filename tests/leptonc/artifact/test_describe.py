@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +64,18 @@ def test_ids_outside_the_vocabulary_are_left_out(llama: Captured) -> None:
     found = described(llama, generation_config={"eos_token_id": [512, -1, 2, True], "bos_token_id": 100_000})
     assert found.eos_token_ids == (2,)
     assert found.bos_token_id == EOS
+
+
+def test_tokens_of_the_tokenizer_alone_are_left_out(llama: Captured) -> None:
+    """A tokenizer may have more tokens than the model, its padding among them."""
+    with open_source("sample:tiny-llama") as source:
+        tokenizer = json.loads(source.tokenizer_json)
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 600, "content": "<extra>"})
+    texts = {"pad_token": "<extra>", "bos_token": "<extra>"}
+    found = described(
+        llama, tokenizer_config=texts, tokenizer_json=json.dumps(tokenizer).encode(), generation_config={}, config={}
+    )
+    assert (found.bos_token_id, found.pad_token_id) == (None, None)
 
 
 def test_padding_follows_the_text_before_the_id(llama: Captured) -> None:

@@ -227,6 +227,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str | None]] = {
         None,
     ),
     "shard of a long name": (index("w", "m" * 300), "expected files beside it, found 'mmm", None),
+    "shard of no text": (index("w", "\ud800"), "expected files beside it, found '\\ud800'", None),
     "shard with a zero": (index("w", "m\0"), "expected files beside it", None),
     "no weight map": (index(), "expected a weight_map", None),
     "config not UTF-8": (lambda path: (path / "config.json").write_bytes(b"\xff") and None, "found byte 0xff", None),
