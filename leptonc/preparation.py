@@ -131,12 +131,29 @@ class Preparation:
         found = [*source.warnings, *self.captured.warnings]
         if self.captured.task.cached:
             found += warnings_of(source.generation_config, source.config)
+        elif self.options.max_seq_len is None:
+            found += self._shortened()
         for warning in found:
             self.clock.note(f"warning: {warning}")
         if found:
             self.report["warnings"] = found
         if self.captured.unused:
             self.report["unused"] = list(self.captured.unused)
+
+    def _shortened(self) -> list[str]:
+        """Says that the target's length cuts texts that an encoder could read."""
+        from leptonc.frontend.capture import position_limit
+        from leptonc.sources.base import text_limit
+
+        embeds, found = self.captured.task.output == "embeddings", self.captured.max_seq_len
+        bounds = [position_limit(self.captured.config), text_limit(self.source) if embeds else None]
+        own = min((bound for bound in bounds if bound), default=found)
+        if own <= found:
+            return []
+        return [
+            f"texts are cut at {found} tokens, the target's length, where the model reads {own}: --max-seq-len {own} "
+            "reads as many"
+        ]
 
     def shrink(self, writer: ArtifactWriter, texts: dict[Any, Any], count: int) -> None:
         """Cuts out of the captured model what is asked for; `calibration` and `healing` are there afterwards.

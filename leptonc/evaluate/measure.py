@@ -21,7 +21,7 @@ from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Original, Reference
 from leptonc.evaluate.text import sentences
 from leptonc.frontend.capture import Captured
-from leptonc.sources.base import Source
+from leptonc.sources.base import Source, text_limit
 
 if TYPE_CHECKING:
     from runtime_edge.manifest import Encoder
@@ -87,13 +87,23 @@ class Sample:
         return self._encode(self.texts)
 
     def _encode(self, texts: list[str]) -> tuple[list[list[int]], int]:
-        record, labels = self.encoder, self.captured.task.output == "logits"
-        prompt = "" if labels or record.default_prompt is None else record.prompts[record.default_prompt]
+        prompt = self._prompt
         ids = [self.tokenizer.encode(prompt + text).ids for text in texts]
-        if not prompt or "pooling_mask" not in record.inputs:
+        if not prompt or "pooling_mask" not in self.encoder.inputs:
             return ids, 0
         alone = self.tokenizer.encode(prompt)
         return ids, len(alone.ids) - alone.special_tokens_mask[-1]
+
+    def _is_read(self, text: str) -> bool:
+        """Whether sentence-transformers reads as much of a text: it cuts where the model's files say, nowhere else."""
+        limit = text_limit(self.source)
+        whole = limit is None or limit > self.captured.max_seq_len
+        return not whole or not self.tokenizer.encode(self._prompt + text).overflowing
+
+    @cached_property
+    def _prompt(self) -> str:
+        record, labels = self.encoder, self.captured.task.output == "logits"
+        return "" if labels or record.default_prompt is None else record.prompts[record.default_prompt]
 
     def encoder_batches(self) -> list[dict[str, NDArray[np.int64]]]:
         """Returns the inputs of an encoder's graph, one batch a sentence."""
@@ -129,8 +139,10 @@ class Sample:
         if embeds and place is not None and self.library is None and library.is_installed():
             # A long text and one in capitals show where texts are cut, and what is done to them first.
             texts = [self.text, self.text[:80].swapcase()]
-            more = reference.rows(*self._encode(texts))
-            self.library = library.compare(place, [*self.texts, *texts], np.concatenate([found, more]))
+            rows = np.concatenate([found, reference.rows(*self._encode(texts))])
+            both = [(text, row) for text, row in zip([*self.texts, *texts], rows, strict=True) if self._is_read(text)]
+            if both:
+                self.library = library.compare(place, [text for text, _ in both], np.stack([row for _, row in both]))
         return found
 
     def compare_graph(self, model: ir.Model) -> dict[str, Any]:

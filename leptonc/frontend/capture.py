@@ -72,6 +72,7 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     check_sizes(source.config, len(source.weights))
     task = task_of(source.config, source.modules)
     model = build_model(task, source.config, "eager")
+    task.check_padding(model, source.tokenizer_config.get("padding_side"))
     limit = position_limit(model.config)
     bounds = (max_seq_len, limit, text_limit(source) if task.output == "embeddings" else None)
     positions = min(bound for bound in bounds if bound)
@@ -130,7 +131,9 @@ def _export(traced: Traced, recorder: Recorder, limit: int | None) -> torch.expo
             traced(*args)
             _count(traced.model, recorder)
             recorder.reset()
-            return torch.export.export(traced, args, dynamic_shapes=((dims,) * len(args),), strict=False)
+            program = torch.export.export(traced, args, dynamic_shapes=((dims,) * len(args),), strict=False)
+            program.graph.eliminate_dead_code()  # a pooler that nothing reads needs no weights
+            return program
     except LeptonError:
         raise
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leptonc.errors import InputError
 from leptonc.sources.base import EMBEDDING, TOKENS, SentenceModule
 
 _LEAST = 1e-9  # what a sum of weights is at least
@@ -95,6 +96,31 @@ class Normalize(nn.Module):
 _STEPS: dict[str, type[nn.Module]] = {
     "Pooling": Pooling, "Dense": Dense, "LayerNorm": LayerNorm, "Normalize": Normalize,
 }  # fmt: skip
+
+
+def check_widths(chain: tuple[SentenceModule, ...], width: int) -> None:
+    """Checks that each step reads as many numbers as the one before it makes.
+
+    Args:
+        chain: The steps.
+        width: Numbers of the encoder's output for a token.
+
+    Raises:
+        InputError: One does not.
+    """
+    widths = {TOKENS: width}
+    for step in chain:
+        options = step.options
+        size = widths[options.get("module_input_name", TOKENS if step.kind == "Pooling" else EMBEDDING)]
+        name = {"Dense": "in_features", "LayerNorm": "dimension"}.get(step.kind)
+        if name is not None and options[name] != size:
+            raise InputError(
+                f"{step.kind}: expected {name} to be {size}, which the modules before it make, found {options[name]}",
+                hint="check the pooling modes in 1_Pooling/config.json, each of which adds to the width, and the "
+                "module's own config.json",
+            )
+        made = size * len(options["pooling_mode"]) if step.kind == "Pooling" else options.get("out_features", size)
+        widths[options.get("module_output_name", EMBEDDING)] = made
 
 
 class SentenceSteps(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from leptonc.errors import CaptureError
 from leptonc.frontend.patches import PassThroughCache, Recorder
-from leptonc.frontend.sentence import SentenceSteps
+from leptonc.frontend.sentence import SentenceSteps, check_widths
 from leptonc.sources.base import SentenceModule, SentenceModules
 
 
@@ -39,6 +39,9 @@ class Task:
     def warnings(self, config: Mapping[str, Any]) -> list[str]:
         """Returns what a user must know of how a checkpoint of `config` is used."""
         return []
+
+    def check_padding(self, model: nn.Module, side: str | None) -> None:
+        """Refuses a side on which a tokenizer pads that changes the output, where the library of the task pads."""
 
     def run(self, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Tensor:
         """Calls `model`; returns float32 [batch, …]. Without a recorder it is transformers' own plain forward."""
@@ -67,6 +70,19 @@ class _TextEncoder(Task):
     def inputs(self, model: nn.Module) -> tuple[str, ...]:
         segments = getattr(model.config, "type_vocab_size", 0) or 0
         return ("input_ids", "attention_mask", *(("token_type_ids",) if segments > 1 else ()))
+
+    def check_padding(self, model: nn.Module, side: str | None) -> None:
+        """sentence-transformers pads a batch; transformers' pipeline takes one text after the other."""
+        pads = self.output == "embeddings" or getattr(model.config, "num_labels", 0) == 1
+        # RoBERTa's family makes positions of the tokens, so that padding has none.
+        relative = any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules())
+        if side == "left" and pads and not relative:
+            raise CaptureError(
+                f"{type(model).__name__}: expected a tokenizer that pads on the right, found padding_side left, with "
+                "which sentence-transformers gives a text other positions, and another result, beside longer texts",
+                hint="where that is a mistake, take padding_side out of tokenizer_config.json: an artifact's results "
+                "are those of each text alone",
+            )
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,7 @@ class TextEmbedding(_TextEncoder):
         ]
 
     def attach(self, model: nn.Module) -> None:
+        check_widths(self.chain, int(model.config.hidden_size))  # type: ignore[union-attr, arg-type]
         model.add_module("sentence", SentenceSteps(self.chain))
 
     def run(self, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Tensor:

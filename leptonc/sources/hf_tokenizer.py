@@ -213,7 +213,23 @@ def _refused(directory: Path, error: InputError) -> InputError:
             "(tokenizer_config.json's auto_map), which is never run",
             hint="where it can be written as tokenizer.json, do so: tokenizer.save_pretrained(directory)",
         )
-    return error
+    return _of_config(directory) or error
+
+
+def _of_config(directory: Path) -> InputError | None:
+    """What transformers has against config.json, which it reads before a tokenizer, where it knows the model."""
+    import transformers
+
+    path = directory / "config.json"
+    if not path.is_file() or read_json(path).get("model_type") not in transformers.CONFIG_MAPPING:
+        return None
+    hint = "correct config.json, or take the model from its author again"
+    try:
+        with _silence(), failures(InputError, f"{path}: expected a config that transformers takes", hint=hint):
+            transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except InputError as error:
+        return error
+    return None
 
 
 def _parts(reference: Any, directory: Path) -> Parts:

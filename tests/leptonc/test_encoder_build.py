@@ -160,3 +160,16 @@ def test_rerank_against_the_library(scoring: tuple[Path, runtime_edge.Model]) ->
     theirs = sentence_transformers.CrossEncoder(str(path), device="cpu", local_files_only=True)
     found = [float(model.rerank(query, [text])[0]) for query, text in PAIRS]
     np.testing.assert_allclose(found, theirs.predict(PAIRS), atol=1e-5)
+
+
+def test_a_target_that_cuts_shorter_than_the_model_is_told_of(tmp_path: Path) -> None:
+    def warnings(**options: Any) -> list[str]:
+        out = tmp_path / "m.lepton"
+        result = build(BuildOptions("sample:tiny-bert", weights="fp32", out=out, force=True, **options))
+        found: list[str] = result.report.get("warnings", [])
+        return found
+
+    assert warnings(target="cpu,max_seq_len=24") == [
+        "texts are cut at 24 tokens, the target's length, where the model reads 512: --max-seq-len 512 reads as many"
+    ]
+    assert warnings(target="cpu,max_seq_len=24", max_seq_len=32) == []  # what was asked for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -10,9 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from leptonc.errors import InputError
 from leptonc.evaluate import library
+from leptonc.evaluate.measure import Sample
+from leptonc.sources import open_source
+from tests.leptonc import models
 
 TEXTS = ["one", "two"]
 ROWS = np.array([[1.0, -2.0, 3.0], [0.5, 0.25, -4.0]], np.float32)
@@ -59,3 +64,28 @@ def test_what_ends_a_build(answer: Any, message: str, monkeypatch: pytest.Monkey
     stands_in(monkeypatch, answer)
     with pytest.raises(InputError, match=message):
         library.compare(Path("somewhere"), TEXTS, ROWS)
+
+
+@pytest.mark.parametrize(("limit", "cut"), [(24, True), (None, False), (200, False)])
+def test_texts_that_the_library_would_cut_elsewhere_are_not_compared(
+    limit: int | None, cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model's own files do not cut at 24 tokens the library reads a longer text whole, or fails on it."""
+    compared: list[str] = []
+
+    def compare(directory: Path, texts: list[str], rows: Any) -> str:
+        assert len(texts) == len(rows)
+        compared.extend(texts)
+        return "compared"
+
+    monkeypatch.setattr(library, "is_installed", lambda: True)
+    monkeypatch.setattr(library, "compare", compare)
+    with open_source("sample:tiny-sentence") as source:
+        assert source.modules is not None
+        source = replace(source, library_path=Path("m"), modules=replace(source.modules, max_seq_length=limit))
+        text = "A river. " + "It ran low that summer and people walked across it, one after the other, " * 3 + "."
+        sample = Sample(source, models.capture(source, max_seq_len=24), text, "a text")
+        sample.reference_rows()
+        lengths = [len(Tokenizer.from_str(source.tokenizer_json.decode()).encode(each).ids) for each in compared]
+    assert lengths
+    assert (max(lengths) > 24) == cut

@@ -15,7 +15,7 @@ from leptonc.frontend.capture import capture
 from leptonc.frontend.tasks import task_of
 from leptonc.frontend.weights import checked
 from leptonc.sources import Source, open_source
-from leptonc.sources.base import ComputedTensor, SentenceModules
+from leptonc.sources.base import ComputedTensor, SentenceModule, SentenceModules
 from tests.leptonc.models import source_of
 
 SMALL = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -127,6 +127,43 @@ def test_decoders_that_classify_or_embed(config: Any, architecture: str) -> None
     with pytest.raises(CaptureError, match="found a decoder, whose tokens attend to earlier ones alone") as caught:
         capture(source_of(config, architecture), max_seq_len=64)
     assert "decoders that classify or embed are not supported yet" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_refused"),
+    [("tiny-bert", True), ("tiny-sentence", True), ("tiny-roberta", False), ("tiny-bert-classifier", False)],
+)
+def test_padding_on_the_left_of_absolute_positions(name: str, is_refused: bool) -> None:
+    """A pipeline pads nothing, and RoBERTa's positions are those of the tokens, wherever the padding is."""
+    with open_source(f"sample:{name}") as source:
+        source.tokenizer_config = source.tokenizer_config | {"padding_side": "left"}
+        if is_refused:
+            assert "expected a tokenizer that pads on the right, found padding_side left" in refused(source).message
+        else:
+            assert capture(source, max_seq_len=64).max_seq_len == 64
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (SentenceModule("Dense", {"in_features": 64, "out_features": 8}), "Dense: expected in_features to be 128,"),
+        (SentenceModule("LayerNorm", {"dimension": 64}), "LayerNorm: expected dimension to be 128, .*found 64"),
+    ],
+)
+def test_a_step_that_reads_another_width(step: SentenceModule, message: str) -> None:
+    modes = {"pooling_mode": ["cls", "max"], "include_prompt": True}
+    modules = SentenceModules((SentenceModule("Pooling", modes), step))
+    with open_source("sample:tiny-bert") as source, pytest.raises(InputError, match=message):
+        capture(replace(source, modules=modules), max_seq_len=64)
+
+
+def test_weights_that_nothing_reads_may_be_missing() -> None:
+    """BERT that was saved as a masked language model has no pooler, and an embedding reads none."""
+    with open_source("sample:tiny-bert") as source:
+        found = capture(without(source, lambda name: "pooler" in name), max_seq_len=64)
+        assert not any("pooler" in str(name) for name in found.model.graph.initializers)
+        with pytest.raises(InputError, match=r"found none for 1: `embeddings\.LayerNorm\.bias`"):
+            capture(without(source, lambda name: name.endswith("embeddings.LayerNorm.bias")), max_seq_len=64)
 
 
 @pytest.mark.parametrize("changes", [{"hidden_size": 128}, {"vocab_size": 513}])

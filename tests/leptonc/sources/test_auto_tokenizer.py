@@ -269,3 +269,11 @@ def test_what_libraries_print_is_kept_from_the_user(tmp_path: Path, capfd: pytes
     assert capfd.readouterr() == ("", "")
     AutoTokenizer.from_pretrained(path, local_files_only=True)
     assert "unknown kwarg" in capfd.readouterr().out  # which is what was kept
+
+
+def test_a_config_at_which_the_tokenizer_fails_is_told_of_as_such(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", "bert", word_piece(), **configured(BERT))
+    config = {"model_type": "bert", "num_labels": 1, "problem_type": "single_label_classification"}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json: expected a config that transformers takes, found: `problem_t"):
+        read_tokenizer(path)
