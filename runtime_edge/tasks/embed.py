@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runtime_edge import request as check
 from runtime_edge.backends import EncoderSession
 from runtime_edge.ending import NEVER, Ending, Terminated
-from runtime_edge.errors import RequestError
+from runtime_edge.errors import ArtifactError, RequestError
 from runtime_edge.files import in_threads
 from runtime_edge.listed import listed
 from runtime_edge.manifest import Encoder
@@ -136,9 +136,16 @@ class Encoding:
             ending.check("the model")
             inputs = dict(self._inputs([encoded[index] for index in batch]))
             try:
-                rows[batch] = self._session.run(inputs, alone=alone, stop=stop)
+                made = self._session.run(inputs, alone=alone, stop=stop)
             except Terminated:
                 ending.check("the model")
+            else:
+                if made.shape != rows[batch].shape:
+                    raise ArtifactError(
+                        f"the graph: expected an output of shape {rows[batch].shape}, a row a text, found {made.shape}",
+                        hint="the artifact is damaged: rebuild it with `leptonc build`",
+                    )
+                rows[batch] = made
 
         lengths = [len(each.ids) for each in encoded]
         batches = _batches(lengths, size, self._session.batch_tokens)
