@@ -12,9 +12,9 @@ class LayerRule:
 
     Attributes:
         match: Patterns of module paths, `*` for anything, dots too; one that matches none is an error.
-        weights: fp32 or fp16 (the weights stay as they are), int8, int4 or int2; None for what the others have.
-        block_size: Weights that share a scale, likewise.
-        symmetric: Whether weights are quantized without zero points, likewise.
+        weights: fp32 or fp16 (the weights are not quantized), int8, int4 or int2. Default: what other layers have.
+        block_size: Weights that share a scale. Default: what other layers have.
+        symmetric: Whether weights are quantized without zero points. Default: what other layers have.
     """
 
     match: tuple[str, ...] = ()
@@ -30,42 +30,43 @@ class BuildOptions:
     Attributes:
         source: Directory, hub id, .gguf file or sample:NAME.
         target: Target name with overrides, or several: one artifact then holds a variant for each.
-        out: Artifact to write; None for NAME.lepton in the working directory.
-        weights: fp32, fp16, int8, int4 or int2, of what the targets can have, or auto:SIZE (auto:95MB), for 4 bits
-            and, where it helps most, 8 within so many bytes of graph and weights; None for each target's default, int8
-            with int8 activations, or fp16 with 2:4.
+        out: Artifact to write. Default: NAME.lepton in the working directory.
+        weights: fp32, fp16, fp8, int8, int4 or int2, of what the targets can have; or auto:SIZE (auto:95MB): 4 bits
+            and, where it helps most, 8 within so many bytes of graph and weights. Default: int8 with int8 activations,
+            fp16 with 2:4, else each target's own.
         activations: none, or int8: linear layers read 8-bit integers with scales known before the model runs.
-        calibrator: What chooses the ranges of these integers: minmax, percentile, entropy, mse, or search for
-            that whose outputs are off least, layer by layer.
-        kv_cache: int8 for keys and values of 8 bits in a decoder's cache; None for float32.
-        prefill: int8 for a second graph with 8-bit weights and activations that prompts go through, shared for one that
-            has the weights of the first, which the runtime makes its own of; None for none.
-        block_size: Weights that share a scale, for integers; None for the backend's own choice.
-        symmetric: Whether weights are quantized without zero points; None for yes, but no with auto.
-        method: How codes are chosen: rtn (round to nearest), gptq or awq; None for rtn, but gptq with auto and, for
-            ONNX Runtime, with int8 activations.
-        calibration: Text that gptq, auto, int8 activations and heal look at, .txt or .jsonl; None for one that the
-            model writes itself or, for an encoder, a built-in one.
+        calibrator: What chooses the ranges of these integers: minmax, percentile, entropy, mse, or search, which takes
+            for each layer the one whose outputs are off least.
+        kv_cache: int8 for keys and values of 8 bits in a decoder's cache. Default: float32.
+        prefill: A second graph with 8-bit weights and activations, which prompts go through: int8 for weights of its
+            own, shared for those of the first graph, which the runtime makes its own of. Default: no second graph.
+        block_size: Weights that share a scale, for integers. Default: the backend's own choice.
+        symmetric: Whether weights are quantized without zero points. Default: yes, and no with auto.
+        method: How codes are chosen: rtn (round to nearest), gptq or awq. Default: gptq with auto and, for ONNX
+            Runtime, with int8 activations; else rtn.
+        calibration: Text that gptq, auto, int8 activations and heal look at, .txt or .jsonl. Default: a decoder writes
+            one itself, an encoder reads a built-in one.
         chat: Whether its texts go into the model's chat template, as what a user says; conversations always do.
-        heal: How long the quantized model learns from the original (10min, 30s, 1h, 200steps), or None for not at all.
-        heal_rank: Of what healing adds to each weight of a pruned model in float32, or full; None for 16.
+        heal: How long the quantized model learns from the original (10min, 30s, 1h, 200steps). Default: not at all.
+        heal_rank: Rank of what healing adds to each weight of a pruned model in float32, or full. Default: 16.
         resume: Directory that keeps what an interrupted build's long steps made, and that the same build goes on from.
-        embeddings: int8 or int4, of the embedding and a head tied to it; None for that of the weights.
-        memory_gb: Gigabytes that the build may take in all: activations that there is no room for wait on disk. None
-            for what it takes, with up to `leptonc.needs.ACTIVATIONS` bytes of activations.
-        max_seq_len: Longest sequence; None for the target's default, at most the model's.
-        max_loss: Largest loss of quality in percent, or None: of perplexity for causal models, of cosine similarity
-            for embeddings, of agreement for classifiers.
+        embeddings: int8 or int4, of the embedding and a head tied to it. Default: the format of the weights.
+        memory_gb: Gigabytes that the build may take in all: activations that there is no room for wait on disk.
+            Default: no bound, and up to `leptonc.needs.ACTIVATIONS` bytes of activations in memory.
+        max_seq_len: Longest sequence. Default: the target's, at most the model's.
+        max_loss: Largest loss of quality in percent: of perplexity for causal models, of cosine similarity for
+            embeddings, of agreement for classifiers. Default: no bound.
         seed: Of the text that a model writes for its calibration, and of `rotate`; nothing else in a build is random.
-        dump_ir: Directory for the graph after each pass, or None.
+        dump_ir: Directory for the graph after each pass. Default: the graphs are not written.
         layers: Exceptions for single layers.
-        eval_text: Text to measure fidelity on, or None for the built-in one.
+        eval_text: Text to measure fidelity on. Default: the built-in one.
         prune: What is cut out of the model: a share of its weights ("25%"), what saves some time ("latency:30%"), a
             share of its width ("width:10%"), whole layers ("layers:4"), or a plan's .json file; "2:4" for two weights
-            of each four that are zero; None for nothing.
-        prune_method: How units, or for 2:4 weights, are chosen; None for the default.
-        prune_compensation: What makes up for them, of `leptonc.pruning.COMPENSATIONS`; None for the default.
-        prune_allocation: uniform or global: how a share is spent by importance; None for the method's own.
+            of each four that are zero. Default: nothing.
+        prune_method: How units, or for 2:4 weights, are chosen. Default: reconstruction, or sparsegpt for 2:4.
+        prune_compensation: What makes up for them, of `leptonc.pruning.COMPENSATIONS`. Default: least-squares; none for
+            a plan.
+        prune_allocation: uniform or global: how a share is spent by importance. Default: the method's own.
         rotate: Whether the residual stream gets a random basis, which spreads its outliers over all features.
         check: Whether fidelity is measured; for an engine, of the lowered graph on the CPU before it is built.
         force: Whether an artifact at `out` is replaced.

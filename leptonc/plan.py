@@ -48,7 +48,7 @@ def plans_of(options: BuildOptions) -> list[VariantPlan]:
 
 
 def parse_budget(weights: str | None) -> int | None:
-    """Returns the bytes of `auto:95MB`, None for another number format.
+    """Returns the bytes of `auto:95MB`; nothing for another number format.
 
     Raises:
         InputError: It begins like a budget and is none.
@@ -85,8 +85,8 @@ def check_text(options: BuildOptions) -> None:
     readers = text_readers(options)
     if not any(readers.values()):
         raise InputError(
-            f"expected something that reads a calibration text, one of {', '.join(readers)}, found none beside "
-            f"{options.calibration}",
+            f"expected something that reads a calibration text, one of {', '.join(readers)}, found "
+            f"{options.calibration} and none of them",
             hint="--method gptq --calibration FILE",
         )
     read_texts(options.calibration)

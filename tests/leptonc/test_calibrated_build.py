@@ -36,7 +36,7 @@ def test_gptq_runs_and_says_what_it_looked_at(source: str, text: Path, tmp_path:
         ({"weights": "auto:many"}, "expected weights auto:SIZE, found auto:many"),
         ({"weights": "auto:1MB", "target": "rtx-20"}, "found rtx-20 without int8 and int4"),
         ({"weights": "auto:1MB", "target": "rtx", "embeddings": "int8"}, "expected no format for embeddings"),
-        ({"calibration": True}, "found none beside .*text.txt"),
+        ({"calibration": True}, "found .*text.txt and none of them"),
         ({"method": "gptq", "calibration": True, "weights": "fp32"}, "found fp32"),
         ({"embeddings": "int8", "weights": "fp32"}, "found fp32"),
         ({"method": "gptq", "calibration": True, "target": "rtx", "weights": "fp16"}, "expected weights int8 or int4"),
