@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,9 @@ def _quiet() -> Iterator[None]:
     """What these libraries advise their own users, and their progress, is not for ours."""
     logging: Any = import_module("transformers.utils.logging")
     level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    own = getLogger(NAME)
+    before = own.level
+    own.setLevel(ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -90,6 +94,7 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        own.setLevel(before)
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

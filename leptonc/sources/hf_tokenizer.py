@@ -28,7 +28,10 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 _VOCABULARIES = ("*.txt", "*.model", "*.spm", "*.bpe", "*.codes", "*.tiktoken", "vocab*.json", "tekken.json")
 TEMPLATES = "additional_chat_templates"  # the folder of templates beside the default one
 TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # becomes part of a file's name
-_SAVE = "save it in the current format: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+_SAVE = (
+    "where another version of transformers loads it, save it with that one: "
+    "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+)
 _HARM = "the tokenizer is damaged or was made to do harm: take it from its author again"
 # What `clean_up_tokenization` of transformers 5 replaces in decoded text, in this order.
 _CLEANED = (
@@ -83,6 +86,12 @@ def read_tokenizer(
         original = without_limits(original, str(path))
         alone = parse(original, str(path), error_type=InputError, hint=_HARM)
     reference = _load(directory, hub_id, options or {})
+    limit = reference.model_max_length
+    if not isinstance(limit, int | float) or limit < 1:
+        raise InputError(
+            f"{directory}: expected model_max_length to be a number above 0, found {str(limit)[:80]!r}",
+            hint="correct it in tokenizer_config.json, or take it out there",
+        )
     with _silence():
         parts = _parts(reference, directory)
         if original is not None and _is_same(split(original), split(alone[0].to_str().encode()), parts):
@@ -93,9 +102,6 @@ def read_tokenizer(
         check_tokenizer(BoundedTokenizer.of(*parsed, str(directory)), reference, str(directory))
     config: dict[str, Any] = {name: str(token) for name, token in reference.special_tokens_map.items() if token}
     config |= {name: getattr(reference, name) for name in _SETTINGS}
-    limit = reference.model_max_length
-    if not isinstance(limit, int | float) or limit < 1:
-        raise InputError(f"{directory}: expected model_max_length to be a number above 0, found {str(limit)[:80]!r}")
     if limit < _NO_LIMIT:
         config["model_max_length"] = int(limit)
     return ReadTokenizer(data, config)

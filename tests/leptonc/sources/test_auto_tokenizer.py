@@ -277,3 +277,11 @@ def test_a_config_at_which_the_tokenizer_fails_is_told_of_as_such(tmp_path: Path
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"config\.json: expected a config that transformers takes, found: `problem_t"):
         read_tokenizer(path)
+
+
+@pytest.mark.parametrize("length", ["512", -1, 0])
+def test_a_length_that_is_none(length: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "m", "bert", word_piece(), **configured(BERT, model_max_length=length))
+    with pytest.raises(InputError, match="expected model_max_length to be a number above 0, found") as caught:
+        read_tokenizer(path)
+    assert "tokenizer_config.json" in str(caught.value.hint)
