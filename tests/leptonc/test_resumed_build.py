@@ -151,7 +151,7 @@ def test_what_was_measured_is_not_measured_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Healing, "prepare", stopped)  # what comes after all measuring
+        patch.setattr(Healing, "recovery", stopped)  # what comes after all measuring
         with pytest.raises(KeyboardInterrupt):
             build(resumed)
     assert {path.stem for path in steps.glob("*.json")} == set(damages)
