@@ -243,15 +243,17 @@ class Model(TextGeneration):
         return task
 
     def _open_task(self) -> Decoding | Encoding:
-        if self._task is None:
+        task = self._task  # read once: another thread may close the model meanwhile
+        if task is None:
             raise closed_error()
         self._watched.check()
-        return self._task
+        return task
 
     def _open_codec(self) -> TextCodec:
-        if self._codec is None:
+        codec = self._codec
+        if codec is None:
             raise closed_error()
-        return self._codec
+        return codec
 
     def _other_task(self, wanted: str) -> RequestError:
         task = self.manifest.task

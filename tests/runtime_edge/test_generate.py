@@ -338,6 +338,13 @@ def test_use_after_close(closed: tuple[runtime_edge.Model, runtime_edge.Context]
     assert repr(model).endswith("closed>")
 
 
+def test_close_by_another_thread_at_any_moment_of_a_call(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = runtime_edge.load(built, threads=1)
+    monkeypatch.setattr(model._watched, "check", model.close)  # between what a call looks at first and what it uses
+    with pytest.raises(ClosedError):
+        model.generate("a", max_new_tokens=2)
+
+
 def test_close_during_a_stream_ends_it(built: Path) -> None:
     model = runtime_edge.load(built, threads=1)
     stream = model.stream("a")
