@@ -39,7 +39,8 @@ CONTRIB = frozenset(
     QuickGelu SkipSimplifiedLayerNormalization
     """.split()  # noqa: SIM905
 )
-OPERATORS: Mapping[str, frozenset[str]] = {"": STANDARD, "ai.onnx": STANDARD, "com.microsoft": CONTRIB}
+EARLIER = frozenset({"MultiHeadAttention", "SkipLayerNormalization"})  # of formats 1 to 5
+OPERATORS: Mapping[str, frozenset[str]] = {"": STANDARD, "ai.onnx": STANDARD, "com.microsoft": CONTRIB | EARLIER}
 DTYPES = {1: "float32", 3: "int8", 7: "int64", 10: "float16", 16: "bfloat16"}  # TensorProto.DataType
 ORT_CACHE_DTYPES = {"float32": 4, "float16": 2, "int8": 1}  # those that numpy has: the runtime owns the buffers
 MAX_TOKEN_BYTES = 2**26  # of a cache, for one token: large models have 2**20

@@ -45,8 +45,9 @@ def lacks(version: str) -> str | None:
     if release(version) >= _WHOLE:
         return None
     return (
-        f"ONNX Runtime {version} has no kernels for a cache of integers and for weights of 2 bits: build without "
-        "--kv-cache and with --weights int4, or run it with Python 3.11 or later and ONNX Runtime 1.32 or later"
+        f"ONNX Runtime {version} has no kernels for a cache of integers and for weights of 2 bits, and opens no graph "
+        "of a format before 8: build again without --kv-cache and with --weights int4, or run it with Python 3.11 "
+        "or later and ONNX Runtime 1.32 or later"
     )
 
 

@@ -122,7 +122,9 @@ def invoke(
             )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes one for a Ctrl-D, and no verb asks anything
+            return _told(error.__cause__, user_errors())
         _say("interrupted")
         return INTERRUPTED
     except click.ClickException as error:

@@ -15,7 +15,7 @@ import click
 import pytest
 
 from runtime_edge.cli import interrupts
-from runtime_edge.cli.app import INTERRUPTED, invoke
+from runtime_edge.cli.app import BUG, INTERRUPTED, invoke
 from runtime_edge.cli.console import StageProgress
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -59,6 +59,17 @@ def test_what_was_swallowed_is_raised_again(work: Callable[[StageProgress, int],
         interrupts.check()  # it is over with the verb
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_file_that_ends_too_early_is_no_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    """Click makes an abort of an EOFError too, for it takes one for a Ctrl-D."""
+
+    def read() -> None:
+        raise EOFError("read past the end")
+
+    group = click.Group("program", {"verb": click.Command("verb", callback=read)})
+    assert invoke(group, ["verb"]) == BUG
+    assert "EOFError: read past the end" in capsys.readouterr().err
 
 
 def test_a_second_signal_ends_the_process() -> None:
