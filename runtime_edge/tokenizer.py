@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders
 
 from runtime_edge.errors import ArtifactError, LeptonError, RequestError
-from runtime_edge.tokenizer_bounds import BoundError, bounded
+from runtime_edge.tokenizer_bounds import Bounded, BoundError, bounded
 
 _DAMAGED = "the tokenizer is damaged or was made to do harm: build the artifact again from a model that you trust"
 
@@ -35,6 +35,16 @@ def failures(error_type: type[LeptonError], label: str, *, hint: str | None = _D
         raise error_type(f"{label}, found: {reason[:200]}", hint=hint) from error
 
 
+def within_bounds(
+    data: bytes, label: str, *, error_type: type[LeptonError] = ArtifactError, hint: str | None = _DAMAGED
+) -> Bounded:
+    """Checks a tokenizer.json that nobody vouches for, before the library reads it (arguments as of `parse`)."""
+    try:
+        return bounded(data)
+    except BoundError as error:
+        raise error_type(f"{label}: {error}", hint=hint) from error
+
+
 def parse(
     data: bytes, label: str, *, error_type: type[LeptonError] = ArtifactError, hint: str | None = _DAMAGED
 ) -> tuple[Tokenizer, int]:
@@ -52,10 +62,7 @@ def parse(
     Raises:
         LeptonError: Of that type: it is no tokenizer, or asks for more than `tokenizer_bounds` allows.
     """
-    try:
-        checked = bounded(data)
-    except BoundError as error:
-        raise error_type(f"{label}: {error}", hint=hint) from error
+    checked = within_bounds(data, label, error_type=error_type, hint=hint)
     with failures(error_type, f"{label}: expected a tokenizer", hint=hint):
         # What was set for training or another program must not change or cut a prompt; `bounded` leaves it out.
         return Tokenizer.from_buffer(checked.data), checked.max_chars

@@ -21,7 +21,7 @@ from leptonc.errors import InputError, require
 from leptonc.sources.jsonfile import MAX_JSON_BYTES, read_bytes, read_json, read_text
 from leptonc.sources.tokenizer_check import check_tokenizer
 from leptonc.sources.tokenizer_parts import NULL, Parts, joined, model_type, split, text_of, value_of
-from runtime_edge.tokenizer import BoundedTokenizer, failures, parse
+from runtime_edge.tokenizer import BoundedTokenizer, failures, parse, within_bounds
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Files that hold a vocabulary, besides tokenizer.json.
@@ -40,6 +40,7 @@ _CLEANED = (
 )  # fmt: skip
 # What a source's config says of the tokenizer besides special tokens: what the encoder's record is made of.
 _SETTINGS = ("truncation_side", "padding_side", "model_input_names")
+_SMALL = ("normalizer", "pre_tokenizer", "decoder")
 _LIMITS = {"truncation": NULL, "padding": NULL}
 _NO_LIMIT = 10**9  # transformers writes 10^30 where there is none
 _NO_SUFFIX = "\u0000"  # a prefix of no token: WordPiece's decoder then joins tokens with spaces, as no decoder does
@@ -84,7 +85,7 @@ def read_tokenizer(
         raise _without_files(directory, hub_id)
     if original is not None:
         original = without_limits(original, str(path))
-        alone = parse(original, str(path), error_type=InputError, hint=_HARM)
+        within_bounds(original, str(path), error_type=InputError, hint=_HARM)
     reference = _load(directory, hub_id, options or {})
     limit = reference.model_max_length
     if not isinstance(limit, int | float) or limit < 1:
@@ -94,12 +95,14 @@ def read_tokenizer(
         )
     with _silence():
         parts = _parts(reference, directory)
-        if original is not None and _is_same(split(original), split(alone[0].to_str().encode()), parts):
-            data, parsed = original, alone
+        found = None if original is None else _alone(original, parts, str(path))
+        if original is not None and found is not None:
+            data = original
         else:
             data = joined(parts)
-            parsed = parse(data, str(directory), error_type=InputError, hint=_SAVE)
-        check_tokenizer(BoundedTokenizer.of(*parsed, str(directory)), reference, str(directory))
+            found = parse(data, str(directory), error_type=InputError, hint=_SAVE)
+        tokenizer, most = found
+        check_tokenizer(BoundedTokenizer.of(tokenizer, most, str(directory)), reference, str(directory))
     config: dict[str, Any] = {name: str(token) for name, token in reference.special_tokens_map.items() if token}
     config |= {name: getattr(reference, name) for name in _SETTINGS}
     if limit < _NO_LIMIT:
@@ -163,10 +166,11 @@ def _silence() -> Iterator[None]:
     """Keeps to itself what transformers advises its own users, and what the `tokenizers` library prints to stdout."""
     import transformers
 
-    quiet = transformers.utils.logging
+    quiet: Any = transformers.utils.logging
     level = quiet.get_verbosity()
     quiet.set_verbosity_error()
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     try:
         stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     except OSError:  # a process without a standard output
@@ -292,19 +296,26 @@ def _with_clean_up(decoder: dict[str, Any] | None) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": stages}
 
 
-def _is_same(original: Parts, alone: Parts, parts: Parts) -> bool:
-    """Whether transformers left a tokenizer.json alone.
+def _alone(original: bytes, parts: Parts, label: str) -> tuple[Any, int] | None:
+    """Returns what `parse` makes of a tokenizer.json that transformers left alone; None where it changed something.
 
     Args:
         original: The file; the library gives an added token another id than the file's where that is not free.
-        alone: What the library writes of the file, so that only what differs in meaning differs.
-        parts: What it writes of transformers' tokenizer.
+        parts: What the library writes of transformers' tokenizer.
+        label: The file, for messages.
     """
-    added = [value_of(each, "added_tokens") or [] for each in (original, parts)]
-    ids = [{token["content"]: token["id"] for token in tokens} for tokens in added]
-    if alone["post_processor"] == NULL and value_of(parts, "post_processor") == _PLAIN:
-        alone = alone | {"post_processor": parts["post_processor"]}
-    return ids[0] == ids[1] and alone == parts
+    given = split(original)
+    added = [value_of(each, "added_tokens") or [] for each in (given, parts)]
+    ids = [{token["content"]: token.get("id") for token in tokens} for tokens in added]
+    # A vocabulary takes seconds to parse: what is small is compared first, as it is written.
+    if ids[0] != ids[1] or any(value_of(given, name) != value_of(parts, name) for name in _SMALL):
+        return None
+    found = parse(original, label, error_type=InputError, hint=_HARM)
+    # What the library writes of the file, so that only what differs in meaning differs.
+    written = split(found[0].to_str().encode("utf-8", "surrogatepass"))
+    if written["post_processor"] == NULL and value_of(parts, "post_processor") == _PLAIN:
+        written["post_processor"] = parts["post_processor"]
+    return found if written == parts else None
 
 
 # The post-processor that transformers gives a tokenizer without one; it does nothing.

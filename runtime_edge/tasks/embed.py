@@ -204,8 +204,12 @@ class Encoding:
         skipped = self._prompt_tokens(prompt) if prompt and "pooling_mask" in self.encoder.inputs else 0
         found = []
         for index, item in enumerate(cutting.tokenizer.encode_batch_fast(checked)):
-            # A text of no tokens still is a row: it becomes one padding token.
-            ids = item.ids or [self._codec.pad_id]
+            ids = item.ids
+            if not ids:  # transformers fails on it alone, and what it gives in a batch depends on the others
+                raise RequestError(
+                    f"texts[{index}]: expected a text with tokens, found one without: {checked[index]!r:.80}",
+                    hint="leave it out: this model's tokenizer puts no token around a text",
+                )
             self._codec.check_rows(f"texts[{index}]", ids)
             if skipped >= len(ids):
                 raise RequestError(
@@ -213,7 +217,7 @@ class Encoding:
                     f"prompt's {skipped} tokens fill the {cutting.most} that the model reads",
                     hint="give a shorter prompt",
                 )
-            types = item.type_ids if item.ids and self.encoder.segments else [0] * len(ids)
+            types = item.type_ids if self.encoder.segments else [0] * len(ids)
             found.append(_Tokens(ids, types, skipped))
         return found
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 import runtime_edge
 from runtime_edge.encoder_record import Encoder
@@ -205,3 +206,16 @@ def test_a_record_of_format_7_reads_as_before() -> None:
     record = msgspec.convert(old, Encoder)
     assert (record.score_function, record.segments, record.default_prompt) == ("softmax", True, None)
     assert msgspec.convert(old | {"multi_label": True}, Encoder).score_function == "sigmoid"
+
+
+def test_a_text_without_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is put around a text, transformers fails on an empty one, and no vector is right for it."""
+    plain = tiny.word_tokenizer()
+    plain.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    monkeypatch.setattr(tiny, "word_tokenizer", lambda: plain)
+    model = opened(tmp_path)
+    np.testing.assert_allclose(model.encode(["three"]), mean([6])[None], rtol=1e-6)
+    for text in ("", "  "):
+        with pytest.raises(RequestError, match=r"texts\[1\]: expected a text with tokens, found one with") as caught:
+            model.encode(["three", text])
+        assert caught.value.hint
