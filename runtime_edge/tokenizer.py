@@ -31,7 +31,7 @@ def failures(error_type: type[LeptonError], label: str, *, hint: str | None = _D
     except BaseException as error:  # the library raises nothing narrower than Exception; panics are no Exceptions
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # an interrupt, an exit
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = " ".join(str(error).split()) or repr(error)
         raise error_type(f"{label}, found: {reason[:200]}", hint=hint) from error
 
 

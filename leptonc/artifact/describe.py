@@ -11,7 +11,7 @@ from leptonc import __version__
 from leptonc.errors import InputError
 from leptonc.frontend.capture import Captured
 from leptonc.sources.base import SentenceModules, Source, text_limit
-from leptonc.sources.generation import effective
+from leptonc.sources.generation import effective, token_ids
 from leptonc.sources.sentence import score_function
 from leptonc.sources.tokenizer_parts import split, value_of
 from runtime_edge.encoder_record import SIDES
@@ -33,8 +33,7 @@ def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
     settings = effective(source.generation_config, source.config)
 
     def known(name: str) -> list[int]:
-        value = settings.get(f"{name}_id")
-        return sorted({t for t in (value if isinstance(value, list) else [value]) if type(t) is int and 0 <= t < vocab})
+        return sorted({t for t in token_ids(settings.get(f"{name}_id"), f"{name}_id") if 0 <= t < vocab})
 
     def own(name: str) -> int | None:  # a tokenizer may have tokens that the model has not
         token_id = ids.get(texts.get(name, ""))

@@ -80,13 +80,14 @@ def report_page(manifest: Manifest, report: Mapping[str, Any]) -> bytes:
     """
     parts = [f"<h1>{escape(manifest.name)}</h1>"]
     parts.append(f"<p>{escape(manifest.task)}, {escape(manifest.architecture)}, {manifest.parameters:,} parameters</p>")
+    parts.append(_section("Warnings", _warnings(report)))
     for variant in manifest.variants:
         parts.append(_variant(manifest, variant, report.get("variants", {}).get(variant.name, {})))
     parts += [_section(title, make(report)) for title, make in _WHOLE]
     parts.append(_section("Passes", _passes(manifest)))
     parts.append(_section("Recipe", facts(report.get("recipe", {}))))
     parts.append(_section("Where it came from", facts({**manifest.source, "built with": dict(manifest.toolchain)})))
-    known = {"variants", "recipe", "fidelity", "pruning", "structure", "bytes"}
+    known = {"variants", "recipe", "fidelity", "pruning", "structure", "bytes", "warnings"}
     parts.append(_section("More", facts(report, known)))
     return page(f"{manifest.name}: report", "".join(parts)).encode()
 
@@ -260,6 +261,11 @@ def _pruning(report: Mapping[str, Any]) -> str:
     picture = plots.grid("What is left of each layer", list(kinds), ordered, cells) if cells else ""
     about = "<p class='soft'>How full a box is, is what is left of a block.</p>" if picture else ""
     return about + picture + facts(found)
+
+
+def _warnings(report: Mapping[str, Any]) -> str:
+    told = "".join(f"<li>{escape(str(each))}</li>" for each in report.get("warnings", ()))
+    return f"<ul>{told}</ul>" if told else ""
 
 
 def _structure(report: Mapping[str, Any]) -> str:

@@ -255,6 +255,9 @@ def refusals(task: Task, config: Mapping[str, Any]) -> Iterator[None]:
         StrictDataclassError,
     ) as error:  # fmt: skip
         line = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, KeyError) and len(line.split()) == 1:  # a name that one of its tables does not have
+            line = f"it does not know {line}"
         raise CaptureError(
-            f"transformers cannot build {config.get('model_type')!r} as {task.auto_class}: {line}"
+            f"transformers cannot build {config.get('model_type')!r} as {task.auto_class}: {line}",
+            hint="correct that in config.json, so that transformers' own from_pretrained loads the model",
         ) from error

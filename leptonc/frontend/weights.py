@@ -24,16 +24,37 @@ def stored_names(model: Any, weights: Mapping[str, LazyTensor]) -> dict[str, str
 
     transformers lists what it renamed since checkpoints were made. What it puts together from several tensors keeps
     its name.
+
+    Raises:
+        InputError: two tensors have one name today (`norm.gamma` and `norm.weight`).
     """
     renamed = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
-    return {apply_renamings(name, renamed): name for name in sorted(weights)}
+    stored: dict[str, str] = {}
+    for name in sorted(weights):
+        now = apply_renamings(name, renamed)
+        if now in stored:
+            raise _ambiguous(now, stored[now], name)
+        stored[now] = name
+    return stored
+
+
+def _ambiguous(parameter: str, first: str, second: str) -> InputError:
+    return InputError(
+        f"expected one tensor for `{parameter}`, found two in the checkpoint: `{first}` and `{second}`",
+        hint="remove the one that is not the model's, and save the checkpoint again",
+    )
+
+
+def _other_name(name: str, prefix: str) -> str:
+    """Returns a name without the base model's prefix where it has it, and with it where it has not."""
+    return name.removeprefix(prefix + ".") if name.startswith(prefix + ".") else f"{prefix}.{name}"
 
 
 def find(name: str, stored: Mapping[str, str], prefix: str) -> str | None:
     """Returns the checkpoint's name of parameter `name`, which may be there with or without the base's prefix."""
     names = [name]
     if prefix:
-        names.append(name.removeprefix(prefix + ".") if name.startswith(prefix + ".") else f"{prefix}.{name}")
+        names.append(_other_name(name, prefix))
     # Checkpoints of multimodal models keep the language model one level down.
     names += [f"language_model.{name}", name.replace("model.", "model.language_model.", 1)]
     return next((stored[n] for n in names if n in stored), None)
@@ -53,10 +74,15 @@ def bind(model: nn.Module, weights: Mapping[str, LazyTensor]) -> dict[str, tuple
     What the checkpoint does not have is left out: `require_weights` refuses it where the model reads it.
 
     Raises:
-        InputError: a tensor has another shape than its parameter, or holds integers.
+        InputError: a tensor has another shape than its parameter, or holds integers; or two tensors, one with the
+            base model's prefix and one without it, have different values for one parameter.
     """
     prefix = getattr(model, "base_model_prefix", "") or ""
     stored = stored_names(model, weights)
+    for name, _ in model.named_parameters(remove_duplicate=False) if prefix else ():
+        both = [stored[n] for n in (name, _other_name(name, prefix)) if n in stored]
+        if len(both) > 1 and not np.array_equal(*(weights[n].read() for n in both)):
+            raise _ambiguous(name, *both)
     bound: dict[str, tuple[str, LazyTensor]] = {}
     parameters = {id(p): p for p in model.parameters()}
     for key, names in aliases(model).items():

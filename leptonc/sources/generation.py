@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from leptonc.errors import InputError
+
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _INNER = ("decoder", "generator", "text_config")
 # Settings that change the tokens of an answer, each with the values that change nothing. Not among them: sampling
@@ -45,8 +47,32 @@ def effective(generation: Mapping[str, Any] | None, config: Mapping[str, Any]) -
     return {**dict.fromkeys(SPECIAL_IDS), **generation}
 
 
+def token_ids(value: Any, name: str) -> list[int]:
+    """Returns the ids that a setting such as `eos_token_id` names: one, or a list, which may be nested.
+
+    `generate` makes a tensor of whole numbers of it, so that true is 1 and 2.0 is 2 there.
+
+    Raises:
+        InputError: there is something else in it, on which `generate` fails.
+    """
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [number for item in value for number in token_ids(item if item is not None else "null", name)]
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
+        return [int(value)]
+    raise InputError(
+        f"expected `{name}` to be a token id or a list of them, found {json.dumps(value)[:_LONGEST]}",
+        hint="correct it in generation_config.json, or in config.json where there is no other file",
+    )
+
+
 def warnings_of(generation: Mapping[str, Any] | None, config: Mapping[str, Any]) -> list[str]:
-    """Returns what a user must know where an answer of the artifact is not what `generate` gives by default."""
+    """Returns what a user must know where an answer of the artifact is not what `generate` gives by default.
+
+    Raises:
+        InputError: a token id is none.
+    """
     name = "config.json" if generation is None else "generation_config.json"
     found = effective(generation, config)
     warnings = []
@@ -59,7 +85,15 @@ def warnings_of(generation: Mapping[str, Any] | None, config: Mapping[str, Any])
         option = _PER_REQUEST.get(key)
         then = f"give {option}={text} with each request" if option else "the runtime does not have it"
         warnings.append(f"{name} sets {key} to {text}, which transformers' generate applies by default: {then}")
-    if found.get("eos_token_id") in (None, []):
+    ends = token_ids(found.get("eos_token_id"), "eos_token_id")
+    rows = config.get("vocab_size")
+    if ends and type(rows) is int and not any(0 <= end < rows for end in ends):
+        warnings.append(
+            f"{name} names the eos_token_id {found['eos_token_id']}, which the vocabulary of {rows} does not have: an "
+            f"answer goes on to max_new_tokens, as transformers' generate does; correct it, or give stop= with each "
+            "request"
+        )
+    if not ends:
         other = of_config(config).get("eos_token_id")
         beside = "" if other is None else f"; config.json names {other}, which transformers does not look at then"
         warnings.append(

@@ -42,7 +42,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object that the file holds."""
     value = _parse(path)
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise InputError(
+            f"{path}: expected a JSON object, found {type(value).__name__}",
+            hint="the file is damaged; fetch it again",
+        )
     return value
 
 
@@ -58,4 +61,6 @@ def _parse(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected JSON, found an error: {error}") from error
+        raise InputError(
+            f"{path}: expected JSON, found an error: {error}", hint="the file is damaged; fetch it again"
+        ) from error

@@ -102,7 +102,10 @@ def beside(directory: Path, name: str, whose: str) -> Path:
         or len(encoded) > _LONGEST_NAME
         or encoded.decode("utf-8", "ignore") != name
     ):
-        raise InputError(f"{directory / whose}: expected files beside it, found {name[:80]!r}")
+        raise InputError(
+            f"{directory / whose}: expected files beside it, found {name[:80]!r}",
+            hint="put the shards into the model's directory, and their names alone into the index",
+        )
     path = directory / name
     if not path.is_file():
         raise InputError(f"{directory}: expected the shard {name}, found none", hint="download it too")
@@ -139,7 +142,10 @@ def _shards(index: Path) -> tuple[Mapping[str, LazyTensor], tuple[Callable[[], N
                 places[name] = shard
         for name, shard in read_json(index)["weight_map"].items():
             if name not in places:
-                raise InputError(f"{index}: expected tensor {name!r} in {shard}, found it nowhere there")
+                raise InputError(
+                    f"{index}: expected tensor {name!r} in {shard}, found it in no shard",
+                    hint="the index or a shard is of another model; download them again",
+                )
     except InputError:
         for file in files.values():
             file.close()

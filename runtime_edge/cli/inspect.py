@@ -57,7 +57,9 @@ def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as
         print_json({"about" if emitted else "manifest": manifest, "report": report})
     else:
         rows = _graph_rows(manifest) if emitted else _rows(manifest)
-        print_pairs([*rows, *(("", ""), *_flat(report)) * bool(report)])
+        told = report.pop("warnings", [])
+        warned = [("warning", str(each)) for each in told] if isinstance(told, list) else []
+        print_pairs([*rows, *warned, *(("", ""), *_flat(report)) * bool(report)])
 
 
 def _layers(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def test_sections_follow_from_what_is_reported(artifact: Callable[..., Path]) ->
         },
         "pruning": {"asked": "25%", "blocks": {"model.layers.0/mlp": "96 of 128 channels", "model.layers.1/mlp": "gone",
                     "model.layers.0/attention": "1 of 2 groups, 3 of 4 heads"}},
+        "warnings": ["the head is <b>not</b> tied", "config.json sets num_beams to 3"],
     }  # fmt: skip
     page = report_page(manifest, report)
     read = contained(page)
@@ -143,6 +145,10 @@ def test_sections_follow_from_what_is_reported(artifact: Callable[..., Path]) ->
         assert title in read.text, title
     assert {"recovery before kl", "recovery after kl", "0.25", "cuts 5 of them"} <= set(read.cells)
     assert "Signal-to-noise" not in read.text  # not measured
+    assert page.index(b"<h2>Warnings</h2>") < page.index(b"What was pruned")
+    for told in report["warnings"]:
+        assert page.decode().count(f"<li>{escape(told)}</li>") == 1
+    assert b"Warnings" not in report_page(manifest, {})
     assert contained(report_page(manifest, {}))  # nothing known is a page too
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
+from leptonc.errors import InputError
 from leptonc.frontend.weights import bind
 from leptonc.sources.base import ComputedTensor
 
@@ -51,3 +52,22 @@ def test_names_of_old_checkpoints(prefix: str) -> None:
         tensors[prefix + name] = parameter.detach().numpy()
     found = _all_found(model, tensors)
     assert found["embeddings.LayerNorm.weight"] == f"{prefix}embeddings.LayerNorm.gamma"
+
+
+@pytest.mark.parametrize("second", ["bert.pooler.dense.weight", "embeddings.LayerNorm.gamma"])
+def test_two_tensors_for_one_parameter_are_refused(second: str) -> None:
+    """With and without the base's prefix, under an old name and a new one: nothing says which is the model's."""
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(**SIZE))
+    tensors = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    first = second.removeprefix("bert.").replace("gamma", "weight")
+    with pytest.raises(InputError, match=f"found two in the checkpoint: `{first}` and|{second}` and `{first}"):
+        bind(model, _handles({**tensors, second: tensors[first] + 1}))
+
+
+def test_a_second_copy_with_the_same_values_is_no_question() -> None:
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(**SIZE))
+    tensors = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    copies = {f"bert.{name}": tensor for name, tensor in tensors.items()}
+    assert _all_found(model, tensors | copies)["pooler.dense.weight"] == "pooler.dense.weight"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from leptonc.sources.generation import SPECIAL_IDS, effective, warnings_of
+from leptonc.errors import InputError
+from leptonc.sources.generation import SPECIAL_IDS, effective, token_ids, warnings_of
 
 CASES: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "both": ({"eos_token_id": 1}, {"eos_token_id": 136, "bos_token_id": 2}),
@@ -66,3 +67,22 @@ def test_what_the_user_is_told(generation: dict[str, Any] | None, words: str | N
     assert len(found) == (words is not None)
     if words is not None:
         assert re.search(words, found[0]), found[0]
+
+
+@pytest.mark.parametrize("value", [7, [7, 1], [[7, 1]], True, 7.0, [7.0, -1], -1, [], None], ids=str)
+def test_token_ids_are_those_of_the_tensor_that_generate_makes(value: Any) -> None:
+    torch = pytest.importorskip("torch")
+    want = [] if value is None else torch.tensor(value, dtype=torch.long).flatten().tolist()
+    assert token_ids(value, "eos_token_id") == want
+
+
+@pytest.mark.parametrize("value", ["7", ["7"], {"a": 7}, [None], 7.5, float("nan")], ids=str)
+def test_what_is_no_token_id_is_refused(value: Any) -> None:
+    with pytest.raises(InputError, match="expected `eos_token_id` to be a token id"):
+        warnings_of({"eos_token_id": value}, {})
+
+
+def test_ends_that_the_vocabulary_does_not_have_are_told_of() -> None:
+    (warning,) = warnings_of({"eos_token_id": [-1, 512]}, {"vocab_size": 512})
+    assert "which the vocabulary of 512 does not have" in warning
+    assert not warnings_of({"eos_token_id": [-1, 511]}, {"vocab_size": 512})

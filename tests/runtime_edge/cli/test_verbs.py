@@ -79,6 +79,7 @@ def test_inspect_shows_every_figure_of_the_report(lepton_edge: Callable[..., Any
         "layers": [{"name": "a"}],
         "heads": [4, 4, 4],
         "list": [1, 2],
+        "warnings": ["a head is not tied", "beams are not searched"],
     }
     with_report(copy, json.dumps(report))
     out = lepton_edge("inspect", copy).out
@@ -91,6 +92,8 @@ def test_inspect_shows_every_figure_of_the_report(lepton_edge: Callable[..., Any
     }
     for name, value in expected.items():
         assert re.search(rf"^{name} +{re.escape(value)}$", out, re.M), name
+    assert re.findall(r"^warning +(.+)$", out, re.M) == report["warnings"]
+    assert out.count("a head is not tied") == 1
     assert json.loads(lepton_edge("inspect", copy, "--json").out)["report"] == report
 
 
