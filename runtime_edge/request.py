@@ -15,6 +15,7 @@ from runtime_edge.listed import listed
 from runtime_edge.messages import ChatOptions
 from runtime_edge.sampling import MOST_PENALTY, SamplingOptions
 
+_TRUTHS = ("bool", "bool_")  # Python's and numpy's, which is an index too up to numpy 2.2
 _CONVERSION = (TypeError, ValueError, ArithmeticError, RuntimeError)  # what making a number of an object raises
 
 
@@ -153,7 +154,7 @@ def boolean(name: str, value: Any) -> None:
 def integer(name: str, value: Any, least: int, most: int | None = None, *, others: str = "") -> int:
     """Checks a whole number, of Python or of numpy; `others` are what the option takes besides, for the message."""
     wanted = others + (f"a whole number >= {least}" if most is None else f"a whole number from {least} to {most}")
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if _name(value) in _TRUTHS or not hasattr(value, "__index__"):
         raise RequestError(f"{name}: expected {wanted}, found {_name(value)} {_short(value)}")
     try:
         number = operator.index(value)
@@ -165,7 +166,7 @@ def integer(name: str, value: Any, least: int, most: int | None = None, *, other
 
 
 def _real(name: str, value: Any, wanted: str, is_valid: Callable[[float], bool]) -> float:
-    is_number = hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0 and _name(value) not in ("bool", "bool_")
+    is_number = hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0 and _name(value) not in _TRUTHS
     if isinstance(value, str) or not is_number:
         raise RequestError(f"{name}: expected {wanted}, found {_name(value)} {_short(value)}")
     try:

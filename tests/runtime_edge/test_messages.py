@@ -129,6 +129,7 @@ def ours(source: str, messages: list[Any], **options: Any) -> str:
 
 @pytest.fixture(scope="module")
 def reference() -> Any:
+    pytest.importorskip("transformers", reason="the reference is transformers")
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny.byte_tokenizer(), bos_token="<bos>", eos_token="<eos>")
@@ -349,6 +350,7 @@ def named(root: Path, templates: dict[str, str]) -> Path:
 
 
 def test_templates_by_name_as_transformers_chooses_them(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the reference is transformers")
     from transformers import PreTrainedTokenizerFast
 
     sources = {name: f"{name}: {{{{ messages[0].content }}}}" for name in ("default", "tool_use", "rag")}

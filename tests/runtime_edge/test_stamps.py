@@ -185,7 +185,7 @@ def test_reading_that_fails_midway(artifact: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("path", "found"),
     [
-        ("n" * 300, "File name too long"), ("a\0b", "null byte"), ("a\ud800", "surrogates not allowed"),
+        ("n" * 300, "File name too long"), ("a\0b", "null"), ("a\ud800", "surrogates not allowed"),
         ("loop", "symbolic links"), ("loop/x", "symbolic links"), ("file", "a file"), ("file/x", "nothing"),
         ("pipe", "a file"), ("a\udcff", "nothing"), ("/".join(["d"] * 3000), "File name too long"),
     ],

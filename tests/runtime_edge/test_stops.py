@@ -41,6 +41,7 @@ class Reference:
     """transformers' criterion for one stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
+        pytest.importorskip("transformers", reason="the reference is transformers")
         from transformers import PreTrainedTokenizerFast
         from transformers.generation.stopping_criteria import StopStringCriteria
 
