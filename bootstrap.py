@@ -30,6 +30,7 @@ PYTHON = BIN / "python"
 TORCH = "torch==2.13.0"
 EXTRAS = "cpu,compiler,dev,bench,rtx"
 LISTS = ROOT / "sample_models" / "packages"  # of packages that carry models
+TYPES = ROOT / "tests" / "no-deps.txt"  # what tests read and nothing imports
 SAMPLES = ("samples",)
 WORKERS = 4  # processes of tests at most: one may take 2 GB
 
@@ -66,7 +67,7 @@ def main() -> int:
 def install(samples: list[str]) -> None:
     """Creates the environment and installs what is not there yet; a failure ends this program."""
     kernels = ROOT / "runtime_edge" / "kernels"
-    sources = [ROOT / "pyproject.toml", *sorted(LISTS.glob("*.txt")), *sorted(kernels.glob("*.[ch]"))]
+    sources = [ROOT / "pyproject.toml", TYPES, *sorted(LISTS.glob("*.txt")), *sorted(kernels.glob("*.[ch]"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     packages = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # an installation in place maps these
     wanted = {"pyproject": digest, "python": sys.version, "root": str(ROOT), "packages": packages}
@@ -81,7 +82,8 @@ def install(samples: list[str]) -> None:
     pip(TORCH)
     pip("-e", f".[{EXTRAS}]")
     # These packages are wanted for the files in them, not for the libraries that they depend on.
-    pip("--no-deps", *(part for name in samples for part in ("-r", str(LISTS / f"{name}.txt"))))
+    lists = [TYPES, *(LISTS / f"{name}.txt" for name in samples)]
+    pip("--no-deps", *(part for path in lists for part in ("-r", str(path))))
     STAMP.write_text(json.dumps({**wanted, "samples": samples}))
 
 

@@ -209,7 +209,7 @@ def stub_classes() -> dict[str, dict[str, list[ast.FunctionDef]]]:
     try:
         files = importlib.metadata.files("tensorrt-stubs") or []
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip("tensorrt-stubs (the extra tensorrt-api) is not installed")
+        pytest.skip("tensorrt-stubs (tests/no-deps.txt) is not installed")
     (path,) = [file.locate() for file in files if str(file) == "tensorrt_bindings/tensorrt.pyi"]
     bodies = {node.name: node for node in parsed(Path(path).read_text()).body if isinstance(node, ast.ClassDef)}
 
