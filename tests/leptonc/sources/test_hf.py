@@ -201,8 +201,8 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str | None]] = {
     "adapter beside": (put("adapter_config.json", "{}"), "expected a model or an adapter, found both", "merge"),
     "adapter": (only("adapter_config.json"), "expected a whole model, found an adapter", "merge"),
     "no tokenizer": (remove("tokenizer.json"), "found no tokenizer", "tokenizer.save_pretrained"),
-    "config not JSON": (put("config.json", "{"), "config.json: expected JSON", None),
-    "config a list": (put("config.json", "[]"), "expected a JSON object, found list", None),
+    "config not JSON": (put("config.json", "{"), "config.json: expected JSON", "fetch it again"),
+    "config a list": (put("config.json", "[]"), "expected a JSON object, found list", "fetch it again"),
     "no model_type": (put("config.json", "{}"), "expected a `model_type`, found none", "transformers"),
     "quantized": (
         put("config.json", '{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}'),
@@ -219,16 +219,16 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str | None]] = {
     "shard elsewhere": (
         index("w", "../model.safetensors"),
         "expected files beside it, found '../model.safetensors'",
-        None,
+        "into the index",
     ),
     "tensor not in its shard": (
         index("w", "whole.safetensors"),
         "expected tensor 'w' in whole.safetensors",
-        None,
+        "of another model",
     ),
-    "shard of a long name": (index("w", "m" * 300), "expected files beside it, found 'mmm", None),
-    "shard of no text": (index("w", "\ud800"), "expected files beside it, found '\\ud800'", None),
-    "shard with a zero": (index("w", "m\0"), "expected files beside it", None),
+    "shard of a long name": (index("w", "m" * 300), "expected files beside it, found 'mmm", "into the index"),
+    "shard of no text": (index("w", "\ud800"), "expected files beside it, found '\\ud800'", "into the index"),
+    "shard with a zero": (index("w", "m\0"), "expected files beside it", "into the index"),
     "no weight map": (index(), "expected a weight_map", None),
     "config not UTF-8": (lambda path: (path / "config.json").write_bytes(b"\xff") and None, "found byte 0xff", None),
 }
