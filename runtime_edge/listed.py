@@ -15,6 +15,7 @@ def listed(values: Any) -> Iterator[Any] | None:
     if isinstance(values, (str, bytes, bytearray, Mapping)):
         return None
     try:
-        return iter(values)
+        iterator: Iterator[Any] = iter(values)
     except TypeError:
         return None
+    return iterator

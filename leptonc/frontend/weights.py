@@ -81,7 +81,7 @@ def bind(model: nn.Module, weights: Mapping[str, LazyTensor]) -> dict[str, tuple
     stored = stored_names(model, weights)
     for name, _ in model.named_parameters(remove_duplicate=False) if prefix else ():
         both = [stored[n] for n in (name, _other_name(name, prefix)) if n in stored]
-        if len(both) > 1 and not np.array_equal(*(weights[n].read() for n in both)):
+        if len(both) > 1 and not np.array_equal(weights[both[0]].read(), weights[both[1]].read()):
             raise _ambiguous(name, *both)
     bound: dict[str, tuple[str, LazyTensor]] = {}
     parameters = {id(p): p for p in model.parameters()}
