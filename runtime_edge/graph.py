@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime_edge.divisions import Divisions
 from runtime_edge.errors import ArtifactError
 from runtime_edge.manifest import Decoder, Encoder, Manifest, Variant
 from runtime_edge.wire import BYTES, Wire, mapped_graph
@@ -45,6 +46,8 @@ DTYPES = {1: "float32", 3: "int8", 7: "int64", 10: "float16", 16: "bfloat16"}  #
 ORT_CACHE_DTYPES = {"float32": 4, "float16": 2, "int8": 1}  # those that numpy has: the runtime owns the buffers
 MAX_TOKEN_BYTES = 2**26  # of a cache, for one token: large models have 2**20
 
+_FLOAT, _INT64 = 1, 7
+_TYPED = ("Cast", "Constant", "ConstantOfShape")  # an attribute tells the type of the output
 # Inputs that say how large an output is, of operators that can make much of little.
 _SHAPES = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 _REBUILD = "it was not made by this toolchain, or was changed: build it again with `leptonc build`"
@@ -117,6 +120,7 @@ class _Walker:
         self.wire = wire
         self.nodes = 0
         self.constants: dict[str, list[int]] = {}
+        self.divisions = Divisions()
         self.shapes: list[tuple[str, str]] = []  # operator and the name of its shape
 
     def model(self, start: int, end: int) -> Graph:
@@ -137,12 +141,17 @@ class _Walker:
             if number == 1:
                 self.node(first, last)
             elif number == 5:
-                initialized.add(self.tensor(first, last, None))
+                key, code, numbers = self.tensor(first, last)
+                initialized.add(key)
+                self.divisions.value(key, code)
+                self.constant(key, numbers)
             elif number in values:
                 key, value = self.value(first, last)
                 if key in values[number]:
                     raise self.fault("each input and output once", f"{key[:80]!r} twice")
                 values[number][key] = value
+                if number == 11:
+                    self.divisions.value(key, next((code for code, name in DTYPES.items() if name == value.dtype), 0))
         for operator, key in self.shapes:
             numbers = self.constants.get(key, [])
             count = 1
@@ -150,6 +159,9 @@ class _Walker:
                 count = count * max(1, size) if count <= MAX_EXPANDED else count
             if count > MAX_EXPANDED:
                 raise self.fault(f"at most {MAX_EXPANDED} elements of a shape in the graph", f"{operator} of more")
+        for dividend, divisor in self.divisions.of_integers():
+            if min(self.constants.get(divisor) or [0]) < 1:
+                raise self.fault("integers divided by a positive constant", f"{dividend[:80]!r} by {divisor[:80]!r}")
         inputs = {key: value for key, value in values[11].items() if key not in initialized}
         return Graph(inputs, values[12])
 
@@ -177,28 +189,42 @@ class _Walker:
                 f"{self.wire.name}: expected operators that lowerings make, found {label[:80]!r}",
                 hint="control flow, and operators that no artifact of this toolchain has, are refused",
             )
-        for first, last in attributes:
-            self.attribute(operator, outputs, first, last)
+        told = [self.attribute(operator, outputs, first, last) for first, last in attributes]
+        self.divisions.node(operator, inputs, outputs, max(told, default=0))
         if operator in _SHAPES and len(inputs) > _SHAPES[operator]:
             self.shapes.append((operator, inputs[_SHAPES[operator]]))
 
-    def attribute(self, operator: str, outputs: Sequence[str], start: int, end: int) -> None:
+    def attribute(self, operator: str, outputs: Sequence[str], start: int, end: int) -> int:
+        """Notes the numbers of a constant, and returns the type of the output where the attribute tells it, else 0."""
         numbers: list[int] = []
+        key, code = "", 0
         for number, _, first, last in self.wire.fields(start, end):
             if number in (6, 11):
                 raise self.fault("operators without graphs in them", f"one in {operator}")
-            if operator != "Constant" or not outputs:
+            if operator not in _TYPED or not outputs:
                 continue
-            if number == 5:
-                self.tensor(first, last, outputs[0])
+            if number == 1:
+                key = self.wire.text(first, last, "names")
+            elif number == 5:
+                _, code, numbers = self.tensor(first, last)
+            elif number in (2, 7):  # of floating point
+                code = _FLOAT
             elif number in (3, 8):  # one number, or several
                 numbers += self.integers(first, last)
-        if numbers:
-            self.constants[outputs[0]] = numbers
+        if operator == "Cast":
+            return numbers[0] if key == "to" and numbers else 0
+        if operator == "Constant":
+            self.constant(outputs[0], numbers)
+        return code or (_INT64 if numbers else 0)
 
-    def tensor(self, start: int, end: int, name: str | None) -> str:
-        """Returns a tensor's name, and notes its numbers where they are a shape: a few of int64."""
-        dtype, numbers = 0, []
+    def constant(self, name: str, numbers: list[int]) -> None:
+        if self.constants.setdefault(name, numbers) != numbers:
+            raise self.fault("each constant once", f"{name[:80]!r} twice")
+
+    def tensor(self, start: int, end: int) -> tuple[str, int, list[int]]:
+        """Returns a tensor's name and type, and its numbers where they may be a shape: a few of int64."""
+        dtype = 0
+        numbers: list[int] = []
         key = ""
         for number, wire, first, last in self.wire.fields(start, end):
             if number == 2 and wire != BYTES:
@@ -210,9 +236,7 @@ class _Walker:
             elif number == 9 and last - first <= 64:
                 data = self.wire.data[first:last]
                 numbers += [int.from_bytes(data[at : at + 8], "little", signed=True) for at in range(0, len(data), 8)]
-        if dtype == 7:
-            self.constants[key if name is None else name] = numbers
-        return key
+        return key, dtype, numbers if dtype == _INT64 else []
 
     def integers(self, first: int, last: int) -> list[int]:
         """Numbers in their places one after the other: packed, or one alone."""

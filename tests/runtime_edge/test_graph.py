@@ -229,6 +229,79 @@ def test_variant_for_a_backend_that_is_none(backend: str, root: Path) -> None:
         assert caught.value.hint
 
 
+INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
+LEAST, MINUS = np.array([-(2**63)]), np.array([-1])
+node = helper.make_node
+# By their name: constants of a graph, nodes that make `divided`, and whether the graph is right.
+DIVISIONS: dict[str, tuple[dict[str, np.ndarray], list[onnx.NodeProto], bool]] = {
+    "the least by -1": ({"a": LEAST, "b": MINUS}, [node("Div", ["a", "b"], ["divided"])], False),
+    "by -1 of a run": (
+        {"a": LEAST, "b": MINUS, "zero": np.array([0])},
+        [
+            node("Mul", ["past_length", "zero"], ["c"]),
+            node("Add", ["c", "b"], ["d"]),
+            node("Div", ["a", "d"], ["divided"]),
+        ],
+        False,
+    ),
+    "by zero": ({"a": LEAST, "b": np.array([0])}, [node("Div", ["a", "b"], ["divided"])], False),
+    "32 bits": (
+        {"a": np.array([-(2**31)], np.int32), "b": np.array([-1], np.int32)},
+        [node("Div", ["a", "b"], ["divided"])],
+        False,
+    ),
+    "a cast to integers that names itself otherwise": (
+        {"a": LEAST, "b": MINUS},
+        [node("Cast", ["a"], ["c"], to=INT64, saturate=1), node("Div", ["c", "b"], ["divided"])],
+        False,
+    ),
+    "a constant named by another tensor": (
+        {"a": LEAST, "b": MINUS, "shape": np.array([1])},
+        [
+            node("ConstantOfShape", ["shape"], ["c"], value=numpy_helper.from_array(np.array([5]), "b")),
+            node("Div", ["a", "b"], ["divided"]),
+        ],
+        False,
+    ),
+    "in no order": (
+        {"a": LEAST, "b": MINUS},
+        [node("Div", ["c", "b"], ["divided"]), node("Identity", ["a"], ["c"])],
+        False,
+    ),
+    "a circle": ({"b": MINUS}, [node("Div", ["c", "b"], ["divided"]), node("Identity", ["c"], ["c"])], False),
+    "a length by a constant": ({"b": np.array([2])}, [node("Div", ["past_length", "b"], ["divided"])], True),
+    "floating point": (
+        {"b": np.array([-1], np.float32)},
+        [node("Cast", ["past_length"], ["c"], to=FLOAT), node("Div", ["c", "b"], ["divided"])],
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIVISIONS)
+def test_divisions_that_end_the_process_are_refused(name: str, root: Path) -> None:
+    constants, nodes, is_right = DIVISIONS[name]
+
+    def how(model: onnx.ModelProto) -> None:
+        model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in constants.items())
+        model.graph.node.extend(nodes)
+
+    change(root, how)
+    if is_right:
+        with runtime_edge.load(root, threads=1) as model:
+            assert len(model.generate([1, 2, 3], max_new_tokens=2).token_ids) == 2
+    else:
+        with pytest.raises(ArtifactError, match=r"expected integers divided by a positive constant, found 'a|'c"):
+            runtime_edge.load(root)
+
+
+def test_a_constant_twice_is_refused(root: Path) -> None:
+    values = [np.array([5]), MINUS]
+    change(root, lambda model: model.graph.initializer.extend(numpy_helper.from_array(each, "b") for each in values))
+    with pytest.raises(ArtifactError, match="expected each constant once, found 'b' twice"):
+        runtime_edge.load(root)
+
+
 def test_operators_are_those_of_the_dialect_and_the_lowerings() -> None:
     dialect = pytest.importorskip("leptonc.ir.dialect", reason="the compiler is not installed")
     assert dialect.STANDARD_OPS <= graph.STANDARD  # those of earlier artifacts stay
