@@ -233,10 +233,18 @@ class _Build:
         )  # fmt: skip
 
     def _judge(self, variant: VariantBuild, fidelity: dict[str, Any], hint: str | None, where: str = "") -> None:
-        from leptonc.evaluate.measure import judge
+        from leptonc.evaluate.measure import judge, require_same
 
         fewer = "more bits (--weights int8), smaller blocks (--block-size 16), --asymmetric or no --prune lose less"
         judge(fidelity, self.options.max_loss, f"{variant.plan.target.spec}{where}", hint or fewer)
+        if self._exact(variant):
+            require_same(fidelity, f"{variant.plan.target.spec}{where}")
+
+    def _exact(self, variant: VariantBuild) -> bool:
+        """Returns whether a variant is the model itself: float32 throughout, nothing cut and nothing learnt."""
+        options, plan = self.options, variant.plan
+        changed = (options.prune, options.heal, options.prefill, options.kv_cache, plan.embeddings, plan.budget)
+        return plan.scheme == "fp32" and options.activations == "none" and not options.layers and not any(changed)
 
 
 def sizes_of(writer: Any) -> dict[str, int]:

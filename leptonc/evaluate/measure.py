@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from leptonc.calibrate.solve import inputs_of
-from leptonc.errors import OVERFLOWS, BoundError, InputError
+from leptonc.errors import OVERFLOWS, BoundError, CaptureError, InputError
 from leptonc.evaluate import fidelity, library
 from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Original, Reference
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TOKENS = 512  # of text that a causal model is measured on
 SENTENCES = 32  # that an encoder is
+_ROUNDING = 1e-3  # nats of divergence, or percent; float32's own order of sums costs less than a thousandth of that
 
 
 @dataclass
@@ -196,6 +197,25 @@ def judge(found: dict[str, Any], bound: float | None, whom: str, hint: str) -> N
         raise InputError(
             f"expected finite outputs on the text that is measured, found that {what} by {lost} % for {whom}",
             hint=OVERFLOWS,
+        )
+
+
+def require_same(found: dict[str, Any], whom: str) -> None:
+    """Refuses an artifact that lost nothing on purpose, all of it being float32, and answers otherwise all the same.
+
+    Args:
+        found: What `compare_decoder` or `compare_encoder` returned.
+        whom: What was measured.
+
+    Raises:
+        CaptureError: It differs from the original by more than float32's rounding.
+    """
+    how, lost = ("divergence of the next token is", found["kl_divergence"]) if "kl_divergence" in found else loss(found)
+    if lost > _ROUNDING:
+        raise CaptureError(
+            f"expected {whom} in float32 to answer as transformers' own forward pass does, found that the {how} "
+            f"{lost:.3g}, more than rounding explains",
+            hint="this architecture, or an option of its config.json, is not supported yet",
         )
 
 

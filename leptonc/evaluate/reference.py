@@ -20,7 +20,7 @@ from leptonc.evaluate.noise import OutputNoise
 from leptonc.evaluate.original import load_original
 from leptonc.evaluate.sentence import embedded
 from leptonc.frontend.capture import position_limit
-from leptonc.frontend.tasks import Task
+from leptonc.frontend.tasks import Task, refusals
 from leptonc.memory import give_back
 from leptonc.sources.base import Source
 
@@ -106,7 +106,8 @@ class Reference:
 
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Runs the body, and returns (position, float32 [n, vocab]) blocks of a causal model's logits."""
-        with self._ready():
+        # Errors of its own forward are of the config's values: what ran before is the captured graph alone.
+        with self._ready(), refusals(self.task, self.model.config.to_dict()):
             body = self.model.base_model(input_ids=torch.tensor([token_ids]), use_cache=False)
         give_back()  # the weights have left, and what compares comes
         return self._head(type(body), body[0], token_ids)

@@ -12,13 +12,14 @@ import logging
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+import transformers
 from torch import nn
 
 from leptonc.errors import CaptureError, InputError, LeptonError
@@ -78,6 +79,7 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     positions = min(bound for bound in bounds if bound)
     warnings = ties.separate(model, source.weights)
     bound = bindings.bind(model, source.weights)
+    _check_nesting(source.config, model, bound)
     if 2 * len(bound) < len(list(model.parameters())):  # another model: before the time that a trace takes
         bindings.require_weights((name for name, _ in model.named_parameters()), bound)
     values = bindings.buffers(model, source.weights)
@@ -107,6 +109,22 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     return Captured(
         graph, task, model.config, parameters, positions, windows_of(graph), tuple(warnings), tuple(known)
     )  # fmt: skip
+
+
+def _check_nesting(config: Mapping[str, Any], model: Any, bound: Mapping[str, tuple[str, object]]) -> None:
+    """Refuses a multimodal model's names of weights beside the config of a language model alone.
+
+    transformers finds none of them then, and starts with random numbers.
+    """
+    if type(model.config) is not transformers.CONFIG_MAPPING[config["model_type"]]:  # whose `get` finds nothing
+        return  # the language model of a multimodal config
+    for name, (stored, _) in bound.items():
+        if "language_model." in stored and "language_model." not in name:
+            raise InputError(
+                f"expected weights of a {type(model).__name__} alone, found a multimodal model's: `{stored}` in the "
+                f"place of `{name}`",
+                hint="take the multimodal model's config.json, or rename the weights",
+            )
 
 
 @contextmanager

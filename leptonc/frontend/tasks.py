@@ -222,18 +222,33 @@ def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
             model = getattr(transformers, task.auto_class).from_config(parsed, dtype=torch.float32)
             task.attach(model)
     _check_direction(task, model)
+    _check_windows(model)
     return model.eval()
+
+
+def _check_windows(model: Any) -> None:
+    """Refuses layers of a sliding window without a window's length, on which transformers fails as it generates."""
+    kinds, window = getattr(model.config, "layer_types", None) or (), getattr(model.config, "sliding_window", None)
+    if "sliding_attention" in kinds and not window:
+        raise CaptureError(
+            f"{type(model).__name__}: expected a sliding_window for the layers that layer_types calls "
+            f"sliding_attention, found {window!r}",
+            hint="config.json: give `sliding_window` (where there is one, `use_sliding_window` too), or call these "
+            "layers full_attention",
+        )
 
 
 def _check_direction(task: Task, model: Any) -> None:
     """Refuses an encoder whose tokens attend to earlier ones alone, as a captured one's do not, and the reverse."""
     encoder = getattr(model.config, "is_decoder", None) is False
+    encoder |= bool(getattr(model.config, "use_bidirectional_attention", False))
     for path, module in model.named_modules():
         if task.cached and encoder and getattr(module, "is_causal", None) is False:
             raise CaptureError(
                 f"{type(model).__name__}: expected a language model whose tokens attend to earlier ones alone, found "
                 f"an encoder, whose tokens attend to all others ({path})",
-                hint='where it was trained as a decoder, its config.json says `"is_decoder": true`',
+                hint='where it was trained as a decoder, its config.json says `"is_decoder": true`, and no '
+                "`use_bidirectional_attention`",
             )
         if not task.cached and "Attention" in type(module).__name__ and getattr(module, "is_causal", False):
             raise CaptureError(

@@ -48,23 +48,22 @@ def effective(generation: Mapping[str, Any] | None, config: Mapping[str, Any]) -
 
 
 def token_ids(value: Any, name: str) -> list[int]:
-    """Returns the ids that a setting such as `eos_token_id` names: one, or a list, which may be nested.
+    """Returns the ids that a setting such as `eos_token_id` names: one, or a list of them.
 
     `generate` makes a tensor of whole numbers of it, so that true is 1 and 2.0 is 2 there.
 
     Raises:
         InputError: there is something else in it, on which `generate` fails.
     """
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [number for item in value for number in token_ids(item if item is not None else "null", name)]
-    if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
-        return [int(value)]
-    raise InputError(
-        f"expected `{name}` to be a token id or a list of them, found {json.dumps(value)[:_LONGEST]}",
-        hint="correct it in generation_config.json, or in config.json where there is no other file",
-    )
+    ids = []
+    for item in value if isinstance(value, list) else () if value is None else (value,):
+        if not isinstance(item, (bool, int)) and not (isinstance(item, float) and item.is_integer()):
+            raise InputError(
+                f"expected `{name}` to be a token id or a list of them, found {json.dumps(value)[:_LONGEST]}",
+                hint="correct it in generation_config.json, or in config.json where there is no other file",
+            )
+        ids.append(int(item))
+    return ids
 
 
 def warnings_of(generation: Mapping[str, Any] | None, config: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,10 @@ _GEMMA3_LOCAL_THETA = 10_000.0
 _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 
 
+def _refused(text: str) -> InputError:
+    return InputError(text, hint="give the original Hugging Face model instead")
+
+
 class Metadata:
     """Typed access to the metadata of one architecture."""
 
@@ -43,7 +47,7 @@ class Metadata:
             found = float(found)
         if type(found) is kind and math.isfinite(found) and found >= 0:
             return found
-        raise InputError(f"{self.file.label}: expected {full} to be {kind.__name__}, found {str(found)[:80]}")
+        raise _refused(f"{self.file.label}: expected {full} to be {kind.__name__}, found {str(found)[:80]}")
 
     def optional(self, key: str, kind: type[int] | type[float]) -> Any:
         """Returns a number, or None where the file does not say."""
@@ -72,19 +76,19 @@ def build_config(file: GgufFile, architecture: str, family: Family) -> dict[str,
     meta = Metadata(file, architecture)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise InputError(f"{file.label}: expected the matrix token_embd.weight, found none")
+        raise _refused(f"{file.label}: expected the matrix token_embd.weight, found none")
     if meta.value("expert_count", int, 0):
-        raise InputError(f"{file.label}: mixtures of experts are not supported from GGUF")
+        raise _refused(f"{file.label}: mixtures of experts are not supported from GGUF")
     if meta.value("vocab_size", int, embedding.shape[0]) != embedding.shape[0]:
-        raise InputError(
+        raise _refused(
             f"{file.label}: expected {architecture}.vocab_size to be the {embedding.shape[0]} rows of "
             f"token_embd.weight, found {meta.value('vocab_size', int)}"
         )
     layers = meta.value("block_count", int)
     if not 0 < layers <= len(file.tensors):
-        raise InputError(f"{file.label}: expected 1 to {len(file.tensors)} layers, found block_count {layers}")
+        raise _refused(f"{file.label}: expected 1 to {len(file.tensors)} layers, found block_count {layers}")
     if not meta.value("attention.head_count", int) > 0:
-        raise InputError(f"{file.label}: expected at least one attention head, found none")
+        raise _refused(f"{file.label}: expected at least one attention head, found none")
     config = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -111,7 +115,7 @@ def _head_dim(meta: Metadata) -> int:
     head_dim = int(meta.value("attention.key_length", int, width // heads))
     value_dim = meta.value("attention.value_length", int, width // heads)
     if value_dim != head_dim or head_dim < 2:
-        raise InputError(f"{meta.file.label}: expected keys and values of one width, found {head_dim} and {value_dim}")
+        raise _refused(f"{meta.file.label}: expected keys and values of one width, found {head_dim} and {value_dim}")
     return head_dim
 
 
@@ -119,7 +123,7 @@ def _decoder(meta: Metadata) -> dict[str, Any]:
     heads = meta.value("attention.head_count", int)
     kv_heads = meta.value("attention.head_count_kv", int, heads)
     if kv_heads < 1 or heads % kv_heads:
-        raise InputError(f"{meta.file.label}: expected {heads} heads to share key/value heads evenly, found {kv_heads}")
+        raise _refused(f"{meta.file.label}: expected {heads} heads to share key/value heads evenly, found {kv_heads}")
     return {
         "hidden_size": meta.value("embedding_length", int),
         "intermediate_size": meta.value("feed_forward_length", int),
@@ -136,12 +140,12 @@ def _rope(meta: Metadata) -> dict[str, Any]:
     """Returns `rope_parameters` of the whole-head rotary embedding, scaled as llama.cpp scales it."""
     rotary, head_dim = meta.optional("rope.dimension_count", int), _head_dim(meta)
     if rotary is not None and rotary != head_dim:
-        raise InputError(f"{meta.file.label}: expected rotary embeddings over {head_dim} dimensions, found {rotary}")
+        raise _refused(f"{meta.file.label}: expected rotary embeddings over {head_dim} dimensions, found {rotary}")
     theta = meta.value("rope.freq_base", float, 10_000.0)
     scaling, factor, attention = _scaling(meta)
     if "rope_freqs.weight" in meta.file.tensors:
         if factor != 1 or attention != 1:
-            raise InputError(f"{meta.file.label}: expected rope_freqs.weight or rope.scaling, found both")
+            raise _refused(f"{meta.file.label}: expected rope_freqs.weight or rope.scaling, found both")
         return {"rope_theta": theta} | _llama3_scaling(meta, theta, head_dim)
     if scaling == "yarn" and (factor, attention) != (1, 1):
         original = meta.value("context_length", int)
@@ -152,7 +156,7 @@ def _rope(meta: Metadata) -> dict[str, Any]:
         kept = {"original_max_position_embeddings": original}
         return {"rope_theta": theta, "rope_type": "yarn", "factor": factor} | kept | scaled
     if attention != 1:
-        raise InputError(f"{meta.file.label}: rope.scaling.attn_factor is supported with yarn alone, found {attention}")
+        raise _refused(f"{meta.file.label}: rope.scaling.attn_factor is supported with yarn alone, found {attention}")
     if factor == 1:
         return {"rope_theta": theta, "rope_type": "default"}
     return {"rope_theta": theta, "rope_type": "linear", "factor": factor}
@@ -165,7 +169,7 @@ def _scaling(meta: Metadata, *supported: str) -> tuple[str, float, float]:
     """
     scaling = meta.text("rope.scaling.type", "linear")
     if scaling not in ("none", "linear", "yarn", *supported):
-        raise InputError(f"{meta.file.label}: the rotary scaling {scaling!r} is not supported, expected linear or yarn")
+        raise _refused(f"{meta.file.label}: the rotary scaling {scaling!r} is not supported, expected linear or yarn")
     old = meta.value("rope.scale_linear", float, 0.0)
     factor = float(meta.value("rope.scaling.factor", float, old)) or 1.0
     return scaling, 1.0 if scaling == "none" else factor, float(meta.value("rope.scaling.attn_factor", float, 1.0))
@@ -223,17 +227,25 @@ def _query_scale(meta: Metadata, layers_of_27b: int) -> int:
     return _head_dim(meta)
 
 
+def _cap(meta: Metadata, key: str, default: float) -> float:
+    """Returns a soft cap of logits; llama.cpp divides by it, and 0 gives it no numbers."""
+    cap = float(meta.value(key, float, default))
+    if cap == 0:
+        raise _refused(f"{meta.file.label}: expected {key} to be greater than 0, found 0")
+    return cap
+
+
 def _gemma2(meta: Metadata) -> dict[str, Any]:
     rope = _rope(meta)
     local = meta.value("rope.freq_base_swa", float, rope["rope_theta"])
     if local != rope["rope_theta"]:
-        raise InputError(f"{meta.file.label}: expected one rotary base in all layers, found {local} in some")
+        raise _refused(f"{meta.file.label}: expected one rotary base in all layers, found {local} in some")
     return _gemma(meta) | {
         "query_pre_attn_scalar": _query_scale(meta, _GEMMA2_27B_LAYERS),
         "sliding_window": meta.value("attention.sliding_window", int, 4096),
         "layer_types": _layer_types(meta, 2),
-        "attn_logit_softcapping": meta.value("attn_logit_softcapping", float, 50.0),
-        "final_logit_softcapping": meta.value("final_logit_softcapping", float, 30.0),
+        "attn_logit_softcapping": _cap(meta, "attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": _cap(meta, "final_logit_softcapping", 30.0),
     }
 
 
@@ -263,7 +275,7 @@ def _layer_types(meta: Metadata, pattern: int, *, fixed: bool = False) -> list[s
     given = None if fixed else meta.raw("attention.sliding_window_pattern")
     if isinstance(given, np.ndarray):
         if len(given) != layers:
-            raise InputError(f"{meta.file.label}: expected a window pattern of {layers} layers, found {len(given)}")
+            raise _refused(f"{meta.file.label}: expected a window pattern of {layers} layers, found {len(given)}")
         windows = [bool(each) for each in given]
     else:
         every = pattern if given is None else meta.value("attention.sliding_window_pattern", int)
@@ -285,7 +297,7 @@ def _phi3(meta: Metadata) -> dict[str, Any]:
     _, factor, attention = _scaling(meta, "longrope")
     long = "rope_factors_long.weight" in tensors
     if factor != 1 or (attention != 1 and not long):
-        raise InputError(f"{meta.file.label}: expected rotary factors or none, found rope.scaling of another kind")
+        raise _refused(f"{meta.file.label}: expected rotary factors or none, found rope.scaling of another kind")
     if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
         rope |= {
             "rope_type": "longrope",

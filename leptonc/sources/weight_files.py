@@ -146,6 +146,11 @@ def _shards(index: Path) -> tuple[Mapping[str, LazyTensor], tuple[Callable[[], N
                     f"{index}: expected tensor {name!r} in {shard}, found it in no shard",
                     hint="the index or a shard is of another model; download them again",
                 )
+        if not isinstance(read_json(index).get("metadata"), dict):
+            raise InputError(
+                f"{index}: expected metadata, without which transformers does not read an index, found none",
+                hint='add "metadata": {} to it',
+            )
     except InputError:
         for file in files.values():
             file.close()

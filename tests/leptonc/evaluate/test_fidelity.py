@@ -149,3 +149,26 @@ def test_sentences() -> None:
     assert sentences(text, 10) == ["One is first.", "Is two second?", "Yes!", "Three costs 3.50 now."]
     assert sentences(text, 2) == ["One is first.", "Is two second?"]
     assert sentences("  ", 2) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "refused"),
+    [
+        ({"kl_divergence": 2e-6, "perplexity": 20.0, "perplexity_reference": 20.1}, False),
+        ({"kl_divergence": 0.01, "perplexity": 20.0, "perplexity_reference": 20.0}, True),
+        ({"cosine_mean": 1 - 1e-7}, False),
+        ({"cosine_mean": 0.99}, True),
+        ({"score_error": 1e-6}, False),
+        ({"score_error": 0.01}, True),
+    ],
+    ids=str,
+)
+def test_float32_that_answers_otherwise_is_refused(found: dict[str, float], refused: bool) -> None:
+    from leptonc.errors import CaptureError
+    from leptonc.evaluate.measure import require_same
+
+    if refused:
+        with pytest.raises(CaptureError, match="expected cpu in float32 to answer as transformers"):
+            require_same(found, "cpu")
+    else:
+        require_same(found, "cpu")

@@ -111,6 +111,33 @@ def test_a_config_that_transformers_refuses() -> None:
     assert "hidden size (64) is not a multiple of the number of attention heads (5)" in error.message
 
 
+def test_a_key_that_a_table_of_transformers_lacks() -> None:
+    error = refused(llama(hidden_act="silu2"))
+    assert "as AutoModelForCausalLM: it does not know 'silu2'" in error.message
+    assert "config.json" in str(error.hint)
+
+
+@pytest.mark.parametrize("window", [{"use_sliding_window": False}, {"use_sliding_window": True, "sliding_window": 0}])
+def test_a_window_without_a_length(window: dict[str, Any]) -> None:
+    """Without one transformers fails as soon as it generates."""
+    kinds = {"model_type": "qwen2", "layer_types": ["sliding_attention", *["full_attention"] * 2]}
+    error = refused(llama(**kinds, **window))
+    assert "expected a sliding_window for the layers" in error.message
+
+
+def test_names_of_a_multimodal_model_beside_a_config_of_a_language_model() -> None:
+    """Of them transformers finds none, and starts with random numbers."""
+    source = llama()
+    renamed = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in source.weights.items()}
+    error = refused(replace(source, weights=renamed))
+    assert "found a multimodal model's: `model.language_model." in error.message
+
+
+def test_a_decoder_whose_tokens_attend_to_later_ones() -> None:
+    error = refused(llama(model_type="gemma3_text", architectures=None, use_bidirectional_attention=True))
+    assert "found an encoder, whose tokens attend to all others" in error.message
+
+
 @pytest.mark.parametrize(
     ("config", "architecture"),
     [
