@@ -101,7 +101,7 @@ class _Emission:
 
     def run(self) -> EmitResult:
         from leptonc.artifact.writer import ArtifactWriter, check_out
-        from leptonc.evaluate.measure import judge
+        from leptonc.evaluate.measure import judge, require_same
         from sample_models.export import write_model_files
 
         begun, options, clock = self.begun, self.begun.options, self.begun.clock
@@ -126,6 +126,8 @@ class _Emission:
                     begun.report["fidelity"], options.max_loss, "the emitted graph",
                     "cut less, or let what is left learn: --heal 10min",
                 )  # fmt: skip
+                if options.prune is None and options.heal is None:
+                    require_same(begun.report["fidelity"], "the emitted graph")
             about = self._about(begun.report.get("fidelity"), tuple(sorted(listing(writer.path))))
             writer.add(EMITTED_NAME, encode(about))
             begun.report["bytes"] = sizes_of(writer)
