@@ -29,7 +29,7 @@ from leptonc.frontend.aten import TABLE, convert_size
 from leptonc.frontend.builder import Builder
 from leptonc.frontend.captured import Captured as Captured
 from leptonc.frontend.captured import windows_of
-from leptonc.frontend.limits import check_sizes
+from leptonc.frontend.limits import by_length, check_sizes
 from leptonc.frontend.patches import Recorder, patched
 from leptonc.frontend.probe import RotaryForm, half_table
 from leptonc.frontend.tasks import Traced, build_model, task_of
@@ -77,7 +77,7 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     limit = position_limit(model.config)
     bounds = (max_seq_len, limit, text_limit(source) if task.output == "embeddings" else None)
     positions = min(bound for bound in bounds if bound)
-    warnings = ties.separate(model, source.weights)
+    warnings = [*ties.separate(model, source.weights), *by_length(model.config, positions)]
     bound = bindings.bind(model, source.weights)
     _check_nesting(source.config, model, bound)
     if 2 * len(bound) < len(list(model.parameters())):  # another model: before the time that a trace takes

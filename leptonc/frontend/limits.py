@@ -38,6 +38,24 @@ def check_sizes(config: Mapping[str, Any], tensors: int) -> None:
                 )
 
 
+def by_length(config: Any, positions: int) -> list[str]:
+    """Returns a warning where a model's rotary frequencies depend on how long a text is: an artifact has one choice.
+
+    Args:
+        config: transformers' parsed config.
+        positions: What the artifact is built for.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    trained = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    if rope.get("rope_type") != "longrope" or not trained or positions <= trained:
+        return []
+    return [
+        f"config.json has frequencies for texts of up to {trained} tokens and for longer ones (LongRoPE): the artifact "
+        f"has those for {positions} tokens for all texts, so that shorter ones are answered otherwise than by "
+        f"transformers; --max-seq-len {trained} takes the others"
+    ]
+
+
 def _numbers(config: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, int | float]]:
     for name, value in config.items():
         if isinstance(value, Mapping):

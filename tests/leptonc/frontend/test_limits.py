@@ -11,7 +11,7 @@ import transformers
 
 from leptonc.errors import CaptureError, InputError
 from leptonc.frontend.capture import _check_tables, capture
-from leptonc.frontend.limits import check_sizes
+from leptonc.frontend.limits import by_length, check_sizes
 from leptonc.frontend.patches import patched
 from leptonc.frontend.tasks import TextGeneration, build_model, task_of
 from leptonc.sources import open_source
@@ -95,3 +95,17 @@ def test_an_encoder_is_no_language_model() -> None:
     with pytest.raises(CaptureError, match="found an encoder, whose tokens attend to all others"):
         build_model(TextGeneration(), config, "eager")
     build_model(TextGeneration(), config | {"is_decoder": True}, "eager")
+
+
+@pytest.mark.parametrize(("positions", "told"), [(256, True), (16, False)])
+def test_frequencies_that_depend_on_the_length_are_told_of(positions: int, told: bool) -> None:
+    import transformers
+
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "rope_theta": 1e4}
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_attention_heads=4, rope_parameters={**rope, "original_max_position_embeddings": 16}
+    )
+    found = by_length(config, positions)
+    assert len(found) == told
+    assert all("--max-seq-len 16" in warning for warning in found)
+    assert not by_length(transformers.LlamaConfig(), positions)
