@@ -156,16 +156,18 @@ def import_module(wanted: Flavour) -> Any:
         MissingDependencyError: It is not installed, or the libraries that it wraps cannot be loaded.
         EngineError: Its version is not one that the builder is written for.
     """
+    absent = f"{wanted.title} needs the module `{wanted.module}`, which is not installed"
     try:
         module: ModuleType = importlib.import_module(wanted.module)
     except ModuleNotFoundError as error:
         if error.name != wanted.module:  # one that it imports: it is installed, but not whole
             raise _broken(wanted, error) from error
-        raise MissingDependencyError(
-            f"{wanted.title} needs the module `{wanted.module}`, which is not installed", hint=wanted.install
-        ) from error
+        raise MissingDependencyError(absent, hint=wanted.install) from error
     except (ImportError, OSError) as error:  # OSError: a shared library is missing
         raise _broken(wanted, error) from error
+    # Any folder of the name imports as a namespace: stubs of types, or one in the working directory.
+    if getattr(module, "__file__", None) is None and hasattr(module, "__path__"):
+        raise MissingDependencyError(absent, hint=wanted.install)
     version = module_version(module)
     if not in_range(version, wanted.versions):
         raise EngineError(

@@ -89,6 +89,14 @@ def test_missing_module_names_what_installs_it(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.hint == "pip install 'lepton-edge[rtx]'"
 
 
+def test_a_folder_of_the_modules_name_is_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt_rtx").mkdir()
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(MissingDependencyError, match="`tensorrt_rtx`, which is not installed"):
+        flavours.import_module(RTX)
+
+
 def test_module_whose_libraries_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
