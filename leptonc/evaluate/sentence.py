@@ -35,14 +35,14 @@ def embedded(
     Args:
         tokens: The encoder's output for each of its tokens, float32 [length, width].
         modules: The steps; None is the mean over the tokens.
-        weights: The source's, those of step i under `sentence.{i}.`.
+        weights: The source's, those of step i under `sentence.step{i}.`.
         skipped: Tokens of a prompt at the start, which a pooling may leave out.
     """
     values: dict[str, Doubles] = {TOKENS: tokens.astype(np.float64)}
     for index, step in enumerate((modules or SentenceModules.pooled()).chain):
 
         def weight(name: str, _index: int = index) -> Doubles | None:
-            handle = weights.get(f"sentence.{_index}.{name}")
+            handle = weights.get(f"sentence.step{_index}.{name}")
             return None if handle is None else np.asarray(handle.read(), np.float64)
 
         options = step.options

@@ -129,14 +129,14 @@ class SentenceSteps(nn.Module):
     def __init__(self, chain: tuple[SentenceModule, ...]) -> None:
         super().__init__()
         self.chain = chain
-        for index, step in enumerate(chain):
-            self.add_module(str(index), _STEPS[step.kind](**step.options))
+        for index, step in enumerate(chain):  # a number alone would be a layer's: see `ir.structure.layer_of`
+            self.add_module(f"step{index}", _STEPS[step.kind](**step.options))
 
     def forward(self, tokens: Tensor, args: Mapping[str, Tensor]) -> Tensor:
         """Returns the embedding, float32 [batch, dim], of tokens float32 [batch, length, width]."""
         values = {TOKENS: tokens}
         for index, step in enumerate(self.chain):
             reads = step.options.get("module_input_name", TOKENS if step.kind == "Pooling" else EMBEDDING)
-            made = self.get_submodule(str(index))(values[reads], args)
+            made = self.get_submodule(f"step{index}")(values[reads], args)
             values[step.options.get("module_output_name", EMBEDDING)] = made
         return values[EMBEDDING]

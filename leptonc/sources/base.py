@@ -62,7 +62,7 @@ class SentenceModules:
     """What sentence-transformers does before and after the encoder.
 
     Attributes:
-        chain: The steps after the encoder, in order. The weights of step i are the source's, under `sentence.{i}.`.
+        chain: The steps after the encoder, in order. The weights of step i are the source's, under `sentence.step{i}.`.
         max_seq_length: Longest input in tokens, where the model's own files limit it.
         prompts: Texts that are put before others, by name.
         default_prompt: Name of the prompt that applies where none is asked for.

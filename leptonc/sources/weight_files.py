@@ -74,7 +74,7 @@ def with_steps(
         for index, folder in folders.items():
             own, more, _ = open_weights(folder, {})
             closers += more
-            every |= {f"sentence.{index}.{name}": tensor for name, tensor in own.items()}
+            every |= {f"sentence.step{index}.{name}": tensor for name, tensor in own.items()}
     except InputError:
         for closer in closers:
             closer()
