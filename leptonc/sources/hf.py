@@ -118,6 +118,11 @@ def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _no_config(directory: Path) -> InputError:
+    if not directory.is_dir():  # a folder that modules.json names
+        return InputError(
+            f"{directory}: expected a folder with config.json, found none",
+            hint="download the whole model, or mend the path in modules.json",
+        )
     entries = sorted(entry.name for entry in directory.iterdir())
     gguf = [entry for entry in entries if entry.endswith(".gguf")]
     if gguf:

@@ -363,3 +363,12 @@ def test_lower_case_comes_first(normalizer: Any, wanted: list[Any] | None) -> No
     assert json.loads(found)["normalizer"] == want
     tokenizer = Tokenizer.from_buffer(found)
     assert tokenizer.encode("HELLO World").ids == tokenizer.encode("hello world").ids
+
+
+def test_a_folder_of_the_encoder_that_is_not_there(tmp_path: Path) -> None:
+    model = write_directory(open_source("sample:tiny-sentence"), tmp_path / "m")
+    first, *others = json.loads((model / "modules.json").read_text())
+    (model / "modules.json").write_text(json.dumps([{**first, "path": " "}, *others]))
+    with pytest.raises(InputError, match=r"expected a folder with config\.json, found none") as caught:
+        open_source(str(model))
+    assert caught.value.hint is not None
