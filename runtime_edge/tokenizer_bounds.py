@@ -23,6 +23,7 @@ MAX_BYTES = 256 * 2**20  # of the file; the largest known have 35 MB
 MAX_PART_BYTES = 2 * 2**20  # of the normalizer and the like; SentencePiece's table takes 0.3 MB
 MAX_STAGES = 64  # of normalizers, of pre-tokenizers, of decoders, of post-processors; known ones have up to 8
 MAX_GROWTH = 1024  # characters that the normalizers make of one; SentencePiece's table alone makes up to 18
+USUAL_GROWTH = 32  # texts that grow more may be that many times shorter again: no real tokenizer makes so much of one
 MAX_DECODER_GROWTH = 64  # characters that the decoders make of one of a token
 MAX_TEMPLATE = 256  # pieces of a template, and tokens that it puts around a text; known ones have up to 4
 MAX_SEQUENCES = 4  # copies of a text in its template
@@ -111,7 +112,8 @@ def bounded(data: bytes) -> Bounded:
     # The library reads the fields that were checked, whatever a file has twice.
     fields = [b'"version":"1.0","truncation":null,"padding":null', b'"added_tokens":' + bytes(file.added_tokens)]
     fields += [f'"{name}":'.encode() + bytes(getattr(file, name)) for name in (*_PARTS, "model")]
-    return Bounded(b"{" + b",".join(fields) + b"}", max(MAX_TEXT // growth, 1))
+    room = MAX_TEXT if growth <= USUAL_GROWTH else MAX_TEXT // USUAL_GROWTH
+    return Bounded(b"{" + b",".join(fields) + b"}", max(room // growth, 1))
 
 
 def _at_most(what: str, found: int, limit: int) -> None:

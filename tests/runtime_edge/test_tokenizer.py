@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers
 
 from runtime_edge.errors import ArtifactError, RequestError
 from runtime_edge.tokenizer import BoundedTokenizer
-from runtime_edge.tokenizer_bounds import MAX_ADDED, MAX_STAGES, MAX_TEXT, bounded
+from runtime_edge.tokenizer_bounds import MAX_ADDED, MAX_STAGES, MAX_TEXT, USUAL_GROWTH, bounded
 from tests.runtime_edge import tiny
 
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
@@ -173,11 +173,11 @@ def test_a_decoder_that_panics() -> None:
 
 def test_a_text_is_bounded_by_what_the_normalizer_makes_of_it() -> None:
     tokenizer = BoundedTokenizer(of(normalizer=REPLACE), "tokenizer.json")
-    assert tokenizer.max_chars == MAX_TEXT // 1000
+    assert tokenizer.max_chars == MAX_TEXT // USUAL_GROWTH // 1000
     tokenizer.encode("b" * tokenizer.max_chars)
-    with pytest.raises(RequestError, match="expected at most 67,108 characters, found 67,109"):
+    with pytest.raises(RequestError, match="expected at most 2,097 characters, found 2,098"):
         tokenizer.encode("b" * (tokenizer.max_chars + 1))
-    with pytest.raises(RequestError, match="expected at most 67,108 characters"):
+    with pytest.raises(RequestError, match="expected at most 2,097 characters"):
         tokenizer.encode_batch_fast([("a", "b" * (tokenizer.max_chars + 1))])
 
 
