@@ -55,6 +55,7 @@ MAY_IMPORT = {
         "leptonc.ir",
         "leptonc.sources",
         "leptonc.errors",
+        "leptonc.quiet",
         "runtime_edge.manifest",
     },
 }

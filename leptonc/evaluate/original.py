@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +24,7 @@ from transformers import modeling_utils
 
 from leptonc.errors import InputError
 from leptonc.frontend.tasks import Task, refusals
+from leptonc.quiet import quiet
 from leptonc.sources.base import Source
 
 _PIECE = 2**22  # values that are converted at a time
@@ -257,14 +256,11 @@ def _replaced_safe_open(stand_in: Callable[..., Any]) -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """What transformers reports of its loading, our own loader has reported to the user by then."""
     bars: Any = transformers.utils.logging
-    shown, level = bars.is_progress_bar_enabled(), logging.root.manager.disable
+    shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     finally:
-        logging.disable(level)
         if shown:
             bars.enable_progress_bar()

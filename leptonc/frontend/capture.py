@@ -8,12 +8,9 @@ not captured is refused.
 
 from __future__ import annotations
 
-import logging
 import operator
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +33,7 @@ from leptonc.frontend.tasks import Traced, build_model, task_of
 from leptonc.ir import dialect
 from leptonc.ir.edit import cleanup
 from leptonc.ir.weights import SOURCE_KEY
+from leptonc.quiet import quiet
 from leptonc.sources.base import Source, text_limit
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
@@ -127,25 +125,12 @@ def _check_nesting(config: Mapping[str, Any], model: Any, bound: Mapping[str, tu
             )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.export warns and logs about its own inner workings; none of it is for the user."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
-
-
 def _export(traced: Traced, recorder: Recorder, limit: int | None) -> torch.export.ExportedProgram:
     args = tuple(torch.zeros((2, 7), dtype=torch.int64, device="meta") for _ in traced.names)
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=limit)}
     family = type(traced.model).__name__
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():  # torch.export tells of its own inner workings
             traced(*args)
             _count(traced.model, recorder)
             recorder.reset()
