@@ -9,7 +9,9 @@ LeptonError
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
 from runtime_edge.errors import LeptonError as LeptonError
@@ -56,3 +58,9 @@ def require(module: str, *, extra: str, needed_by: str) -> ModuleType:
             f"{needed_by} needs the package `{error.name}`, which is not installed",
             hint=f"pip install 'lepton-edge[{extra}]'",
         ) from error
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """What a hint says of a word that is not among those known."""
+    close = difflib.get_close_matches(word, known, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"known are: {', '.join(known)}"

@@ -52,7 +52,7 @@ class BuildOptions:
         resume: Directory that keeps what an interrupted build's long steps made, and that the same build goes on from.
         embeddings: int8 or int4, of the embedding and a head tied to it. Default: the format of the weights.
         memory_gb: Gigabytes that the build may take in all: activations that there is no room for wait on disk.
-            Default: no bound, and up to `leptonc.needs.ACTIVATIONS` bytes of activations in memory.
+            Default: no bound, and up to `leptonc.build.memory_bound.ACTIVATIONS` bytes of activations in memory.
         max_seq_len: Longest sequence. Default: the target's, at most the model's.
         max_loss: Largest loss of quality in percent: of perplexity for causal models, of cosine similarity for
             embeddings, of agreement for classifiers. Default: no bound.
@@ -64,8 +64,8 @@ class BuildOptions:
             share of its width ("width:10%"), whole layers ("layers:4"), or a plan's .json file; "2:4" for two weights
             of each four that are zero. Default: nothing.
         prune_method: How units, or for 2:4 weights, are chosen. Default: reconstruction, or sparsegpt for 2:4.
-        prune_compensation: What makes up for them, of `leptonc.pruning.COMPENSATIONS`. Default: least-squares; none for
-            a plan.
+        prune_compensation: What makes up for them, of `leptonc.build.steps.prune.COMPENSATIONS`. Default:
+            least-squares; none for a plan.
         prune_allocation: uniform or global: how a share is spent by importance. Default: the method's own.
         rotate: Whether the residual stream gets a random basis, which spreads its outliers over all features.
         check: Whether fidelity is measured; for an engine, of the lowered graph on the CPU before it is built.

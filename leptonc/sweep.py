@@ -18,12 +18,12 @@ import runtime_edge
 from leptonc import __version__
 from leptonc.artifact.page import behind, page, table
 from leptonc.artifact.plots import Axis, Dot, dots, number
-from leptonc.build import build
+from leptonc.build.plan import text_readers
+from leptonc.build.recipe import as_record, with_recipe
+from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
-from leptonc.plan import text_readers
 from leptonc.progress import Progress
-from leptonc.recipe import as_record, with_recipe
 from runtime_edge.errors import LeptonError
 from runtime_edge.files import MANIFEST_NAME
 from runtime_edge.writing import write_output

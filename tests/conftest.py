@@ -38,7 +38,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def build(source: str, **options: Any) -> Path:
         key = (source, *sorted(options.items()))
         if key not in built:
-            from leptonc.build import build as run_build
+            from leptonc.build.to_artifact import build as run_build
             from leptonc.options import BuildOptions
 
             out = tmp_path_factory.mktemp("artifact") / "model.lepton"

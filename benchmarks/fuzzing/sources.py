@@ -18,9 +18,9 @@ from unittest import mock
 import tomllib
 
 from benchmarks.fuzzing import ggufs, mutate
-from leptonc.build import build
+from leptonc.build.recipe import check_values, shipped, with_recipe
+from leptonc.build.to_artifact import build
 from leptonc.options import BuildOptions
-from leptonc.recipe import check_values, shipped, with_recipe
 from leptonc.sources import hf, open_source
 from leptonc.sources.weight_files import open_weights
 from sample_models.export import write_directory

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.calibrators import scale_of
 from leptonc.calibrate.choice import Choice, choose
+from leptonc.calibrate.code_solver import as_stored, inputs_of
 from leptonc.calibrate.sensitivity import Trial, measure
-from leptonc.calibrate.solve import as_stored, inputs_of
+from leptonc.calibrate.staged_run import Stage, Weights, linear_stages, walk
 from leptonc.calibrate.statistics import Statistics
-from leptonc.calibrate.walk import Stage, Weights, linear_stages, walk
 from leptonc.ir import edit
 from leptonc.ir.structure import weight_of
 from leptonc.passes.feature import Feature

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.code_solver import inputs_of
 from leptonc.calibrate.observe import Values, observe
-from leptonc.calibrate.solve import inputs_of
 from leptonc.errors import OVERFLOWS, InputError
 from leptonc.ir.dialect import DOMAIN
 

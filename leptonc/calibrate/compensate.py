@@ -11,10 +11,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.code_solver import as_stored, inputs_of
 from leptonc.calibrate.moments import is_sink, not_finite
-from leptonc.calibrate.solve import as_stored, inputs_of
+from leptonc.calibrate.staged_run import Weights, feed, open_stage, stages
 from leptonc.calibrate.store import Store
-from leptonc.calibrate.walk import Weights, feed, open_stage, stages
 from leptonc.ir.edit import only_user
 from leptonc.ir.structure import Linear, linears, weight_of
 from leptonc.ir.types import fill_types

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.moments import Moments, finite_energy, is_sink
+from leptonc.calibrate.staged_run import Batch, feed, open_stage, stages
 from leptonc.calibrate.store import Store
-from leptonc.calibrate.walk import Batch, feed, open_stage, stages
 from leptonc.ir.groups import Groups
 from leptonc.ir.structure import Linear
 from leptonc.ir.types import fill_types

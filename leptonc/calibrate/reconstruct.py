@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.code_solver import as_stored
 from leptonc.calibrate.compensate import compensate
-from leptonc.calibrate.seen import Clock, Seen
+from leptonc.calibrate.input_moments import Clock, InputMoments
 from leptonc.calibrate.sensitivity import Trial, measure
-from leptonc.calibrate.solve import as_stored
-from leptonc.calibrate.walk import Stage, Weights, stages
+from leptonc.calibrate.staged_run import Stage, Weights, stages
 from leptonc.ir.groups import Block, Groups
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.prune.choose import (
@@ -36,7 +36,9 @@ RIDGE = 1e-2  # of the mean second moment: how much a block's fit keeps to the w
 Stay = Mapping[str, Mapping[str, NDArray[np.bool_]] | None]
 
 
-def reconstruction(seen: Seen, found: Groups, share: float, *, multiple: int) -> tuple[tuple[Cut, ...], dict[str, Any]]:
+def reconstruction(
+    seen: InputMoments, found: Groups, share: float, *, multiple: int
+) -> tuple[tuple[Cut, ...], dict[str, Any]]:  # fmt: skip
     """Cuts a share of all layers' weights where the model's output changes least, see `leptonc.passes.prune.choose`.
 
     Args:
@@ -95,7 +97,7 @@ def _zeros(linear: Linear) -> Weights:
     return {str(linear.weight.name): as_stored(np.zeros(linear.shape, np.float32), linear)}
 
 
-def fitted(seen: Seen, found: Groups, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str, Any]]]:
+def fitted(seen: InputMoments, found: Groups, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str, Any]]]:
     """Lets what stays of each block that is cut make up for what goes, as the whole model's moments say.
 
     Blocks are fitted apart from each other: what they have to make up for is a sum of inputs that they can see, and a

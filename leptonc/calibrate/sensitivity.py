@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.said import Said
-from leptonc.calibrate.solve import as_stored, inputs_of
+from leptonc.calibrate.code_solver import as_stored, inputs_of
+from leptonc.calibrate.output_change import OutputChange
+from leptonc.calibrate.staged_run import Stage, Together, Weights, open_stage, stages, weights_of
 from leptonc.calibrate.store import Store
-from leptonc.calibrate.walk import Stage, Together, Weights, open_stage, stages, weights_of
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import Linear, lookups, weight_of
 from leptonc.ir.types import fill_types
@@ -145,7 +145,7 @@ def measure(
     fill_types(model.graph)
     cut = stages(model, outside=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".sensitivity.") as place, dropping_cycles() as drop_cycles:
-        store, said = Store(memory, Path(place)), Said(model, Path(place), first=first)
+        store, said = Store(memory, Path(place)), OutputChange(model, Path(place), first=first)
         plain: list[Values] = [dict(inputs_of(model, window)) for window in windows]
         changed: dict[str, list[Values]] = {}  # by path: of each window, the values that differ
         heads: dict[str, Callable[[], NDArray[np.float32]]] = {}

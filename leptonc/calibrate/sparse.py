@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.kept import Kept
-from leptonc.calibrate.solve import Arrays, MomentsOf, as_stored, by_layer
-from leptonc.calibrate.walk import Stage, Weights
+from leptonc.calibrate.code_solver import Arrays, MomentsOf, as_stored, by_layer
+from leptonc.calibrate.staged_run import Stage, Weights
+from leptonc.calibrate.step_cache import StepCache
 from leptonc.ir.structure import weight_of
 from leptonc.passes.columns import energy, factorize
 from leptonc.passes.prune.sparse import magnitude, sparsegpt, why_dense
@@ -21,7 +21,7 @@ from leptonc.passes.prune.sparse import magnitude, sparsegpt, why_dense
 
 def sparse_weights(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int,
-    advance: Callable[[int], Any] = lambda _: None, kept: Kept | None = None,
+    advance: Callable[[int], Any] = lambda _: None, kept: StepCache | None = None,
 ) -> tuple[dict[str, NDArray[np.float32]], list[dict[str, Any]]]:  # fmt: skip
     """Chooses 2:4 weights of all linear layers that get the pattern; see `leptonc.passes.prune.sparse.sparsegpt`.
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.seen import Seen
-from leptonc.calibrate.solve import as_stored
-from leptonc.calibrate.walk import Weights
+from leptonc.calibrate.code_solver import as_stored
+from leptonc.calibrate.input_moments import InputMoments
+from leptonc.calibrate.staged_run import Weights
 from leptonc.ir.edit import producer
 from leptonc.ir.residual import Residual
 from leptonc.ir.structure import Linear, lookups, weight_of
@@ -33,7 +33,7 @@ def by_value(linears: Iterable[Linear]) -> dict[ir.Value, list[Linear]]:
 
 
 def fitted_width(
-    model: ir.Model, found: Residual, seen: Seen, basis: NDArray[np.float32], kept: int, folder: Path
+    model: ir.Model, found: Residual, seen: InputMoments, basis: NDArray[np.float32], kept: int, folder: Path
 ) -> tuple[Weights, list[Error]]:  # fmt: skip
     """Lets the features of the residual stream that stay make up for those that go, in every layer that reads it.
 

@@ -288,10 +288,10 @@ def build(
     for module in _NEEDED:
         if find_spec(module) is None:
             require(module, extra="compiler", needed_by="leptonc build")
-    from leptonc.build import build as run_build
+    from leptonc.build.recipe import with_recipe
+    from leptonc.build.to_artifact import build as run_build
     from leptonc.memory import collect_seldom
     from leptonc.options import BuildOptions
-    from leptonc.recipe import with_recipe
 
     wanted = with_recipe(
         BuildOptions(
@@ -348,8 +348,8 @@ def build(
 
 
 def _emit(wanted: Any, as_json: bool) -> None:
+    from leptonc.build.to_onnx import emit
     from leptonc.cli.summary import facts, pruned
-    from leptonc.emit import emit
     from runtime_edge.cli.console import StageProgress, megabytes, print_json, print_pairs
 
     result = emit(wanted, progress=StageProgress())

@@ -23,7 +23,7 @@ def _is_table(found: object) -> bool:
 
 
 def summary(result: Any) -> list[tuple[str, str]]:
-    """Returns the rows for a `leptonc.build.BuildResult`: names and texts."""
+    """Returns the rows for a `leptonc.build.to_artifact.BuildResult`: names and texts."""
     from runtime_edge.cli.console import megabytes
     from runtime_edge.process import most_resident
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.solve import inputs_of
-from leptonc.calibrate.walk import Batch, Stage, feed, open_stage, stages
+from leptonc.calibrate.code_solver import inputs_of
+from leptonc.calibrate.staged_run import Batch, Stage, feed, open_stage, stages
 from leptonc.evaluate.noise import OutputNoise
 from leptonc.evaluate.reference import BLOCK_BYTES
 from leptonc.frontend.capture import capture

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leptonc.calibrate.code_solver import inputs_of
 from leptonc.calibrate.moments import is_sink
-from leptonc.calibrate.solve import inputs_of
 from leptonc.heal.graph import Graph, writable
 from leptonc.heal.trainable import Kind, LowRank
 from leptonc.ir.structure import linears

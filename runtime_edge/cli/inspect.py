@@ -34,7 +34,7 @@ def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as
     wrote is shown likewise.
     """
     from runtime_edge.errors import ArtifactError
-    from runtime_edge.toml import toml
+    from runtime_edge.toml_writer import toml
     from runtime_edge.verify import read_manifest
 
     about = artifact / EMITTED_NAME

@@ -17,9 +17,7 @@ collect_ignore = (
         "backends",
         "artifact",
         "evaluate",
-        "test_build.py",
-        "test_emit.py",
-        "test_encoder_build.py",
+        "build",
         "test_generation.py",
         "sources/test_emitted.py",
     ]
@@ -54,8 +52,8 @@ def _shared() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def short_windows(_shared: None) -> Iterator[None]:
     """Builds look at texts of 128 tokens where a user's have 512: for tests of what does not depend on how many."""
-    from leptonc import calibration
+    from leptonc.build import calibration_text
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "WINDOW", 128)
+        patch.setattr(calibration_text, "WINDOW", 128)
         yield

@@ -42,7 +42,7 @@ def generate_once(generate: Callable[..., list[NDArray[np.int64]]]) -> Callable[
 @contextmanager
 def shared() -> Iterator[None]:
     """Builds share what this module keeps while the context lasts."""
-    from leptonc import calibration
+    from leptonc.build import calibration_text
     from leptonc.frontend import capture as frontend
     from tests.leptonc import models
 
@@ -51,5 +51,5 @@ def shared() -> Iterator[None]:
         gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frontend, "capture", models.capture)
-        patch.setattr(calibration, "generate", generate_once(calibration.generate))
+        patch.setattr(calibration_text, "generate", generate_once(calibration_text.generate))
         yield

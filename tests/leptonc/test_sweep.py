@@ -13,7 +13,7 @@ import pytest
 
 import leptonc.sweep as module
 import runtime_edge
-from leptonc.build import build
+from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.sweep import Sweep, mark, points, sweep_page
@@ -109,7 +109,7 @@ def test_a_point_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
 
 
 def test_a_model_writes_its_text_once_for_all_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import leptonc.calibration as calibration
+    import leptonc.build.calibration_text as calibration
 
     written: list[int] = []
 

@@ -38,7 +38,7 @@ def answers(artifact: Path) -> dict[str, np.ndarray]:
 
 def main() -> None:
     """Builds the artifacts, and writes beside each what it answers."""
-    from leptonc.build import build
+    from leptonc.build.to_artifact import build
     from leptonc.options import BuildOptions
 
     folder = Path(sys.argv[1])

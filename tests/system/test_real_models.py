@@ -114,7 +114,7 @@ WIDTH = 256
 PROGRAM = """
 import json, sys
 from runtime_edge.process import most_resident
-from leptonc.build import build
+from leptonc.build.to_artifact import build
 from leptonc.options import BuildOptions
 from pathlib import Path
 more = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}

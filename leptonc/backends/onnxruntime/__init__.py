@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.backends import check_method
+from leptonc.backends.layers import Forms, resolve
 from leptonc.backends.onnxruntime.attention import (
     MS,
     AttentionOfMerged,
@@ -35,7 +36,6 @@ from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
 from leptonc.passes.quantize.numbers import CodesToNumbers, CodesToNumbersConfig
 from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
-from leptonc.recipe import Forms, resolve
 from leptonc.variant import ROUNDING, Choices, VariantBuild, VariantPlan
 from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, PREFILL_LEAST
 from runtime_edge.manifest import Manifest, Variant

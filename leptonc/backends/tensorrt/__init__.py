@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from leptonc.backends import check_method
-from leptonc.backends.tensorrt import preflight as memory
-from leptonc.backends.tensorrt import recipe as recipes
+from leptonc.backends.tensorrt import device_memory as memory
+from leptonc.backends.tensorrt import engine_spec as recipes
 from leptonc.backends.tensorrt.decoder import (
     CachedAttentionToScatter,
     FixedShapes,

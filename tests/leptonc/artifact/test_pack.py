@@ -12,7 +12,7 @@ import pytest
 
 import runtime_edge
 from leptonc.artifact.pack import pack
-from leptonc.build import build
+from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from runtime_edge.errors import ArtifactError

@@ -11,13 +11,13 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from leptonc.calibrate.code_solver import inputs_of
 from leptonc.calibrate.compensate import Regression, compensate, ridge_of
+from leptonc.calibrate.input_moments import InputMoments
 from leptonc.calibrate.moments import SINK
 from leptonc.calibrate.observe import moments
 from leptonc.calibrate.reconstruct import RIDGE as RIDGE_ALONE
 from leptonc.calibrate.reconstruct import fitted
-from leptonc.calibrate.seen import Seen
-from leptonc.calibrate.solve import inputs_of
 from leptonc.ir.groups import groups
 from leptonc.ir.structure import Linear
 from leptonc.passes.prune.choose import columns_of
@@ -221,7 +221,7 @@ def test_a_cut_block_makes_up_for_what_it_loses_alone(tmp_path: Path) -> None:
         cuts = cuts_of({"model.layers.0/attention": {"heads": "0,2"}, "model.layers.1/mlp": {"channels": "3-40,90"}})
         stay = by_block(found, cuts)
         clock = lambda *_: nullcontext(lambda _: None)  # noqa: E731
-        seen = Seen(model, found.consumers, TEXTS, tmp_path, memory=2**30, clock=clock)
+        seen = InputMoments(model, found.consumers, TEXTS, tmp_path, memory=2**30, clock=clock)
         weights, report = fitted(seen, found, stay, tmp_path)
     reference = models.reference("tiny-llama")
     wanted = {"model.layers.0.self_attn.o_proj": "heads", "model.layers.1.mlp.down_proj": "channels"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leptonc.build import build
+from leptonc.build.to_artifact import build
 from leptonc.calibrate.generate import draw, generate, rounds
 from leptonc.options import BuildOptions
 from tests.leptonc.models import reference

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from leptonc.calibrate.code_solver import inputs_of
 from leptonc.calibrate.moments import SINK
 from leptonc.calibrate.observe import features, influence
-from leptonc.calibrate.solve import inputs_of
 from leptonc.errors import InputError
 from leptonc.ir.groups import groups
 from leptonc.passes.prune.importance import scores

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from leptonc.calibrate.said import divergence
+from leptonc.calibrate.output_change import divergence
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.errors import InputError
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import leptonc.build as compiler
+import leptonc.build.to_artifact as compiler
 import runtime_edge
 
 SOURCE = "sample:tiny-llama"

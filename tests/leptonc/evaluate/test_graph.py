@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leptonc.emit import emit
+from leptonc.build.to_onnx import emit
 from leptonc.evaluate import graph as module
 from leptonc.evaluate.graph import GraphReference, emitted_graph
 from leptonc.evaluate.noise import OutputNoise, Rounded

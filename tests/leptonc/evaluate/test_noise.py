@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from leptonc.build import build
+from leptonc.build.to_artifact import build
 from leptonc.errors import BoundError
 from leptonc.evaluate.noise import TOKENS
 from leptonc.options import BuildOptions
@@ -145,7 +145,7 @@ def test_layers_that_keep_their_weights_have_no_noise(artifact: Callable[..., Pa
 def test_a_bound_that_is_not_met_names_the_layers_and_the_recipe_that_raises_them(
     source: str, symmetric: bool, text: Path, tmp_path: Path
 ) -> None:
-    from leptonc.recipe import with_recipe
+    from leptonc.build.recipe import with_recipe
 
     def options(name: str, **more: Any) -> BuildOptions:
         out, given = tmp_path / name, {"weights": "int4", "symmetric": symmetric, "eval_text": text, **more}

@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from leptonc.build import BuildOptions, build
+from leptonc.build.to_artifact import BuildOptions, build
 from leptonc.errors import CaptureError, InputError
 from leptonc.evaluate import original
 from leptonc.evaluate.original import load_original

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from leptonc.calibrate.code_solver import inputs_of
 from leptonc.calibrate.moments import is_sink
-from leptonc.calibrate.solve import inputs_of
 from leptonc.heal.directions import principal
 from leptonc.heal.graph import Graph
 from leptonc.heal.trainable import Free, LowRank, low_rank

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from leptonc.build import build
+from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest, storable

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from leptonc.emit import emit
+from leptonc.build.to_onnx import emit
 from leptonc.errors import InputError
 from leptonc.frontend.capture import capture
 from leptonc.options import BuildOptions

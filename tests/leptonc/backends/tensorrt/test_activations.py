@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from leptonc.build import build
+from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 

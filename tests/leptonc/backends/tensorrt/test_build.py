@@ -16,9 +16,9 @@ import pytest
 
 import runtime_edge
 import targets
+from leptonc.backends.tensorrt.device_memory import Need, check
 from leptonc.backends.tensorrt.operators import unsupported
-from leptonc.backends.tensorrt.preflight import Need, check
-from leptonc.build import BuildResult, build
+from leptonc.build.to_artifact import BuildResult, build
 from leptonc.errors import BoundError, InputError
 from leptonc.options import BuildOptions
 from runtime_edge.errors import LeptonError

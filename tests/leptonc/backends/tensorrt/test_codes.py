@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from leptonc.build import BuildResult, build
+from leptonc.build.to_artifact import BuildResult, build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 

@@ -1,0 +1,172 @@
+"""The recipe of a variant's engine: flavour, versions, capabilities, and the shapes that it is tuned for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from leptonc.backends.layers import Forms, ragged, resolve
+from leptonc.errors import InputError
+from leptonc.formats import FORMATS
+from leptonc.ir.structure import linears, lookups
+from leptonc.options import LayerRule
+from leptonc.passes.base import Pass
+from leptonc.passes.prune.sparse import PATTERN, CheckSparsity
+from leptonc.passes.quantize.weights import LayerFormat
+from leptonc.variant import VariantBuild, VariantPlan
+from runtime_edge.errors import EngineError
+from runtime_edge.manifest import InputShapes, Profile, Recipe
+from runtime_edge.tensorrt.flavours import flavour, import_module, in_range
+from runtime_edge.tensorrt.recipe import check_recipe
+
+CHUNK = 512  # tokens that a run of the prefill takes at most
+USUAL = 128  # tokens that it is tuned for
+LOGITS_BYTES = 32 * 2**20  # of float32 logits that a run gives at most: their rows are bounded, whatever the vocabulary
+BATCH, USUAL_BATCH, USUAL_LENGTH = 32, 8, 64  # texts of an encoder's run, and what it is tuned for
+
+
+def logits_rows(variant: VariantBuild) -> int:
+    """Rows of logits that a run may ask for."""
+    vocab = int(variant.captured.config.vocab_size)
+    return max(1, min(CHUNK, variant.captured.max_seq_len, LOGITS_BYTES // (4 * vocab)))
+
+
+def profiles(variant: VariantBuild) -> tuple[Profile, ...]:
+    """The optimization profiles: prefill and decode of a decoder, batches of an encoder."""
+    longest = variant.captured.max_seq_len
+    if variant.captured.task.cached:
+        chunk, rows = min(CHUNK, longest), logits_rows(variant)
+        prefill = (
+            InputShapes(name="input_ids", min=(1, 1), opt=(1, min(USUAL, chunk)), max=(1, chunk)),
+            InputShapes(name="logits_at", min=(1,), opt=(1,), max=(rows,)),
+        )
+        decode = (
+            InputShapes(name="input_ids", min=(1, 1), opt=(1, 1), max=(1, 1)),
+            InputShapes(name="logits_at", min=(1,), opt=(1,), max=(1,)),
+        )
+        return (Profile(name="prefill", inputs=prefill), Profile(name="decode", inputs=decode))
+    shapes = tuple(
+        InputShapes(
+            name=str(value.name), min=(1, 1), opt=(USUAL_BATCH, min(USUAL_LENGTH, longest)), max=(BATCH, longest)
+        )
+        for value in variant.captured.model.graph.inputs
+    )
+    return (Profile(name="batch", inputs=shapes),)
+
+
+def versions(plan: VariantPlan) -> str:
+    """The versions that the graph is lowered for and the plan may be built by."""
+    return plan.target.tensorrt or flavour(plan.target.backend).versions
+
+
+def capabilities(plan: VariantPlan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the target's capabilities that can run the scheme, and those that are left out because they cannot.
+
+    What the user named is not left out: `checked` refuses it.
+    """
+    least = flavour(plan.target.backend).least_capability.get(plan.scheme)
+    given = plan.target.compute_capabilities
+    if least is None or any(override.startswith("compute_capabilities") for override in plan.target.overrides):
+        return given, ()
+    able = tuple(each for each in given if in_range(each, f">={least}"))
+    return (able, tuple(each for each in given if each not in able)) if able else (given, ())
+
+
+def recipe(variant: VariantBuild) -> Recipe:
+    """The recipe of a variant whose model is captured."""
+    return _recipe(variant.plan, profiles(variant))
+
+
+def _recipe(plan: VariantPlan, shapes: tuple[Profile, ...]) -> Recipe:
+    return Recipe(
+        flavour=plan.target.backend, versions=versions(plan), compute_capabilities=capabilities(plan)[0],
+        profiles=shapes, sparse_weights=plan.sparse,
+    )  # fmt: skip
+
+
+def sparsity(variant: VariantBuild) -> list[Pass]:
+    """What checks that the lowered weights are 2:4 sparse, where they are to be; the report gets what it finds."""
+    if not variant.plan.sparse:
+        return []
+    check, wanted = CheckSparsity(variant.captured.model), flavour(variant.plan.target.backend)
+    about: dict[str, Any] = {"pattern": PATTERN, "linears": check.rows}
+    dense = [each for each in capabilities(variant.plan)[0] if each not in variant.plan.target.sparse_capabilities]
+    if dense:
+        about["dense_on"] = f"compute capabilities {', '.join(dense)}: they have no sparse tensor cores"
+    if not wanted.heeds_sparsity:
+        about["note"] = f"{wanted.title} makes the same plan with and without its flag for sparse weights"
+    variant.report["sparsity"] = about
+    return [check]
+
+
+def block_size(plan: VariantPlan) -> int:
+    """Weights that share a scale: whole channels for int8, for int4 what was asked for or the flavour's smallest."""
+    if plan.scheme != "int4":
+        return 0
+    smallest = min(size for size in flavour(plan.target.backend).int4_blocks if size >= 32)
+    return smallest if plan.block_size is None else plan.block_size
+
+
+def layers(variant: VariantBuild) -> tuple[LayerFormat, ...]:
+    """The formats of the layers that a recipe names.
+
+    Raises:
+        InputError: See `resolve`; or blocks of a size that was asked for do not divide the inputs of every layer.
+            (Those that the flavour's own choice does not divide keep their weights, and the report says so.)
+    """
+    plan, model = variant.plan, variant.captured.model
+    wanted = flavour(plan.target.backend)
+    integers = [each for each in ("int8", "int4") if each in plan.target.precisions]
+    forms = Forms(
+        wanted.title, ("fp16", *(integers if plan.scheme in integers else ())),
+        LayerRule(weights=plan.scheme, block_size=plan.block_size if plan.scheme == "int4" else None),
+        lambda scheme: block_size(plan) if scheme == plan.scheme else min(wanted.int4_blocks) * (scheme == "int4"),
+        lambda scheme: wanted.int4_blocks if scheme == "int4" else (), whole=True, asymmetric=False,
+    )  # fmt: skip
+    found = resolve(plan.rules, model, forms)
+    if plan.block_size is not None and plan.scheme == "int4":
+        named = {path for each in found for path in each.paths}
+        tables = lookups(model)
+        rest = {each.path: each.shape[1] for each in linears(model) if each.weight not in tables}
+        short = {p: count for p, count in rest.items() if p not in named and count % plan.block_size}
+        if short:
+            raise ragged(plan.block_size, short, forms)
+    return found
+
+
+def check_format(plan: VariantPlan) -> None:
+    """Refuses weights in a format that the target does not have, or that is never made (`InputError`)."""
+    formats = [each for each in plan.target.precisions if each in FORMATS]
+    if plan.scheme not in formats:
+        raise InputError(
+            f"expected weights among {', '.join(formats)} for target {plan.target.spec}, found {plan.scheme}",
+            hint=f"--weights {plan.target.weights} is the target's default",
+        )
+
+
+def checked(plan: VariantPlan) -> None:
+    """Refuses a scheme that the target's flavour or GPUs do not take, before anything is opened.
+
+    Raises:
+        InputError: The message has what was expected, the hint what to ask for.
+        MissingDependencyError: The flavour builds here, and is not installed.
+    """
+    wanted = flavour(plan.target.backend)
+    if plan.sparse:
+        other = {str(rule.weights) for rule in plan.rules if rule.weights} - {*wanted.sparse_formats}
+        if other:
+            raise InputError(
+                f"expected layers of a recipe in {' or '.join(wanted.sparse_formats)} with {PATTERN} weights, found "
+                f"{', '.join(sorted(other))}",
+                hint="there are no sparse kernels for others",
+            )
+    if plan.symmetric is False:
+        raise InputError(
+            f"expected symmetric weights for {wanted.title}, found asymmetric ones", hint="leave out --asymmetric"
+        )
+    try:
+        size = block_size(plan) if plan.scheme == "int4" else None
+        check_recipe(_recipe(plan, ()), plan.scheme, wanted, block_size=size)
+    except EngineError as error:
+        raise InputError(error.message, hint=error.hint) from error
+    if not wanted.needs_gpu:
+        import_module(wanted)  # the engine is built here: what is missing is said before the work

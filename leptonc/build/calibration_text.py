@@ -1,0 +1,167 @@
+"""The text that a build calibrates on, and walks over it.
+
+What is chosen by the text is `leptonc.build.choices`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.artifact.writer import ArtifactWriter
+from leptonc.calibrate.generate import generate, rounds
+from leptonc.calibrate.step_cache import StepCache
+from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
+from leptonc.calibrate.staged_run import stages
+from leptonc.passes.base import Manager
+from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from leptonc.progress import Progress
+
+if TYPE_CHECKING:
+    from leptonc.evaluate.measure import Sample
+    from leptonc.frontend.capture import Captured
+
+WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
+LESSONS = 384  # texts of a file that there are to learn from: more than a short healing comes to
+TRIALS, TRIAL = 2, 128  # texts that sensitivities are measured on, and tokens of each
+LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
+T = TypeVar("T")
+
+
+@dataclass
+class Calibration:
+    """The calibration of one build, shared by its variants.
+
+    Attributes:
+        captured: The model.
+        sample: Its source and tokenizer.
+        file: The user's text, or None: the model writes it itself, or, if it is an encoder, a built-in one is taken.
+        seed: Of what the model writes.
+        memory: Bytes of activations kept in memory.
+        scratch: Directory for temporary files.
+        clock: Times stages.
+        chat: Whether texts of the file become a user's messages.
+        count: Texts that a decoder writes, or that are cut from a file for it.
+        texts: What models wrote, by length and seed, for builds of the same source.
+        kept: What an interrupted build left, and this one leaves.
+    """
+
+    captured: Captured
+    sample: Sample
+    file: Path | None
+    seed: int
+    memory: int
+    scratch: Path
+    clock: Progress
+    chat: bool = False
+    count: int = WINDOWS
+    texts: dict[Any, list[NDArray[np.int64]]] = field(default_factory=dict)
+    kept: StepCache = field(default_factory=StepCache)
+    name: str = field(init=False, default="")
+
+    @cached_property
+    def windows(self) -> list[NDArray[np.int64]]:
+        """Token ids int64 [length] of each text."""
+        length, tokenizer = min(WINDOW, self.captured.max_seq_len), self.sample.tokenizer
+        if not self.captured.task.cached:
+            self.name = self.file.name if self.file else "built-in"
+            texts = self._read(self.file) if self.file else built_in_texts()
+            return text_windows(texts, lambda text: list(tokenizer.encode(text).ids), WINDOWS * 8)
+        if self.file is None:
+            self.name = f"written by the model, seed {self.seed}"
+            key = (length, self.seed)
+            if len(self.texts.get(key, [])) < self.count:
+                made = self.kept.arrays("text", lambda: {str(i): x for i, x in enumerate(self._written(length))})
+                self.texts[key] = [made[name] for name in sorted(made, key=int)]
+            return self.texts[key][: self.count]
+        return self._cut(self.file, self.count)
+
+    @cached_property
+    def lessons(self) -> list[NDArray[np.int64]]:
+        """Token ids int64 [length] of each text that healing learns from: of a file, more than statistics need."""
+        if self.file is None or not self.captured.task.cached:
+            return self.windows
+        return self._cut(self.file, LESSONS)
+
+    def _cut(self, file: Path, count: int) -> list[NDArray[np.int64]]:
+        """So many windows of a file, evenly spread over it."""
+        self.name, tokenizer = file.name, self.sample.tokenizer
+        return token_windows(
+            self._read(file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), count,
+            min(WINDOW, self.captured.max_seq_len), self.lead,
+        )  # fmt: skip
+
+    @property
+    def lead(self) -> list[int]:
+        """What the tokenizer puts before every text of a decoder: models that know it go astray without."""
+        return list(self.sample.tokenizer.encode("").ids) if self.captured.task.cached else []
+
+    def _read(self, file: Path) -> list[str]:
+        """The texts of a file; conversations, and all where that is wanted, go through the model's chat template."""
+        from leptonc.artifact.describe import tokenizer_of
+        from runtime_edge.chat import ChatTemplate
+
+        texts, source = read_texts(file), self.sample.source
+        if source.chat_template is None:
+            return rendered(texts, None, chat=self.chat)
+        template = ChatTemplate(source.chat_template, tokenizer_of(source, self.captured).special_tokens)
+        return rendered(texts, lambda messages, answer: template.render(messages, answer=answer), chat=self.chat)
+
+    def _written(self, length: int) -> list[NDArray[np.int64]]:
+        """Lets the model write, its weights in int8: what it writes is nearly the same, in a third of the time."""
+        from leptonc.artifact.describe import tokenizer_of
+        from leptonc.backends import onnxruntime as backend
+
+        about = tokenizer_of(self.sample.source, self.captured)
+        begins = [] if about.bos_token_id is None else [about.bos_token_id]
+        first = [*self.lead[:1], *begins, *about.eos_token_ids, 0]
+        model = self.captured.model.clone()
+        Manager().run(model, [QuantizeWeights(QuantizeWeightsConfig(bits=8)), *backend.lowerings()])
+        backend.finish(model)
+        steps = rounds(self.count) * (length - 1)
+        with (
+            self.clock.stage("calibration text", steps) as advance,
+            ArtifactWriter(self.scratch / "writes", replace=False) as writer,
+        ):
+            writer.add_graph("model.onnx", model)
+            return generate(
+                writer.path / "model.onnx", first[0], about.eos_token_ids, self.count, length,
+                seed=self.seed, memory=self.memory, advance=advance,
+            )  # fmt: skip
+
+    def part(self, count: int) -> list[NDArray[np.int64]]:
+        """So many of the texts, evenly spread over them."""
+        return self.windows[:: max(1, len(self.windows) // count)][:count]
+
+    def texts_for(self, count: int) -> list[NDArray[np.int64]]:
+        """So many texts of a decoder, and all of an encoder, which are sentences."""
+        return self.part(count) if self.captured.task.cached else self.windows
+
+    def trials(self) -> list[NDArray[np.int64]]:
+        """Short texts: the start of one, the middle of others, because what comes first draws massive activations."""
+        length, lead = TRIAL // 2, np.asarray(self.lead, np.int64)
+        first, *others = self.part(TRIALS)
+        middle = [each[len(lead) :][len(lead) - length :] for each in others]
+        return [first[:length], *(np.concatenate([lead, each]) for each in middle)]
+
+    def walked(
+        self, name: str, stage: str, model: ir.Model, kind: type[T], walk: Callable[..., T],
+        read: Callable[[T], T] = lambda found: found, cut: Callable[[ir.Model], Sized] = stages,
+    ) -> T:  # fmt: skip
+        """What a walk over a text finds, as a stage of progress, or did before an interruption: see `StepCache.record`.
+
+        `cut` gives the parts of the graph that the walk takes one after the other.
+        """
+
+        def make() -> T:
+            with self.clock.stage(stage, len(cut(model))) as advance:
+                return walk(self.scratch, memory=self.memory, advance=advance)
+
+        return self.kept.record(name, kind, make, read)

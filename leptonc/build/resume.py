@@ -1,0 +1,58 @@
+"""What `--resume` asks of a build: a directory that keeps what its long steps made, until it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leptonc.calibrate.step_cache import StepCache, check_ours, mark_of
+from leptonc.errors import InputError
+from leptonc.build.recipe import as_record
+from leptonc.variant import VariantPlan
+
+if TYPE_CHECKING:
+    from leptonc.frontend.capture import Captured
+    from leptonc.options import BuildOptions
+
+BESIDE = ("memory_gb", "max_loss")  # what a build goes on with another of: no step's result depends on it
+
+
+def check(options: BuildOptions, plans: Sequence[VariantPlan]) -> None:
+    """Refuses a directory that is none, or that nothing would be kept in, before anything is opened.
+
+    Raises:
+        InputError: It is refused.
+    """
+    folder = options.resume
+    if folder is None:
+        return
+    if not (options.heal or options.prune or any(plan.calibrated for plan in plans)):
+        raise InputError(
+            f"expected --prune, --heal or a calibration with --resume, which keeps how far they have come, found "
+            f"{folder} alone",
+            hint="--weights auto:95MB --resume DIR",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"expected a directory for --resume, found a file at {folder}", hint="name a new directory")
+    check_ours(folder)
+
+
+def kept_of(options: BuildOptions, captured: Captured) -> StepCache:
+    """Returns what an interrupted build of the same model with the same options left, and this one leaves."""
+    if options.resume is None:
+        return StepCache()
+    plan = options.prune if options.prune is not None and options.prune.endswith(".json") else None
+    files = [_digest(path) for path in (options.calibration, Path(plan) if plan else None) if path is not None]
+    asked = {name: value for name, value in as_record(options).items() if name not in BESIDE}
+    return StepCache(options.resume, mark_of(captured.model, asked, options.target, files))
+
+
+def _digest(path: Path) -> str:
+    """Returns a digest of a file, or of all files of a folder."""
+    digest = hashlib.sha256()
+    for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if each.is_file():
+            digest.update(each.read_bytes())
+    return digest.hexdigest()

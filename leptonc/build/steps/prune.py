@@ -1,0 +1,309 @@
+"""What `--prune` asks of a build: how much goes, which units, and what makes up for them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.build.steps import prune_pattern, prune_width
+from leptonc.backends.traits import traits_of
+from leptonc.calibrate.observe import features, influence
+from leptonc.calibrate.reconstruct import fitted, in_sequence, reconstruction
+from leptonc.calibrate.input_moments import InputMoments
+from leptonc.calibrate.code_solver import inputs_of
+from leptonc.calibrate.staged_run import stages
+from leptonc.errors import InputError
+from leptonc.frontend.captured import windows_of
+from leptonc.ir.groups import Groups, groups, layer_weights
+from leptonc.ir.structure import multiplications, weight_of
+from leptonc.passes.base import Manager
+from leptonc.passes.feature import Feature
+from leptonc.passes.prune.importance import METHODS, by_unit, cheapest, scores
+from leptonc.passes.prune.plan import BLOCK, Cut, by_block
+from leptonc.passes.prune.remove import Prune, PruneConfig
+from leptonc.passes.prune.request import Request, parse_prune
+from leptonc.passes.prune.sparse import PATTERN
+
+if TYPE_CHECKING:
+    from leptonc.build.calibration_text import Calibration
+    from leptonc.frontend.capture import Captured
+    from leptonc.options import BuildOptions
+    from leptonc.variant import VariantBuild
+
+ALLOCATIONS = ("uniform", "global")
+COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
+RECONSTRUCTION = "reconstruction"
+GRADIENTS = 8  # texts that gradients are taken on
+# Of a comparison, what tells how much is lost.
+QUALITY = (
+    "text", "perplexity", "perplexity_reference", "kl_divergence", "top1_agreement", "score_error", "cosine_mean",
+)  # fmt: skip
+
+
+def check(
+    text: str | None, method: str | None, compensation: str | None, allocation: str | None = None
+) -> Request | None:  # fmt: skip
+    """Reads what is asked for, before anything is opened.
+
+    Raises:
+        InputError: It is not to be had.
+    """
+    if text is None:
+        if (method, compensation, allocation) != (None, None, None):
+            raise InputError("expected --prune with --prune-method, -compensation and -allocation, found none")
+        return None
+    if text == PATTERN:
+        prune_pattern.check(method, compensation, allocation)
+        return Request(text, sparse=True)
+    if text.startswith("width:"):
+        prune_width.check(text, method, compensation, allocation)
+        return parse_prune(text)
+    for what, given, names in (
+        ("method", method, (RECONSTRUCTION, *METHODS)),
+        ("compensation", compensation, COMPENSATIONS),
+        ("allocation", allocation, ALLOCATIONS),
+    ):
+        if given is not None and given not in names:
+            raise InputError(f"expected a pruning {what} among {', '.join(names)}, found {given!r}")
+    if allocation is not None and method in (None, RECONSTRUCTION):
+        raise InputError(
+            f"expected --prune-allocation with a method among {', '.join(METHODS)}, found {method or RECONSTRUCTION}, "
+            "which measures what each block is worth"
+        )
+    return parse_prune(text)
+
+
+@dataclass
+class Pruning:
+    """The pruning of one build, before its variants part.
+
+    Attributes:
+        request: What is asked for.
+        method: How units are chosen; see `METHODS`.
+        compensation: What makes up for them; see `COMPENSATIONS`.
+        calibration: The text, and where temporary files go.
+        multiple: What the targets' kernels like the number of channels to be a multiple of.
+        allocation: How a share is spent by importance; see `ALLOCATIONS`.
+        check: Whether quality is measured, with what makes up for the cuts and without.
+    """
+
+    request: Request
+    method: str
+    compensation: str
+    calibration: Calibration
+    multiple: int
+    allocation: str = "global"
+    check: bool = True
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a calibration text has a use."""
+        chooses = self.request.layers > 0 or (self.request.share > 0 and self.method != "magnitude")
+        return chooses or self.compensation != "none"
+
+    def run(self, captured: Captured, manager: Manager) -> dict[str, Any]:
+        """Prunes the captured model in place; returns what the report says of it."""
+        found, kept = groups(captured.model), self.calibration.kept
+        found.require()
+        if self.request.cuts:
+            by_block(found, self.request.cuts)  # refused before the text is written
+            self.method = "plan"
+        if self.request.layers:
+            self.method = "influence"
+            if self.request.layers >= len(found.layers):
+                raise InputError(
+                    f"expected fewer layers to prune than the model has, found {self.request.layers} of "
+                    f"{len(found.layers)}",
+                    hint="--prune layers:N cuts N layers",
+                )
+        about: dict[str, Any] = {"asked": self.request.text, "method": self.method, "compensation": self.compensation}
+        if self.reads_text:
+            windows = self.calibration.windows
+            about["calibration"] = {
+                "text": self.calibration.name, "samples": len(windows), "tokens": sum(map(len, windows)),
+            }  # fmt: skip
+        seen = self._seen(captured, found)
+        chosen = kept.json("prune-cuts", lambda: self._choose(captured, found, seen))
+        cuts = tuple(Cut(*each) for each in chosen["cuts"])
+        about |= chosen["about"]
+        stay = by_block(found, cuts)
+        about["blocks"] = _picture(found, stay)
+        weights = self._fitted(captured, found, seen, stay, about)
+        seen.drop()
+        before, macs = found.total, multiplications(captured.model)
+        biases = self._biases(found, stay, self._features(captured, found)) if self.compensation == "bias" else {}
+        plain = captured.model.clone() if self.check and (weights or biases) else None
+        manager.run(captured.model, [Prune(PruneConfig(cuts, self.method, self.compensation), weights, biases)])
+        if self.check:
+            about["quality"] = self._quality(captured.model, plain, cuts)
+        after = layer_weights(captured.model)
+        captured.parameters -= before - after
+        captured.windows = windows_of(captured.model)
+        about["weights"] = {"before": before, "after": after}
+        about["removed_percent"] = round(100 * (1 - after / before), 2)
+        about["multiplications_a_token"] = {"before": macs, "after": multiplications(captured.model)}
+        return about
+
+    def _seen(self, captured: Captured, found: Groups) -> InputMoments:
+        each = self.calibration
+        windows = each.windows if self.reads_text else []
+        return InputMoments(
+            captured.model, found.consumers, windows, each.scratch, memory=each.memory, clock=each.clock.stage,
+            kept=each.kept,
+        )  # fmt: skip
+
+    def _choose(self, captured: Captured, found: Groups, seen: InputMoments) -> dict[str, Any]:
+        """Returns the cuts, and what the report says of them."""
+        cuts = self.request.cuts
+        about: dict[str, Any] = {}
+        if self.request.layers:
+            cuts = self._layers(captured, found, about)
+        elif self.request.share and self.method == RECONSTRUCTION:
+            cuts, about = reconstruction(seen, found, self.request.share, multiple=self.multiple)
+        elif self.request.share:
+            about["allocation"] = self.allocation
+            importance = self._importance(captured, found)
+            if self.method == "flap":
+                importance = {name: _standard(each) for name, each in importance.items()}
+            cuts = cheapest(
+                found, importance, self.request.share, multiple=self.multiple, uniform=self.allocation == "uniform",
+                by_weight=self.method != "flap",
+            )  # fmt: skip
+        return {"cuts": [dataclasses.astuple(cut) for cut in cuts], "about": about}
+
+    def _importance(self, captured: Captured, found: Groups) -> dict[str, NDArray[np.float64]]:
+        """Returns each unit's importance, by block."""
+        if self.method == "taylor":
+            return self._taylor(captured, found)
+        known = self._features(captured, found) if self.method != "magnitude" else {}
+        return {block.name: scores(block, self.method, known) for block in found.blocks}
+
+    def _taylor(self, captured: Captured, found: Groups) -> dict[str, NDArray[np.float64]]:
+        from leptonc.heal.taylor import taylor
+
+        values = {linear.path: str(linear.x.name) for block in found.blocks for linear in block.consumers}
+        each = self.calibration
+        with each.clock.stage("prune gradients", len(windows := each.part(GRADIENTS))) as advance:
+            gates = taylor(captured.model, windows, list(values.values()), advance)
+        inputs = {path: gates[name] for path, name in values.items()}
+        return {block.name: by_unit(block, inputs) for block in found.blocks}
+
+    def _fitted(
+        self, captured: Captured, found: Groups, seen: InputMoments, stay: Mapping[str, Any], about: dict[str, Any]
+    ) -> dict[str, Callable[[], NDArray[np.float32]]]:
+        """Returns weights that make up for what goes; `about` is told."""
+        if self.compensation not in ("least-squares", "sequential"):
+            return {}
+        each = self.calibration
+        report: list[dict[str, Any]] = []
+
+        def make() -> dict[str, NDArray[Any]]:
+            nonlocal report
+            if self.compensation == "least-squares":
+                made, report = fitted(seen, found, stay, each.scratch)
+            else:
+                made, report = in_sequence(
+                    captured.model, found, stay, each.windows, each.scratch, memory=each.memory,
+                    clock=each.clock.stage,
+                )  # fmt: skip
+            each.kept.json("prune-fitted", lambda: report)  # there before the weights are
+            return made
+
+        made = each.kept.arrays("prune-weights", make)
+        about["fitted"] = each.kept.json("prune-fitted", lambda: report)
+        return {name: partial(np.asarray, array) for name, array in made.items()}
+
+    def _walk(self, what: Callable[..., Any], captured: Captured, found: Groups) -> Any:
+        each = self.calibration
+        batches = [inputs_of(captured.model, window) for window in each.windows]
+        with each.clock.stage("prune calibrate", len(stages(captured.model))) as advance:
+            return what(captured.model, found, batches, each.scratch, memory=each.memory, advance=advance)
+
+    def _features(self, captured: Captured, found: Groups) -> dict[str, Feature]:
+        known: dict[str, Feature] = self._walk(features, captured, found)
+        return known
+
+    def _layers(self, captured: Captured, found: Groups, about: dict[str, Any]) -> tuple[Cut, ...]:
+        """Cuts the layers that turn the residual stream least."""
+        known: dict[str, float] = self._walk(influence, captured, found)
+        about["influence"] = {path: float(f"{value:.4g}") for path, value in known.items()}
+        chosen = sorted(known, key=lambda path: known[path])[: self.request.layers]
+        return tuple(Cut(block.name, BLOCK) for block in found.blocks if block.layer in chosen)
+
+    def _quality(self, model: ir.Model, plain: ir.Model | None, cuts: tuple[Cut, ...]) -> dict[str, Any]:
+        """Compares what is left with the original; `plain` is the whole graph, where something makes up for cuts."""
+        found: dict[str, Any] = {}
+        graphs = {"cut": model} if plain is None else {"cut": plain, "compensated": model}
+        if plain is not None:
+            Manager().run(plain, [Prune(PruneConfig(cuts))])
+        with self.calibration.clock.stage("prune check", len(graphs)) as advance:
+            for name, graph in graphs.items():
+                compared = self.calibration.sample.compare_graph(graph)
+                found[name] = {key: value for key, value in compared.items() if key in QUALITY}
+                advance(1)
+        return found
+
+    @staticmethod
+    def _biases(found: Groups, stay: Mapping[str, Any], known: Mapping[str, Feature]) -> dict[str, NDArray[np.float32]]:
+        """What the removed units gave on average, for the bias of what summed over them."""
+        made: dict[str, NDArray[np.float32]] = {}
+        for name, masks in stay.items():
+            block = found.block(name)
+            for linear in block.consumers if masks is not None else ():
+                gone = ~masks["channels" if block.kind == "mlp" else "heads"]
+                gone = np.repeat(gone, linear.shape[1] // len(gone))
+                mean = known[linear.path].mean[gone]
+                made[linear.path] = (weight_of(linear)[:, gone] @ mean).astype(np.float32)
+        return made
+
+
+def prune(
+    request: Request, options: BuildOptions, variants: Sequence[VariantBuild], calibration: Calibration,
+    manager: Manager,
+) -> dict[str, Any]:
+    """Prunes a build's captured model in place, before its variants part; returns what the report says of it."""
+    if any(variant.plan.calibrated for variant in variants):
+        calibration.windows  # noqa: B018 (what later steps read is written by the whole model)
+    if request.sparse:
+        return prune_pattern.sparsify(options.prune_method, calibration, manager)
+    multiple = max(traits_of(variant.plan.target).channel_multiple for variant in variants)
+    if request.width:
+        compensation = options.prune_compensation or "least-squares"
+        return prune_width.slice_width(request.text, request.width, compensation, calibration, multiple, manager)
+    method = options.prune_method or RECONSTRUCTION
+    compensation = options.prune_compensation or ("none" if request.cuts else "least-squares")  # a plan says it all
+    measured: dict[str, Any] = {}
+    if request.latency:
+        from leptonc.build.latency import share_for
+
+        share, measured["latency"] = calibration.kept.json(
+            "prune-latency", lambda: share_for(request.latency, variants[0], calibration, multiple)
+        )
+        request = replace(request, share=share)
+    # As they were published.
+    allocation = options.prune_allocation or ("global" if method in ("flap", "taylor") else "uniform")
+    pruning = Pruning(request, method, compensation, calibration, multiple, allocation, options.check)
+    return pruning.run(calibration.captured, manager) | measured
+
+
+def _standard(importance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """FLAP compares layers by how far a unit is from its layer's mean, in standard deviations."""
+    found: NDArray[np.float64] = (importance - importance.mean()) / max(float(importance.std()), 1e-30)
+    return found
+
+
+def _picture(found: Groups, stay: Mapping[str, Any]) -> dict[str, str]:
+    """What is left of each block that was cut: "1216 of 1536 channels", "2 of 3 groups, 6 of 9 heads", "gone"."""
+    return {
+        name: "gone"
+        if masks is None
+        else ", ".join(f"{int(mask.sum())} of {len(mask)} {space}" for space, mask in sorted(masks.items()))
+        for name, masks in ((b.name, stay[b.name]) for b in found.blocks if b.name in stay)
+    }

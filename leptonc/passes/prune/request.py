@@ -1,0 +1,79 @@
+"""What `--prune` asks for, read from its text."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from leptonc.errors import InputError
+from leptonc.passes.prune.plan import Cut, cuts_of
+
+_LARGEST_PLAN = 2**24  # bytes
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
+_LATENCY = re.compile(r"latency:(\d+(?:\.\d+)?)\s*%", re.ASCII)
+_WIDTH = re.compile(r"width:(\d+(?:\.\d+)?)\s*%", re.ASCII)
+_LAYERS = re.compile(r"layers:(\d+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: one of these.
+
+    Attributes:
+        text: As the user wrote it.
+        share: Of the weights of all layers; 0 where it is not asked for.
+        latency: Part of the time that has to be saved, likewise.
+        width: Of the residual stream's features, likewise; see `leptonc.build.steps.prune_width`.
+        layers: Whole layers to cut.
+        cuts: A plan.
+        sparse: 2:4 weights, and nothing cut; see `leptonc.build.steps.prune_pattern`.
+    """
+
+    text: str
+    share: float = 0.0
+    latency: float = 0.0
+    width: float = 0.0
+    layers: int = 0
+    cuts: tuple[Cut, ...] = ()
+    sparse: bool = False
+
+
+def parse_prune(text: str) -> Request:
+    """Reads `25%`, `latency:30%`, `width:10%`, `layers:4` or the name of a plan's file.
+
+    Raises:
+        InputError: It is none of these, or nothing or everything is to go.
+    """
+    for pattern, field, what in ((_SHARE, "share", ""), (_LATENCY, "latency", "latency:"), (_WIDTH, "width", "width:")):
+        if (found := pattern.fullmatch(text)) is not None:
+            if not 0 < float(found[1]) < 100:
+                raise InputError(
+                    f"expected a {field} above 0 % and below 100 %, found {text}", hint=f"--prune {what}20%"
+                )
+            return Request(text, **{field: float(found[1]) / 100})  # type: ignore[arg-type]
+    if (count := _LAYERS.fullmatch(text)) is not None:
+        if int(count[1]) == 0:
+            raise InputError("expected at least one layer to prune, found layers:0", hint="--prune layers:2")
+        return Request(text, layers=int(count[1]))
+    if text.endswith(".json"):
+        return Request(Path(text).name, cuts=_plan(Path(text)))
+    raise InputError(
+        f"expected of --prune a share, latency:PCT, width:PCT, layers:N, 2:4 or a plan's .json file, found {text!r}",
+        hint="--prune 20%, latency:20%, width:10%, layers:4, 2:4 or plan.json",
+    )
+
+
+def _plan(path: Path) -> tuple[Cut, ...]:
+    try:
+        if path.stat().st_size > _LARGEST_PLAN:
+            raise InputError(f"expected a plan of at most {_LARGEST_PLAN:,} bytes, found more in {path}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"expected a plan at {path}, found: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected JSON in {path}, found: {error}", hint="see docs/pruning.md") from error
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"expected a JSON object with names of blocks in {path}, found something else")
+    return cuts_of(found)
