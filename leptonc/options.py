@@ -1,14 +1,83 @@
-"""What a build is asked for: the options of `leptonc build`, and what a recipe says of single layers."""
+"""What a build is asked for: one dataclass whose fields are the command line's options and a recipe's fields too."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import Any
+
+from leptonc.formats import FORMATS
+
+_KEY = "option"  # of a field's metadata
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the command line and recipes know of a field of `BuildOptions`.
+
+    Attributes:
+        help: What it means, in sentences.
+        usual: What a build does where it is not given. Default: the field's own default is told.
+        choices: The values that it may have. Default: any of its type.
+        open_choice: One more form that a value may have, told by what is before its colon (`auto:SIZE`).
+        least: The least number that it may be.
+        most: The largest number that it may be.
+        percent: Whether it is a number of percent, which may be written with its sign.
+        several: Whether it may be given more than once.
+        metavar: What the help writes in a value's place.
+        flags: How the command line spells it. Default: the field's name with dashes.
+        in_command: Whether the command line has an option of it.
+        in_recipe: Whether a recipe may have it as a field. What is one build's own affair is no part of a recipe.
+    """
+
+    help: str
+    usual: str | None = None
+    choices: tuple[str | int, ...] = ()
+    open_choice: str | None = None
+    least: float | None = None
+    most: float | None = None
+    percent: bool = False
+    several: bool = False
+    metavar: str | None = None
+    flags: tuple[str, ...] = ()
+    in_command: bool = True
+    in_recipe: bool = True
+
+    def may_be(self, value: object) -> bool:
+        """Whether a value is one of the choices, or has the open one's form; any is where there are no choices."""
+        form = (self.open_choice or "").partition(":")[0]
+        return not self.choices or value in self.choices or bool(form and str(value).startswith(form))
+
+    def listed(self) -> list[str]:
+        """Returns the choices as texts, the open one last."""
+        return [*map(str, self.choices), *([self.open_choice] if self.open_choice else [])]
+
+
+def option(help: str, default: Any = MISSING, **about: Any) -> Any:
+    """Returns a field of a dataclass that carries an `Option`.
+
+    Args:
+        help: What the field means.
+        default: Its default. Default: the field has to be given.
+        about: The other attributes of `Option`.
+    """
+    return field(default=default, metadata={_KEY: Option(help, **about)})
+
+
+def options_of(record: type[Any]) -> dict[str, Option]:
+    """Returns the `Option` of each field that carries one, by the fields' names, in their order."""
+    return {item.name: item.metadata[_KEY] for item in fields(record) if _KEY in item.metadata}
+
+
+def kinds_of(record: type[Any]) -> Mapping[str, str]:
+    """Returns the first type of each field, as it is written: `str` for `str | None`."""
+    return {item.name: str(item.type).split(" | ")[0] for item in fields(record)}
 
 
 @dataclass(frozen=True)
 class LayerRule:
-    """What is said of the linear layers whose module paths match.
+    """What a recipe asks for the linear layers whose module paths match.
 
     Attributes:
         match: Patterns of module paths, `*` for anything, dots too; one that matches none is an error.
@@ -25,81 +94,155 @@ class LayerRule:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build; names and meanings are those of `leptonc build --help`.
+    """What to build. Each field carries its meaning, as `options_of` returns and `leptonc build --help` prints it."""
 
-    Attributes:
-        source: Directory, hub id, .gguf file or sample:NAME.
-        target: Target name with overrides, or several: one artifact then holds a variant for each.
-        out: Artifact to write. Default: NAME.lepton in the working directory.
-        weights: fp32, fp16, fp8, int8, int4 or int2, of what the targets can have; or auto:SIZE (auto:95MB): 4 bits
-            and, where it helps most, 8 within so many bytes of graph and weights. Default: int8 with int8 activations,
-            fp16 with 2:4, else each target's own.
-        activations: none, or int8: linear layers read 8-bit integers with scales known before the model runs.
-        calibrator: What chooses the ranges of these integers: minmax, percentile, entropy, mse, or search, which takes
-            for each layer the one whose outputs are off least.
-        kv_cache: int8 for keys and values of 8 bits in a decoder's cache. Default: float32.
-        prefill: A second graph with 8-bit weights and activations, which prompts go through: int8 for weights of its
-            own, shared for those of the first graph, which the runtime makes its own of. Default: no second graph.
-        block_size: Weights that share a scale, for integers. Default: the backend's own choice.
-        symmetric: Whether weights are quantized without zero points. Default: yes, and no with auto.
-        method: How codes are chosen: rtn (round to nearest), gptq or awq. Default: gptq with auto and, for ONNX
-            Runtime, with int8 activations; else rtn.
-        calibration: Text that gptq, auto, int8 activations and heal look at, .txt or .jsonl. Default: a decoder writes
-            one itself, an encoder reads a built-in one.
-        chat: Whether its texts go into the model's chat template, as what a user says; conversations always do.
-        heal: How long the quantized model learns from the original (10min, 30s, 1h, 200steps). Default: not at all.
-        heal_rank: Rank of what healing adds to each weight of a pruned model in float32, or full. Default: 16.
-        resume: Directory that keeps what an interrupted build's long steps made, and that the same build goes on from.
-        embeddings: int8 or int4, of the embedding and a head tied to it. Default: the format of the weights.
-        memory_gb: Gigabytes that the build may take in all: activations that there is no room for wait on disk.
-            Default: no bound, and up to `leptonc.build.memory_bound.ACTIVATIONS` bytes of activations in memory.
-        max_seq_len: Longest sequence. Default: the target's, at most the model's.
-        max_loss: Largest loss of quality in percent: of perplexity for causal models, of cosine similarity for
-            embeddings, of agreement for classifiers. Default: no bound.
-        seed: Of the text that a model writes for its calibration, and of `rotate`; nothing else in a build is random.
-        dump_ir: Directory for the graph after each pass. Default: the graphs are not written.
-        layers: Exceptions for single layers.
-        eval_text: Text to measure fidelity on. Default: the built-in one.
-        prune: What is cut out of the model: a share of its weights ("25%"), what saves some time ("latency:30%"), a
-            share of its width ("width:10%"), whole layers ("layers:4"), or a plan's .json file; "2:4" for two weights
-            of each four that are zero. Default: nothing.
-        prune_method: How units, or for 2:4 weights, are chosen. Default: reconstruction, or sparsegpt for 2:4.
-        prune_compensation: What makes up for them, of `leptonc.build.steps.prune.COMPENSATIONS`. Default:
-            least-squares; none for a plan.
-        prune_allocation: uniform or global: how a share is spent by importance. Default: the method's own.
-        rotate: Whether the residual stream gets a random basis, which spreads its outliers over all features.
-        check: Whether fidelity is measured; for an engine, of the lowered graph on the CPU before it is built.
-        force: Whether an artifact at `out` is replaced.
-    """
+    source: str = field(
+        metadata={
+            _KEY: Option(
+                "The model: a directory with a Hugging Face model or one that --emit wrote, the name of a model on the "
+                "hub, a .gguf file, or sample:NAME.",
+                in_command=False,  # an argument, which the verb has
+                in_recipe=False,
+            )
+        }
+    )
+    target: str | tuple[str, ...] = option(
+        "Device to compile for, with changes behind its name: `jetson-orin,memory_gb=8`. See `leptonc targets`. Given "
+        "several times, the artifact holds a variant for each.",
+        "cpu", metavar="NAME", several=True, in_recipe=False,
+    )  # fmt: skip
+    out: Path | None = option(
+        "Artifact to write.", None,
+        usual="NAME.lepton", metavar="OUT", flags=("-o", "--out"), in_recipe=False,
+    )  # fmt: skip
+    weights: str | None = option(
+        "Number format of the weights. With `auto:95MB` weights have 4 bits, and 8 where they help most, so that graph "
+        "and weights fit in that size.",
+        None, usual="int8 with int8 activations, fp16 with --prune 2:4, else the target's",
+        choices=tuple(FORMATS), open_choice="auto:SIZE",
+    )  # fmt: skip
+    activations: str = option(
+        "Number format of what linear layers read. int8 goes with --weights int8 and takes its scales from a "
+        "calibration text.",
+        "none", choices=("none", "int8"),
+    )  # fmt: skip
+    calibrator: str = option(
+        "How the ranges of int8 activations are chosen from what the model makes of the calibration text. search tries "
+        "minmax, percentile and mse, and takes for each layer the one whose outputs are off least.",
+        "search", choices=("minmax", "percentile", "entropy", "mse", "search"),
+    )  # fmt: skip
+    prefill: str | None = option(
+        "Add a second graph with 8-bit weights and activations, which prompts go through faster. With int8 it has "
+        "weights of its own, which take as much space again. With shared they are made of the first graph's when the "
+        "artifact is opened.",
+        None, usual="no second graph", choices=("int8", "shared"),
+    )  # fmt: skip
+    kv_cache: str | None = option(
+        "Keep keys and values as 8-bit integers, with scales from a calibration text. The cache takes a quarter of the "
+        "memory.",
+        None, usual="float32", choices=("int8",),
+    )  # fmt: skip
+    block_size: int | None = option(
+        "Weights that share one scale, for integers.",
+        None, usual="the backend's own: 32 for ONNX Runtime", choices=(16, 32, 64, 128, 256),
+    )  # fmt: skip
+    symmetric: bool | None = option(
+        "Quantize weights without or with zero points.",
+        None, usual="without; with auto: with", flags=("--symmetric/--asymmetric",),
+    )  # fmt: skip
+    method: str | None = option(
+        "How integer codes are chosen. rtn rounds to nearest. gptq keeps what the layers make of a text. awq gives "
+        "finer codes to the channels that a text sends most through.",
+        None, usual="rtn; with auto, and for ONNX Runtime with --activations int8: gptq",
+        choices=("rtn", "gptq", "awq"),
+    )  # fmt: skip
+    calibration: Path | None = option(
+        "Text like what the model will read, .txt or .jsonl, for whatever measures the model: --method gptq, --weights "
+        "auto, --activations int8, --kv-cache, --prefill, --prune and --heal.",
+        None, usual="a decoder writes one itself, an encoder reads one that Lepton carries", metavar="FILE",
+    )  # fmt: skip
+    rotate: bool = option(
+        "Give a decoder's residual stream a random basis, folded into the weights, before they are quantized. It "
+        "spreads outliers over all features. See docs/quantization.md.",
+        False,
+    )  # fmt: skip
+    chat: bool = option(
+        "Put each text of --calibration into the model's chat template, as what a user says. (Lines of a .jsonl that "
+        "have `messages` are always rendered with it.)",
+        False,
+    )  # fmt: skip
+    heal: str | None = option(
+        "Let the quantized model learn from the original on the calibration text for a time (10min, 30s, 1h) or a "
+        "number of steps (200steps). Scales, zero points, gains and biases change; codes and the size do not.",
+        None, metavar="TIME",
+    )  # fmt: skip
+    heal_rank: str | None = option(
+        "Rank of the term that --heal adds to each weight of a pruned model in float32. With `full` every weight "
+        "learns, which takes more memory.",
+        None, usual="16", metavar="RANK|full",
+    )  # fmt: skip
+    resume: Path | None = option(
+        "Directory for the results of long steps (calibration, --prune, --heal). After an interruption the same "
+        "command goes on from them.",
+        None, metavar="DIR", in_recipe=False,
+    )  # fmt: skip
+    embeddings: str | None = option(
+        "Number format of the embedding and of a head tied to it.",
+        None, usual="that of --weights", choices=("int8", "int4"),
+    )  # fmt: skip
+    memory_gb: float | None = option(
+        "Memory that the build may take in all. Activations that it has no room for wait on disk.",
+        None, usual="no bound, and up to 0.5 GB of activations in memory", metavar="GB", least=0,
+    )  # fmt: skip
+    max_seq_len: int | None = option(
+        "Tokens of context to provide for.",
+        None, usual="the target's, at most the model's", metavar="N", least=1,
+    )  # fmt: skip
+    max_loss: float | None = option(
+        "Fail, with exit code 3 and nothing at OUT, where quality falls by more than PCT percent (3 or 3%): perplexity "
+        "of a causal model, cosine similarity of embeddings, agreement of a classifier.",
+        None, usual="no bound", metavar="PCT", percent=True,
+    )  # fmt: skip
+    prune: str | None = option(
+        "Cut heads, channels and blocks out of the model: `25%` of its layers' weights, what saves `latency:30%` of "
+        "its time on this machine, `layers:4`, or what a plan's .json file lists. `width:10%` cuts a decoder's "
+        "residual stream. `2:4` makes two weights of each four zero, for sparse tensor cores. See docs/pruning.md.",
+        None, metavar="SPEC",
+    )  # fmt: skip
+    prune_method: str | None = option(
+        "How --prune chooses what goes. 2:4 has sparsegpt and magnitude.",
+        None, usual="reconstruction; with 2:4: sparsegpt",
+        choices=("reconstruction", "magnitude", "wanda", "flap", "taylor", "sparsegpt"),
+    )  # fmt: skip
+    prune_compensation: str | None = option(
+        "How the weights that stay make up for what --prune takes.",
+        None, usual="least-squares; none for a plan", choices=("none", "bias", "least-squares", "sequential"),
+    )  # fmt: skip
+    prune_allocation: str | None = option(
+        "Whether magnitude, wanda, flap and taylor cut as much of every block, or what matters least anywhere.",
+        None, usual="uniform; with flap: global", choices=("uniform", "global"),
+    )  # fmt: skip
+    eval_text: Path | None = option(
+        "Text that quality is measured on.",
+        None, usual="one that Lepton carries", metavar="FILE", in_recipe=False,
+    )  # fmt: skip
+    check: bool = option(
+        "Measure the artifact against the original model. For an engine the lowered graph is measured on the CPU "
+        "before it is built.",
+        True, flags=("--check/--no-check",), in_recipe=False,
+    )  # fmt: skip
+    seed: int = option(
+        "Seed of the text that a model writes for its calibration, and of --rotate. Nothing else in a build is random.",
+        0, metavar="N", least=0, most=2**63 - 1,
+    )  # fmt: skip
+    layers: tuple[LayerRule, ...] = option(
+        "Exceptions for single layers: the tables [[layers]] of a recipe.",
+        (), in_command=False, in_recipe=False,
+    )  # fmt: skip
+    dump_ir: Path | None = option("Write the graph after each pass to DIR.", None, metavar="DIR", in_recipe=False)
+    force: bool = option("Replace an artifact that is already at OUT.", False, in_recipe=False)
 
-    source: str
-    target: str | tuple[str, ...] = "cpu"
-    out: Path | None = None
-    weights: str | None = None
-    activations: str = "none"
-    calibrator: str = "search"
-    kv_cache: str | None = None
-    prefill: str | None = None
-    block_size: int | None = None
-    symmetric: bool | None = None
-    method: str | None = None
-    calibration: Path | None = None
-    chat: bool = False
-    heal: str | None = None
-    heal_rank: str | None = None
-    resume: Path | None = None
-    embeddings: str | None = None
-    memory_gb: float | None = None
-    max_seq_len: int | None = None
-    max_loss: float | None = None
-    seed: int = 0
-    layers: tuple[LayerRule, ...] = ()
-    dump_ir: Path | None = None
-    eval_text: Path | None = None
-    prune: str | None = None
-    prune_method: str | None = None
-    prune_compensation: str | None = None
-    prune_allocation: str | None = None
-    rotate: bool = False
-    check: bool = True
-    force: bool = False
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets' specifications, one or several."""
+        return (self.target,) if isinstance(self.target, str) else self.target

@@ -65,7 +65,7 @@ def points(schemes: Sequence[str], recipes: Sequence[str], base: BuildOptions) -
     Args:
         schemes: Number formats of weights, auto:SIZE, or names of `NAMED`.
         recipes: Files, or names of shipped ones.
-        base: Options of all; a recipe stands above them.
+        base: Options of all; a recipe overrides them.
 
     Raises:
         InputError: There is none, one occurs twice, or a recipe cannot be read.

@@ -21,8 +21,7 @@ def plans_of(options: BuildOptions) -> list[VariantPlan]:
     Raises:
         InputError: A target or a budget is none, or a target is named twice.
     """
-    specs = (options.target,) if isinstance(options.target, str) else options.target
-    found = [target_of(spec) for spec in specs]
+    found = [target_of(spec) for spec in options.targets]
     if not found:
         raise InputError("expected at least one target, found none", hint="see `leptonc targets`")
     names = [target.name for target in found]

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from leptonc.errors import InputError, near
-from leptonc.options import BuildOptions, LayerRule
-from leptonc.passes.quantize.weights import METHODS
+from leptonc.options import BuildOptions, LayerRule, kinds_of, options_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,8 +32,8 @@ else:
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
 LARGEST = 2**20  # bytes of a recipe
-# Options that are one build's own affair, and no part of a recipe.
-NO_RECIPE = ("source", "target", "out", "layers", "dump_ir", "eval_text", "check", "force", "resume")
+# Options that are one build's own affair, and no part of a recipe; `layers` are its tables.
+NO_RECIPE = tuple(name for name, option in options_of(BuildOptions).items() if not option.in_recipe)
 
 
 def with_recipe(options: BuildOptions, recipe: str | None, given: Collection[str] = ()) -> BuildOptions:
@@ -43,7 +42,7 @@ def with_recipe(options: BuildOptions, recipe: str | None, given: Collection[str
     Args:
         options: What a build was asked for.
         recipe: A file's name, or a shipped recipe's; None for none.
-        given: Fields of `options` that stand above the recipe's.
+        given: Fields of `options` that override the recipe's.
 
     Raises:
         InputError: It is not there, no TOML, has an unknown field, or a value that does not fit.
@@ -58,23 +57,22 @@ def with_recipe(options: BuildOptions, recipe: str | None, given: Collection[str
     return dataclasses.replace(options, **{name: value for name, value in found.items() if name not in given})
 
 
-# What fields may say, and the least that numbers may be; a backend has more to say of some of them.
-_CHOICES = {"method": METHODS, "embeddings": ("int8", "int4"), "kv_cache": ("int8",), "prefill": ("int8", "shared")}
-_LEAST = {"memory_gb": 0, "max_seq_len": 1, "seed": 0}
-
-
 def check_values(options: BuildOptions) -> None:
     """Refuses values that no backend takes, whoever gave them (raises `InputError`)."""
-    for name, choices in _CHOICES.items():
+    for name, about in options_of(type(options)).items():
         value = getattr(options, name)
-        if value is not None and value not in choices:
+        if value is None:
+            continue
+        if about.open_choice is None and not about.may_be(value):  # of weights the target's own list says more
+            listed = about.listed()
             raise InputError(
-                f"expected {name} among {', '.join(choices)}, found {value!r}", hint=near(str(value), choices)
+                f"expected {name} among {', '.join(listed)}, found {value!r}", hint=near(str(value), listed)
             )
-    for name, least in _LEAST.items():
-        value = getattr(options, name)
-        if value is not None and not least <= value < math.inf:
+        least, most = about.least, about.most
+        if least is not None and not least <= value < math.inf:
             raise InputError(f"expected {name} of at least {least}, found {value}", hint=f"a number from {least} up")
+        if most is not None and value > most:
+            raise InputError(f"expected {name} from {least} to {most}, found {value}", hint=f"a number up to {most}")
     if options.max_loss is not None:
         if not math.isfinite(options.max_loss):
             raise InputError(f"expected max_loss in percent, found {options.max_loss}", hint="--max-loss 3%")
@@ -149,7 +147,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 def _fields(where: str, raw: Mapping[str, Any], record: type[Any], without: Sequence[str]) -> dict[str, Any]:
     """Checks the fields of a table against those of a dataclass."""
-    kinds = {f.name: str(f.type).split(" | ")[0] for f in dataclasses.fields(record) if f.name not in without}
+    kinds = {name: kind for name, kind in kinds_of(record).items() if name not in without}
     found = {}
     for name, value in raw.items():
         if name not in kinds:

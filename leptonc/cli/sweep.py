@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
+from leptonc.cli.fields import options_from
 from leptonc.errors import require
+from leptonc.options import BuildOptions
 from runtime_edge.cli import options
 
 _PROMPT, _NEW, _BATCH, _REPETITIONS = 512, 64, 32, 4
@@ -33,9 +35,7 @@ _PROMPT, _NEW, _BATCH, _REPETITIONS = 512, 64, 32, 4
     help="Keep each point's artifact and figures, a page with plots and all as JSON here; points that are here already "
     "are not built again.",
 )
-@click.option("--method", type=click.Choice(("rtn", "gptq", "awq")), help="As for `build`.")
-@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="As for `build`.")
-@click.option("--max-seq-len", type=click.IntRange(min=1), metavar="N", help="As for `build`.")
+@options_from(BuildOptions, only=("method", "calibration", "max_seq_len", "seed"), help="As for `build`.")
 @click.option(
     "--eval-text",
     type=click.Path(path_type=Path),
@@ -48,7 +48,6 @@ _PROMPT, _NEW, _BATCH, _REPETITIONS = 512, 64, 32, 4
 @click.option("--max-windows", type=click.IntRange(min=1), metavar="N", help="Windows to run.  [default: all]")
 @click.option("--speed", is_flag=True, help="Measure prefill and decode too, in processes of their own.")
 @options.threads
-@options.seed
 @click.option("--page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with plots to FILE.")
 @options.as_json
 def sweep(
@@ -57,17 +56,14 @@ def sweep(
     schemes: str,
     recipes: tuple[str, ...],
     keep: Path | None,
-    method: str | None,
-    calibration: Path | None,
-    max_seq_len: int | None,
     eval_text: Path | None,
     window: int,
     max_windows: int | None,
     speed: bool,
     threads: int | None,
-    seed: int,
     page: Path | None,
     as_json: bool,
+    **shared: Any,
 ) -> None:
     """Build a model in several schemes, and compare them.
 
@@ -82,10 +78,9 @@ def sweep(
 
     targets.load(target)
     require("torch", extra="compiler", needed_by="leptonc sweep")
-    from leptonc.options import BuildOptions
     from leptonc.sweep import Sweep, lines, mark, points, sweep_page
 
-    base = BuildOptions(source, target, method=method, calibration=calibration, max_seq_len=max_seq_len, seed=seed)
+    base = BuildOptions(source, target, **shared)
     wanted = points([each.strip() for each in schemes.split(",") if each.strip()], recipes, base)
     measuring = _Measuring(eval_text, window, max_windows, speed, threads)
     with contextlib.ExitStack() as stack:

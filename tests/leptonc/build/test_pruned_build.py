@@ -193,10 +193,10 @@ def test_whole_layers_and_quantization(text: Path, tmp_path: Path) -> None:
         ({"prune": "99%"}, "expected a share of at most"),
         ({"prune": "much"}, "expected of --prune a share, latency:PCT, width:PCT, layers:N, 2:4 or a plan's .json"),
         ({"prune": "none.json"}, "expected a plan at none.json, found: No such file"),
-        ({"prune": "20%", "prune_method": "guess"}, "expected a pruning method among"),
+        ({"prune": "20%", "prune_method": "guess"}, "expected prune_method among"),
         ({"prune_method": "wanda"}, "expected --prune with --prune-method"),
         ({"prune": "20%", "prune_allocation": "global"}, "expected --prune-allocation with a method among"),
-        ({"prune": "20%", "prune_method": "flap", "prune_allocation": "best"}, "expected a pruning allocation among"),
+        ({"prune": "20%", "prune_method": "flap", "prune_allocation": "best"}, "expected prune_allocation among"),
     ],
 )
 def test_what_cannot_be_asked_for(options: dict[str, Any], message: str, tmp_path: Path) -> None:

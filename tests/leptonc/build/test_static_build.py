@@ -200,7 +200,7 @@ def test_what_hurts_most_for_its_work_is_kept() -> None:
         ({"weights": "auto:1MB"}, "found weights int4"),
         ({"symmetric": False}, "found asymmetric ones"),
         ({"activations": "fp8"}, "expected activations none or int8, found fp8"),
-        ({"calibrator": "best"}, "expected a calibrator among minmax, percentile, entropy, mse, search, found 'best'"),
+        ({"calibrator": "best"}, "expected calibrator among minmax, percentile, entropy, mse, search, found 'best'"),
     ],
 )
 def test_requests_that_cannot_be_met(changes: dict[str, object], message: str, text: Path, tmp_path: Path) -> None:
