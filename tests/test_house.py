@@ -113,10 +113,25 @@ def test_no_module_imports_itself_through_others() -> None:
         name: {target for wanted in imports(path) if (target := owner(wanted, known)) not in (None, name)}
         for name, path in known.items()
     }
-    # Taking away again and again what imports nothing more leaves the circles, and what leads to them.
+    assert circles(arrows) == {}
+
+
+def test_no_c_file_needs_itself_through_others() -> None:
+    """No circle among the kernels; a `.c` file and its header count as one, and functions are declared in it."""
+    needs: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "runtime_edge" / "kernels").glob("*.[ch]")):
+        headers = re.findall(r'^#include "(\w+)\.h"$', path.read_text(), re.MULTILINE)
+        assert path.suffix == ".h" or path.stem == "library" or path.stem in headers, f"{path.name} has no header"
+        needs.setdefault(path.stem, set()).update(name for name in headers if name != path.stem)
+    assert {"attention", "few", "many", "multiply", "product", "sizes"} <= set(needs)
+    assert circles(needs) == {}
+
+
+def circles(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Circles, and what leads to them: what is left when what needs nothing more is taken away again and again."""
     while done := {name for name, wanted in arrows.items() if not wanted}:
         arrows = {name: wanted - done for name, wanted in arrows.items() if name not in done}
-    assert arrows == {}
+    return arrows
 
 
 def owner(name: str, known: Collection[str]) -> str | None:

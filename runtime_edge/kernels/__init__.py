@@ -1,10 +1,10 @@
 """Kernels of our own that run in the place of ONNX Runtime's: libraries in C, compiled where the package is installed.
 
-`operator.c` is what ONNX Runtime loads; each kernel is an operator of ONNX Runtime's name, so a session that registers
-a library runs its graph as it is. `attention.c` is GroupQueryAttention: `many.c` and `bfloat16.c` attend with many
-queries, `few.c` with few, `rows.c` has what all do to a row. `product.c` is MatMulIntegerToFloat, which `multiply.c`
-computes. The libraries need Linux and x86-64, one AVX-512 and one AVX2 alone; bfloat16 and products need AMX. Where
-none was compiled or can run, ONNX Runtime's own kernels do the same.
+`library.c` is what ONNX Runtime loads; each kernel is an operator (`operator.c`) of ONNX Runtime's name, so a session
+that registers a library runs its graph as it is. `attention.c` is GroupQueryAttention: `many.c` and `bfloat16.c`
+attend with many queries, `few.c` with few, `rows.c` has what all do to a row. `product.c` is MatMulIntegerToFloat,
+which `multiply.c` computes. The libraries need Linux and x86-64, one AVX-512 and one AVX2 alone; bfloat16 and products
+need AMX. Where none was compiled or can run, ONNX Runtime's own kernels do the same.
 """
 
 from __future__ import annotations

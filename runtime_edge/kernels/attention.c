@@ -3,9 +3,15 @@
  * In its variant bfloat16 products of 16 queries and more are in that format, on AMX. */
 #include "attention.h"
 
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
-#include "operator.h"
+#include "bfloat16.h"
+#include "call.h"
+#include "few.h"
+#include "many.h"
+#include "rows.h"
 
 /* Data and shape of an input of float32 of a rank; null data where it is left out. */
 static Status *ranked(const Opaque *context, size_t at, size_t rank, const float **data, int64_t *shape) {

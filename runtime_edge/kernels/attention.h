@@ -1,72 +1,9 @@
-/* Attention of new tokens over a cache of keys and values, float32 at its edges: what one call is about. */
+/* The operators of attention. */
 #ifndef LEPTON_ATTENTION_H
 #define LEPTON_ATTENTION_H
 
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "operator.h"
 
-#include "vector.h"
-
-#define MOST_DIM 256 /* of a head, a multiple of 32 */
-/* With positions in 32 bits, and a new token's or a cached one's features in memory, no product of sizes is near 2^63. */
-#define MOST_HEADS 65536
-#define FEW 16       /* queries of a head below which keys are not packed */
-
-typedef struct {
-    int64_t heads, kv_heads, window, rotary, interleaved;
-    float scale, softcap; /* scale 0 is 1 / sqrt(dim) */
-    int bfloat16; /* products of many queries in it, on AMX; they are summed in float32 */
-} Attention;
-
-typedef struct {
-    const Attention *op;
-    const float *query, *key, *value, *cosines, *sines, *sinks;
-    float *output, *keys, *values;     /* [length, heads * dim]; [kv_heads, capacity, dim], new rows included */
-    int64_t query_row, key_row;        /* floats from one token's to the next's */
-    int64_t length, past, total, dim;  /* new tokens, those before, both; a head's width */
-    float scale;                       /* of scores */
-    int64_t capacity, turned;          /* rows of a head in the cache; features of a head that are rotated */
-    /* many */
-    void *packed_keys, *packed_values; /* values only in bfloat16 */
-    /* few */
-    float *turned_queries, *parts;     /* [heads, length, dim]; of each part [rows, dim] and [rows, 2] */
-    int64_t part, first, part_count;   /* keys a part, the first key that is seen, parts */
-} Call;
-
-/* What a row of scores has seen: the greatest, and the sum of exponentials relative to it. */
-typedef struct {
-    float most, sum;
-} Seen;
-
-int64_t packed_bytes(const Call *call);
-void pack_many(void *call, size_t task);   /* tasks: kv_heads * ceil(total / 32); writes new rows to the cache */
-void attend_many(void *call, size_t task); /* tasks: heads * ceil(length / 32) */
-#ifdef __AMX_BF16__
-void pack_many_bfloat16(void *call, size_t task);
-void attend_many_bfloat16(void *call, size_t task);
-#endif
-
-void plan_few(Call *call);                   /* sets first, part and part_count */
-int64_t few_floats(const Call *call);        /* of parts */
-void attend_few(void *call, size_t task);    /* tasks: kv_heads * part_count */
-void join_few(const Call *call);
-
-/* Rows that follow are for a token at `position`; `to` may be `from`. */
-void rotate(const Call *call, const float *from, float *to, int64_t position, float scale);
-
-/* Makes weights of scores[begin..end), zeros of the rest up to `width`, a multiple of 16.
- * Returns by what earlier sums are multiplied. */
-float soften(const Attention *op, float *scores, int64_t begin, int64_t end, int64_t width, Seen *seen);
-
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t up32(int64_t n) { return (n + 31) / 32 * 32; }
-
-/* The first key that the query at `position` sees. */
-static inline int64_t first_seen(const Attention *op, int64_t position) {
-    return op->window > 0 ? most(0, position - op->window + 1) : 0;
-}
+extern const Operator attention_float32, attention_bfloat16;
 
 #endif

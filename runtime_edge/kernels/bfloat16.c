@@ -1,6 +1,9 @@
 /* Many queries, with products in bfloat16 on AMX, 32 by 32 in four tiles; sums and all else in float32. */
-#include "many.h"
+#include "bfloat16.h"
+
+#include "blocks.h"
 #include "tiles.h"
+#include "vector.h"
 
 #define TILE 512 /* numbers of a tile: 16 rows of 32 */
 

@@ -1,8 +1,13 @@
 /* Few queries, as in a step of decoding: keys and values are read as they lie, once for all heads that share them, in
  * parts that run side by side and are joined at the end (Flash-Decoding, Dao et al. 2023). */
-#include <stdalign.h>
+#include "few.h"
 
-#include "attention.h"
+#include <math.h>
+#include <stdalign.h>
+#include <string.h>
+
+#include "rows.h"
+#include "vector.h"
 
 #define MOST_PART 256
 #define WIDE (LANES / 4) /* vectors of a row's sums that are in registers beside those of three others */

@@ -1,6 +1,9 @@
 /* Many queries in float32. */
 #include "many.h"
 
+#include "blocks.h"
+#include "vector.h"
+
 #define HIGH (LANES / 2)  /* rows of a product whose sums are in registers, two vectors each */
 #define ACROSS (2 * LANES)
 

@@ -1,10 +1,12 @@
 /* Products of unsigned codes and constant signed weights on AMX: 32 rows by 32 channels at a time, sums in registers over
  * all inputs; then the zero point, scales and bias. */
+#include "multiply.h"
+
 #include <stdalign.h>
 
-#include "attention.h"
-#include "product.h"
+#include "sizes.h"
 #include "tiles.h"
+#include "vector.h"
 
 #define STEP 64   /* inputs of a tile */
 #define TILE 1024 /* bytes of it */

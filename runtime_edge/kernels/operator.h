@@ -31,7 +31,8 @@ typedef struct {
         if (failed_ != NULL) return failed_; \
     } while (0)
 
-extern const Operator attention_float32, attention_bfloat16, product_int8;
+/* The functions of ONNX Runtime, which all below call; null where it is an earlier one. */
+Api open_api(const ApiBase *base);
 
 Status *fault(const char *expected, const char *name); /* "expected EXPECTED, found another NAME" */
 Status *no_memory(void);

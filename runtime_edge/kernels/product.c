@@ -1,15 +1,16 @@
 /* `MatMulIntegerToFloat` of ONNX Runtime's domain, with unsigned codes and constant signed weights, as a custom operator
  * in the place of its own kernel: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md */
 #define _GNU_SOURCE
+#include "product.h"
+
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "attention.h"
-#include "operator.h"
-#include "product.h"
+#include "multiply.h"
+#include "sizes.h"
 
 #define SMALL (2 << 20)      /* bytes of weights that stay in a core's second cache beside what 32 rows become */
 #define MANY 256             /* rows for which others are read once */

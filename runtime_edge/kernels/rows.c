@@ -1,5 +1,10 @@
 /* What is done to a row of a head or of scores: rotation, softmax. */
-#include "attention.h"
+#include "rows.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "vector.h"
 
 #define LOG2_E 1.4426950408889634f
 
