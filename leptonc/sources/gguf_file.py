@@ -18,7 +18,7 @@ import numpy as np
 
 from leptonc.errors import InputError
 from leptonc.sources.base import Array
-from leptonc.sources.gguf_types import TYPES, GgmlType, dequantize
+from leptonc.sources.gguf_types import GgmlType, dequantize, types
 from leptonc.sources.mapped import MappedBytes
 
 _MAGIC = b"GGUF"
@@ -266,7 +266,7 @@ class _Header:
         if min(shape) < 1 or math.prod(shape) >= 2**63:
             raise self._damaged(f"a shape for tensor {name!r}", shape)
         number = self._u32(f"the type of {name!r}")
-        kind = TYPES.get(number)
+        kind = types().get(number)
         if kind is None:
             raise InputError(
                 f"{self._file.label}: tensor {name!r} has the unknown type {number}",

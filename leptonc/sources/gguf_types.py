@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +19,7 @@ _GROUP_VALUES = 2**18
 
 @dataclass(frozen=True)
 class GgmlType:
-    """A type of ggml.h: `block` values take `bytes` bytes."""
+    """A storage type of GGML: `block` values take `bytes` bytes."""
 
     number: int
     name: str
@@ -25,41 +27,17 @@ class GgmlType:
     bytes: int
 
 
-_TABLE = (
-    GgmlType(0, "F32", 1, 4),
-    GgmlType(1, "F16", 1, 2),
-    GgmlType(2, "Q4_0", 32, 18),
-    GgmlType(3, "Q4_1", 32, 20),
-    GgmlType(6, "Q5_0", 32, 22),
-    GgmlType(7, "Q5_1", 32, 24),
-    GgmlType(8, "Q8_0", 32, 34),
-    GgmlType(9, "Q8_1", 32, 40),
-    GgmlType(10, "Q2_K", 256, 84),
-    GgmlType(11, "Q3_K", 256, 110),
-    GgmlType(12, "Q4_K", 256, 144),
-    GgmlType(13, "Q5_K", 256, 176),
-    GgmlType(14, "Q6_K", 256, 210),
-    GgmlType(15, "Q8_K", 256, 292),
-    GgmlType(16, "IQ2_XXS", 256, 66),
-    GgmlType(17, "IQ2_XS", 256, 74),
-    GgmlType(18, "IQ3_XXS", 256, 98),
-    GgmlType(19, "IQ1_S", 256, 50),
-    GgmlType(20, "IQ4_NL", 32, 18),
-    GgmlType(21, "IQ3_S", 256, 110),
-    GgmlType(22, "IQ2_S", 256, 82),
-    GgmlType(23, "IQ4_XS", 256, 136),
-    GgmlType(24, "I8", 1, 1),
-    GgmlType(25, "I16", 1, 2),
-    GgmlType(26, "I32", 1, 4),
-    GgmlType(27, "I64", 1, 8),
-    GgmlType(28, "F64", 1, 8),
-    GgmlType(29, "IQ1_M", 256, 56),
-    GgmlType(30, "BF16", 1, 2),
-    GgmlType(34, "TQ1_0", 256, 54),
-    GgmlType(35, "TQ2_0", 256, 66),
-    GgmlType(39, "MXFP4", 32, 17),
-)
-TYPES = {kind.number: kind for kind in _TABLE}
+@functools.cache
+def types() -> Mapping[int, GgmlType]:
+    """Returns all types by the number that a file has for them: those of the package `gguf`.
+
+    Raises:
+        MissingExtraError: The package is not installed.
+    """
+    sizes = require("gguf", extra="compiler", needed_by="a GGUF file").GGML_QUANT_SIZES
+    return {int(kind): GgmlType(int(kind), kind.name, *size) for kind, size in sizes.items()}
+
+
 _PLAIN = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I8": "|i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 
 
@@ -76,7 +54,7 @@ def dequantize(raw: NDArray[np.uint8], kind: GgmlType, shape: tuple[int, ...], l
         float32 (a view of `raw` where that is what is stored and it is aligned), or the stored integers.
 
     Raises:
-        InputError: no method is known for the type.
+        InputError: The package `gguf` does not dequantize the type.
     """
     if kind.name in _PLAIN:
         stored = raw.view(_PLAIN[kind.name]).reshape(shape)
@@ -89,7 +67,7 @@ def dequantize(raw: NDArray[np.uint8], kind: GgmlType, shape: tuple[int, ...], l
 
 
 def _dequantize_blocks(raw: NDArray[np.uint8], kind: GgmlType, shape: tuple[int, ...], label: str) -> Array:
-    gguf = require("gguf", extra="compiler", needed_by="a quantized GGUF file")
+    gguf = require("gguf", extra="compiler", needed_by="a GGUF file")
     blocks = raw.reshape(-1, kind.bytes)
     result = np.empty((len(blocks), kind.block), dtype=np.float32)
     group = max(1, _GROUP_VALUES // kind.block)
