@@ -19,7 +19,7 @@ from leptonc.artifact.writer import ArtifactWriter
 from leptonc.calibrate.generate import generate, rounds
 from leptonc.calibrate.step_cache import StepCache
 from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
-from leptonc.calibrate.staged_run import stages
+from leptonc.calibrate.stages import stages
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from leptonc.progress import Progress

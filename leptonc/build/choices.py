@@ -30,7 +30,7 @@ from leptonc.calibrate.caches import cache_scales
 from leptonc.calibrate.choice import Choice
 from leptonc.calibrate.scaling import Scaling, scalings
 from leptonc.calibrate.code_solver import Solver
-from leptonc.calibrate.staged_run import linear_stages
+from leptonc.calibrate.stages import linear_stages
 from leptonc.build.calibration_text import LOOKS, WINDOWS, Calibration
 from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
 from leptonc.passes.quantize.static import StaticActivations

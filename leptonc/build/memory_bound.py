@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from leptonc.backends.traits import traits_of
-from leptonc.calibrate.staged_run import linear_stages
+from leptonc.calibrate.stages import linear_stages
 from leptonc.errors import InputError
 from leptonc.formats import FORMATS
 from leptonc.ir.structure import lookups

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +13,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import Moments
-from leptonc.calibrate.staged_run import Stage, Weights, linear_stages, walk
+from leptonc.calibrate.stage_session import Weights
+from leptonc.calibrate.staged_run import walk
+from leptonc.calibrate.stages import Stage, linear_stages
 from leptonc.calibrate.step_cache import StepCache
-from leptonc.ir.structure import Linear, layer_of, linears, lookups, weight_of
+from leptonc.ir.structure import Linear, as_stored, layer_of, linears, lookups, weight_of
 from leptonc.passes.columns import DAMPING, Factor, factorize, shift_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.gptq import clip_search, damping_of, gptq, output_error
-
-
-def inputs_of(model: ir.Model, token_ids: NDArray[np.int64], skipped: int = 0) -> dict[str, NDArray[Any]]:
-    """Returns a captured graph's inputs for one text; a cache is empty and just large enough.
-
-    Args:
-        model: The graph.
-        token_ids: int64 [length].
-        skipped: Tokens at the start, a prompt's, that an encoder's pooling leaves out.
-
-    Raises:
-        ValueError: The graph has an input that a text does not give.
-    """
-    ids = token_ids[None]
-    known: dict[str, NDArray[Any]] = {
-        "input_ids": ids, "past_length": np.zeros(1, np.int64),
-        "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids),
-        "pooling_mask": (np.arange(len(token_ids)) >= skipped).astype(np.int64)[None],
-    }  # fmt: skip
-    found: dict[str, NDArray[Any]] = {}
-    for value in model.graph.inputs:
-        name = str(value.name)
-        if name in known:
-            found[name] = known[name]
-        elif name.startswith("past_key_values.") and value.shape is not None:
-            heads, width = int(value.shape[1]), int(value.shape[3])  # type: ignore[arg-type]
-            found[name] = _empty((1, heads, len(token_ids), width))
-        else:
-            raise ValueError(f"a text gives no input {name}")
-    return found
-
-
-@lru_cache(maxsize=8)
-def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Zeros that all texts and layers share: a cache that nothing was written to."""
-    found = np.zeros(shape, np.float32)
-    found.setflags(write=False)
-    return found
-
 
 Arrays = dict[str, NDArray[Any]]
 MomentsOf = Callable[[str], Moments]  # of a value that linear layers of the stage read; to be had once
@@ -73,7 +36,7 @@ def by_layer(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], choose: Callable[[Stage, MomentsOf], Arrays],
     use: Callable[[Stage, Arrays], Weights], folder: Path, *, memory: int,
     advance: Callable[[int], Any] = lambda _: None, kept: StepCache | None = None, name: str, outside: bool = False,
-    beside: bool = False, hold_out: bool = False,
+    with_exact: bool = False, hold_out: bool = False,
 ) -> None:  # fmt: skip
     """Chooses weights layer by layer: each sees inputs that the layers before it made with theirs.
 
@@ -88,7 +51,7 @@ def by_layer(
         kept: What an interrupted build left, and this one leaves: what was chosen for each stage, under `name`.
         name: Of what is chosen.
         outside: Whether linear layers outside of the layers get weights, too.
-        beside: Whether moments know how far inputs are from those of the model as it was; see `walk`.
+        with_exact: Whether moments also know how far inputs are from the exact model's; see `walk`. Default: not.
         hold_out: Whether moments know those of some texts apart.
     """
     steps = kept or StepCache()
@@ -105,7 +68,8 @@ def by_layer(
 
     walk(
         model, [inputs_of(model, window) for window in windows], see, solve, folder, memory=memory, advance=advance,
-        solved_before=lambda stage: steps.has(step_of(name, stage)), outside=outside, beside=beside,
+        solved_before=lambda stage: steps.has(step_of(name, stage)), outside=outside,
+        with_exact=with_exact,
     )  # fmt: skip
 
 
@@ -181,7 +145,7 @@ class Solver:
         with self._stage("pass calibrate", len(linear_stages(model))) as advance:
             by_layer(
                 model, self._windows, choose, use, self._folder, memory=self._memory, advance=advance, kept=steps,
-                name=self._name, outside=True, beside=solved, hold_out=solved and few,
+                name=self._name, outside=True, with_exact=solved, hold_out=solved and few,
             )  # fmt: skip
         self._report["linears"] = errors
         return codes
@@ -262,8 +226,3 @@ def _shift(moments: Moments, factor: Factor) -> NDArray[np.float32] | None:
     """How far weights aim beside their own values, for what their inputs lack; rows that are looked up, too, do not."""
     off, part = moments.off(), MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
     return None if off is None else shift_of(off, factor, part)
-
-
-def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32]:
-    """Returns a weight [out, in] as the graph has it."""
-    return weight if linear.transposed else np.ascontiguousarray(weight.T)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.code_solver import as_stored, inputs_of
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import is_sink, not_finite
-from leptonc.calibrate.staged_run import Weights, feed, open_stage, stages
-from leptonc.calibrate.store import Store
+from leptonc.calibrate.stage_session import Values, Weights
+from leptonc.calibrate.staged_run import StagedRun
+from leptonc.calibrate.stages import stages
 from leptonc.ir.edit import only_user
-from leptonc.ir.structure import Linear, linears, weight_of
-from leptonc.ir.types import fill_types
-from leptonc.memory import dropping_cycles
+from leptonc.ir.structure import Linear, as_stored, linears, weight_of
 from leptonc.passes.prune.obs import least_squares
 
 RIDGES = (1e-2, 1e-1, 1.0)  # parts of the mean second moment: how much the fit keeps to the weights that it begins with
-Values = dict[str, NDArray[Any]]
 
 
 class Regression:
@@ -165,76 +163,66 @@ def compensate(
         return fitted
 
     weights: Weights = {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".compensate.") as place, dropping_cycles() as drop_cycles:
-        store, paths = Store(memory, Path(place)), [each.path for each in consumers]
-        theirs, mine = (_Side(each, windows, paths, Path(place), store) for each in (model, student or model))
+    paths = {each.path for each in consumers}
+    with StagedRun(folder, memory=memory, advance=advance) as run:
+        whole, cut = (_Side(run, each, windows, paths) for each in (model, student or model))
         differs = student is not None
-        for at, stage in enumerate(mine.stages):
+        for at, stage in run.over(cut.graph.stages):
             differs = differs or stage.path in removed
-            linear = mine.linears.get(stage.path) if differs else None
-            aim = theirs.linears[stage.path] if linear is not None else None
-            for i, got in enumerate(theirs.run(at, {}, *([str(aim.y.name)] if aim is not None else []))):
-                if linear is not None and aim is not None:
-                    whole, cut, target = theirs.values[i], mine.values[i], got[str(aim.y.name)]
-                    stream, own = _stream_of(aim), _stream_of(linear)
-                    if stream in whole and own in cut:
-                        target = target + (whole[str(stream)] - cut[str(own)])
-                    see(linear, cut[str(linear.x.name)], target)
+            linear = cut.linears.get(stage.path) if differs else None
             here: Weights = {}
-            if linear is not None:
+            if linear is None:
+                whole.graph.run(at)
+            else:
+                target = whole.linears[stage.path]
+                whole.graph.run(at, also=[str(target.y.name)], see=partial(_compare, see, whole, cut, linear, target))
                 solved = solve(linear)
                 here[str(linear.weight.name)] = as_stored(solved, linear)
                 weights |= here
                 if linear.bias is not None and not solved.any():  # a block that goes whole, bias and all
                     here[str(linear.bias.name)] = np.zeros(linear.shape[0], np.float32)
-            for _ in mine.run(at, here):
-                pass
-            for side in (theirs, mine):
-                side.drop(at)
-            drop_cycles()
-            advance(1)
+            cut.graph.run(at, here)
     return weights, report
 
 
 class _Side:
-    """One graph that runs over all texts a stage at a time, cut at some linear layers.
+    """The whole model, or the one that is cut, in stages that begin with the layers to fit.
 
     Attributes:
         linears: Those layers, by path.
-        stages: What runs before the first of them, and each with what follows up to the next.
-        values: Of each text, what later stages read.
+        graph: The graph as it runs.
     """
 
     def __init__(
-        self, model: ir.Model, windows: Sequence[NDArray[np.int64]], paths: Sequence[str], folder: Path, store: Store
+        self, run: StagedRun, model: ir.Model, windows: Sequence[NDArray[np.int64]], paths: Collection[str]
     ) -> None:
-        fill_types(model.graph)
-        self._model, self._folder, self._store = model, folder, store
-        self.linears = {each.path: each for each in linears(model) if each.path in set(paths)}
-        at = {each.node: path for path, each in self.linears.items()}
-        self.stages = stages(model, lambda node: at.get(node, ""))
-        self._users = {name: i for i, stage in enumerate(self.stages) for name in stage.inputs}
-        self.values: list[Values] = [dict(inputs_of(model, window)) for window in windows]
-        self._given = frozenset(self.values[0])
+        self.linears = {each.path: each for each in linears(model) if each.path in paths}
+        begins = {each.node: path for path, each in self.linears.items()}
+        texts = [inputs_of(model, window) for window in windows]
+        self.graph = run.graph(model, texts, stages(model, lambda node: begins.get(node, "")))
 
-    def run(self, at: int, weights: Weights, *also: str) -> Iterator[Values]:
-        """Runs a stage, some of its weights replaced; yields what is new of each text, and what is asked for also."""
-        stage = self.stages[at]
-        needed = [name for name in stage.outputs if self._users.get(name, -1) > at]
-        names = list(dict.fromkeys((*needed, *also)))
-        if not names:
-            return
-        session = open_stage(self._model, stage, names, weights, self._folder)
-        for values in self.values:
-            got = dict(zip(names, session.run(None, feed(stage, values)), strict=True))
-            yield got
-            values.update({name: self._store.put(got[name]) for name in needed})
 
-    def drop(self, at: int) -> None:
-        """Forgets what no stage after this one reads."""
-        for name in [name for name, user in self._users.items() if user == at and name not in self._given]:
-            for values in self.values:
-                self._store.release(values.pop(name))
+def _compare(
+    see: Callable[[Linear, NDArray[np.float32], NDArray[np.float32]], None], whole: _Side, cut: _Side, linear: Linear,
+    target: Linear, text: int, made: Values,
+) -> None:  # fmt: skip
+    """Shows what a layer reads in the cut model, and what it should give there.
+
+    Args:
+        see: Gets the layer, what it reads, and what it should give.
+        whole: The whole model.
+        cut: The model that is cut.
+        linear: The layer in the model that is cut.
+        target: The layer in the whole model.
+        text: Place of the text.
+        made: What the whole model makes in this stage.
+    """
+    exact, own = whole.graph.values[text], cut.graph.values[text]
+    output = made[str(target.y.name)]
+    exact_stream, own_stream = _stream_of(target), _stream_of(linear)
+    if exact_stream in exact and own_stream in own:
+        output = output + (exact[str(exact_stream)] - own[str(own_stream)])
+    see(linear, own[str(linear.x.name)], output)
 
 
 def _stream_of(linear: Linear) -> str | None:

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.code_solver import inputs_of
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.observe import moments
-from leptonc.calibrate.staged_run import stages
+from leptonc.calibrate.stages import stages
 from leptonc.calibrate.step_cache import StepCache, file_name
 from leptonc.errors import InputError
 from leptonc.ir.structure import Linear

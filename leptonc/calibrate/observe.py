@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,57 +11,35 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.moments import Moments, finite_energy, is_sink
-from leptonc.calibrate.staged_run import Batch, feed, open_stage, stages
-from leptonc.calibrate.store import Store
+from leptonc.calibrate.stage_session import Values
+from leptonc.calibrate.staged_run import MEMORY, StagedRun, Text
+from leptonc.calibrate.stages import stages
 from leptonc.ir.groups import Groups
 from leptonc.ir.structure import Linear
-from leptonc.ir.types import fill_types
-from leptonc.memory import dropping_cycles, give_back
 from leptonc.passes.feature import Feature
-
-Values = dict[str, NDArray[Any]]
 
 
 def observe(
-    model: ir.Model, batches: Sequence[Batch], names: set[str], see: Callable[[Values], None], folder: Path, *,
-    memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
+    model: ir.Model, texts: Sequence[Text], names: set[str], see: Callable[[Values], None], folder: Path, *,
+    memory: int = MEMORY, advance: Callable[[int], Any] = lambda _: None,
 ) -> None:  # fmt: skip
-    """Runs a graph a layer at a time, with one layer's weights in memory.
+    """Runs a graph a layer at a time, up to the last layer that makes a value of `names`.
 
     Args:
-        model: A graph of the dialect; values get their types, nothing else changes.
-        batches: Inputs of each run, by name.
-        names: Values to see.
-        see: Called for each layer and batch with what the layer reads from outside and those of `names` that it makes.
+        model: A graph of the dialect. Its values get their types, nothing else changes.
+        texts: Inputs of each run, by name.
+        names: Names of the values to see.
+        see: Called for each layer and text with what the layer reads from outside, and those of `names` that it makes.
         folder: For temporary files.
-        memory: Bytes of activations that are kept in memory; others wait on disk.
-        advance: Called with 1 after each stage.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each layer. Default: nothing is called.
     """
-    fill_types(model.graph)
     cut = stages(model)
-    made = [{str(v.name) for node in stage.nodes for v in node.outputs} for stage in cut]
-    last = max((i for i, inside in enumerate(made) if inside & names), default=-1)
-    users = {name: i for i, stage in enumerate(cut[: last + 1]) for name in stage.inputs}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".observe.") as place, dropping_cycles() as drop_cycles:
-        store = Store(memory, Path(place))
-        values: list[Values] = [dict(batch) for batch in batches]
-        for at, stage in enumerate(cut[: last + 1]):
-            needed = [name for name in stage.outputs if users.get(name, -1) > at]
-            wanted = sorted({*needed, *(names & made[at])})
-            if wanted:
-                session = open_stage(model, stage, wanted, {}, Path(place))
-                for each in values:
-                    given = feed(stage, each)
-                    results = dict(zip(wanted, session.run(None, given), strict=True))
-                    see({**given, **results})
-                    each.update({name: store.put(results[name]) for name in needed})
-                del session
-            for name in [name for name, user in users.items() if user == at and name not in batches[0]]:
-                for each in values:
-                    store.release(each.pop(name))
-            drop_cycles()
-            give_back()
-            advance(1)
+    cut = cut[: max((at for at, stage in enumerate(cut) if stage.made & names), default=-1) + 1]
+    with StagedRun(folder, memory=memory, advance=advance) as run:
+        graph = run.graph(model, texts, cut)
+        for at, stage in run.over(cut):
+            graph.run(at, also=sorted(names & stage.made), see=lambda _, values: see(values))
 
 
 class _Sums:
@@ -89,7 +66,7 @@ class _Sums:
 
 
 def features(
-    model: ir.Model, found: Groups, batches: Sequence[Batch], folder: Path, *, memory: int = 2**30,
+    model: ir.Model, found: Groups, texts: Sequence[Text], folder: Path, *, memory: int = 2**30,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, Feature]:  # fmt: skip
     """Returns means and mean squares of what each block's consuming linear layers read, by module path.
@@ -104,12 +81,12 @@ def features(
         for name in sums.keys() & values.keys():
             sums[name].add(values[name])
 
-    observe(model, batches, set(readers), see, folder, memory=memory, advance=advance)
+    observe(model, texts, set(readers), see, folder, memory=memory, advance=advance)
     return {readers[name].path: each.feature() for name, each in sums.items()}
 
 
 def moments(
-    model: ir.Model, linears: Sequence[Linear], batches: Sequence[Batch],
+    model: ir.Model, linears: Sequence[Linear], texts: Sequence[Text],
     use: Callable[[Linear, NDArray[np.float32]], None], folder: Path, *, memory: int = 2**30,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> None:  # fmt: skip
@@ -118,8 +95,8 @@ def moments(
     Args:
         model: A graph of the dialect; values get their types, nothing else changes.
         linears: The layers.
-        batches: Inputs of each run, by name.
-        use: Called with each layer and E[x x^T], float32 [in, in], of all batches.
+        texts: Inputs of each run, by name.
+        use: Called with each layer and E[x x^T], float32 [in, in], over all texts.
         folder: For temporary files.
         memory: Bytes of activations that are kept in memory; others wait on disk.
         advance: Called with 1 after each stage.
@@ -137,16 +114,16 @@ def moments(
             known, seen = sums.setdefault(name, (Moments(readers[name][0].path, values[name].shape[-1]), []))
             known.add(values[name])
             seen.append(1)
-            if len(seen) == len(batches):
+            if len(seen) == len(texts):
                 del sums[name]
                 for linear in readers[name]:
                     use(linear, known.hessian() / np.float32(max(1, known.tokens)))
 
-    observe(model, batches, set(readers), see, folder, memory=memory, advance=advance)
+    observe(model, texts, set(readers), see, folder, memory=memory, advance=advance)
 
 
 def influence(
-    model: ir.Model, found: Groups, batches: Sequence[Batch], folder: Path, *, memory: int = 2**30,
+    model: ir.Model, found: Groups, texts: Sequence[Text], folder: Path, *, memory: int = 2**30,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, float]:  # fmt: skip
     """Returns of each layer 1 - the mean cosine between what it reads of the residual stream and what it leaves there.
@@ -169,6 +146,6 @@ def influence(
                 total[path] += float(((x * y).sum(1) / np.maximum(lengths, 1e-30)).sum())
                 tokens[path] += len(x)
 
-    observe(model, batches, {name for pair in ends.values() for name in pair}, see, folder, memory=memory,
+    observe(model, texts, {name for pair in ends.values() for name in pair}, see, folder, memory=memory,
             advance=advance)  # fmt: skip
     return {path: 1 - total[path] / max(1, tokens[path]) for path in ends}

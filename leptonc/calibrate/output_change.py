@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.staged_run import LOGITS, Stage, open_stage
+from leptonc.calibrate.stage_session import LOGITS, open_stage
+from leptonc.calibrate.stages import Stage
 from leptonc.errors import OVERFLOWS, InputError
 from leptonc.ir.structure import weight_of
 from leptonc.passes.last_logits import head_of

@@ -11,13 +11,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.code_solver import as_stored
 from leptonc.calibrate.compensate import compensate
 from leptonc.calibrate.input_moments import Clock, InputMoments
 from leptonc.calibrate.sensitivity import Trial, measure
-from leptonc.calibrate.staged_run import Stage, Weights, stages
+from leptonc.calibrate.stage_session import Weights
+from leptonc.calibrate.stages import Stage, stages
 from leptonc.ir.groups import Block, Groups
-from leptonc.ir.structure import Linear, weight_of
+from leptonc.ir.structure import Linear, as_stored, weight_of
 from leptonc.passes.prune.choose import (
     WHOLE,
     Option,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,18 +12,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.code_solver import as_stored, inputs_of
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.output_change import OutputChange
-from leptonc.calibrate.staged_run import Stage, Together, Weights, open_stage, stages, weights_of
-from leptonc.calibrate.store import Store
+from leptonc.calibrate.stage_session import Weights, weights_of
+from leptonc.calibrate.staged_run import Branch, StagedRun
+from leptonc.calibrate.stages import Stage, stages
 from leptonc.ir.dialect import module_of
-from leptonc.ir.structure import Linear, lookups, weight_of
-from leptonc.ir.types import fill_types
-from leptonc.memory import dropping_cycles
+from leptonc.ir.structure import Linear, as_stored, lookups, weight_of
 from leptonc.passes.last_logits import head_of
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
-
-Values = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -142,53 +138,40 @@ def measure(
     Raises:
         InputError: The model's output is not finite.
     """
-    fill_types(model.graph)
     cut = stages(model, outside=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".sensitivity.") as place, dropping_cycles() as drop_cycles:
-        store, said = Store(memory, Path(place)), OutputChange(model, Path(place), first=first)
-        plain: list[Values] = [dict(inputs_of(model, window)) for window in windows]
-        changed: dict[str, list[Values]] = {}  # by path: of each window, the values that differ
+    with StagedRun(folder, memory=memory, advance=advance) as run:
+        change_of = OutputChange(model, run.folder, first=first)
+        graph = run.graph(model, [inputs_of(model, window) for window in windows], cut, keep=[change_of.name])
+        branches: dict[str, Branch] = {}  # by path of the trial
         heads: dict[str, Callable[[], NDArray[np.float32]]] = {}
-        for at, stage in enumerate(cut):
-            names = [said.name] if at == len(cut) - 1 else list(stage.outputs)
-            here = trials(stage)
+        for at, stage in run.over(cut):
+            names, here = graph.needed(at), trials(stage)
             weights = weights_of(model, stage) if here else {}  # read once for all of them
-            run = Together(open_stage(model, stage, names, weights, Path(place)), stage, names)
-            results = list(run(plain))
-            mixed = [(path, mine, i) for path, variants in changed.items() for i, mine in enumerate(variants)]
-            for (_, mine, i), got in zip(mixed, run([{**plain[i], **mine} for _, mine, i in mixed]), strict=True):
-                for name in [name for name in mine if name in stage.inputs]:
-                    store.release(mine.pop(name))
-                _keep(mine, got, results[i], store)
+            session = graph.open(at, names, weights, joined=True)
+            originals = list(session(graph.values))
+            changed = [(branch, text) for branch in branches.values() for text in range(len(windows))]
+            known = [branch.known(text) for branch, text in changed]
+            for (branch, text), results in zip(changed, session(known), strict=True):
+                branch.keep(at, text, results, originals[text])
             for trial in here:
-                changed[trial.path], others = [{} for _ in plain], trial.weights()
+                branches[trial.path], replaced = graph.branch(), trial.weights()
                 if trial.head is not None:
                     heads[trial.path] = trial.head
-                if not others and trial.change is None:
+                if not replaced and trial.change is None:
                     continue
-                session = open_stage(
-                    model, stage, names, {**weights, **others}, Path(place), trial.change, once=True
-                )
-                found = zip(changed[trial.path], results, Together(session, stage, names)(plain), strict=True)
-                for mine, theirs, got in found:
-                    _keep(mine, got, theirs, store)
-                del session, found, others
-            for values, result in zip(plain, results, strict=True):
-                values.update({name: np.array(x) for name, x in result.items()})
-            drop_cycles()
-            advance(1)
-        errors, other = dict.fromkeys(changed, 0.0), {path: make() for path, make in heads.items()}
-        for i, each in enumerate(plain):
-            before = each[said.name]
-            after = {path: variants[i].get(said.name, before) for path, variants in changed.items()}
-            for path, error in said.divergences(before, after, other).items():
+                once = graph.open(at, names, {**weights, **replaced}, trial.change, once=True, joined=True)
+                for text, results in enumerate(once(graph.values)):
+                    branches[trial.path].keep(at, text, results, originals[text])
+                del once, replaced
+            for text, results in enumerate(originals):
+                graph.store(text, results)
+        errors, head_weights = dict.fromkeys(branches, 0.0), {path: make() for path, make in heads.items()}
+        for text, values in enumerate(graph.values):
+            before = values[change_of.name]
+            after = {path: branch.values[text].get(change_of.name, before) for path, branch in branches.items()}
+            for path, error in change_of.divergences(before, after, head_weights).items():
                 errors[path] += error / len(windows)
     return errors
-
-
-def _keep(mine: Values, got: Values, theirs: Values, store: Store) -> None:
-    """Keeps what differs from the model's own values."""
-    mine.update({name: store.put(x) for name, x in got.items() if not np.array_equal(x, theirs[name])})
 
 
 def raise_within(

@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.code_solver import Arrays, MomentsOf, as_stored, by_layer
-from leptonc.calibrate.staged_run import Stage, Weights
+from leptonc.calibrate.code_solver import Arrays, MomentsOf, by_layer
+from leptonc.calibrate.stage_session import Weights
+from leptonc.calibrate.stages import Stage
 from leptonc.calibrate.step_cache import StepCache
-from leptonc.ir.structure import weight_of
+from leptonc.ir.structure import as_stored, weight_of
 from leptonc.passes.columns import energy, factorize
 from leptonc.passes.prune.sparse import magnitude, sparsegpt, why_dense
 

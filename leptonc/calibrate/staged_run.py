@@ -1,10 +1,13 @@
-"""Runs a graph of the dialect in stages: a stage's weights are in memory, and activations within a bound."""
+"""Runs graphs of the dialect over texts, a stage at a time.
+
+One stage's weights are in memory, and activations within a bound. Several graphs, or variants of one, run side by side.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,172 +15,250 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.stage_session import Change, StageSession, Values, Weights, open_stage
+from leptonc.calibrate.stages import Stage, linear_stages
 from leptonc.calibrate.store import Store
 from leptonc.ir import edit
-from leptonc.ir.dialect import module_of
-from leptonc.ir.structure import Linear, layer_of, linear_of
 from leptonc.ir.types import fill_types
 from leptonc.memory import dropping_cycles, give_back
 
-TOGETHER = 512  # tokens of short texts that run at once
-LOGITS = 2**24  # numbers of a run's output, at most
-
-Batch = Mapping[str, NDArray[Any]]
-Weights = dict[str, NDArray[np.float32]]
+Text = Mapping[str, NDArray[Any]]  # a graph's inputs for one text, by name
+MEMORY = 2**30  # bytes of activations that are kept in memory where nothing else is asked for
 
 
-@dataclass
-class Stage:
-    """Nodes that run together: what comes before the layers, each layer, and what comes after.
+class StagedRun:
+    """Runs graphs over texts side by side, a stage at a time; a context that the values of the graphs live in.
 
-    Attributes:
-        path: The layer's module path, "" before the first.
-        inputs: Values from outside that the nodes read; outputs: values that later stages read.
-        linears: Linear layers among the nodes, by the name of the value that they read.
-    """
+    ::
 
-    path: str
-    nodes: list[ir.Node] = field(default_factory=list)
-    inputs: dict[str, ir.Value] = field(default_factory=dict)
-    outputs: dict[str, ir.Value] = field(default_factory=dict)
-    linears: dict[str, list[Linear]] = field(default_factory=dict)
-
-
-def _layer(node: ir.Node) -> str:
-    return layer_of(module_of(node))
-
-
-def stages(
-    model: ir.Model, stage_of: Callable[[ir.Node], str] = _layer, *, outside: bool = False
-) -> list[Stage]:  # fmt: skip
-    """Cuts a graph into stages; a node runs as early as its inputs and its layer allow.
-
-    What depends on no input (the transposed weight of a head) belongs to whatever reads it, and is in no stage.
+        with StagedRun(folder) as run:
+            graph = run.graph(model, texts, cut)
+            for at, stage in run.over(cut):
+                graph.run(at)
 
     Args:
-        model: The graph.
-        stage_of: Names the stage that a node is in at the earliest, "" for any; by default its layer.
-        outside: Whether linear layers that are in no layer, as a head is, are among those of their stages.
+        folder: For temporary files. None: the system's folder.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each stage. Default: nothing is called.
+
+    Attributes:
+        folder: A temporary folder, which is gone afterwards.
+        store: Holds the values of all graphs.
     """
-    found = [Stage("")]
-    index: dict[str, int] = {}
-    at: dict[ir.Value, int] = dict.fromkeys(model.graph.inputs, -1)
-    for node in model.graph:
-        path = stage_of(node)
-        if path and path not in index:
-            index[path] = len(found)
-            found.append(Stage(path))
-        known = [at[v] for v in node.inputs if v is not None and v in at]
-        if not known:
-            continue
-        where = max([index.get(path, 0), *known])
-        stage = found[where]
-        stage.nodes.append(node)
-        at.update(dict.fromkeys(node.outputs, where))
-        for value in node.inputs:
-            if value is not None and value in at and at[value] < where:
-                stage.inputs[str(value.name)] = value
-                if at[value] >= 0:
-                    found[at[value]].outputs[str(value.name)] = value
-        linear = linear_of(node)
-        if linear is not None and (outside or layer_of(linear.path)):
-            stage.linears.setdefault(str(linear.x.name), []).append(linear)
-    return found
 
-
-def linear_stages(model: ir.Model, *, outside: bool = False) -> list[Stage]:
-    """Cuts a graph into stages that begin with linear layers: what these read, the stages before them make.
-
-    The layers that read one value, as those of a query, a key and a value do, are in one stage, whose path is the first
-    one's, with its place behind it where the same layer serves again; nodes that no linear layer comes before are in
-    the first stage. `outside` as for `stages`.
-    """
-    depths: dict[ir.Node, int] = {}
-    names: dict[int, str] = {0: ""}
-    for node in model.graph:
-        before = [made for value in node.inputs if (made := edit.producer(value)) is not None]
-        linear = linear_of(node)
-        depths[node] = max((depths[made] for made in before), default=0) + (linear is not None)
-        if linear is not None and (depth := depths[node]) not in names:
-            names[depth] = f"{linear.path}@{depth}" if linear.path in names.values() else linear.path
-    return stages(model, lambda node: names[depths[node]], outside=outside)
-
-
-class _Texts:
-    """What a graph makes of each text: of the stages that ran, values that later ones read, by name."""
+    folder: Path
+    store: Store
 
     def __init__(
-        self, model: ir.Model, batches: Sequence[Batch], store: Store, folder: Path,
-        change: Callable[[ir.Graph], None] | None = None,
+        self, folder: Path | None, *, memory: int = MEMORY, advance: Callable[[int], Any] = lambda _: None
+    ) -> None:
+        self._parent, self._memory, self._advance = folder, memory, advance
+        self._graphs: list[GraphRun] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> StagedRun:
+        place = self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._parent, prefix=".staged-run."))
+        self.folder = Path(place)
+        self.store = Store(self._memory, self.folder)
+        self.drop_cycles = self._stack.enter_context(dropping_cycles())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._graphs.clear()
+        self._stack.close()
+
+    def graph(
+        self, model: ir.Model, texts: Sequence[Text], cut: Sequence[Stage], *, keep: Sequence[str] = (),
+        change: Change | None = None,
+    ) -> GraphRun:  # fmt: skip
+        """Adds a graph, or a variant of one.
+
+        Args:
+            model: A graph of the dialect. Its values get their types, nothing else changes.
+            texts: The graph's inputs for each text.
+            cut: The stages that run. No value is kept for others.
+            keep: Names of values that stay after their last reader. Default: none.
+            change: Changes each stage's own graph before it runs; see `open_stage`. Default: nothing changes.
+        """
+        fill_types(model.graph)
+        added = GraphRun(self, model, texts, cut, keep, change)
+        self._graphs.append(added)
+        return added
+
+    def over(self, cut: Sequence[Stage]) -> Iterator[tuple[int, Stage]]:
+        """Yields each stage with its place. After each, values that no later stage reads are dropped."""
+        for at, stage in enumerate(cut):
+            yield at, stage
+            for graph in self._graphs:
+                graph.drop(at)
+            self.drop_cycles()
+            give_back()
+            self._advance(1)
+
+
+class GraphRun:
+    """One graph that runs over all texts; `StagedRun.graph` makes it.
+
+    Attributes:
+        stages: The stages that run.
+        values: Of each text, by name: the graph's inputs, and the values that later stages read.
+    """
+
+    def __init__(
+        self, run: StagedRun, model: ir.Model, texts: Sequence[Text], cut: Sequence[Stage], keep: Sequence[str],
+        change: Change | None,
     ) -> None:  # fmt: skip
-        self._model, self._store, self._folder, self._change = model, store, folder, change
-        self._values: list[dict[str, NDArray[Any]]] = [dict(batch) for batch in batches]
+        self._run, self._model, self._keep, self._change = run, model, keep, change
+        self.stages = cut
+        self.values: list[Values] = [dict(text) for text in texts]
+        self._inputs = frozenset(name for text in texts for name in text)
+        self._last_reader = {name: at for at, stage in enumerate(cut) for name in stage.inputs}
+
+    def needed(self, at: int) -> list[str]:
+        """Returns the names of the values that a stage makes for later ones, or that are kept."""
+        stage = self.stages[at]
+        made = stage.made if self._keep else set()
+        read_later = [name for name in stage.outputs if self._last_reader.get(name, -1) > at]
+        return list(dict.fromkeys((*read_later, *(name for name in self._keep if name in made))))
+
+    def open(
+        self, at: int, names: Sequence[str], weights: Weights | None = None, change: Change | None = None, *,
+        once: bool = False, joined: bool = False,
+    ) -> StageSession:  # fmt: skip
+        """Opens a session over a stage that returns the values `names`; see `open_stage` and `StageSession`.
+
+        Args:
+            at: Place of the stage.
+            names: What the session returns.
+            weights: Weights by initializer. Default: the graph's own.
+            change: Changes the stage's own graph. Default: what the graph was added with.
+            once: Whether the session runs a single time.
+            joined: Whether short texts may run at once.
+        """
+        stage = self.stages[at]
+        opened = open_stage(
+            self._model, stage, names, weights or {}, self._run.folder, change or self._change, once=once
+        )
+        return StageSession(opened, stage, names, joined=joined)
+
+    def run(
+        self, at: int, weights: Weights | None = None, *, also: Sequence[str] = (),
+        see: Callable[[int, Values], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Runs a stage over all texts, and stores the values that later stages read.
+
+        A stage does not run where nothing is needed of it.
+
+        Args:
+            at: Place of the stage.
+            weights: Weights by initializer that it runs with. Default: the graph's own.
+            also: Names of further values that `see` gets. Default: none.
+            see: Called for each text with its place, and with what the stage reads and returns. `values` has what was
+                known before the stage. Default: nothing is called.
+        """
+        needed, stage = self.needed(at), self.stages[at]
+        names = list(dict.fromkeys((*needed, *also)))
+        if not names:
+            return
+        session = self.open(at, names, weights)
+        for text, values in enumerate(self.values):
+            (results,) = session([values])
+            if see is not None:
+                see(text, {**{name: values[name] for name in stage.inputs}, **results})
+            self.store(text, {name: results[name] for name in needed})
+        del session
+        self._run.drop_cycles()
+
+    def store(self, text: int, results: Values) -> None:
+        """Stores values of a text for later stages."""
+        self.values[text].update({name: self._run.store.put(array) for name, array in results.items()})
 
     def read(self, name: str) -> Iterator[NDArray[Any]]:
-        """Yields a value of each text, that a stage made before."""
-        for each in self._values:
-            yield each[name]
-            self._store.used(each[name].nbytes)
+        """Yields a value of each text that an earlier stage made."""
+        for values in self.values:
+            yield values[name]
+            self._run.store.used(values[name].nbytes)
 
-    def run(self, stage: Stage, needed: Sequence[str], weights: Weights) -> None:
-        """Runs a stage, some of its weights replaced, and keeps what is needed of it."""
-        session = open_stage(self._model, stage, needed, weights, self._folder, self._change)
-        for each in self._values:
-            results = session.run(None, feed(stage, each))
-            each.update({name: self._store.put(array) for name, array in zip(needed, results, strict=True)})
+    def drop(self, at: int) -> None:
+        """Forgets the values that no stage after this one reads."""
+        for name in [name for name, last in self._last_reader.items() if last == at]:
+            for values in self.values if self.is_dropped(name, at) else ():
+                self._run.store.release(values.pop(name))
 
-    def drop(self, name: str) -> None:
-        for each in self._values:
-            self._store.release(each.pop(name))
+    def is_dropped(self, name: str, at: int) -> bool:
+        """Whether a value is forgotten once a stage has run."""
+        return self._last_reader.get(name, -1) <= at and name not in self._inputs and name not in self._keep
+
+    def branch(self) -> Branch:
+        """Returns a variant that has the graph's own values until it gets others."""
+        return Branch(self, self._run.store)
+
+
+class Branch:
+    """A variant of a graph that differs from some stage on. Only the values that differ are kept.
+
+    Args:
+        graph: What it is a variant of.
+        store: Holds its values.
+
+    Attributes:
+        values: Of each text, the values that differ, by name.
+    """
+
+    def __init__(self, graph: GraphRun, store: Store) -> None:
+        self._graph, self._store = graph, store
+        self.values: list[Values] = [{} for _ in graph.values]
+
+    def known(self, text: int) -> Values:
+        """Returns all values of a text: its own, and the graph's where they are the same."""
+        return {**self._graph.values[text], **self.values[text]}
+
+    def keep(self, at: int, text: int, results: Values, original: Values) -> None:
+        """Keeps what a stage made for a text, where it differs from what the graph itself made."""
+        own = self.values[text]
+        for name in [name for name in own if self._graph.is_dropped(name, at)]:
+            self._store.release(own.pop(name))
+        differing = {name: x for name, x in results.items() if not np.array_equal(x, original[name])}
+        own.update({name: self._store.put(x) for name, x in differing.items()})
 
 
 def walk(
-    model: ir.Model, batches: Sequence[Batch], see: Callable[..., None], solve: Callable[[Stage], Weights],
-    folder: Path, *, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
-    solved_before: Callable[[Stage], bool] = lambda _: False, outside: bool = False, beside: bool = False,
+    model: ir.Model, texts: Sequence[Text], see: Callable[..., None], solve: Callable[[Stage], Weights],
+    folder: Path, *, memory: int = MEMORY, advance: Callable[[int], Any] = lambda _: None,
+    solved_before: Callable[[Stage], bool] = lambda _: False, outside: bool = False, with_exact: bool = False,
 ) -> None:  # fmt: skip
-    """Runs a graph stage by stage, each node once, up to the last that has a linear layer.
+    """Runs a graph stage by stage, each node once, up to the last stage that has a linear layer.
 
-    Stages are those of `linear_stages`: what the linear layers of one read is there before it runs.
+    Stages are those of `linear_stages`: what a stage's linear layers read is there before it runs.
 
     Args:
-        model: A graph of the dialect; values get their types, nothing else changes.
-        batches: Inputs of each run, by name.
-        see: Called with a stage, the name of a value that linear layers read, and that value, once a batch.
-        solve: Called before a stage runs; returns weights, by initializer, that it runs with: later stages see what
-            these make of the text.
+        model: A graph of the dialect. Its values get their types, nothing else changes.
+        texts: Inputs of each run, by name.
+        see: Called with a stage, the name of a value that its linear layers read, and that value, once a text.
+        solve: Called before a stage runs. Returns the weights, by initializer, that it runs with. Later stages see
+            what the stage makes with these.
         folder: For temporary files.
-        memory: Bytes of activations that are kept in memory; others wait on disk.
-        advance: Called with 1 after each stage.
-        solved_before: Says of a stage that `solve` needs to see nothing for it.
-        outside: Whether linear layers outside of the layers count, see `stages`.
-        beside: Whether the graph as it was, nothing rounded, runs beside: `see` gets its value, too, behind the other.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each stage. Default: nothing is called.
+        solved_before: Whether `solve` needs to see nothing of a stage. Default: it sees every stage.
+        outside: Whether linear layers that are in no layer count; see `stages`. Default: they do not.
+        with_exact: Whether the graph also runs with its own weights and without rounded activations. `see` then gets
+            the exact value as its last argument. Default: it does not.
     """
-    fill_types(model.graph)
     cut = linear_stages(model, outside=outside)
-    last = max((i for i, stage in enumerate(cut) if stage.linears), default=-1)
-    users: dict[str, int] = {name: i for i, stage in enumerate(cut[: last + 1]) for name in stage.inputs}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate.") as place, dropping_cycles() as drop_cycles:
-        store = Store(memory, Path(place))
-        changes = (None, unrounded)[: 1 + beside]
-        texts = [_Texts(model, batches, store, Path(place), change) for change in changes]
-        for at, stage in enumerate(cut[: last + 1]):
-            solved: Weights = {}
+    cut = cut[: max((at for at, stage in enumerate(cut) if stage.linears), default=-1) + 1]
+    with StagedRun(folder, memory=memory, advance=advance) as run:
+        solved = run.graph(model, texts, cut)
+        graphs = [solved, *([run.graph(model, texts, cut, change=unrounded)] if with_exact else [])]
+        for at, stage in run.over(cut):
+            weights: Weights = {}
             if stage.linears:
                 for name in () if solved_before(stage) else stage.linears:
-                    for seen in zip(*(each.read(name) for each in texts), strict=True):
-                        see(stage, name, *seen)
-                solved = solve(stage)
-            needed = [name for name in stage.outputs if users.get(name, -1) > at]
-            for each, weights in zip(texts, (solved, {}), strict=False) if needed else ():
-                each.run(stage, needed, weights)
-                drop_cycles()
-            for name in [name for name, user in users.items() if user == at and name not in batches[0]]:
-                for each in texts:
-                    each.drop(name)
-            drop_cycles()  # what was solved, too
-            give_back()
-            advance(1)
+                    for values in zip(*(graph.read(name) for graph in graphs), strict=True):
+                        see(stage, name, *values)
+                weights = solve(stage)
+            for graph in graphs:
+                graph.run(at, weights if graph is solved else None)
 
 
 def unrounded(graph: ir.Graph) -> None:
@@ -187,92 +268,3 @@ def unrounded(graph: ir.Graph) -> None:
         if quantize is not None and (x := quantize.inputs[0]) is not None:
             (same,) = edit.insert(node, "Identity", [x], name=f"{x.name}/unrounded")
             node.outputs[0].replace_all_uses_with(same, replace_graph_outputs=True)
-
-
-def feed(stage: Stage, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Returns what a stage reads, of all values that are known."""
-    return {name: values[name] for name in stage.inputs}
-
-
-class Together:
-    """Runs a stage over several short texts at once where it can, which takes less time than one after the other.
-
-    Args:
-        session: Of `open_stage`.
-        stage: The stage.
-        names: What the session returns.
-    """
-
-    def __init__(self, session: Any, stage: Stage, names: Sequence[str]) -> None:
-        self._session, self._stage, self._names = session, stage, list(names)
-        made = [value for node in stage.nodes for value in node.outputs if value.name in set(names)]
-        shapes = [value.shape for value in (*stage.inputs.values(), *made)]
-        self._batched = all(shape is not None and len(shape) and _is_batch(shape[0]) for shape in shapes)
-        self._width = max([sum(d for d in shape[1:] if isinstance(d, int)) for shape in shapes if shape], default=1)
-
-    def __call__(self, texts: Sequence[Mapping[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yields what the stage returns of each text, of the values that are known before it, in order."""
-        feeds = [feed(self._stage, each) for each in texts]
-        at = 0
-        while at < len(feeds):
-            shapes = {name: array.shape for name, array in feeds[at].items()}
-            length = max((shape[1] for shape in shapes.values() if len(shape) > 1), default=1)
-            most = max(1, min(TOGETHER, LOGITS // max(1, self._width)) // max(1, length)) if self._batched else 1
-            few = [feeds[at]]
-            for each in feeds[at + 1 : at + most]:
-                if {name: array.shape for name, array in each.items()} != shapes:
-                    break
-                few.append(each)
-            at += len(few)
-            if len(few) == 1:
-                yield dict(zip(self._names, self._session.run(self._names, few[0]), strict=True))
-                continue
-            joined = {name: np.concatenate([each[name] for each in few]) for name in shapes}
-            parts = [np.split(array, len(few)) for array in self._session.run(self._names, joined)]
-            yield from (dict(zip(self._names, part, strict=True)) for part in zip(*parts, strict=True))
-
-
-def _is_batch(dim: Any) -> bool:
-    return str(getattr(dim, "value", dim)) == "batch"
-
-
-def weights_of(model: ir.Model, stage: Stage) -> Weights:
-    """Returns a stage's weights, for sessions that are opened one after the other with some of them replaced."""
-    names = {str(v.name) for node in stage.nodes for v in node.inputs if v is not None and v.is_initializer()}
-    values = [model.graph.initializers[name] for name in sorted(names)]
-    return {
-        str(value.name): np.asarray(value.const_value.numpy())
-        for value in values
-        if value.const_value is not None and value.dtype == ir.DataType.FLOAT
-    }
-
-
-def open_stage(
-    model: ir.Model, stage: Stage, outputs: Sequence[str], weights: Weights, folder: Path,
-    change: Callable[[ir.Graph], None] | None = None, *, once: bool = False,
-) -> Any:  # fmt: skip
-    """Opens a session over one stage, some of its weights replaced; `folder` is for temporary files.
-
-    `change` is called with the stage's own graph, whose values and nodes have the names that they have in the model.
-    Optimizing the graph takes longer than a short text does: it is left out where the session runs but `once`.
-    """
-    from runtime_edge.ort import load
-
-    ort = load()
-    made = {str(value.name): value for node in stage.nodes for value in node.outputs}
-    graph = ir.convenience.extract(model.graph, list(stage.inputs.values()), [made[name] for name in outputs])
-    graph.opset_imports.update(model.graph.opset_imports)
-    for name, array in weights.items():
-        if name in graph.initializers:
-            graph.initializers[name].const_value = ir.tensor(array, name=name)
-    if change is not None:
-        change(graph)
-    part = ir.Model(graph, ir_version=model.ir_version, functions=[f.clone() for f in model.functions.values()])
-    path = folder / "stage.onnx"
-    (folder / "stage.data").unlink(missing_ok=True)
-    ir.save(part, path, external_data="stage.data")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if once:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

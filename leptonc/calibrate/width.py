@@ -10,12 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.code_solver import as_stored
 from leptonc.calibrate.input_moments import InputMoments
-from leptonc.calibrate.staged_run import Weights
+from leptonc.calibrate.stage_session import Weights
 from leptonc.ir.edit import producer
 from leptonc.ir.residual import Residual
-from leptonc.ir.structure import Linear, lookups, weight_of
+from leptonc.ir.structure import Linear, as_stored, lookups, weight_of
 from leptonc.ir.weights import tensor_of
 from leptonc.passes.prune.choose import errors_of, reconstructed
 from leptonc.passes.prune.width import projection

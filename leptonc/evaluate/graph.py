@@ -12,15 +12,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.code_solver import inputs_of
-from leptonc.calibrate.staged_run import Batch, Stage, feed, open_stage, stages
+from leptonc.calibrate.inputs import inputs_of
+from leptonc.calibrate.stage_session import Values, open_stage
+from leptonc.calibrate.staged_run import StagedRun, Text
+from leptonc.calibrate.stages import Stage, stages
 from leptonc.evaluate.noise import OutputNoise
 from leptonc.evaluate.reference import BLOCK_BYTES
 from leptonc.frontend.capture import capture
 from leptonc.ir import edit
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import Linear, layer_of, linear_of, weight_of
-from leptonc.ir.types import fill_types
 from leptonc.memory import give_back
 from leptonc.passes.last_logits import head_of
 from leptonc.sources.base import Source
@@ -39,73 +40,60 @@ class GraphReference:
 
     Args:
         model: The graph. Its values get their types, nothing else changes.
-        folder: For temporary files; None for the system's.
-        noise: What looks at its linear layers while it runs, or None.
+        folder: For temporary files. Default: the system's folder.
+        noise: Looks at the graph's linear layers while it runs. Default: nothing looks.
     """
 
     def __init__(self, model: ir.Model, folder: Path | None = None, noise: OutputNoise | None = None) -> None:
         self._model, self._folder, self._noise = model, folder, noise
-        fill_types(self._model.graph)
-        self._output = str(self._model.graph.outputs[0].name)
-        head = head_of(self._model.graph)
-        self._cut = str(head.x.name) if head is not None else None
-        self._stages = stages(self._model, partial(_place, edit.behind(head.node) if head is not None else set()))
+        self._output = str(model.graph.outputs[0].name)
+        self._head = head_of(model.graph)
+        behind = edit.behind(self._head.node) if self._head is not None else set()
+        self._stages = stages(model, partial(_place, behind))
 
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `Original.logits`: the head runs over some positions at a time."""
+        inputs = [inputs_of(self._model, np.asarray(token_ids, np.int64))]
+        if self._head is None:
+            (logits,) = self._run(inputs, self._stages, self._output)
+            yield 0, logits[0]
+            return
         *body, head = self._stages
-        if self._cut is None:
-            body, head = self._stages, Stage("")
+        name = str(self._head.x.name)
+        (hidden,) = self._run(inputs, body, name)
+        give_back()
+        self._look(head, {name: hidden})
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".reference.") as place:
-            (values,) = self._run(body, [inputs_of(self._model, np.asarray(token_ids, np.int64))], Path(place))
-            give_back()
-            if self._cut is None:
-                yield 0, values[self._output][0]
-                return
-            hidden = values[self._cut]
-            self._see(head, {self._cut: hidden})
             session = open_stage(self._model, head, [self._output], {}, Path(place))
             shape = self._model.graph.outputs[0].shape
             rows = max(1, BLOCK_BYTES // (4 * int(shape[-1])))  # type: ignore[index, arg-type]
             for start in range(0, len(token_ids), rows):
-                (found,) = session.run(None, {self._cut: hidden[:, start : start + rows]})
-                yield start, found[0]
+                (logits,) = session.run(None, {name: hidden[:, start : start + rows]})
+                yield start, logits[0]
 
     def rows(self, token_ids: list[list[int]], skipped: int = 0) -> NDArray[np.float32]:
         """See `Original.rows`."""
-        batches = [inputs_of(self._model, np.asarray(ids, np.int64), skipped) for ids in token_ids]
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".reference.") as place:
-            found = self._run(self._stages, batches, Path(place))
-        return np.concatenate([values[self._output] for values in found])
+        texts = [inputs_of(self._model, np.asarray(ids, np.int64), skipped) for ids in token_ids]
+        return np.concatenate(self._run(texts, self._stages, self._output))
 
-    def _run(self, cut: Sequence[Stage], batches: Sequence[Batch], place: Path) -> list[dict[str, NDArray[Any]]]:
-        """Runs stages one after the other; returns what is known of each batch after the last."""
-        known = [dict(batch) for batch in batches]
-        for at, stage in enumerate(cut):
-            made = {str(value.name) for node in stage.nodes for value in node.outputs}
-            passed = [*stage.outputs, *([self._output] if self._output in made else [])]
-            looked = [str(each.x.name) for each in self._linears(stage) if each.x.name in made]
-            names = list(dict.fromkeys((*passed, *looked)))
-            if not names:
-                continue
-            session = open_stage(self._model, stage, names, {}, place)
-            later = {name for each in self._stages[at + 1 :] for name in each.inputs} | {self._output}
-            for i, values in enumerate(known):
-                found = dict(zip(names, session.run(names, feed(stage, values)), strict=True))
-                values.update({name: np.array(array) for name, array in found.items()})
-                self._see(stage, values)
-                known[i] = {name: array for name, array in values.items() if name in later}
-            del session
-        return known
+    def _run(self, texts: Sequence[Text], cut: Sequence[Stage], name: str) -> list[NDArray[Any]]:
+        """Runs stages one after the other, and returns the value `name` of each text."""
+        with StagedRun(self._folder) as run:
+            graph = run.graph(self._model, texts, cut, keep=[name])
+            for at, stage in run.over(cut):
+                made = stage.made
+                seen = [str(each.x.name) for each in self._linears(stage) if each.x.name in made]
+                graph.run(at, also=seen, see=lambda _, values, stage=stage: self._look(stage, values))  # type: ignore[misc]
+            return [values[name] for values in graph.values]
 
-    def _see(self, stage: Stage, values: Batch) -> None:
+    def _look(self, stage: Stage, values: Values) -> None:
         for linear in self._linears(stage):
             self._noise.see(linear.path, values[str(linear.x.name)], partial(weight_of, linear))  # type: ignore[union-attr]
 
     def _linears(self, stage: Stage) -> list[Linear]:
-        """Linear layers to look at, those outside of the layers among them."""
-        found = map(linear_of, stage.nodes if self._noise is not None else ())
-        return [linear for linear in found if linear is not None]
+        """Returns the linear layers to look at. Those that are in no layer are among them."""
+        layers = map(linear_of, stage.nodes if self._noise is not None else ())
+        return [linear for linear in layers if linear is not None]
 
 
 def _place(head: set[ir.Node], node: ir.Node) -> str:

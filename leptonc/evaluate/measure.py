@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from leptonc.calibrate.code_solver import inputs_of
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.errors import OVERFLOWS, BoundError, CaptureError, InputError
 from leptonc.evaluate import fidelity, library
 from leptonc.evaluate.noise import OutputNoise, Rounded

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leptonc.calibrate.code_solver import inputs_of
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import is_sink
 from leptonc.heal.graph import Graph, writable
 from leptonc.heal.trainable import Kind, LowRank

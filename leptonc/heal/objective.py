@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from leptonc.calibrate.code_solver import inputs_of
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.store import Store
 from leptonc.heal.graph import Graph, writable
 from leptonc.passes.last_logits import head_of

@@ -80,6 +80,11 @@ def weight_of(linear: Linear) -> NDArray[np.float32]:
     return array if linear.transposed else np.ascontiguousarray(array.T)
 
 
+def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32]:
+    """Returns a weight [out, in] as the graph has it; the inverse of `weight_of`."""
+    return weight if linear.transposed else np.ascontiguousarray(weight.T)
+
+
 def linears(model: ir.Model) -> list[Linear]:
     """Returns all linear layers in graph order."""
     return [found for node in model.graph if (found := linear_of(node)) is not None]

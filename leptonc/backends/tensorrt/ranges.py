@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from leptonc.calibrate.observe import Values, observe
+from leptonc.calibrate.observe import observe
+from leptonc.calibrate.stage_session import Values
 from leptonc.errors import OVERFLOWS, InputError
 from leptonc.ir import edit
 from leptonc.ir.dialect import module_of

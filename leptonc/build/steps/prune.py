@@ -17,8 +17,8 @@ from leptonc.backends.traits import traits_of
 from leptonc.calibrate.observe import features, influence
 from leptonc.calibrate.reconstruct import fitted, in_sequence, reconstruction
 from leptonc.calibrate.input_moments import InputMoments
-from leptonc.calibrate.code_solver import inputs_of
-from leptonc.calibrate.staged_run import stages
+from leptonc.calibrate.inputs import inputs_of
+from leptonc.calibrate.stages import stages
 from leptonc.errors import InputError
 from leptonc.frontend.captured import windows_of
 from leptonc.ir.groups import Groups, groups, layer_weights

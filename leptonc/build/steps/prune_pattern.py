@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leptonc.calibrate.sparse import sparse_weights
-from leptonc.calibrate.staged_run import stages
+from leptonc.calibrate.stages import stages
 from leptonc.errors import InputError
 from leptonc.ir.structure import Linear
 from leptonc.passes.base import Manager

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from leptonc.calibrate.input_moments import InputMoments
-from leptonc.calibrate.staged_run import Weights
+from leptonc.calibrate.stage_session import Weights
 from leptonc.calibrate.width import by_value, fitted_width
 from leptonc.build.calibration_text import Calibration
 from leptonc.errors import InputError

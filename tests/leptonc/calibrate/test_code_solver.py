@@ -11,11 +11,13 @@ import onnx_ir as ir
 import pytest
 
 from leptonc.calibrate import code_solver
-from leptonc.calibrate.code_solver import LOOKED_UP, Solver, inputs_of
+from leptonc.calibrate.code_solver import LOOKED_UP, Solver
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import Moments
-from leptonc.calibrate.staged_run import Stage, walk
+from leptonc.calibrate.staged_run import walk
+from leptonc.calibrate.stages import Stage
 from leptonc.calibrate.step_cache import StepCache
-from leptonc.ir.structure import embeddings, layer_of, linears, weight_of
+from leptonc.ir.structure import as_stored, embeddings, layer_of, linears, weight_of
 from leptonc.passes.columns import factorize
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest
 from leptonc.passes.quantize.gptq import DAMPINGS, clip_search, gptq, output_error
@@ -199,11 +201,11 @@ def test_later_layers_make_up_for_earlier_ones(name: str, tmp_path: Path, monkey
         def use(at: Stage) -> dict[str, np.ndarray]:
             some = [each for group in at.linears.values() for each in group if str(each.weight.name) in codes]
             return {
-                str(each.weight.name): code_solver.as_stored(dequantize(codes[str(each.weight.name)], form), each)
+                str(each.weight.name): as_stored(dequantize(codes[str(each.weight.name)], form), each)
                 for each in some
             }
 
-        walk(model, [inputs_of(model, each) for each in texts], see, use, tmp_path, beside=True)
+        walk(model, [inputs_of(model, each) for each in texts], see, use, tmp_path, with_exact=True)
         return sum(errors[paths[-1]])
 
     some, none = code_solver.MADE_UP, 0

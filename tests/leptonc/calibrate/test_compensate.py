@@ -11,9 +11,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from leptonc.calibrate.code_solver import inputs_of
 from leptonc.calibrate.compensate import Regression, compensate, ridge_of
 from leptonc.calibrate.input_moments import InputMoments
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import SINK
 from leptonc.calibrate.observe import moments
 from leptonc.calibrate.reconstruct import RIDGE as RIDGE_ALONE

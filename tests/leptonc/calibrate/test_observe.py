@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from leptonc.calibrate.code_solver import inputs_of
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import SINK
 from leptonc.calibrate.observe import features, influence
 from leptonc.errors import InputError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from leptonc.calibrate import output_change as said_module
-from leptonc.calibrate.code_solver import inputs_of
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.output_change import OutputChange
 from tests.leptonc import models
 

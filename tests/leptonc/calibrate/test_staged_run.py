@@ -10,10 +10,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from leptonc.calibrate import staged_run as walk_module
-from leptonc.calibrate.code_solver import as_stored, inputs_of
-from leptonc.calibrate.staged_run import Stage, linear_stages, stages, walk
-from leptonc.ir.structure import layer_of, linears, weight_of
+from leptonc.calibrate import staged_run
+from leptonc.calibrate.inputs import inputs_of
+from leptonc.calibrate.stage_session import open_stage
+from leptonc.calibrate.staged_run import StagedRun, walk
+from leptonc.calibrate.stages import Stage, linear_stages, stages
+from leptonc.ir.structure import as_stored, layer_of, linears, weight_of
+from leptonc.ir.types import fill_types
 from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
 from leptonc.sources import open_source
 from tests.leptonc import models
@@ -37,8 +40,8 @@ def seen_by(name: str, folder: Path, memory: int, *, whole: bool = False) -> dic
             one.inputs = {str(v.name): v for v in model.graph.inputs}
             for each in stages(model):
                 one.linears.update(each.linears)
-            walk_module.fill_types(model.graph)
-            session = walk_module.open_stage(model, one, list(one.linears), {}, folder)
+            fill_types(model.graph)
+            session = open_stage(model, one, list(one.linears), {}, folder)
             for batch in batches:
                 used = {i.name for i in session.get_inputs()}
                 feed = {k: v for k, v in batch.items() if k in used}
@@ -57,7 +60,7 @@ def test_layers_see_what_they_see_in_the_whole_graph(name: str, memory: int, tmp
     assert found
     for path, x in wanted.items():
         np.testing.assert_allclose(found[path], x, rtol=1e-4, atol=1e-4 * float(np.abs(x).max()), err_msg=path)
-    assert not list(tmp_path.glob(".calibrate*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,22 +93,23 @@ def test_a_layer_that_serves_again_has_a_stage_for_each_time(tmp_path: Path) -> 
     assert seen == Counter({str(each.x.name): 1 for each in linears(model) if layer_of(each.path)})
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_node_runs_once_for_each_stream(beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("with_exact", [False, True])
+def test_a_node_runs_once_for_each_graph(
+    with_exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     with open_source("sample:tiny-gemma3") as source:
         model = models.capture(source, max_seq_len=64).model
     opened: list[str] = []
-    real = walk_module.open_stage
 
-    def counted(model: ir.Model, stage: Stage, *more: Any) -> Any:
+    def counted(model: ir.Model, stage: Stage, *more: Any, **named: Any) -> Any:
         opened.extend(str(node.name) for node in stage.nodes)
-        return real(model, stage, *more)
+        return open_stage(model, stage, *more, **named)
 
-    monkeypatch.setattr(walk_module, "open_stage", counted)
-    batch = inputs_of(model, np.asarray(models.token_ids(20, 1), np.int64))
-    walk(model, [batch], lambda *_: None, lambda _: {}, tmp_path, beside=beside)
+    monkeypatch.setattr(staged_run, "open_stage", counted)
+    text = inputs_of(model, np.asarray(models.token_ids(20, 1), np.int64))
+    walk(model, [text], lambda *_: None, lambda _: {}, tmp_path, with_exact=with_exact)
     assert opened
-    assert set(Counter(opened).values()) == {1 + beside}
+    assert set(Counter(opened).values()) == {1 + with_exact}
 
 
 def test_the_graph_as_it_was_runs_beside_nothing_rounded(tmp_path: Path) -> None:
@@ -126,7 +130,7 @@ def test_the_graph_as_it_was_runs_beside_nothing_rounded(tmp_path: Path) -> None
         group = [each for some in stage.linears.values() for each in some]
         return {str(each.weight.name): 0 * as_stored(weight_of(each), each) for each in group}
 
-    walk(model, batches, see, solve, tmp_path, beside=True)
+    walk(model, batches, see, solve, tmp_path, with_exact=True)
     assert len(found) == 4 * 3
     for path, seen in found.items():
         x, exact = (np.stack(each) for each in zip(*seen, strict=True))
@@ -134,3 +138,61 @@ def test_the_graph_as_it_was_runs_beside_nothing_rounded(tmp_path: Path) -> None
         np.testing.assert_allclose(exact, wanted[path], rtol=1e-4, atol=1e-4 * scale, err_msg=path)
         np.testing.assert_allclose(x / 0.05, np.rint(x / 0.05), atol=1e-3)
         assert (not x.any()) == path.endswith(("o_proj", "down_proj"))  # what zeros made
+
+
+def chain() -> ir.Model:
+    """Three stages: a = x + w; b = 2 a; c = a b, so that `a` is read by two later stages."""
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[1, 3] x) => (float[1, 3] c) <float[3] w = {1, 2, 3}, float two = {2}>
+        { a = Add (x, w)  b = Mul (a, two)  c = Mul (a, b) }"""
+    )
+    for node in model.graph:
+        node.name = str(node.outputs[0].name)
+    return model
+
+
+def test_values_stay_until_their_last_reader(tmp_path: Path) -> None:
+    model = chain()
+    cut = stages(model, lambda node: str(node.name))
+    texts = [{"x": np.full((1, 3), n, np.float32)} for n in (1, 5)]
+    shown: list[tuple[int, list[str]]] = []
+    with StagedRun(tmp_path, memory=0) as run:
+        graph, doubled = run.graph(model, texts, cut, keep=["c"]), run.graph(model, texts, cut, keep=["c"])
+        known: list[list[str]] = []
+        for at, stage in run.over(cut):
+            graph.run(at, see=lambda text, values: shown.append((text, sorted(values))))
+            doubled.run(at, {"w": np.array([2, 4, 6], np.float32)} if stage.path == "a" else None)
+            known.append(sorted(graph.values[0]))  # before what this stage was the last to read is dropped
+        assert graph.values[1].keys() == {"x", "c"}
+    # The values are there after the run, whose files are gone.
+    assert known == [["x"], ["a", "x"], ["a", "b", "x"], ["a", "b", "c", "x"]]
+    assert shown == [(text, names) for names in (["a", "x"], ["a", "b"], ["a", "b", "c"]) for text in (0, 1)]
+    for each, w in ((graph, [1, 2, 3]), (doubled, [2, 4, 6])):
+        for text, values in zip(texts, each.values, strict=True):
+            np.testing.assert_array_equal(values["c"], 2 * (text["x"] + np.float32(w)) ** 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_branch_keeps_what_differs_as_long_as_it_is_read(tmp_path: Path) -> None:
+    model = chain()
+    cut = stages(model, lambda node: str(node.name))
+    texts = [{"x": np.full((1, 3), n, np.float32)} for n in (1, 5)]
+    with StagedRun(tmp_path) as run:
+        graph = run.graph(model, texts, cut, keep=["c"])
+        branch, same = graph.branch(), graph.branch()
+        for at, _ in run.over(cut):
+            names = graph.needed(at)
+            if not names:
+                continue
+            originals = list(graph.open(at, names)(graph.values))
+            changed = graph.open(at, names, {"w": np.array([2, 4, 6], np.float32)}, once=True)
+            for text, original in enumerate(originals):
+                (mine,) = changed([branch.known(text)])
+                branch.keep(at, text, mine, original)
+                same.keep(at, text, original, original)
+                graph.store(text, original)
+    for text, values in zip(texts, branch.values, strict=True):
+        assert values.keys() == {"c"}
+        np.testing.assert_array_equal(values["c"], 2 * (text["x"] + np.float32([2, 4, 6])) ** 2)
+    assert same.values == [{}, {}]

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from leptonc.calibrate.code_solver import inputs_of
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.errors import InputError, ResumeWarning
 from leptonc.heal import distill, objective
 from leptonc.heal.budget import Budget
