@@ -18,8 +18,10 @@ import runtime_edge
 from leptonc import __version__
 from leptonc.artifact.page import behind, page, table
 from leptonc.artifact.plots import Axis, Dot, dots, number
-from leptonc.build.plan import text_readers
+from leptonc.build.engine import text_readers
+from leptonc.build.plan import artifact_plan
 from leptonc.build.recipe import as_record, with_recipe
+from leptonc.build.steps import TO_ARTIFACT
 from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
@@ -54,7 +56,7 @@ class Point:
 
 def _read(options: BuildOptions) -> BuildOptions:
     """Leaves a calibration text away from a point that reads none: it is there for the others."""
-    if any(text_readers(options).values()):
+    if any(text_readers(artifact_plan(options), TO_ARTIFACT).values()):
         return options
     return dataclasses.replace(options, calibration=None, chat=False)
 

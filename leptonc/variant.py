@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import targets
 from leptonc.options import LayerRule
+from leptonc.passes.base import Manager, Pass
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from leptonc.evaluate.measure import Sample
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from leptonc.passes.quantize.smooth import SmoothLinears
     from leptonc.passes.quantize.static import StaticActivations
     from leptonc.passes.quantize.weights import LayerFormat, Solve
-    from leptonc.progress import Progress
+    from leptonc.progress import Timed
+    from runtime_edge.manifest import Variant
 
 ROUNDING = "rtn"  # the method that looks at no text: round to nearest
 
@@ -127,14 +130,37 @@ class VariantBuild:
         clock: Times stages.
         choices: What is chosen so far.
         report: What there is to report of it so far; steps add to it.
+        prefix: What names of its stages begin with. Default: nothing, where it is the only variant.
+        model: Its graph while it is built. Default: none yet.
+        prompts: The graph for prompts while it is built. Default: none.
+        manager: Runs passes on these graphs.
+        passes: Passes that lowered its graph.
+        record: What the manifest says of it. Default: nothing is written yet.
     """
 
     plan: VariantPlan
     captured: Captured
     sample: Sample
-    clock: Progress
+    clock: Timed
     choices: Choices = field(default_factory=Choices)
     report: dict[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+    model: ir.Model | None = None
+    prompts: ir.Model | None = None
+    manager: Manager = field(default_factory=Manager)
+    passes: tuple[Pass, ...] = ()
+    record: Variant | None = None
+
+    @property
+    def graph(self) -> ir.Model:
+        """The graph that is built."""
+        if self.model is None:
+            raise ValueError(f"variant {self.plan.name} has no graph yet")
+        return self.model
+
+    def written(self) -> VariantBuild:
+        """Returns the variant without its graphs, when they are written."""
+        return dataclasses.replace(self, model=None, prompts=None, passes=(), manager=Manager())
 
     def choosing(self, **changes: Any) -> VariantBuild:
         """Returns the variant with other choices; fields are those of `Choices`."""

@@ -1,11 +1,8 @@
-"""The text that a build calibrates on, and walks over it.
-
-What is chosen by the text is `leptonc.build.choices`'s.
-"""
+"""The text that a build calibrates on: a file's, one that the model writes itself, or for an encoder a built-in one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +17,12 @@ from leptonc.calibrate.generate import generate, rounds
 from leptonc.calibrate.step_cache import StepCache
 from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
 from leptonc.calibrate.stages import stages
+from leptonc.errors import InputError
+from leptonc.options import BuildOptions
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from leptonc.progress import Progress
+from leptonc.variant import VariantPlan
 
 if TYPE_CHECKING:
     from leptonc.evaluate.measure import Sample
@@ -32,7 +32,36 @@ WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
 LESSONS = 384  # texts of a file that there are to learn from: more than a short healing comes to
 TRIALS, TRIAL = 2, 128  # texts that sensitivities are measured on, and tokens of each
 LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
+WEIGHING = 40 * 10**7  # bytes: logits of a few texts, and what compares them
 T = TypeVar("T")
+
+
+def texts_for_codes(plan: VariantPlan) -> int:
+    """Returns how many texts a variant's codes come from: eight bits leave so little error that fewer tell as much."""
+    return LOOKS if plan.scheme == "int8" and plan.budget is None else WINDOWS
+
+
+def check_text(options: BuildOptions, readers: Mapping[str, bool]) -> None:
+    """Refuses a calibration text without a use or that cannot be read, and a chat template without a text.
+
+    Args:
+        options: What is asked for.
+        readers: The options that make a step read a text, each with whether it is asked for.
+
+    Raises:
+        InputError: It is refused.
+    """
+    if options.calibration is None:
+        if options.chat:
+            raise InputError("expected a calibration text with --chat, found none", hint="--calibration FILE --chat")
+        return
+    if not any(readers.values()):
+        raise InputError(
+            f"expected something that reads a calibration text, one of {', '.join(readers)}, found "
+            f"{options.calibration} and none of them",
+            hint="--method gptq --calibration FILE",
+        )
+    read_texts(options.calibration)
 
 
 @dataclass
@@ -50,7 +79,7 @@ class Calibration:
         chat: Whether texts of the file become a user's messages.
         count: Texts that a decoder writes, or that are cut from a file for it.
         texts: What models wrote, by length and seed, for builds of the same source.
-        kept: What an interrupted build left, and this one leaves.
+        step_cache: What an interrupted build left, and this one leaves.
     """
 
     captured: Captured
@@ -63,7 +92,7 @@ class Calibration:
     chat: bool = False
     count: int = WINDOWS
     texts: dict[Any, list[NDArray[np.int64]]] = field(default_factory=dict)
-    kept: StepCache = field(default_factory=StepCache)
+    step_cache: StepCache = field(default_factory=StepCache)
     name: str = field(init=False, default="")
 
     @cached_property
@@ -78,7 +107,7 @@ class Calibration:
             self.name = f"written by the model, seed {self.seed}"
             key = (length, self.seed)
             if len(self.texts.get(key, [])) < self.count:
-                made = self.kept.arrays("text", lambda: {str(i): x for i, x in enumerate(self._written(length))})
+                made = self.step_cache.arrays("text", lambda: {str(i): x for i, x in enumerate(self._written(length))})
                 self.texts[key] = [made[name] for name in sorted(made, key=int)]
             return self.texts[key][: self.count]
         return self._cut(self.file, self.count)
@@ -136,6 +165,11 @@ class Calibration:
                 seed=self.seed, memory=self.memory, advance=advance,
             )  # fmt: skip
 
+    def describe(self) -> dict[str, Any]:
+        """Returns what reports say of the text: its name, and how many texts and tokens there are."""
+        windows = self.windows
+        return {"text": self.name, "samples": len(windows), "tokens": sum(map(len, windows))}
+
     def part(self, count: int) -> list[NDArray[np.int64]]:
         """So many of the texts, evenly spread over them."""
         return self.windows[:: max(1, len(self.windows) // count)][:count]
@@ -151,17 +185,24 @@ class Calibration:
         middle = [each[len(lead) :][len(lead) - length :] for each in others]
         return [first[:length], *(np.concatenate([lead, each]) for each in middle)]
 
-    def walked(
+    def cached_walk(
         self, name: str, stage: str, model: ir.Model, kind: type[T], walk: Callable[..., T],
         read: Callable[[T], T] = lambda found: found, cut: Callable[[ir.Model], Sized] = stages,
     ) -> T:  # fmt: skip
-        """What a walk over a text finds, as a stage of progress, or did before an interruption: see `StepCache.record`.
+        """Returns what a walk over a text gives, as a stage of progress, or gave before an interruption.
 
-        `cut` gives the parts of the graph that the walk takes one after the other.
+        Args:
+            name: Of the step in the cache; see `StepCache.record`, as for `kind` and `read`.
+            stage: Of progress.
+            model: The graph that the walk runs.
+            kind: The type of what the walk returns.
+            walk: Called with a directory for temporary files, a bound on memory, and what counts the graph's parts.
+            read: Completes what was read from the cache.
+            cut: Returns the parts of the graph that the walk takes one after the other. Default: its layers.
         """
 
         def make() -> T:
             with self.clock.stage(stage, len(cut(model))) as advance:
                 return walk(self.scratch, memory=self.memory, advance=advance)
 
-        return self.kept.record(name, kind, make, read)
+        return self.step_cache.record(name, kind, make, read)

@@ -1,210 +1,66 @@
-"""The way of a model up to where its variants part: captured, and cut smaller where that is asked for."""
+"""What the steps of a build share: the captured model, the text that it is calibrated on, and where results go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from leptonc.errors import InputError
-from leptonc.build.recipe import as_record
+import onnx_ir as ir
 
-if TYPE_CHECKING:
-    from leptonc.artifact.writer import ArtifactWriter
-    from leptonc.build.calibration_text import Calibration
-    from leptonc.evaluate.measure import Sample
-    from leptonc.frontend.capture import Captured
-    from leptonc.build.steps.heal import Healing
-    from leptonc.options import BuildOptions
-    from leptonc.progress import Timed
-    from leptonc.passes.prune.request import Request
-    from leptonc.sources import Source
-    from leptonc.variant import VariantBuild, VariantPlan
-    from runtime_edge.manifest import PassRecord
+from leptonc.artifact.report import Shapes
+from leptonc.artifact.writer import ArtifactWriter
+from leptonc.build.calibration_text import Calibration
+from leptonc.build.plan import BuildPlan
+from leptonc.evaluate.measure import Sample
+from leptonc.frontend.captured import Captured
+from leptonc.passes.base import Manager, Pass
+from leptonc.progress import Timed
+from leptonc.sources import Source
+from leptonc.variant import VariantBuild
+from runtime_edge.manifest import PassRecord
 
 
-@contextmanager
-def begin(
-    options: BuildOptions, plans: Sequence[VariantPlan], clock: Timed, request: Request | None
-) -> Iterator[Preparation]:  # fmt: skip
-    """Opens the source and reads the text that quality is measured on, where there is room for the result.
-
-    Raises:
-        LeptonError: One of them is not to be had.
-    """
-    from leptonc.artifact.writer import check_out
-    from leptonc.evaluate.text import load_text
-    from leptonc.sources import open_source
-
-    if options.out is not None:
-        check_out(options.out, replace=options.force)
-    text = load_text(options.eval_text)
-    with clock.stage("open"):
-        source = open_source(options.source)
-    with source:
-        yield Preparation(options, plans, source, text, clock, request)
-
-
-@dataclass
-class Preparation:
-    """What a build and an emission do first, and what comes of it.
+@dataclass(frozen=True)
+class BuildContext:
+    """One build, from its captured model on. No step sets a field of it: a step returns another context.
 
     Attributes:
-        options: What is asked for.
-        plans: What is asked for each variant; one without a lowering for an emission.
-        source: The model.
-        text: What quality is measured on.
-        clock: Times stages.
-        request: What is to be cut out, or None.
-        lowered: Whether variants are lowered for their targets.
-        captured: The model, once it is captured.
-        sample: What measures it, likewise.
-        variants: The variants, likewise.
-        memory: Bytes of activations that may be in memory, likewise.
-        report: What there is to report so far.
-        records: What has changed the graph so far, for the manifest.
+        plan: What is asked for.
+        source: The model's files.
+        captured: The model, which steps on the model change in place.
+        sample: The text that quality is measured on.
+        calibration: The text that statistics are gathered on.
+        writer: Writes the artifact; its `scratch` directory is for temporary files.
+        clock: Shows and times stages.
+        variants: The variants, in the order of the targets.
+        manager: Runs passes on the captured model.
+        report: The report so far; a step adds its section.
+        records: Passes that changed a graph so far, for the manifest.
+        original: The model as it was captured, for steps that compare with it. Default: no step does.
+        shapes: Matrices of the model that variants are made from. Default: the model is still being changed.
     """
 
-    options: BuildOptions
-    plans: Sequence[VariantPlan]
+    plan: BuildPlan
     source: Source
-    text: str
+    captured: Captured
+    sample: Sample
+    calibration: Calibration
+    writer: ArtifactWriter
     clock: Timed
-    request: Request | None
-    lowered: bool = True
-    captured: Captured = field(init=False)
-    sample: Sample = field(init=False)
-    variants: list[VariantBuild] = field(init=False)
-    memory: int = field(init=False)
-    calibration: Calibration = field(init=False)
-    healing: Healing = field(init=False)
-    report: dict[str, Any] = field(init=False, default_factory=dict)
-    records: list[PassRecord] = field(init=False, default_factory=list)
+    variants: tuple[VariantBuild, ...]
+    manager: Manager
+    report: dict[str, Any] = field(default_factory=dict)
+    records: list[PassRecord] = field(default_factory=list)
+    original: ir.Model | None = None
+    shapes: Shapes | None = None
 
-    def capture(self) -> None:
-        """Captures the model.
+    def run_passes(self, passes: Sequence[Pass]) -> None:
+        """Runs passes on the captured model, and records them."""
+        before = len(self.manager.records)
+        self.manager.run(self.captured.model, passes)
+        self.records.extend(self.manager.records[before:])
 
-        Raises:
-            CaptureError: as `leptonc.frontend.capture.capture` says.
-            InputError: likewise, or an emitted graph has fewer positions than are asked for.
-        """
-        from leptonc.evaluate.measure import Sample
-        from leptonc.frontend.capture import capture
-        from leptonc.ir.dialect import count_ops
-        from leptonc.build.memory_bound import activations
-        from leptonc.passes.base import Manager
-        from leptonc.variant import VariantBuild
-
-        options, emitted = self.options, self.source.emitted
-        longest = options.max_seq_len or max(plan.target.max_seq_len for plan in self.plans)
-        if emitted is not None and (options.max_seq_len or 0) > emitted.max_seq_len:
-            raise InputError(
-                f"expected at most the {emitted.max_seq_len} tokens that the graph was emitted with, found "
-                f"--max-seq-len {options.max_seq_len}",
-                hint=f"emit it with --max-seq-len {options.max_seq_len}, if the model itself has as many",
-            )
-        with self.clock.stage("capture"):
-            self.captured = capture(self.source, max_seq_len=longest)
-        self.memory = activations(
-            options.memory_gb, self.captured, self.plans, healed=options.heal is not None,
-            pruned=options.prune is not None, writes=options.calibration is None and self.captured.task.cached,
-            emitted=emitted is not None, lowered=self.lowered,
-        )  # fmt: skip
-        name = str(options.eval_text.name) if options.eval_text else "built-in"
-        self.sample = Sample(self.source, self.captured, self.text, name)
-        self.variants = [VariantBuild(plan, self.captured, self.sample, self.clock) for plan in self.plans]
-        Manager(options.dump_ir).write(self.captured.model, "capture")
-        self.report = {"operations": {"captured": count_ops(self.captured.model)}, "recipe": as_record(options)}
-        self._warn()
-        if emitted is not None:  # what was done to it before is part of what it is
-            self.records += emitted.passes
-            self.report["emitted"] = {"pruning": list(emitted.pruning), "fidelity": emitted.fidelity or {}}
-            if emitted.pruning:
-                self.report["pruning"] = emitted.pruning[-1]
-
-    def _warn(self) -> None:
-        """Shows the user, and keeps in the report, what is otherwise than the checkpoint's own files say."""
-        from leptonc.sources.generation import warnings_of
-
-        source = self.source
-        found = [*source.warnings, *self.captured.warnings]
-        if self.captured.task.cached:
-            found += warnings_of(source.generation_config, source.config)
-        elif self.options.max_seq_len is None:
-            found += self._shortened()
-        for warning in found:
-            self.clock.note(f"warning: {warning}")
-        if found:
-            self.report["warnings"] = found
-        if self.captured.unused:
-            self.report["unused"] = list(self.captured.unused)
-
-    def _shortened(self) -> list[str]:
-        """Says that the target's length cuts texts that an encoder could read."""
-        from leptonc.frontend.capture import position_limit
-        from leptonc.sources.base import text_limit
-
-        embeds, found = self.captured.task.output == "embeddings", self.captured.max_seq_len
-        bounds = [position_limit(self.captured.config), text_limit(self.source) if embeds else None]
-        own = min((bound for bound in bounds if bound), default=found)
-        if own <= found:
-            return []
-        return [
-            f"texts are cut at {found} tokens, the target's length, where the model reads {own}: --max-seq-len {own} "
-            "reads as many"
-        ]
-
-    def shrink(self, writer: ArtifactWriter, texts: dict[Any, Any], count: int) -> None:
-        """Cuts out of the captured model what is asked for; `calibration` and `healing` are there afterwards.
-
-        Args:
-            writer: What is being written; its directory has room for temporary files.
-            texts: What earlier builds of the same source had the model write, and this one's too afterwards.
-            count: Texts that later steps look at.
-
-        Raises:
-            InputError: It cannot be cut so.
-        """
-        from leptonc.build.calibration_text import WINDOWS, Calibration
-        from leptonc.build.steps.heal import Healing
-        from leptonc.ir.structure import structure
-        from leptonc.passes.base import Manager
-        from leptonc.build.steps.prune import prune
-        from leptonc.build.resume import kept_of
-
-        options, captured = self.options, self.captured
-        self.sample.scratch = writer.scratch
-        self.calibration = Calibration(
-            captured, self.sample, options.calibration, options.seed, self.memory, writer.scratch,
-            self.clock, options.chat, WINDOWS if options.heal or self.request else count, texts,
-            kept_of(options, captured),
-        )  # fmt: skip
-        asked = self.request
-        one_stream = asked is not None and not (asked.width or asked.sparse or options.rotate)
-        self.healing = Healing(
-            options.heal, options.resume, options.seed, self.calibration, fits=one_stream, rank=options.heal_rank
-        )
-        if self.request is not None:
-            manager = Manager()
-            self.report["pruning"] = prune(self.request, options, self.variants, self.calibration, manager)
-            self.records += manager.records
-            Manager(options.dump_ir).write(captured.model, "prune")
-        if options.rotate:
-            self._rotate()
-        self.report["structure"] = structure(captured.model).summary()
-
-    def _rotate(self) -> None:
-        """Gives the residual stream a random basis: in it no feature is far larger than others."""
-        from leptonc.ir.residual import residual
-        from leptonc.ir.weights import count_weights
-        from leptonc.passes.base import Manager
-        from leptonc.passes.rotate import FoldNorms, Rotate, RotateConfig, random_basis
-
-        manager, model, seed = Manager(), self.captured.model, self.options.seed
-        before = count_weights(model)
-        manager.run(model, [FoldNorms()])
-        size = residual(model).size
-        manager.run(model, [Rotate(RotateConfig(f"random, seed {seed}"), random_basis(size, seed))])
-        self.captured.parameters += count_weights(model) - before  # where gains could not be folded
-        self.records += manager.records
+    def record_once(self, records: Sequence[PassRecord]) -> None:
+        """Records passes of a variant; variants that have the same ones are recorded once."""
+        self.records.extend(record for record in records if record not in self.records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +11,7 @@ import onnx_ir as ir
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.backends import backend_of
 from leptonc.backends.traits import traits_of
+from leptonc.build.calibration_text import Calibration
 from leptonc.calibrate.latency import SECONDS, seconds, tokens
 from leptonc.errors import InputError
 from leptonc.ir.groups import groups
@@ -20,9 +21,6 @@ from leptonc.passes.prune.plan import Cut
 from leptonc.passes.prune.remove import Prune, PruneConfig
 from leptonc.variant import VariantBuild
 from runtime_edge.backends.onnxruntime import SLOWER
-
-if TYPE_CHECKING:
-    from leptonc.build.calibration_text import Calibration
 
 HALF = 0.5  # the share that the second measurement is made with
 MOST = 0.9  # more would not leave a model

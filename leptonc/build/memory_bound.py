@@ -1,135 +1,134 @@
-"""What a build keeps in memory: what its steps take at the most, and what is left of a bound for activations."""
+"""A bound on a build's memory: what its steps take at the most, and what the bound leaves for activations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 import onnx_ir as ir
 
 from leptonc.backends.traits import traits_of
-from leptonc.calibrate.stages import linear_stages
+from leptonc.calibrate.stages import Stage, linear_stages
 from leptonc.errors import InputError
 from leptonc.formats import FORMATS
 from leptonc.ir.structure import lookups
 from runtime_edge.process import resident
 
 if TYPE_CHECKING:
-    from leptonc.frontend.capture import Captured
+    from leptonc.frontend.captured import Captured
     from leptonc.variant import VariantPlan
 
 ACTIVATIONS = 5 * 10**8  # bytes that calibration keeps in memory where nothing is asked for; others wait on disk
-# What was measured, with some room (docs/quality.md). Temporaries of each step, whatever the model:
+# What was measured, with some room (docs/quality.md). Temporaries of a step, whatever the model:
 WRITING, CALIBRATING, CHECKING = 15 * 10**7, 25 * 10**7, 33 * 10**7
 SQUARES = 40  # bytes for each product of two inputs of a layer: ten sums, factors and copies of them in float32
-OPENED = 1.7  # times the bytes of an artifact: ONNX Runtime lays out weights as its kernels read them
-LOGITS, READ = 4 * 10**8, 2  # of a graph for TensorRT, whose weights are made float a layer at a time
-ENGINE, PLANNED = 7 * 10**8, 5  # of TensorRT, which has the graph's weights, a plan's and a copy of that
-WEIGHING = 40 * 10**7  # logits of a few texts, and what compares them
-LAYER, WEIGHS, WRITES, HEALS = "calibrating a layer", "weighing layers", "the model that writes", "healing"
-KEEPING = LAYER, WEIGHS, WRITES, HEALS  # steps that keep activations
 SPREAD = 3 * 10**7  # what is in memory before the steps differs by it from run to run
-HEALING = 4.5  # times the weights in float32: the student, its gradients, moments and what it reads
 
 
-def activations(
-    bound_gb: float | None, captured: Captured, plans: Sequence[VariantPlan], *, healed: bool = False,
-    pruned: bool = False, writes: bool = False, emitted: bool = False, lowered: bool = True,
-) -> int:  # fmt: skip
+class Taken(Protocol):
+    """What takes memory: see `leptonc.build.step.Need`."""
+
+    @property
+    def what(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def keeps_activations(self) -> bool: ...
+
+
+class ModelSizes:
+    """Sizes of a captured model, in bytes of float32, each reckoned once.
+
+    Args:
+        captured: The model.
+        emitted: Whether it is an emitted graph, whose original was left behind.
+    """
+
+    def __init__(self, captured: Captured, *, emitted: bool = False) -> None:
+        self.captured, self.emitted = captured, emitted
+        self._sizes = {name: _bytes(value) for name, value in captured.model.graph.initializers.items()}
+
+    @cached_property
+    def largest(self) -> int:
+        """Bytes of the largest weight."""
+        return max(self._sizes.values(), default=0)
+
+    @cached_property
+    def whole(self) -> int:
+        """Bytes of all weights."""
+        return sum(self._sizes.values())
+
+    @cached_property
+    def tables(self) -> int:
+        """Bytes of the tables of embeddings."""
+        tables = lookups(self.captured.model)
+        return sum(self._sizes[str(value.name)] for value in tables if value is not None and value.name in self._sizes)
+
+    @property
+    def original(self) -> int:
+        """Bytes of the original while it runs: a decoder's runs a layer at a time, an encoder's is kept for all texts."""
+        return 0 if self.captured.task.cached or self.emitted else self.whole
+
+    @cached_property
+    def layer(self) -> int:
+        """Bytes that calibrating the largest stage takes: its weights, and the moments of what they read."""
+        return max(self._stage(stage) for stage in linear_stages(self.captured.model, outside=True))
+
+    def stored(self, plan: VariantPlan) -> float:
+        """Returns about how many bytes of weights a variant of the model has.
+
+        Embeddings' tables have a backend's least bits, as heads do that are tied to them.
+        """
+        least, bits = traits_of(plan.target).table_bits, _bits(plan.scheme)
+        if least:
+            weights, tables = (self.whole - self.tables) * bits, self.tables * max(bits, least)
+            return max(plan.budget or 0, (weights + tables) / 32)
+        bits = max(bits, _bits(plan.embeddings or "int4"))
+        if plan.prefill is not None:
+            bits += _bits("int8") * (2 if plan.prefill == "shared" else 1)
+        return self.whole * bits / 32 if plan.budget is None else max(plan.budget, self.whole * bits / 32)
+
+    def _stage(self, stage: Stage) -> int:
+        read = {str(value.name) for node in stage.nodes for value in node.inputs if value is not None}
+        inputs = [linear.shape[1] for group in stage.linears.values() for linear in group]
+        moments = SQUARES * max(inputs, default=0) ** 2
+        return CALIBRATING + moments + 2 * sum(self._sizes.get(name, 0) for name in read)
+
+
+def room_for_activations(bound_gb: float | None, needs: Iterable[Taken]) -> int:
     """Returns how many bytes of activations a build may keep in memory, so that all of it stays within a bound.
 
     Args:
-        bound_gb: Gigabytes (10^9 bytes) that the process may take; None bounds nothing.
-        captured: The model.
-        plans: What is built of it.
-        healed: Whether it learns.
-        pruned: Whether something is cut out of it.
-        writes: Whether it writes the text that it is calibrated on.
-        emitted: Whether it is an emitted graph, the original left behind.
-        lowered: Whether what is written is lowered for a target; if not, it runs a layer at a time.
+        bound_gb: Gigabytes (10^9 bytes) that the process may take. Default: no bound.
+        needs: What the build's steps take.
 
     Raises:
         InputError: A step takes more than there is.
     """
     if bound_gb is None:
         return ACTIVATIONS
-    found = needs(
-        captured, plans, healed=healed, pruned=pruned, writes=writes, emitted=emitted, lowered=lowered
-    )  # fmt: skip
+    largest = max(needs := list(needs), key=lambda need: need.bytes)
     taken, bound = resident() or 0, int(bound_gb * 1e9)
-    step, most = max(found.items(), key=lambda item: item[1])
-    if taken + most > bound:
-        least = math.ceil((taken + most + SPREAD) / 1e8) / 10
+    if taken + largest.bytes > bound:
+        least = math.ceil((taken + largest.bytes + SPREAD) / 1e8) / 10
         raise InputError(
             f"expected at least {least:g} GB for this model, found --memory-gb {bound_gb:g}: {taken / 1e9:.2f} GB are "
-            f"taken before anything is built, and {step} takes {most / 1e9:.2f}",
-            hint=f"--memory-gb {least:g}" + (", or --no-check" if step == "the check" else ""),
+            f"taken before anything is built, and {largest.what} takes {largest.bytes / 1e9:.2f}",
+            hint=f"--memory-gb {least:g}" + (", or --no-check" if largest.what == "the check" else ""),
         )
-    return bound - taken - max((found[step] for step in KEEPING if step in found), default=0)
+    return bound - taken - max((need.bytes for need in needs if need.keeps_activations), default=0)
 
 
-def needs(
-    captured: Captured, plans: Sequence[VariantPlan], *, healed: bool = False, pruned: bool = False,
-    writes: bool = False, emitted: bool = False, lowered: bool = True,
-) -> dict[str, int]:  # fmt: skip
-    """Returns the bytes that each step of a build takes beyond what is there before it, activations left out."""
-    model = captured.model
-    sizes = {name: _bytes(value) for name, value in model.graph.initializers.items()}
-    largest, whole = max(sizes.values(), default=0), sum(sizes.values())
-    found = {"writing a weight": WRITING + 2 * largest}
-    if pruned or any(plan.calibrated for plan in plans):
-        found[LAYER] = max(_stage(stage, sizes) for stage in linear_stages(model, outside=True))
-        if any(plan.budget is not None for plan in plans):  # the head as it is, and as it would be
-            found[WEIGHS] = WEIGHING + 3 * largest
-        elif any(plan.activations == "int8" or plan.prefill is not None for plan in plans):
-            found[WEIGHS] = WEIGHING + largest
-        if writes:
-            found[WRITES] = CALIBRATING + whole // 2
-    tables = sum(sizes[str(value.name)] for value in lookups(model) if value is not None and value.name in sizes)
-    if any(plan.check for plan in plans):
-        ran = max(_run(plan, whole, tables) for plan in plans) if lowered else 0
-        # A decoder's original runs a layer at a time; an encoder's is kept for all texts, and gone before the artifact.
-        original = 0 if captured.task.cached or emitted else whole
-        found["the check"] = CHECKING + largest + max(ran, original)
-    engines = [_written(plan, whole, tables) for plan in plans if lowered and not traits_of(plan.target).runs_here]
-    if engines:
-        found["measuring ranges"] = CALIBRATING + 2 * largest
-        found["building an engine"] = ENGINE + int(PLANNED * max(engines))
-    if healed:
-        found[HEALS] = CALIBRATING + int(HEALING * whole)
-    return found
-
-
-def _run(plan: VariantPlan, whole: int, tables: int) -> int:
-    """What the check of an artifact takes, beside what compares: ONNX Runtime, and for TensorRT many logits at once."""
-    written = _written(plan, whole, tables)
-    return int(OPENED * written) if traits_of(plan.target).runs_here else LOGITS + int(READ * written)
-
-
-def _written(plan: VariantPlan, whole: int, tables: int) -> float:
-    """About how many bytes of weights an artifact has whose weights are so many in float32.
-
-    `tables` of them are embeddings', which have a backend's least bits, as heads do that are tied to them.
-    """
-    if least := traits_of(plan.target).table_bits:
-        bits = _bits(plan.scheme)
-        return max(plan.budget or 0, ((whole - tables) * bits + tables * max(bits, least)) / 32)
-    bits = max(_bits(plan.scheme), _bits(plan.embeddings or "int4"))
-    if plan.prefill is not None:
-        bits += _bits("int8") * (2 if plan.prefill == "shared" else 1)
-    return whole * bits / 32 if plan.budget is None else max(plan.budget, whole * bits / 32)
+def bytes_of(model: ir.Model) -> int:
+    """Returns the bytes of a graph's weights, in their own formats."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
 def _bits(scheme: str) -> int:
     """Of a weight, and its part of a scale where it has one."""
     return FORMATS[scheme].bits + FORMATS[scheme].scaled
-
-
-def _stage(stage: Any, sizes: dict[str, int]) -> int:
-    read = {str(value.name) for node in stage.nodes for value in node.inputs if value is not None}
-    inputs = [linear.shape[1] for group in stage.linears.values() for linear in group]
-    return CALIBRATING + SQUARES * max(inputs, default=0) ** 2 + 2 * sum(sizes.get(name, 0) for name in read)
 
 
 def _bytes(value: ir.Value) -> int:

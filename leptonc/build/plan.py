@@ -1,13 +1,15 @@
-"""Reads what a build is asked for, once: options become plans, and what cannot be asked for is refused."""
+"""Reads what a build is asked for, once: options become a plan, and what cannot be asked for is refused."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import targets
 from leptonc.backends.traits import traits_of
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
+from leptonc.passes.prune.request import Request, parse_prune
 from leptonc.passes.prune.sparse import PATTERN
 from leptonc.variant import ROUNDING, VariantPlan
 
@@ -15,20 +17,69 @@ _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kKMG])B", re.ASCII)
 _UNITS = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
-def plans_of(options: BuildOptions) -> list[VariantPlan]:
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build or an emission is asked for, its option strings read.
+
+    Attributes:
+        options: The options themselves.
+        variants: One plan a target; an emission has one, in float32.
+        prune: What is cut out of the model. Default: nothing.
+        lowered: Whether variants are lowered for their targets, as those of an emission are not.
+        texts: Calibration texts that the build's steps read; 0 where none reads a text.
+    """
+
+    options: BuildOptions
+    variants: tuple[VariantPlan, ...]
+    prune: Request | None = None
+    lowered: bool = True
+    texts: int = 0
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one variant, so that messages and files name theirs."""
+        return len(self.variants) > 1
+
+
+def artifact_plan(options: BuildOptions) -> BuildPlan:
+    """Returns the plan of an artifact (raises `InputError`)."""
+    return BuildPlan(options, tuple(variant_plans(options)), prune_request(options.prune))
+
+
+def emission_plan(options: BuildOptions) -> BuildPlan:
+    """Returns the plan of an emitted graph, which is float32 and no target's.
+
+    Raises:
+        InputError: Several targets are named, or one that is none, or the pruning is a target's.
+    """
+    if not isinstance(options.target, str):
+        raise InputError(
+            f"expected one target with --emit onnx, found {', '.join(options.target)}",
+            hint="the graph is no target's: of one come the default of --max-seq-len and the steps that channels go in",
+        )
+    if options.prune == PATTERN:
+        raise InputError(
+            f"expected a share, latency:PCT, layers:N or a plan with --emit onnx, found --prune {PATTERN}",
+            hint=f"zeros are a target's: leptonc build MODEL --target rtx --prune {PATTERN}",
+        )
+    variant = VariantPlan("emitted", target_of(options.target), "fp32", check=options.check)
+    return BuildPlan(options, (variant,), prune_request(options.prune), lowered=False)
+
+
+def variant_plans(options: BuildOptions) -> list[VariantPlan]:
     """Returns a plan for each target; variants of one profile are told apart by their overrides.
 
     Raises:
         InputError: A target or a budget is none, or a target is named twice.
     """
-    found = [target_of(spec) for spec in options.targets]
-    if not found:
+    wanted = [target_of(spec) for spec in options.targets]
+    if not wanted:
         raise InputError("expected at least one target, found none", hint="see `leptonc targets`")
-    names = [target.name for target in found]
+    names = [target.name for target in wanted]
     budget, integers = parse_budget(options.weights), options.activations == "int8"
     sparse = options.prune == PATTERN
     plans: list[VariantPlan] = []
-    for target in found:
+    for target in wanted:
         name = target.name if names.count(target.name) == 1 else re.sub(r"[^\w.]+", "-", target.spec)
         if any(plan.name == name for plan in plans):
             raise InputError(f"expected each target once, found {target.spec} twice")
@@ -54,12 +105,19 @@ def parse_budget(weights: str | None) -> int | None:
     """
     if weights is None or not weights.startswith("auto"):
         return None
-    found = _AUTO.fullmatch(weights)
-    if found is None or float(found[1]) <= 0:
+    match = _AUTO.fullmatch(weights)
+    if match is None or float(match[1]) <= 0:
         raise InputError(
             f"expected weights auto:SIZE, found {weights}", hint="a size is a number and kB, MB or GB: auto:95MB"
         )
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def prune_request(text: str | None) -> Request | None:
+    """Returns what `--prune` asks for, or None without it (raises `InputError`)."""
+    if text is None:
+        return None
+    return Request(text, sparse=True) if text == PATTERN else parse_prune(text)
 
 
 def target_of(spec: str) -> targets.Target:
@@ -68,35 +126,3 @@ def target_of(spec: str) -> targets.Target:
         return targets.load(spec)
     except targets.TargetError as error:  # of a package that imports nothing of ours
         raise InputError(error.message, hint=error.hint) from error
-
-
-def check_text(options: BuildOptions) -> None:
-    """Refuses a calibration text without a use or that cannot be read, and an unknown calibrator (`InputError`)."""
-    from leptonc.calibrate.calibrators import calibrators
-
-    calibrators(options.calibrator)
-    if options.calibration is None:
-        if options.chat:
-            raise InputError("expected a calibration text with --chat, found none", hint="--calibration FILE --chat")
-        return
-    from leptonc.calibrate.texts import read_texts
-
-    readers = text_readers(options)
-    if not any(readers.values()):
-        raise InputError(
-            f"expected something that reads a calibration text, one of {', '.join(readers)}, found "
-            f"{options.calibration} and none of them",
-            hint="--method gptq --calibration FILE",
-        )
-    read_texts(options.calibration)
-
-
-def text_readers(options: BuildOptions) -> dict[str, bool]:
-    """Returns what may read a calibration text, each with whether it is asked for."""
-    return {
-        "--method gptq": options.method not in (None, ROUNDING), "--kv-cache": options.kv_cache is not None,
-        "--weights auto:SIZE": (options.weights or "").startswith("auto"), "--prefill": options.prefill is not None,
-        "--activations int8": options.activations != "none",
-        "--prune": options.prune is not None and (options.prune, options.prune_method) != (PATTERN, "magnitude"),
-        "--heal": options.heal is not None,
-    }  # fmt: skip

@@ -5,30 +5,30 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leptonc.calibrate.step_cache import StepCache, check_ours, mark_of
 from leptonc.errors import InputError
 from leptonc.build.recipe import as_record
-from leptonc.variant import VariantPlan
+from leptonc.build.plan import BuildPlan
+from leptonc.build.step import Step
 
 if TYPE_CHECKING:
     from leptonc.frontend.capture import Captured
-    from leptonc.options import BuildOptions
 
 BESIDE = ("memory_gb", "max_loss")  # what a build goes on with another of: no step's result depends on it
 
 
-def check(options: BuildOptions, plans: Sequence[VariantPlan]) -> None:
+def check_resume(plan: BuildPlan) -> None:
     """Refuses a directory that is none, or that nothing would be kept in, before anything is opened.
 
     Raises:
         InputError: It is refused.
     """
-    folder = options.resume
+    folder = plan.options.resume
     if folder is None:
         return
-    if not (options.heal or options.prune or any(plan.calibrated for plan in plans)):
+    if not plan.texts and plan.prune is None:
         raise InputError(
             f"expected --prune, --heal or a calibration with --resume, which keeps how far they have come, found "
             f"{folder} alone",
@@ -39,13 +39,18 @@ def check(options: BuildOptions, plans: Sequence[VariantPlan]) -> None:
     check_ours(folder)
 
 
-def kept_of(options: BuildOptions, captured: Captured) -> StepCache:
-    """Returns what an interrupted build of the same model with the same options left, and this one leaves."""
+def open_step_cache(plan: BuildPlan, captured: Captured, steps: Sequence[Step]) -> StepCache:
+    """Returns what an interrupted build of the same model with the same options left, and this one leaves.
+
+    Steps whose version is another than it was count as other options.
+    """
+    options = plan.options
     if options.resume is None:
         return StepCache()
-    plan = options.prune if options.prune is not None and options.prune.endswith(".json") else None
-    files = [_digest(path) for path in (options.calibration, Path(plan) if plan else None) if path is not None]
-    asked = {name: value for name, value in as_record(options).items() if name not in BESIDE}
+    cuts = options.prune if options.prune is not None and options.prune.endswith(".json") else None
+    files = [_digest(path) for path in (options.calibration, Path(cuts) if cuts else None) if path is not None]
+    asked: dict[str, Any] = {name: value for name, value in as_record(options).items() if name not in BESIDE}
+    asked["steps"] = {step.name: step.version for step in steps}
     return StepCache(options.resume, mark_of(captured.model, asked, options.target, files))
 
 

@@ -40,9 +40,9 @@ class Sample:
         captured: Its graph.
         text: The whole text.
         name: What reports call the text.
+        scratch: Directory for temporary files. Default: the system's.
         rounded: Linear layers whose noise is measured while the original runs.
         noise: What was measured: see `OutputNoise.decibels`.
-        scratch: Directory for temporary files; None for the system's.
         library: What a comparison with sentence-transformers gave, where there was one.
     """
 
@@ -50,11 +50,11 @@ class Sample:
     captured: Captured
     text: str
     name: str
+    scratch: Path | None = None
     token_ids: list[int] = field(init=False, default_factory=list)
     texts: list[str] = field(init=False, default_factory=list)
     rounded: dict[str, Rounded] = field(init=False, default_factory=dict)
     noise: dict[str, float] = field(init=False, default_factory=dict)
-    scratch: Path | None = field(init=False, default=None)
     library: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:

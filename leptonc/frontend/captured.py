@@ -35,6 +35,11 @@ class Captured:
     warnings: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
 
+    def resized(self, change: int) -> None:
+        """Notes that passes gave the model so many more weights, or fewer; reads anew what its layers are."""
+        self.parameters += change
+        self.windows = windows_of(self.model)
+
 
 def windows_of(model: ir.Model) -> tuple[int, ...]:
     """Returns the attention window of each layer with a cache, 0 for none."""

@@ -1,18 +1,24 @@
-"""What a build asks of healing: the original to learn from, the text, and what the report says of it."""
+"""Lets a compressed model learn from the original, and says in the report what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.backends.traits import traits_of
+from leptonc.build.calibration_text import WINDOWS, Calibration
+from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import CALIBRATING, ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.step import Need, VariantStep
 from leptonc.errors import InputError, require
+from leptonc.frontend.captured import Captured
 from leptonc.heal.budget import parse_budget
 from leptonc.ir.groups import groups
 from leptonc.ir.structure import linears
@@ -20,10 +26,7 @@ from leptonc.memory import keep_freed_memory, return_freed_memory
 from leptonc.passes.heal import Heal, HealConfig
 from leptonc.variant import VariantBuild, VariantPlan
 
-if TYPE_CHECKING:
-    from leptonc.build.calibration_text import Calibration
-
-
+HEALING = 4.5  # times the weights in float32: the student, its gradients, moments and what it reads
 RANK = 16  # of what is added to each weight of a pruned model in float32
 FULL = "full"  # in place of a rank: every weight learns
 # Largest learning rates: what was rounded is near its best, what lost its neighbours has a way to go.
@@ -47,100 +50,124 @@ def parse_rank(text: str | None) -> int | None:
     return rank
 
 
-def check(heal: str | None, plans: Sequence[VariantPlan], *, pruned: bool, rank: str | None = None) -> None:
-    """Refuses what cannot be done, before anything is opened.
-
-    Args:
-        heal: The budget, as it was asked for.
-        plans: What is built.
-        pruned: Whether something is cut out of the model.
-        rank: Of what is added to weights, as it was asked for.
+class HealVariant(VariantStep):
+    """Does what `--heal` asks for: the compressed variant learns from the original, as the first pass after it is.
 
     Raises:
-        InputError: The budget is none, a model has lost nothing, or a target's form of it cannot learn.
-        MissingExtraError: torch is not installed.
+        InputError: The model has an operator that has no gradients here, or the text is too short.
     """
-    parse_rank(rank)
-    if rank is not None and (heal is None or not pruned or any(plan.scheme != "fp32" for plan in plans)):
+
+    name: ClassVar[str] = "heal"
+    options: ClassVar[tuple[str, ...]] = ("heal", "heal_rank")
+    text_option: ClassVar[str] = "--heal"
+
+    def wanted(self, plan: BuildPlan) -> bool:
+        return plan.options.heal is not None
+
+    def texts(self, plan: BuildPlan) -> int:
+        return WINDOWS if self.wanted(plan) else 0
+
+    def check(self, plan: BuildPlan) -> None:
+        options, pruned = plan.options, plan.prune is not None
+        parse_rank(options.heal_rank)
+        learns_float = pruned and all(variant.scheme == "fp32" for variant in plan.variants)
+        if options.heal_rank is not None and (options.heal is None or not learns_float):
+            raise InputError(
+                "expected --heal and --prune of a model in float32 with --heal-rank, found other options: of quantized "
+                "weights the scales learn",
+                hint="--prune 20% --heal 30min --emit onnx gives a model that is quantized later",
+            )
+        if options.heal is None:
+            return
+        parse_budget(options.heal)
+        require("torch", extra="compiler", needed_by="--heal")
+        for variant in plan.variants:
+            _check_variant(variant, pruned=pruned)
+
+    def preflight(self, plan: BuildPlan, captured: Captured) -> None:
+        from leptonc.heal.graph import check_operators
+
+        check_operators(captured.model)
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        yield Need("healing", CALIBRATING + int(HEALING * sizes.whole), keeps_activations=True)
+
+    def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
+        from leptonc.heal.distill import require_enough
+
+        options = context.plan.options
+        if options.heal is None or context.original is None:
+            return variant
+        require_enough(context.calibration.lessons)
+        prune = context.plan.prune
+        # Layers of a pruned model can be fitted to the original's where both have one residual stream.
+        one_stream = prune is not None and not (prune.width or prune.sparse or options.rotate)
+        healing = Healing(options.heal, options.resume, options.seed, context.calibration, context.original,
+                          fits=one_stream, rank=parse_rank(options.heal_rank))  # fmt: skip
+        config = HealConfig(options.heal, options.seed)
+        return variant.choosing(recovery=Heal(config, lambda student: healing.recover(variant, student)))
+
+
+class HealGraph(HealVariant):
+    """Lets the captured graph learn at once, for an emission, which lowers nothing."""
+
+    def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
+        variant = super().run(context, variant)
+        if variant.choices.recovery is not None:
+            variant.manager.run(variant.graph, [variant.choices.recovery])
+            context.records.extend(variant.manager.records)
+            context.report["recovery"] = variant.report["recovery"]
+        return variant
+
+
+def _check_variant(plan: VariantPlan, *, pruned: bool) -> None:
+    """Refuses a variant that has lost nothing, or whose form cannot learn."""
+    if not traits_of(plan.target).heals:
         raise InputError(
-            "expected --heal and --prune of a model in float32 with --heal-rank, found other options: of quantized "
-            "weights the scales learn",
-            hint="--prune 20% --heal 30min --emit onnx gives a model that is quantized later",
+            f"expected no --heal for target {plan.target.name}, found one",
+            hint="--heal is for ONNX Runtime's targets, cpu among them",
         )
-    if heal is None:
-        return
-    parse_budget(heal)
-    require("torch", extra="compiler", needed_by="--heal")
-    for plan in plans:
-        if not traits_of(plan.target).heals:
-            raise InputError(
-                f"expected no --heal for target {plan.target.name}, found one",
-                hint="--heal is for ONNX Runtime's targets, cpu among them",
-            )
-        if (plan.scheme == "fp32" and not pruned) or plan.activations != "none":
-            found = "activations int8" if plan.activations != "none" else "fp32, which has lost nothing"
-            raise InputError(
-                f"expected --prune, or weights of integers, activations none, with --heal, found {found}",
-                hint="--weights int4 --heal 10min",
-            )
+    if (plan.scheme == "fp32" and not pruned) or plan.activations != "none":
+        lost = "activations int8" if plan.activations != "none" else "fp32, which has lost nothing"
+        raise InputError(
+            f"expected --prune, or weights of integers, activations none, with --heal, found {lost}",
+            hint="--weights int4 --heal 10min",
+        )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Healing:
     """The healing of one build.
 
     Attributes:
-        budget: How long, as it was asked for; None for not at all.
-        resume: Directory that keeps how far it has come, or None.
+        budget: How long it learns, as it was asked for.
+        resume: Directory that keeps how far it has come. Default: none does.
         seed: Of the order of the texts.
-        calibration: Has the texts, and the model.
-        fits: Whether layers of the pruned model can be fitted to the original's: both have one residual stream.
-        rank: Of what is added to weights in float32, as it was asked for; None for the usual.
-
-    Raises:
-        InputError: The model has an operator that has no gradients here.
+        calibration: Has the texts, and the pruned model.
+        original: The model as it was captured.
+        fits: Whether layers of the pruned model can be fitted to the original's.
+        rank: Rank of what is added to weights in float32; None for whole weights.
     """
 
-    budget: str | None
+    budget: str
     resume: Path | None
     seed: int
     calibration: Calibration
+    original: ir.Model
     fits: bool = False
-    rank: str | None = None
-    original: ir.Model | None = field(init=False, default=None)
+    rank: int | None = RANK
 
-    def __post_init__(self) -> None:
-        if self.budget is not None:
-            from leptonc.heal.graph import check_operators
-
-            check_operators(self.calibration.captured.model)
-            self.original = self.calibration.captured.model.clone()  # before anything is cut out
-
-    def recovery(self, variant: VariantBuild) -> Heal | None:
-        """Returns the pass that a variant recovers by, where healing is asked for.
-
-        Raises:
-            InputError: The text is too short.
-        """
-        if self.budget is None:
-            return None
-        from leptonc.heal.distill import require_enough
-
-        require_enough(self.calibration.lessons)
-        return Heal(HealConfig(self.budget, self.seed), lambda student: self._recover(variant, student))
-
-    def _recover(self, variant: VariantBuild, student: ir.Model) -> int:
+    def recover(self, variant: VariantBuild, student: ir.Model) -> int:
+        """Lets a variant's quantized or pruned graph learn, in place; returns how many initializers it changed."""
         from leptonc.heal.distill import Settings, heal
         from leptonc.heal.trainable import low_rank, put, recoverable, whole
 
-        assert self.budget is not None
-        assert self.original is not None
         calibration, clock = self.calibration, self.calibration.clock
         windows = calibration.lessons
         state = self.resume / f"heal-{variant.plan.name}.safetensors" if self.resume is not None else None
         # Float weights lost something only where their neighbours were cut out.
         pruned = variant.plan.scheme == "fp32"
-        rank = parse_rank(self.rank)
+        rank = self.rank
         if pruned:
             trainable = whole(student) if rank is None else low_rank(student, rank)
             rate = FULL_RATE if rank is None else PRUNED_RATE
@@ -191,7 +218,7 @@ class _Fit:
 
     def count(self, most: int) -> int:
         """Returns on how many windows."""
-        self.windows = int(self.calibration.kept.json("heal-fitted-on", lambda: most))
+        self.windows = int(self.calibration.step_cache.json("heal-fitted-on", lambda: most))
         return self.windows
 
     def __call__(self, windows: Sequence[NDArray[np.int64]]) -> Mapping[str, NDArray[np.float32]]:
@@ -212,7 +239,7 @@ class _Fit:
                     advance=advance,
                 )[0]  # fmt: skip
 
-        return each.kept.arrays("heal-fit", make)
+        return each.step_cache.arrays("heal-fit", make)
 
 
 def _facts(measured: Any) -> dict[str, float]:

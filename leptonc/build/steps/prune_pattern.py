@@ -1,19 +1,23 @@
-"""What `--prune 2:4` asks of a build: targets that gain by it, the weights, and what the report says of them."""
+"""Gives linear layers 2:4 weights: two of each four are zero, which sparse tensor cores skip."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leptonc.build.calibration_text import WINDOWS
+from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.step import ModelStep, Need, layer_need
 from leptonc.calibrate.sparse import sparse_weights
 from leptonc.calibrate.stages import stages
 from leptonc.errors import InputError
 from leptonc.ir.structure import Linear
-from leptonc.passes.base import Manager
 from leptonc.passes.prune.sparse import (
     METHODS,
     PATTERN,
@@ -26,33 +30,54 @@ from leptonc.passes.prune.sparse import (
 )
 from leptonc.variant import ROUNDING, VariantPlan
 
-if TYPE_CHECKING:
-    from leptonc.build.calibration_text import Calibration
 
-
-def check(method: str | None, compensation: str | None, allocation: str | None) -> None:
-    """Refuses options of pruning that the pattern has no use for (raises `InputError`)."""
-    if method is not None and method not in METHODS:
-        raise InputError(
-            f"expected with --prune {PATTERN} a pruning method among {', '.join(METHODS)}, found {method!r}",
-            hint="--prune 25% cuts by the others",
-        )
-    for name, given in (("compensation", compensation), ("allocation", allocation)):
-        if given is not None:
-            raise InputError(
-                f"expected no --prune-{name} with --prune {PATTERN}, found {given!r}",
-                hint="sparsegpt makes up for what goes, magnitude does not; every layer loses the same share",
-            )
-
-
-def check_plan(plan: VariantPlan) -> None:
-    """Refuses a variant that would gain nothing by 2:4 weights, or fill their zeros, before anything is opened.
+class PrunePattern(ModelStep):
+    """Does what `--prune 2:4` asks for, by SparseGPT (arXiv:2301.00774) or by magnitude.
 
     Raises:
-        InputError: The target has no sparse tensor cores, or codes are chosen by a method that moves zeros.
+        InputError: No linear layer can have the pattern, or activations are not finite.
     """
-    if not plan.sparse:
-        return
+
+    name: ClassVar[str] = "prune pattern"
+    text_option: ClassVar[str] = "--prune"
+
+    def wanted(self, plan: BuildPlan) -> bool:
+        return plan.prune is not None and plan.prune.sparse
+
+    def texts(self, plan: BuildPlan) -> int:
+        return WINDOWS if self.wanted(plan) and plan.options.prune_method != "magnitude" else 0
+
+    def check(self, plan: BuildPlan) -> None:
+        if not self.wanted(plan):
+            return
+        options = plan.options
+        if options.prune_method not in (None, *METHODS):
+            raise InputError(
+                f"expected with --prune {PATTERN} a pruning method among {', '.join(METHODS)}, found "
+                f"{options.prune_method!r}",
+                hint="--prune 25% cuts by the others",
+            )
+        for name, given in (
+            ("compensation", options.prune_compensation), ("allocation", options.prune_allocation),
+        ):  # fmt: skip
+            if given is not None:
+                raise InputError(
+                    f"expected no --prune-{name} with --prune {PATTERN}, found {given!r}",
+                    hint="sparsegpt makes up for what goes, magnitude does not; every layer loses the same share",
+                )
+        for variant in plan.variants:
+            _check_variant(variant)
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        yield layer_need(sizes)
+
+    def run(self, context: BuildContext) -> BuildContext:
+        context.report["pruning"] = _sparsify(context, context.plan.options.prune_method or METHODS[0])
+        return context
+
+
+def _check_variant(plan: VariantPlan) -> None:
+    """Refuses a variant that would gain nothing by 2:4 weights, or whose codes fill their zeros."""
     if not plan.target.sparse_capabilities:
         raise InputError(
             f"expected a target with sparse tensor cores (NVIDIA's from Ampere on) for --prune {PATTERN}, found "
@@ -66,21 +91,9 @@ def check_plan(plan: VariantPlan) -> None:
         )
 
 
-def sparsify(method: str | None, calibration: Calibration, manager: Manager) -> dict[str, Any]:
-    """Gives a build's captured model 2:4 weights in place, before its variants part.
-
-    Args:
-        method: Of `METHODS`; None for the first.
-        calibration: The text, which magnitude does not look at.
-        manager: Runs the pass.
-
-    Returns:
-        What the report says of it.
-
-    Raises:
-        InputError: No linear layer can have the pattern, or activations are not finite.
-    """
-    model, method = calibration.captured.model, method or METHODS[0]
+def _sparsify(context: BuildContext, method: str) -> dict[str, Any]:
+    """Gives the captured model 2:4 weights in place; returns what to report. `method` is one of `METHODS`."""
+    model, calibration = context.captured.model, context.calibration
     found = {str(linear.weight.name): linear for linear in candidates(model)}
     about: dict[str, Any] = {"asked": PATTERN, "method": method, "left_dense": dense_layers(model)}
     weights: Mapping[str, Callable[[], NDArray[np.float32]]]
@@ -89,18 +102,16 @@ def sparsify(method: str | None, calibration: Calibration, manager: Manager) -> 
         weights = {name: partial(_largest, linear, linear.weight.const_value) for name, linear in found.items()}
     else:
         windows = calibration.windows
-        about["calibration"] = {
-            "text": calibration.name, "samples": len(windows), "tokens": sum(map(len, windows)),
-        }  # fmt: skip
+        about["calibration"] = calibration.describe()
         with calibration.clock.stage("prune calibrate", len(stages(model))) as advance:
             made, about["linears"] = sparse_weights(
                 model, windows, calibration.scratch, memory=calibration.memory, advance=advance,
-                kept=calibration.kept,
+                kept=calibration.step_cache,
             )  # fmt: skip
         weights = {name: partial(np.asarray, array) for name, array in made.items()}
     with calibration.clock.stage("prune"):
         before = nonzero(model)
-        manager.run(model, [Sparsify(SparsifyConfig(method), weights)])
+        context.run_passes([Sparsify(SparsifyConfig(method), weights)])
         after = nonzero(model)
     about["weights"] = {"before": before, "after": after}
     about["removed_percent"] = round(100 * (1 - after / max(1, before)), 2)

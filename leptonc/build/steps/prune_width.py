@@ -1,62 +1,84 @@
-"""What `--prune width:PCT` asks of a build: a narrower residual stream, and what makes up for it."""
+"""Cuts features out of the residual stream, in all layers the same, and fits the weights that read what is left."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from leptonc.calibrate.input_moments import InputMoments
 from leptonc.calibrate.stage_session import Weights
 from leptonc.calibrate.width import by_value, fitted_width
-from leptonc.build.calibration_text import Calibration
+from leptonc.backends.traits import traits_of
+from leptonc.build.calibration_text import WINDOWS
+from leptonc.build.context import BuildContext
+from leptonc.build.plan import BuildPlan
+from leptonc.build.step import ModelStep, Need, layer_need
+from leptonc.build.memory_bound import ModelSizes
 from leptonc.errors import InputError
 from leptonc.ir.groups import layer_weights
 from leptonc.ir.residual import residual
 from leptonc.ir.structure import multiplications
 from leptonc.ir.weights import count_weights
-from leptonc.passes.base import Manager
 from leptonc.passes.prune.importance import step_within
+from leptonc.passes.prune.request import Request
 from leptonc.passes.prune.width import SliceWidth, SliceWidthConfig, principal_axes
 from leptonc.passes.rotate import FoldNorms, Rotate, RotateConfig
 
 METHOD = "principal-components"
 COMPENSATIONS = ("none", "least-squares")
 
-
-def check(text: str, method: str | None, compensation: str | None, allocation: str | None) -> None:
-    """Refuses options that slicing the width has no use for (raises `InputError`)."""
-    for name, given in (("method", method), ("allocation", allocation)):
-        if given is not None:
-            raise InputError(
-                f"expected no --prune-{name} with --prune {text}, found {given!r}",
-                hint="the residual stream loses its least principal components, in all layers the same",
-            )
-    if compensation is not None and compensation not in COMPENSATIONS:
-        raise InputError(
-            f"expected with --prune {text} a compensation among {', '.join(COMPENSATIONS)}, found {compensation!r}"
-        )
-
-
-def slice_width(
-    asked: str, share: float, compensation: str, calibration: Calibration, multiple: int, manager: Manager
-) -> dict[str, Any]:  # fmt: skip
-    """Cuts a share of the residual stream's features out of the captured model, in place; returns what to report.
-
-    Args:
-        asked: As the user wrote it.
-        share: Of the features, above 0 and below 1.
-        compensation: One of `COMPENSATIONS`.
-        calibration: The model, and the text.
-        multiple: What the targets' kernels like the width to be a multiple of.
-        manager: Runs the passes.
+class PruneWidth(ModelStep):
+    """Does what `--prune width:PCT` asks for: the residual stream loses its least principal components (SliceGPT,
+    arXiv:2401.15024).
 
     Raises:
         InputError: The residual stream cannot be cut, or nothing would be left of it.
     """
-    captured, scratch = calibration.captured, calibration.scratch
-    model = captured.model
+
+    name: ClassVar[str] = "prune width"
+    text_option: ClassVar[str] = "--prune"
+
+    def wanted(self, plan: BuildPlan) -> bool:
+        return plan.prune is not None and plan.prune.width > 0
+
+    def texts(self, plan: BuildPlan) -> int:
+        return WINDOWS if self.wanted(plan) else 0
+
+    def check(self, plan: BuildPlan) -> None:
+        if not self.wanted(plan):
+            return
+        options = plan.options
+        for name, given in (("method", options.prune_method), ("allocation", options.prune_allocation)):
+            if given is not None:
+                raise InputError(
+                    f"expected no --prune-{name} with --prune {options.prune}, found {given!r}",
+                    hint="the residual stream loses its least principal components, in all layers the same",
+                )
+        if options.prune_compensation not in (None, *COMPENSATIONS):
+            raise InputError(
+                f"expected with --prune {options.prune} a compensation among {', '.join(COMPENSATIONS)}, found "
+                f"{options.prune_compensation!r}"
+            )
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        yield layer_need(sizes)
+
+    def run(self, context: BuildContext) -> BuildContext:
+        if context.plan.prune is not None:
+            compensation = context.plan.options.prune_compensation or "least-squares"
+            context.report["pruning"] = _cut(context, context.plan.prune, compensation)
+        return context
+
+
+def _cut(context: BuildContext, request: Request, compensation: str) -> dict[str, Any]:
+    """Cuts the captured model in place; returns what to report."""
+    asked, share = request.text, request.width
+    multiple = max(traits_of(variant.plan.target).channel_multiple for variant in context.variants)
+    captured, calibration = context.captured, context.calibration
+    model, scratch = captured.model, calibration.scratch
     if not captured.task.cached:
         raise InputError(
             f"expected a decoder with --prune {asked}, found a model for {captured.task.name}, which returns its "
@@ -73,18 +95,18 @@ def slice_width(
         )
     windows = calibration.windows
     before, macs, stored = layer_weights(model), multiplications(model), count_weights(model)
-    manager.run(model, [FoldNorms()])
+    context.run_passes([FoldNorms()])
     firsts = [each[0] for each in by_value(residual(model).readers).values()]
     seen = InputMoments(
         model, firsts, windows, scratch, memory=calibration.memory, clock=calibration.clock.stage,
-        kept=calibration.kept,
+        kept=calibration.step_cache,
     )  # fmt: skip
     seen.gather()
     basis = principal_axes(seen[each] for each in firsts)
-    manager.run(model, [Rotate(RotateConfig(METHOD), basis)])
+    context.run_passes([Rotate(RotateConfig(METHOD), basis)])
     about: dict[str, Any] = {
         "asked": asked, "method": METHOD, "compensation": compensation,
-        "calibration": {"text": calibration.name, "samples": len(windows), "tokens": sum(map(len, windows))},
+        "calibration": calibration.describe(),
         "width": {"before": size, "after": kept},
     }  # fmt: skip
     weights: Weights = {}
@@ -92,8 +114,8 @@ def slice_width(
         weights, about["fitted"] = fitted_width(model, residual(model), seen, basis, kept, scratch)
     seen.drop()
     config = SliceWidthConfig(kept, size, compensation)
-    manager.run(model, [SliceWidth(config, {name: partial(np.asarray, each) for name, each in weights.items()})])
-    captured.parameters -= stored - count_weights(model)
+    context.run_passes([SliceWidth(config, {name: partial(np.asarray, each) for name, each in weights.items()})])
+    captured.resized(count_weights(model) - stored)
     after = layer_weights(model)
     about["weights"] = {"before": before, "after": after}
     about["removed_percent"] = round(100 * (1 - after / before), 2)

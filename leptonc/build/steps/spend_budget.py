@@ -1,14 +1,14 @@
-"""What a budget of bytes is spent on: 4 bits everywhere, and 8 where they help most."""
+"""Spends a budget of bytes: weights have 4 bits, and 8 where they help most."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -17,13 +17,18 @@ from leptonc.backends import backend_of
 from leptonc.backends.onnxruntime import SHARED, finish, lowering_of, prefill_passes
 from leptonc.backends.traits import traits_of
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
-from leptonc.build.calibration_text import TRIAL, TRIALS, Calibration
+from leptonc.build.calibration_text import TRIAL, TRIALS, WEIGHING, Calibration, texts_for_codes
+from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.step import Need, VariantStep, layer_need
 from leptonc.errors import BoundError
+from leptonc.frontend.captured import Captured
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import embeddings, linears
 from leptonc.passes.base import Manager
 from leptonc.backends.onnxruntime.prompts import DESCRIBED, described_bytes
-from leptonc.variant import Choices, VariantBuild
+from leptonc.variant import VariantBuild, VariantPlan
 
 _USUAL = 1.2  # of the codes' bytes is what scales come with
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
@@ -61,10 +66,8 @@ class _Prices:
         return int(high.stored_bytes(each.shape)) - int(low.stored_bytes(each.shape)) + self.nodes
 
 
-def spend(
-    calibration: Calibration, variant: VariantBuild, model: ir.Model, budget: int, about: dict[str, Any]
-) -> Choices:  # fmt: skip
-    """Chooses, under the budget, what is kept in 8 bits: returns choices with its layers, and the embedding's format.
+class SpendBudget(VariantStep):
+    """Does what `--weights auto:SIZE` asks for: chooses what has 8 bits.
 
     The embedding, with a head that is tied to it, is one of what is chosen among, where the backend has formats for it
     and none is asked for.
@@ -72,6 +75,35 @@ def spend(
     Raises:
         BoundError: Graph and weights take more with all weights in 4 bits.
     """
+
+    name: ClassVar[str] = "budget"
+    options: ClassVar[tuple[str, ...]] = ("weights", "block_size", "symmetric", "embeddings", "layers")
+    text_option: ClassVar[str] = "--weights auto:SIZE"
+
+    def applies(self, plan: VariantPlan) -> bool:
+        return plan.budget is not None
+
+    def texts(self, plan: BuildPlan) -> int:
+        return max((texts_for_codes(each) for each in plan.variants if self.applies(each)), default=0)
+
+    def preflight(self, plan: BuildPlan, captured: Captured) -> None:
+        for variant in plan.variants if plan.prune is None else ():
+            refuse_too_small(variant.budget, captured.model)
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        yield layer_need(sizes)
+        # The head as it is, and as it would be.
+        yield Need("weighing layers", WEIGHING + 3 * sizes.largest, keeps_activations=True)
+
+    def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
+        if variant.plan.budget is None:
+            return variant
+        return _spend(context.calibration, variant, variant.plan.budget)
+
+
+def _spend(calibration: Calibration, variant: VariantBuild, budget: int) -> VariantBuild:
+    """Returns the variant with what the budget has room for; its report says what that is."""
+    model, about = variant.graph, variant.report["quantization"]
     tables = backend_of(variant.plan.target).config_of(variant.plan, variant.choices).embeddings
     look = next(embeddings(model), None) if tables and variant.plan.embeddings is None else None
     if look is not None:
@@ -97,7 +129,7 @@ def spend(
         ]
     if tables:
         about["budget"]["embeddings"] = variant.choices.embeddings or variant.plan.embeddings
-    return variant.choices
+    return variant
 
 
 def refuse_too_small(budget: int | None, model: ir.Model) -> None:
@@ -134,7 +166,7 @@ def _measured(calibration: Calibration, variant: VariantBuild, model: ir.Model, 
     form, table = prices.config.form, prices.table
     trials = [window[:TRIAL] for window in calibration.part(TRIALS)]
     looked_up = form(table.shape[1], table=True) if table else None
-    return calibration.walked(
+    return calibration.cached_walk(
         f"sensitivity-{variant.plan.name}", "sensitivity", model, list[Sensitivity],
         partial(sensitivities, model, trials, form, table=looked_up),
     )  # fmt: skip

@@ -189,7 +189,7 @@ def test_a_budget_below_the_least_leaves_nothing(tmp_path: Path) -> None:
 def test_a_budget_that_codes_alone_exceed_is_refused_before_anything_is_measured(
     size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leptonc.build.context.Preparation.shrink", None)  # what comes next
+    monkeypatch.setattr("leptonc.build.engine.ArtifactWriter", None)  # what comes next
     with pytest.raises(BoundError, match=r"expected a budget that weights of 4 bits fit, found .* codes of 80,896"):
         build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights=f"auto:{size}"))
     assert list(tmp_path.iterdir()) == []

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 
+import targets
 from leptonc.build import memory_bound as needs_module
+from leptonc.build import to_artifact, to_onnx
+from leptonc.build.engine import Ending, checked_plan
 from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.formats import FORMATS
 from leptonc.frontend.capture import Captured, capture
-from leptonc.build.memory_bound import ACTIVATIONS, activations, needs
+from leptonc.build.memory_bound import ACTIVATIONS, ModelSizes, room_for_activations
+from leptonc.build.step import Need
+from leptonc.build.steps import check_emitted, compile_engine, measure, write_graph
 from leptonc.options import BuildOptions
-from leptonc.build.plan import plans_of
 from leptonc.sources import open_source
 from runtime_edge.process import most_resident, resident
 
@@ -28,31 +32,42 @@ def captured() -> Captured:
         return capture(source, max_seq_len=64)
 
 
-def steps(
-    captured: Captured, *, healed: bool = False, pruned: bool = False, writes: bool = False, **options: Any
-) -> dict[str, int]:
-    plans = plans_of(BuildOptions("m", **options))
-    return needs(captured, plans, healed=healed, pruned=pruned, writes=writes)
+def needs(
+    captured: Captured, ending: Ending[Any] = to_artifact.ENDING, *, emitted: bool = False, **options: Any
+) -> list[Need]:  # fmt: skip
+    plan = checked_plan(BuildOptions("m", **options), ending)
+    sizes = ModelSizes(captured, emitted=emitted)
+    return [need for step in ending.steps if step.wanted(plan) for need in step.needs(plan, sizes)]
+
+
+def steps(captured: Captured, ending: Ending[Any] = to_artifact.ENDING, **options: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for need in needs(captured, ending, **options):
+        found[need.what] = max(need.bytes, found.get(need.what, 0))
+    return found
 
 
 def room(captured: Captured, bound: float | None, **options: Any) -> int:
-    return activations(bound, captured, plans_of(BuildOptions("m", **options)))
+    return room_for_activations(bound, needs(captured, **options))
 
 
-def test_steps_that_are_not_taken_need_nothing(captured: Captured) -> None:
+def test_steps_that_are_not_taken_need_nothing(captured: Captured, tmp_path: Path) -> None:
     assert set(steps(captured, check=False)) == {"writing a weight"}
     assert set(steps(captured)) == {"writing a weight", "the check"}
-    whole = steps(captured, healed=True, writes=True, weights="int4", method="gptq")
+    whole = steps(captured, heal="1steps", weights="int4", method="gptq")
     assert set(whole) == {"writing a weight", "calibrating a layer", "the model that writes", "the check", "healing"}
-    assert "the model that writes" not in steps(captured, writes=True, weights="int4")
-    assert "calibrating a layer" in steps(captured, pruned=True)
+    assert "the model that writes" not in steps(captured, weights="int4")
+    text = tmp_path / "text.txt"
+    text.write_text("The valves close when the pressure falls. " * 40)
+    assert "the model that writes" not in steps(captured, weights="int4", method="gptq", calibration=text)
+    assert "calibrating a layer" in steps(captured, prune="20%", prune_method="magnitude", prune_compensation="none")
     one, all_of_them = (steps(captured, **each) for each in ({"activations": "int8"}, {"weights": "auto:1MB"}))
     assert 0 < one["weighing layers"] < all_of_them["weighing layers"]
 
 
 def test_needs_follow_weights_inputs_and_bits(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WRITING", "CALIBRATING", "CHECKING"):
-        monkeypatch.setattr(needs_module, name, 0)
+    for module, name in ((write_graph, "WRITING"), (needs_module, "CALIBRATING"), (measure, "CHECKING")):
+        monkeypatch.setattr(module, name, 0)
     weights = [each.const_value for each in captured.model.graph.initializers.values()]
     sizes = [4 * each.size for each in weights if each is not None]
     found = steps(captured, weights="int4", method="gptq")
@@ -60,32 +75,33 @@ def test_needs_follow_weights_inputs_and_bits(captured: Captured, monkeypatch: p
     assert found["calibrating a layer"] > needs_module.SQUARES * 256**2  # of the layer with most inputs
     checks = [steps(captured, weights=each)["the check"] for each in ("int4", "int8", "fp32")]
     assert checks == sorted(checks)
-    assert checks[2] == max(sizes) + int(needs_module.OPENED * sum(sizes))
-    for scheme in (*FORMATS, "auto:1MB"):
-        assert steps(captured, target="rtx", weights=scheme)["the check"] >= checks[0] or scheme == "int2"
+    assert checks[2] == max(sizes) + int(measure.OPENED * sum(sizes))
+    for scheme in (*sorted({*FORMATS} & {*targets.load("rtx").precisions}), "auto:1MB"):
+        assert steps(captured, target="rtx", weights=scheme)["the check"] >= checks[0]
     assert steps(captured, weights="int4", prefill="int8")["the check"] > checks[0]
 
 
 def test_what_runs_whole_counts_whole(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder's original is kept for all texts, a decoder's and an emitted graph's run a layer at a time."""
-    for name in ("CHECKING", "LOGITS", "ENGINE"):
-        monkeypatch.setattr(needs_module, name, 0)
+    for module, name in (
+        (measure, "CHECKING"), (check_emitted, "CHECKING"), (measure, "LOGITS"), (compile_engine, "ENGINE"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, 0)
     with open_source("sample:tiny-bert-classifier") as source:
         encoder = capture(source, max_seq_len=64)
     sizes = [4 * v.const_value.size for v in encoder.model.graph.initializers.values() if v.const_value is not None]
     assert steps(encoder, weights="int4")["the check"] == max(sizes) + sum(sizes)
-    assert steps(encoder, weights="fp32")["the check"] == max(sizes) + int(needs_module.OPENED * sum(sizes))
-    plans = plans_of(BuildOptions("m", weights="int4"))
-    found = needs(encoder, plans, emitted=True)["the check"]
+    assert steps(encoder, weights="fp32")["the check"] == max(sizes) + int(measure.OPENED * sum(sizes))
+    found = steps(encoder, weights="int4", emitted=True)["the check"]
     assert max(sizes) < found < max(sizes) + 0.3 * sum(sizes)
-    assert needs(encoder, plans, emitted=True, lowered=False)["the check"] == max(sizes)
+    assert steps(encoder, to_onnx.ENDING, emitted=True)["the check"] == max(sizes)
     whole = sum(4 * v.const_value.size for v in captured.model.graph.initializers.values() if v.const_value is not None)
     table = 4 * 512 * int(captured.config.hidden_size)
     assert "building an engine" not in steps(captured, weights="int4")
     for scheme, bits, head in (("fp16", 16, 16), ("int8", 9, 16), ("int4", 5, 16), ("fp32", 32, 32)):
         written = ((whole - table) * bits + table * head) / 32
         engine = steps(captured, target="rtx", weights=scheme)["building an engine"]
-        assert engine == pytest.approx(needs_module.PLANNED * written, rel=0.05)  # positions are a table, too
+        assert engine == pytest.approx(compile_engine.PLANNED * written, rel=0.05)  # positions are a table, too
 
 
 def test_a_bound_leaves_the_rest_for_activations(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from leptonc.build import choices
-from leptonc.build.steps import spend_budget
+from leptonc.build import static_inputs
+from leptonc.build.steps import quantize_cache, scale_channels, spend_budget
 from leptonc.build.to_artifact import build
 from leptonc.calibrate import code_solver, input_moments, reconstruct
 from leptonc.build.calibration_text import Calibration
 from leptonc.errors import InputError, ResumeWarning
-from leptonc.build.steps.heal import Healing
+from leptonc.build.steps.lower import Lower
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.remove import Prune
 
@@ -152,13 +152,15 @@ def test_what_was_measured_is_not_measured_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Healing, "recovery", stopped)  # what comes after all measuring
+        patch.setattr(Lower, "run", stopped)  # what comes after all measuring
         with pytest.raises(KeyboardInterrupt):
             build(resumed)
     assert {path.stem for path in steps.glob("*.json")} == set(damages)
-    monkeypatch.setattr(spend_budget, "sensitivities", stopped)
-    for name in ("cache_scales", "choices", "divergences", "scalings"):
-        monkeypatch.setattr(choices, name, stopped)
+    for module, name in (
+        (spend_budget, "sensitivities"), (quantize_cache, "cache_scales"), (scale_channels, "scalings"),
+        (static_inputs, "choices"), (static_inputs, "divergences"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, stopped)
     for name, damage in damages.items():
         path = steps / f"{name}.json"
         before = path.read_text()

@@ -64,7 +64,7 @@ def test_divergences_are_of_texts_as_the_model_meets_them(
         given.extend(window.tolist() for window in windows)
         return {each.path: 0.0 for each in wanted}
 
-    monkeypatch.setattr("leptonc.build.choices.divergences", seen)
+    monkeypatch.setattr("leptonc.build.static_inputs.divergences", seen)
     built(source, text, tmp_path / "a", check=False)
     assert [len(each) for each in given] == [64, 64]
     assert all(each[: len(lead)] == lead for each in given)

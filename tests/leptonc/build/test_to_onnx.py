@@ -133,10 +133,7 @@ def test_pruned_twice_is_pruned_by_both_plans(tmp_path: Path) -> None:
         pytest.param({"weights": "int8", "prefill": "int8"}, marks=pytest.mark.slow),
     ],
 )
-def test_what_calibrates_sees_the_same(
-    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("leptonc.build.choices.looks", lambda job: 32)  # where something is cut, all texts are read
+def test_what_calibrates_sees_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(" ".join(f"w{i * j % 97} the lake" for i in range(300)) for j in range(1, 9)))
     emit(BuildOptions(LLAMA, out=tmp_path / "graph", prune=plan(tmp_path, FIRST), check=False))

@@ -1,41 +1,40 @@
-"""What `--prune` asks of a build: how much goes, which units, and what makes up for them."""
+"""Cuts heads, channels and whole blocks out of the captured model, and makes up for them in the weights that stay."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.build.steps import prune_pattern, prune_width
 from leptonc.backends.traits import traits_of
+from leptonc.build.calibration_text import WINDOWS, Calibration
+from leptonc.build.context import BuildContext
+from leptonc.build.latency import share_for
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.step import ModelStep, Need, layer_need
+from leptonc.calibrate.inputs import inputs_of
+from leptonc.calibrate.input_moments import InputMoments
 from leptonc.calibrate.observe import features, influence
 from leptonc.calibrate.reconstruct import fitted, in_sequence, reconstruction
-from leptonc.calibrate.input_moments import InputMoments
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.stages import stages
 from leptonc.errors import InputError
-from leptonc.frontend.captured import windows_of
+from leptonc.frontend.captured import Captured
 from leptonc.ir.groups import Groups, groups, layer_weights
 from leptonc.ir.structure import multiplications, weight_of
+from leptonc.options import BuildOptions
 from leptonc.passes.base import Manager
 from leptonc.passes.feature import Feature
 from leptonc.passes.prune.importance import METHODS, by_unit, cheapest, scores
 from leptonc.passes.prune.plan import BLOCK, Cut, by_block
 from leptonc.passes.prune.remove import Prune, PruneConfig
-from leptonc.passes.prune.request import Request, parse_prune
-from leptonc.passes.prune.sparse import PATTERN
-
-if TYPE_CHECKING:
-    from leptonc.build.calibration_text import Calibration
-    from leptonc.frontend.capture import Captured
-    from leptonc.options import BuildOptions
-    from leptonc.variant import VariantBuild
+from leptonc.passes.prune.request import Request
 
 ALLOCATIONS = ("uniform", "global")
 COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
@@ -47,37 +46,84 @@ QUALITY = (
 )  # fmt: skip
 
 
-def check(
-    text: str | None, method: str | None, compensation: str | None, allocation: str | None = None
-) -> Request | None:  # fmt: skip
-    """Reads what is asked for, before anything is opened.
+class PruneUnits(ModelStep):
+    """Does what `--prune` asks for but a width and 2:4 weights: cuts heads, channels and whole blocks out of the model.
 
     Raises:
-        InputError: It is not to be had.
+        InputError: Blocks cannot be cut so, or nothing would be left.
     """
-    if text is None:
-        if (method, compensation, allocation) != (None, None, None):
+
+    name: ClassVar[str] = "prune"
+    options: ClassVar[tuple[str, ...]] = ("prune", "prune_method", "prune_compensation", "prune_allocation")
+    text_option: ClassVar[str] = "--prune"
+
+    def wanted(self, plan: BuildPlan) -> bool:
+        return plan.prune is not None and not plan.prune.sparse and not plan.prune.width
+
+    def texts(self, plan: BuildPlan) -> int:
+        if not self.wanted(plan) or plan.prune is None:
+            return 0
+        return WINDOWS if _reads_text(plan.prune, _method(plan.options), _compensation(plan)) else 0
+
+    def check(self, plan: BuildPlan) -> None:
+        options = plan.options
+        method, compensation, allocation = (
+            options.prune_method, options.prune_compensation, options.prune_allocation,
+        )  # fmt: skip
+        if plan.prune is None and (method, compensation, allocation) != (None, None, None):
             raise InputError("expected --prune with --prune-method, -compensation and -allocation, found none")
-        return None
-    if text == PATTERN:
-        prune_pattern.check(method, compensation, allocation)
-        return Request(text, sparse=True)
-    if text.startswith("width:"):
-        prune_width.check(text, method, compensation, allocation)
-        return parse_prune(text)
-    for what, given, names in (
-        ("method", method, (RECONSTRUCTION, *METHODS)),
-        ("compensation", compensation, COMPENSATIONS),
-        ("allocation", allocation, ALLOCATIONS),
-    ):
-        if given is not None and given not in names:
-            raise InputError(f"expected a pruning {what} among {', '.join(names)}, found {given!r}")
-    if allocation is not None and method in (None, RECONSTRUCTION):
-        raise InputError(
-            f"expected --prune-allocation with a method among {', '.join(METHODS)}, found {method or RECONSTRUCTION}, "
-            "which measures what each block is worth"
-        )
-    return parse_prune(text)
+        if not self.wanted(plan):
+            return
+        for what, given, names in (
+            ("method", method, (RECONSTRUCTION, *METHODS)),
+            ("compensation", compensation, COMPENSATIONS),
+            ("allocation", allocation, ALLOCATIONS),
+        ):
+            if given is not None and given not in names:
+                raise InputError(f"expected a pruning {what} among {', '.join(names)}, found {given!r}")
+        if allocation is not None and method in (None, RECONSTRUCTION):
+            raise InputError(
+                f"expected --prune-allocation with a method among {', '.join(METHODS)}, found "
+                f"{method or RECONSTRUCTION}, which measures what each block is worth"
+            )
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        yield layer_need(sizes)
+
+    def run(self, context: BuildContext) -> BuildContext:
+        plan, options, calibration = context.plan, context.plan.options, context.calibration
+        request, method = plan.prune, _method(plan.options)
+        if request is None:
+            return context
+        multiple = max(traits_of(variant.target).channel_multiple for variant in plan.variants)
+        measured: dict[str, Any] = {}
+        if saved := request.latency:
+            share, measured["latency"] = calibration.step_cache.json(
+                "prune-latency", lambda: share_for(saved, context.variants[0], calibration, multiple)
+            )
+            request = replace(request, share=share)
+        # As they were published.
+        allocation = options.prune_allocation or ("global" if method in ("flap", "taylor") else "uniform")
+        pruning = Pruning(request, method, _compensation(plan), calibration, multiple, allocation, options.check)
+        context.report["pruning"] = pruning.run(context) | measured
+        return context
+
+
+def _method(options: BuildOptions) -> str:
+    return options.prune_method or RECONSTRUCTION
+
+
+def _compensation(plan: BuildPlan) -> str:
+    """What makes up for cuts; a plan says it all, so that by default nothing does."""
+    usual = "none" if plan.prune is not None and plan.prune.cuts else "least-squares"
+    return plan.options.prune_compensation or usual
+
+
+def _reads_text(request: Request, method: str, compensation: str) -> bool:
+    """Whether a calibration text has a use."""
+    measured = request.share > 0 or request.latency > 0
+    chooses = request.layers > 0 or (measured and method != "magnitude")
+    return chooses or compensation != "none"
 
 
 @dataclass
@@ -102,15 +148,10 @@ class Pruning:
     allocation: str = "global"
     check: bool = True
 
-    @property
-    def reads_text(self) -> bool:
-        """Whether a calibration text has a use."""
-        chooses = self.request.layers > 0 or (self.request.share > 0 and self.method != "magnitude")
-        return chooses or self.compensation != "none"
-
-    def run(self, captured: Captured, manager: Manager) -> dict[str, Any]:
+    def run(self, context: BuildContext) -> dict[str, Any]:
         """Prunes the captured model in place; returns what the report says of it."""
-        found, kept = groups(captured.model), self.calibration.kept
+        captured, kept = context.captured, self.calibration.step_cache
+        found = groups(captured.model)
         found.require()
         if self.request.cuts:
             by_block(found, self.request.cuts)  # refused before the text is written
@@ -124,11 +165,8 @@ class Pruning:
                     hint="--prune layers:N cuts N layers",
                 )
         about: dict[str, Any] = {"asked": self.request.text, "method": self.method, "compensation": self.compensation}
-        if self.reads_text:
-            windows = self.calibration.windows
-            about["calibration"] = {
-                "text": self.calibration.name, "samples": len(windows), "tokens": sum(map(len, windows)),
-            }  # fmt: skip
+        if self._reads_text:
+            about["calibration"] = self.calibration.describe()
         seen = self._seen(captured, found)
         chosen = kept.json("prune-cuts", lambda: self._choose(captured, found, seen))
         cuts = tuple(Cut(*each) for each in chosen["cuts"])
@@ -140,23 +178,26 @@ class Pruning:
         before, macs = found.total, multiplications(captured.model)
         biases = self._biases(found, stay, self._features(captured, found)) if self.compensation == "bias" else {}
         plain = captured.model.clone() if self.check and (weights or biases) else None
-        manager.run(captured.model, [Prune(PruneConfig(cuts, self.method, self.compensation), weights, biases)])
+        context.run_passes([Prune(PruneConfig(cuts, self.method, self.compensation), weights, biases)])
         if self.check:
             about["quality"] = self._quality(captured.model, plain, cuts)
         after = layer_weights(captured.model)
-        captured.parameters -= before - after
-        captured.windows = windows_of(captured.model)
+        captured.resized(after - before)
         about["weights"] = {"before": before, "after": after}
         about["removed_percent"] = round(100 * (1 - after / before), 2)
         about["multiplications_a_token"] = {"before": macs, "after": multiplications(captured.model)}
         return about
 
+    @property
+    def _reads_text(self) -> bool:
+        return _reads_text(self.request, self.method, self.compensation)
+
     def _seen(self, captured: Captured, found: Groups) -> InputMoments:
         each = self.calibration
-        windows = each.windows if self.reads_text else []
+        windows = each.windows if self._reads_text else []
         return InputMoments(
             captured.model, found.consumers, windows, each.scratch, memory=each.memory, clock=each.clock.stage,
-            kept=each.kept,
+            kept=each.step_cache,
         )  # fmt: skip
 
     def _choose(self, captured: Captured, found: Groups, seen: InputMoments) -> dict[str, Any]:
@@ -213,11 +254,11 @@ class Pruning:
                     captured.model, found, stay, each.windows, each.scratch, memory=each.memory,
                     clock=each.clock.stage,
                 )  # fmt: skip
-            each.kept.json("prune-fitted", lambda: report)  # there before the weights are
+            each.step_cache.json("prune-fitted", lambda: report)  # there before the weights are
             return made
 
-        made = each.kept.arrays("prune-weights", make)
-        about["fitted"] = each.kept.json("prune-fitted", lambda: report)
+        made = each.step_cache.arrays("prune-weights", make)
+        about["fitted"] = each.step_cache.json("prune-fitted", lambda: report)
         return {name: partial(np.asarray, array) for name, array in made.items()}
 
     def _walk(self, what: Callable[..., Any], captured: Captured, found: Groups) -> Any:
@@ -262,35 +303,6 @@ class Pruning:
                 mean = known[linear.path].mean[gone]
                 made[linear.path] = (weight_of(linear)[:, gone] @ mean).astype(np.float32)
         return made
-
-
-def prune(
-    request: Request, options: BuildOptions, variants: Sequence[VariantBuild], calibration: Calibration,
-    manager: Manager,
-) -> dict[str, Any]:
-    """Prunes a build's captured model in place, before its variants part; returns what the report says of it."""
-    if any(variant.plan.calibrated for variant in variants):
-        calibration.windows  # noqa: B018 (what later steps read is written by the whole model)
-    if request.sparse:
-        return prune_pattern.sparsify(options.prune_method, calibration, manager)
-    multiple = max(traits_of(variant.plan.target).channel_multiple for variant in variants)
-    if request.width:
-        compensation = options.prune_compensation or "least-squares"
-        return prune_width.slice_width(request.text, request.width, compensation, calibration, multiple, manager)
-    method = options.prune_method or RECONSTRUCTION
-    compensation = options.prune_compensation or ("none" if request.cuts else "least-squares")  # a plan says it all
-    measured: dict[str, Any] = {}
-    if request.latency:
-        from leptonc.build.latency import share_for
-
-        share, measured["latency"] = calibration.kept.json(
-            "prune-latency", lambda: share_for(request.latency, variants[0], calibration, multiple)
-        )
-        request = replace(request, share=share)
-    # As they were published.
-    allocation = options.prune_allocation or ("global" if method in ("flap", "taylor") else "uniform")
-    pruning = Pruning(request, method, compensation, calibration, multiple, allocation, options.check)
-    return pruning.run(calibration.captured, manager) | measured
 
 
 def _standard(importance: NDArray[np.float64]) -> NDArray[np.float64]:
