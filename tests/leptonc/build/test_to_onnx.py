@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
         source = replace(models.source_of(config, "LlamaForCausalLM"), tokenizer_json=tiny_tokenizer())
         out = tmp_path / str(layers)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("leptonc.sources.open_source", lambda *_, source=source: source)
+            patch.setattr("leptonc.build.begin.open_source", lambda *_, source=source: source)
             emit(BuildOptions(LLAMA, out=out, check=False))
         peaks.append((_peak(source, tmp_path), _peak(open_source(str(out)), tmp_path)))
     for few, many in zip(*peaks, strict=True):
