@@ -68,12 +68,14 @@ class Manager:
     Attributes:
         dump: Directory for `NN-name.onnx.txt` (without weights) after each pass, or None.
         start: The next file's number.
+        label: What the names of files have before a pass's. Default: nothing.
         seconds: Time each pass took.
         records: What was run, for the manifest.
     """
 
     dump: Path | None = None
     start: int = 0
+    label: str = ""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     records: list[PassRecord] = dataclasses.field(default_factory=list)
 
@@ -94,7 +96,7 @@ class Manager:
         """Writes `model` to the dump directory, its weights as shapes only, so that the file is small."""
         if self.dump is None:
             return
-        path = self.dump / f"{self.start:02d}-{name}.onnx.txt"
+        path = self.dump / f"{self.start:02d}-{self.label}{name}.onnx.txt"
         self.start += 1
         try:
             self.dump.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,8 @@ def add_prefill(
     Returns:
         The variant's record with the graph, and the passes that were run.
     """
-    manager, clock, plan = Manager(), variant.clock, variant.plan
+    clock, plan = variant.clock, variant.plan
+    manager = Manager(variant.manager.dump, variant.manager.start, "prefill-")
     with clock.stage(f"{prefix}prefill passes"):
         manager.run(model, backend.prefill_passes(variant, model))
     backend.finish(model)
