@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.calibrate.generate import generate, rounds
+from leptonc.calibrate.stages import stages
 from leptonc.calibrate.step_cache import StepCache
 from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
-from leptonc.calibrate.stages import stages
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.passes.base import Manager

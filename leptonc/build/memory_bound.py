@@ -68,7 +68,7 @@ class ModelSizes:
 
     @property
     def original(self) -> int:
-        """Bytes of the original while it runs: a decoder's runs a layer at a time, an encoder's is kept for all texts."""
+        """Bytes of the original while it runs: all of an encoder's, and none of a decoder's, which runs by layers."""
         return 0 if self.captured.task.cached or self.emitted else self.whole
 
     @cached_property

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leptonc.build.plan import BuildPlan
+from leptonc.build.recipe import as_record
+from leptonc.build.step import Step
 from leptonc.calibrate.step_cache import StepCache, check_ours, mark_of
 from leptonc.errors import InputError
-from leptonc.build.recipe import as_record
-from leptonc.build.plan import BuildPlan
-from leptonc.build.step import Step
 
 if TYPE_CHECKING:
     from leptonc.frontend.capture import Captured

@@ -19,8 +19,8 @@ from leptonc.build.latency import share_for
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import ModelStep, Need, layer_need
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.input_moments import InputMoments
+from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.observe import features, influence
 from leptonc.calibrate.reconstruct import fitted, in_sequence, reconstruction
 from leptonc.calibrate.stages import stages

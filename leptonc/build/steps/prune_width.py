@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from leptonc.calibrate.input_moments import InputMoments
-from leptonc.calibrate.stage_session import Weights
-from leptonc.calibrate.width import by_value, fitted_width
 from leptonc.backends.traits import traits_of
 from leptonc.build.calibration_text import WINDOWS
 from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import ModelStep, Need, layer_need
-from leptonc.build.memory_bound import ModelSizes
+from leptonc.calibrate.input_moments import InputMoments
+from leptonc.calibrate.stage_session import Weights
+from leptonc.calibrate.width import by_value, fitted_width
 from leptonc.errors import InputError
 from leptonc.ir.groups import layer_weights
 from leptonc.ir.residual import residual

@@ -15,19 +15,19 @@ import onnx_ir as ir
 from leptonc.artifact.writer import stored_bytes
 from leptonc.backends import backend_of
 from leptonc.backends.onnxruntime import SHARED, finish, lowering_of, prefill_passes
+from leptonc.backends.onnxruntime.prompts import DESCRIBED, described_bytes
 from leptonc.backends.traits import traits_of
-from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.build.calibration_text import TRIAL, TRIALS, WEIGHING, Calibration, texts_for_codes
 from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.errors import BoundError
 from leptonc.frontend.captured import Captured
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import embeddings, linears
 from leptonc.passes.base import Manager
-from leptonc.backends.onnxruntime.prompts import DESCRIBED, described_bytes
 from leptonc.variant import VariantBuild, VariantPlan
 
 _USUAL = 1.2  # of the codes' bytes is what scales come with

@@ -12,13 +12,13 @@ import targets
 from leptonc.build import memory_bound as needs_module
 from leptonc.build import to_artifact, to_onnx
 from leptonc.build.engine import Ending, checked_plan
+from leptonc.build.memory_bound import ACTIVATIONS, ModelSizes, room_for_activations
+from leptonc.build.step import Need
+from leptonc.build.steps import check_emitted, compile_engine, measure, write_graph
 from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.formats import FORMATS
 from leptonc.frontend.capture import Captured, capture
-from leptonc.build.memory_bound import ACTIVATIONS, ModelSizes, room_for_activations
-from leptonc.build.step import Need
-from leptonc.build.steps import check_emitted, compile_engine, measure, write_graph
 from leptonc.options import BuildOptions
 from leptonc.sources import open_source
 from runtime_edge.process import most_resident, resident

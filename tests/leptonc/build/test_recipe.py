@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import runtime_edge
+from leptonc.build.recipe import _KINDS, NO_RECIPE, as_record, shipped, with_recipe
 from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions, LayerRule
-from leptonc.build.recipe import _KINDS, NO_RECIPE, as_record, shipped, with_recipe
 from runtime_edge.toml_writer import toml
 
 LLAMA = "sample:tiny-llama"

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from leptonc.build import static_inputs
+from leptonc.build.calibration_text import Calibration
 from leptonc.build.steps import quantize_cache, scale_channels, spend_budget
+from leptonc.build.steps.lower import Lower
 from leptonc.build.to_artifact import build
 from leptonc.calibrate import code_solver, input_moments, reconstruct
-from leptonc.build.calibration_text import Calibration
 from leptonc.errors import InputError, ResumeWarning
-from leptonc.build.steps.lower import Lower
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.remove import Prune
 

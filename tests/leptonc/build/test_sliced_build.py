@@ -12,8 +12,8 @@ import pytest
 
 import runtime_edge
 from leptonc.build.to_artifact import build
-from leptonc.calibrate import input_moments
 from leptonc.build.to_onnx import emit
+from leptonc.calibrate import input_moments
 from leptonc.errors import InputError, ResumeWarning
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.width import SliceWidth

@@ -1,0 +1,151 @@
+"""Runs a build: the steps of an order, one after the other, on the model and then on each variant."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from leptonc.artifact.writer import ArtifactWriter, check_out
+from leptonc.build.begin import captured_model, first_report, opened, variants_of
+from leptonc.build.calibration_text import Calibration, check_text
+from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes, room_for_activations
+from leptonc.build.plan import BuildPlan
+from leptonc.build.recipe import check_values
+from leptonc.build.resume import check_resume, open_step_cache
+from leptonc.build.step import ModelStep, Step, VariantStep
+from leptonc.evaluate.measure import Sample
+from leptonc.memory import return_freed_memory
+from leptonc.options import BuildOptions
+from leptonc.passes.base import Manager
+from leptonc.progress import Progress, Silent, Timed
+from leptonc.variant import VariantBuild
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ending(Generic[T]):
+    """What a build makes.
+
+    Attributes:
+        plan_of: Reads the options.
+        steps: The build's steps, in order.
+        out: The name of what is written where none is asked for, `{}` being the source's.
+        finish: Writes what comes last, before all of it moves to its place; returns what describes it.
+    """
+
+    plan_of: Callable[[BuildOptions], BuildPlan]
+    steps: tuple[Step, ...]
+    out: str
+    finish: Callable[[BuildContext], T]
+
+
+@dataclass(frozen=True)
+class Result(Generic[T]):
+    """What was built: its place, what describes it, the report, and the seconds of each stage and `pass …` in it."""
+
+    path: Path
+    about: T
+    report: dict[str, Any]
+    seconds: dict[str, float]
+
+
+def text_readers(plan: BuildPlan, steps: Sequence[Step]) -> dict[str, bool]:
+    """Returns the options that make a step read a calibration text, each with whether it is asked for."""
+    readers: dict[str, bool] = {}
+    for step in steps:
+        if step.text_option:
+            readers[step.text_option] = readers.get(step.text_option, False) or step.texts(plan) > 0
+    return readers
+
+
+def checked_plan(options: BuildOptions, ending: Ending[Any]) -> BuildPlan:
+    """Reads options, and refuses what cannot be built before anything is opened (raises `LeptonError`)."""
+    check_values(options)
+    plan = ending.plan_of(options)
+    check_text(options, text_readers(plan, ending.steps))
+    for step in ending.steps:
+        step.check(plan)
+    plan = dataclasses.replace(plan, texts=max(step.texts(plan) for step in ending.steps if step.wanted(plan)))
+    check_resume(plan)
+    return plan
+
+
+def run(
+    options: BuildOptions, ending: Ending[T], progress: Progress | None = None, texts: dict[Any, Any] | None = None
+) -> Result[T]:
+    """Builds what is asked for.
+
+    Args:
+        options: What to build.
+        ending: What is made of the model.
+        progress: What shows how far it is. Default: nothing does.
+        texts: What earlier builds of the same source had the model write, and this one's too afterwards.
+
+    Raises:
+        LeptonError: Whatever was wrong; nothing is left at `options.out` then.
+    """
+    return_freed_memory()
+    clock = Timed(progress or Silent())
+    plan = checked_plan(options, ending)
+    steps = [step for step in ending.steps if step.wanted(plan)]
+    with opened(plan, clock) as (source, text):
+        out = options.out or Path(ending.out.format(source.name))
+        check_out(out, replace=options.force)
+        captured = captured_model(plan, source, clock)
+        sizes = ModelSizes(captured, emitted=source.emitted is not None)
+        memory = room_for_activations(options.memory_gb, [need for step in steps for need in step.needs(plan, sizes)])
+        report = first_report(plan, source, captured, clock)
+        manager = Manager(options.dump_ir)
+        manager.write(captured.model, "capture")
+        for step in steps:
+            step.preflight(plan, captured)
+        with ArtifactWriter(out, replace=options.force) as writer:
+            name = options.eval_text.name if options.eval_text else "built-in"
+            sample = Sample(source, captured, text, name, writer.scratch)
+            variants = variants_of(plan, captured, sample, clock)
+            cache = open_step_cache(plan, captured, steps)
+            calibration = Calibration(
+                captured, sample, options.calibration, options.seed, memory, writer.scratch, clock, options.chat,
+                plan.texts, {} if texts is None else texts, cache,
+            )  # fmt: skip
+            context = BuildContext(
+                plan, source, captured, sample, calibration, writer, clock, variants, manager, report,
+                list(source.emitted.passes) if source.emitted is not None else [],
+            )  # fmt: skip
+            context = _run_steps(context, steps)
+            about = ending.finish(context)
+            path = writer.commit()
+            cache.finish()
+    return Result(path, about, report, dict(clock.seconds))
+
+
+def _run_steps(context: BuildContext, steps: Sequence[Step]) -> BuildContext:
+    for step in steps:
+        if isinstance(step, ModelStep):
+            context = step.run(context)
+    done: list[VariantBuild] = []
+    for variant in context.variants:
+        last = variant is context.variants[-1]
+        done.append(_built(_begun(context, variant, last=last), context, steps))
+    return dataclasses.replace(context, variants=tuple(done))
+
+
+def _begun(context: BuildContext, variant: VariantBuild, *, last: bool) -> VariantBuild:
+    """Returns a variant with a graph of its own; the last one may change the captured graph itself."""
+    folder, several = context.plan.options.dump_ir, context.plan.several
+    manager = Manager(folder / variant.plan.name) if folder and several else Manager(folder, context.manager.start)
+    model = context.captured.model if last else context.captured.model.clone()
+    return dataclasses.replace(variant, model=model, manager=manager)
+
+
+def _built(variant: VariantBuild, context: BuildContext, steps: Sequence[Step]) -> VariantBuild:
+    """Runs the steps of a variant; what is in memory of it is gone afterwards."""
+    for step in steps:
+        if isinstance(step, VariantStep) and step.applies(variant.plan):
+            variant = step.run(context, variant)
+    return variant.written()

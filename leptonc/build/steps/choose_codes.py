@@ -1,0 +1,40 @@
+"""Chooses the codes of weights by what layers make of a text, where they are not rounded to nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from leptonc.build.calibration_text import texts_for_codes
+from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.calibrate.code_solver import Solver
+from leptonc.variant import ROUNDING, VariantBuild, VariantPlan
+
+
+class ChooseCodes(VariantStep):
+    """Does what `--method` asks for. The codes themselves are chosen when the pass that quantizes weights asks."""
+
+    name: ClassVar[str] = "codes"
+    options: ClassVar[tuple[str, ...]] = ("method",)
+    text_option: ClassVar[str] = "--method gptq"
+
+    def applies(self, plan: VariantPlan) -> bool:
+        return plan.method != ROUNDING
+
+    def texts(self, plan: BuildPlan) -> int:
+        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        yield layer_need(sizes)
+
+    def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
+        plan, calibration = variant.plan, context.calibration
+        solve = Solver(
+            calibration.texts_for(texts_for_codes(plan)), calibration.scratch, calibration.memory,
+            calibration.clock.stage, variant.report["quantization"], plan.method, calibration.step_cache,
+            f"codes-{plan.name}",
+        )  # fmt: skip
+        return variant.choosing(solve=solve)

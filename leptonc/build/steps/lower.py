@@ -1,0 +1,47 @@
+"""Lowers a variant's graph to what its target runs, quantized as it was chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+from leptonc.backends import backend_of
+from leptonc.backends.onnxruntime import SHARED, lowering_of
+from leptonc.backends.traits import traits_of
+from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import CALIBRATING, ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.step import Need, VariantStep
+from leptonc.ir.dialect import count_ops
+from leptonc.variant import VariantBuild
+
+
+class Lower(VariantStep):
+    """Runs the backend's passes. The graph for prompts parts here, where a variant has one."""
+
+    name: ClassVar[str] = "passes"
+
+    def check(self, plan: BuildPlan) -> None:
+        for variant in plan.variants:
+            backend_of(variant.target).check_request(variant)
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        if not all(traits_of(variant.target).runs_here for variant in plan.variants):
+            yield Need("measuring ranges", CALIBRATING + 2 * sizes.largest)
+
+    def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
+        plan, model, manager, clock = variant.plan, variant.graph, variant.manager, context.clock
+        backend = backend_of(plan.target)
+        passes = backend.passes(variant, context.writer.scratch)
+        # A graph for prompts begins with the captured weights, or with those that it shares.
+        first = lowering_of(passes) if plan.prefill == SHARED else 0
+        with clock.stage(f"{variant.prefix}passes", len(passes)) as advance:
+            manager.run(model, passes[:first], advance)
+            prompts = model.clone() if plan.prefill is not None else None
+            manager.run(model, passes[first:], advance)
+        backend.finish(model)
+        clock.seconds.update({f"pass {variant.prefix}{name}": taken for name, taken in manager.seconds.items()})
+        context.record_once(manager.records)
+        context.report["operations"][plan.name] = count_ops(model)
+        return dataclasses.replace(variant, prompts=prompts, passes=tuple(passes))

@@ -1,0 +1,31 @@
+"""Lowers and writes a second graph, which prompts go through."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from leptonc.backends.onnxruntime.prompts import add_prefill
+from leptonc.build.context import BuildContext
+from leptonc.build.step import VariantStep
+from leptonc.variant import VariantBuild, VariantPlan
+
+
+class PromptGraph(VariantStep):
+    """Does what `--prefill` asks for; the variant's record names the second graph then."""
+
+    name: ClassVar[str] = "prompts"
+    options: ClassVar[tuple[str, ...]] = ("prefill",)
+
+    def applies(self, plan: VariantPlan) -> bool:
+        return plan.prefill is not None
+
+    def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
+        if variant.prompts is None or variant.record is None:
+            raise ValueError(f"variant {variant.plan.name} is not lowered and written yet")
+        writer = context.writer
+        before = sum(file.size for file in writer.listing())
+        record, records = add_prefill(variant, variant.prompts, variant.graph, variant.record, writer, variant.prefix)
+        variant.report["prefill"]["bytes"] = sum(file.size for file in writer.listing()) - before
+        context.record_once(records)
+        return dataclasses.replace(variant, record=record)

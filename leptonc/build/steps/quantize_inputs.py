@@ -1,0 +1,47 @@
+"""Chooses how the inputs of linear layers become 8-bit integers with scales that are known before the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from leptonc.build.calibration_text import WEIGHING, texts_for_codes
+from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.static_inputs import static_inputs
+from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.calibrate.calibrators import calibrators
+from leptonc.errors import InputError
+from leptonc.variant import VariantBuild, VariantPlan
+
+
+class QuantizeInputs(VariantStep):
+    """Does what `--activations int8` asks for."""
+
+    name: ClassVar[str] = "activations"
+    options: ClassVar[tuple[str, ...]] = ("activations", "calibrator")
+    text_option: ClassVar[str] = "--activations int8"
+
+    def applies(self, plan: VariantPlan) -> bool:
+        return plan.activations == "int8"
+
+    def texts(self, plan: BuildPlan) -> int:
+        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
+
+    def check(self, plan: BuildPlan) -> None:
+        calibrators(plan.options.calibrator)
+        if plan.options.activations not in ("none", "int8"):
+            raise InputError(
+                f"expected activations none or int8, found {plan.options.activations}",
+                hint="with none, kernels for int8 and int4 weights round activations as they run, in blocks",
+            )
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        yield layer_need(sizes)
+        yield Need("weighing layers", WEIGHING + sizes.largest, keeps_activations=True)
+
+    def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
+        about, solved = variant.report["quantization"], variant.plan.method == "gptq"
+        inputs = static_inputs(context.calibration, variant, about, "activations", solved=solved)
+        return variant.choosing(inputs=inputs)

@@ -1,0 +1,37 @@
+"""Chooses how the inputs of linear layers become 8-bit integers in a graph that prompts go through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from leptonc.build.calibration_text import WEIGHING, texts_for_codes
+from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.static_inputs import static_inputs
+from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.variant import VariantBuild, VariantPlan
+
+
+class QuantizePromptInputs(VariantStep):
+    """Chooses for `--prefill`; it comes before a budget, whose raised layers are not the second graph's."""
+
+    name: ClassVar[str] = "prompt activations"
+    text_option: ClassVar[str] = "--prefill"
+
+    def applies(self, plan: VariantPlan) -> bool:
+        return plan.prefill is not None
+
+    def texts(self, plan: BuildPlan) -> int:
+        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        yield layer_need(sizes)
+        yield Need("weighing layers", WEIGHING + sizes.largest, keeps_activations=True)
+
+    def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
+        text = variant.report["quantization"]["calibration"]
+        variant.report["prefill"] = about = {"weights": variant.plan.prefill, "calibration": text}
+        inputs = static_inputs(context.calibration, variant, about, "prefill", solved=False)
+        return variant.choosing(prompt_inputs=inputs, prompt_layers=variant.choices.layers)

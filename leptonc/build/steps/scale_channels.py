@@ -1,0 +1,49 @@
+"""Chooses which channels of weights get finer codes, by what a text sends through them (AWQ, arXiv:2306.00978)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import ClassVar
+
+from leptonc.backends import backend_of
+from leptonc.build.calibration_text import LOOKS, texts_for_codes
+from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.calibrate.scaling import Scaling, scalings
+from leptonc.calibrate.stages import linear_stages
+from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
+from leptonc.variant import VariantBuild, VariantPlan
+
+
+class ScaleChannels(VariantStep):
+    """Does what `--method awq` asks for before codes are chosen."""
+
+    name: ClassVar[str] = "scaling"
+
+    def applies(self, plan: VariantPlan) -> bool:
+        return plan.method == "awq"
+
+    def texts(self, plan: BuildPlan) -> int:
+        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        yield layer_need(sizes)
+
+    def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
+        model, plan, calibration = variant.graph, variant.plan, context.calibration
+        form_of = backend_of(plan.target).config_of(plan, variant.choices).form_of
+        chosen = calibration.cached_walk(
+            f"scaling-{plan.name}", "scaling", model, list[Scaling],
+            partial(scalings, model, calibration.texts_for(LOOKS), form_of), cut=linear_stages,
+        )  # fmt: skip
+        variant.report["quantization"]["scaling"] = [
+            {"path": scaling.path, "strength": scaling.strength, "error": round(scaling.error, 6),
+             "unscaled": round(scaling.unscaled, 6)}
+            for scaling in chosen
+        ]  # fmt: skip
+        strengths = tuple((scaling.path, scaling.strength) for scaling in chosen)
+        scales = {scaling.path: scaling.scales for scaling in chosen}
+        return variant.choosing(scaling=SmoothLinears(SmoothLinearsConfig(strengths), scales))

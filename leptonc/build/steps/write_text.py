@@ -1,0 +1,32 @@
+"""Gets the calibration text, before anything is cut out of the model that writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import CALIBRATING, ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.step import ModelStep, Need
+
+
+class WriteText(ModelStep):
+    """Reads the user's text, or lets a decoder write one; the report of each calibrated variant says which."""
+
+    name: ClassVar[str] = "calibration text"
+    options: ClassVar[tuple[str, ...]] = ("calibration", "chat")
+
+    def wanted(self, plan: BuildPlan) -> bool:
+        return plan.texts > 0
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        if plan.options.calibration is None and sizes.captured.task.cached:
+            yield Need("the model that writes", CALIBRATING + sizes.whole // 2, keeps_activations=True)
+
+    def run(self, context: BuildContext) -> BuildContext:
+        about = context.calibration.describe()
+        for variant in context.variants:
+            if variant.plan.calibrated:
+                variant.report["quantization"] = {"method": variant.plan.method, "calibration": about}
+        return context
