@@ -24,12 +24,13 @@ MAY_IMPORT = {
     "targets": {"targets"},
     "sample_models": {"sample_models", "runtime_edge.errors"},
     "leptonc.errors": {"runtime_edge.errors"},
-    "leptonc.ir": {"leptonc.ir", "leptonc.errors"},
+    "leptonc.ir": {"leptonc.ir", "leptonc.errors", "runtime_edge.part_record"},
     "leptonc.passes": {
         "leptonc.passes",
         "leptonc.ir",
         "leptonc.errors",
         "runtime_edge.manifest",
+        "runtime_edge.part_record",
         "runtime_edge.derived",
     },
     "leptonc.calibrate": {
@@ -56,7 +57,8 @@ MAY_IMPORT = {
         "leptonc.sources",
         "leptonc.errors",
         "leptonc.quiet",
-        "runtime_edge.manifest",
+        "runtime_edge.encoder_record",
+        "runtime_edge.part_record",
     },
 }
 # What the runtime must run without.

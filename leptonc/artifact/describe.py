@@ -8,13 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from leptonc import __version__
-from leptonc.errors import InputError
 from leptonc.frontend.capture import Captured
-from leptonc.sources.base import SentenceModules, Source, text_limit
+from leptonc.sources.base import Source
 from leptonc.sources.generation import effective, token_ids
-from leptonc.sources.sentence import score_function
 from leptonc.sources.tokenizer_parts import split, value_of
-from runtime_edge.encoder_record import SIDES
 from runtime_edge.manifest import CacheLayer, Decoder, Encoder, Tokenizer
 
 TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tokenizers", "numpy")
@@ -67,27 +64,8 @@ def _token_ids(tokenizer_json: bytes) -> dict[str, int]:
     return found or Parsed.from_str(tokenizer_json.decode()).get_vocab()
 
 
-def decoder_of(captured: Captured, cache_dtype: str = "float32") -> Decoder | None:
-    """Returns a causal model's record, its cache read off the graph's inputs; None for other tasks."""
-    if not captured.task.cached:
-        return None
-    graph = captured.model.graph
-    shapes = {v.name: v.shape for v in graph.inputs}
-    windows = captured.windows
-    layers = []
-    for i in range(len([n for n in shapes if n and n.endswith(".key")])):
-        key, value = shapes[f"past_key_values.{i}.key"], shapes[f"past_key_values.{i}.value"]
-        layers.append(
-            CacheLayer(kv_heads=int(key[1]), key_dim=int(key[3]), value_dim=int(value[3]), window=windows[i] or None)  # type: ignore[index, arg-type]
-        )
-    return Decoder(
-        vocab_size=int(captured.config.vocab_size), max_seq_len=captured.max_seq_len, cache=tuple(layers),
-        cache_dtype=cache_dtype, keeps_none=True,
-    )  # fmt: skip
-
-
-def encoder_of(captured: Captured, source: Source) -> Encoder | None:
-    """Returns an encoder's record; None for causal models.
+def settings_of(captured: Captured, source: Source) -> dict[str, Any]:
+    """Returns what the runtime must know of a model beside its parts.
 
     Args:
         captured: The model.
@@ -96,60 +74,35 @@ def encoder_of(captured: Captured, source: Source) -> Encoder | None:
     Raises:
         InputError: Labels lack names, or an option has a value that it cannot have.
     """
-    task = captured.task
-    if task.cached:
+    return captured.task.settings(captured.parts, captured.config, source, captured.max_seq_len)
+
+
+def decoder_of(captured: Captured, cache_dtype: str = "float32") -> Decoder | None:
+    """Returns a causal model's record; None for other tasks."""
+    if not captured.interface.is_stateful:
         return None
-    graph, modules = captured.model.graph, task.modules or SentenceModules()
-    shape = graph.outputs[0].shape
-    dim = int(shape[-1]) if shape is not None else 0  # type: ignore[arg-type]
-    of_labels, tokenizer = task.output == "logits", source.tokenizer_config
-    limit = text_limit(source) if of_labels and dim == 1 else None
-    side = tokenizer.get("truncation_side", "right")
-    if side not in SIDES:
-        raise InputError(f"tokenizer_config.json: expected truncation_side to be right or left, found {side!r}")
-    return Encoder(
-        inputs=tuple(str(v.name) for v in graph.inputs), output=task.output, dim=dim,
-        max_seq_len=captured.max_seq_len, labels=_labels(captured.config, dim) if of_labels else (),
-        multi_label=getattr(captured.config, "problem_type", None) == "multi_label_classification",
-        function=_function(captured.config) if of_labels else "",
-        rerank_function=_rerank_function(captured.config, modules) if of_labels and dim == 1 else "",
-        rerank_max_seq_len=limit if limit is not None and limit < captured.max_seq_len else None,
-        prompts=dict(modules.prompts), default_prompt=modules.default_prompt,
-        truncate_dim=min(modules.truncate_dim, dim) if modules.truncate_dim is not None else None,
-        truncation_side=side, segments="token_type_ids" in tokenizer.get("model_input_names", ("token_type_ids",)),
-        similarity=modules.similarity,
+    (part,) = captured.parts.values()
+    layers = []
+    for state in part.states:
+        key, value = (buffer.dims for buffer in state.buffers)
+        layers.append(
+            CacheLayer(kv_heads=int(key[1]), key_dim=int(key[3]), value_dim=int(value[3]), window=state.window)
+        )
+    return Decoder(
+        vocab_size=int(part.outputs[0].dims[-1]), max_seq_len=captured.max_seq_len, cache=tuple(layers),
+        cache_dtype=cache_dtype, keeps_none=True,
     )  # fmt: skip
 
 
-def _labels(config: Any, dim: int) -> tuple[str, ...]:
-    """The names of a head's outputs; a config without any gets transformers' own, LABEL_0 and so on."""
-    names = getattr(config, "id2label", None) or {i: f"LABEL_{i}" for i in range(dim)}
-    missing = [i for i in range(dim) if i not in names]
-    if missing:
-        raise InputError(
-            f"config.json: expected id2label to name the outputs 0 to {dim - 1}, found none for {missing[0]}",
-            hint="give each output of the head a name, or take id2label out",
-        )
-    return tuple(str(names[i]) for i in range(dim))
-
-
-def _function(config: Any) -> str:
-    """What makes scores of logits, as transformers' pipeline for text classification chooses it."""
-    problem, count = getattr(config, "problem_type", None), int(config.num_labels)
-    if problem == "regression":
-        return "none"
-    return "sigmoid" if problem == "multi_label_classification" or count == 1 else "softmax"
-
-
-def _rerank_function(config: Any, modules: SentenceModules) -> str:
-    """What makes a pair's score of its logit, as sentence-transformers' `CrossEncoder` chooses it."""
-    if modules.score_function:
-        return modules.score_function
-    own = getattr(config, "sentence_transformers", None)
-    named = own.get("activation_fn") if isinstance(own, dict) and "activation_fn" in own else None
-    if not isinstance(own, dict) or "activation_fn" not in own:  # the name before version 4
-        named = getattr(config, "sbert_ce_default_activation_function", None)
-    return score_function(named) or "sigmoid"
+def encoder_of(captured: Captured, source: Source) -> Encoder | None:
+    """Returns an encoder's record; None for causal models."""
+    if captured.interface.is_stateful:
+        return None
+    (part,) = captured.parts.values()
+    return Encoder(
+        inputs=tuple(port.name for port in part.inputs), output=part.outputs[0].name, dim=int(part.outputs[0].dims[-1]),
+        **settings_of(captured, source),
+    )  # fmt: skip
 
 
 def toolchain() -> dict[str, str]:

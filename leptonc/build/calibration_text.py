@@ -99,7 +99,7 @@ class Calibration:
     def windows(self) -> list[NDArray[np.int64]]:
         """Token ids int64 [length] of each text."""
         length, tokenizer = min(WINDOW, self.captured.max_seq_len), self.sample.tokenizer
-        if not self.captured.task.cached:
+        if not self.captured.interface.writes_text:
             self.name = self.file.name if self.file else "built-in"
             texts = self._read(self.file) if self.file else built_in_texts()
             return text_windows(texts, lambda text: list(tokenizer.encode(text).ids), WINDOWS * 8)
@@ -115,7 +115,7 @@ class Calibration:
     @cached_property
     def lessons(self) -> list[NDArray[np.int64]]:
         """Token ids int64 [length] of each text that healing learns from: of a file, more than statistics need."""
-        if self.file is None or not self.captured.task.cached:
+        if self.file is None or not self.captured.interface.writes_text:
             return self.windows
         return self._cut(self.file, LESSONS)
 
@@ -130,7 +130,7 @@ class Calibration:
     @property
     def lead(self) -> list[int]:
         """What the tokenizer puts before every text of a decoder: models that know it go astray without."""
-        return list(self.sample.tokenizer.encode("").ids) if self.captured.task.cached else []
+        return list(self.sample.tokenizer.encode("").ids) if self.captured.interface.writes_text else []
 
     def _read(self, file: Path) -> list[str]:
         """The texts of a file; conversations, and all where that is wanted, go through the model's chat template."""
@@ -176,7 +176,7 @@ class Calibration:
 
     def texts_for(self, count: int) -> list[NDArray[np.int64]]:
         """So many texts of a decoder, and all of an encoder, which are sentences."""
-        return self.part(count) if self.captured.task.cached else self.windows
+        return self.part(count) if self.captured.interface.writes_text else self.windows
 
     def trials(self) -> list[NDArray[np.int64]]:
         """Short texts: the start of one, the middle of others, because what comes first draws massive activations."""

@@ -105,7 +105,7 @@ def speed(whole: ir.Model, smaller: ir.Model, variant: VariantBuild, calibration
         advance(1)
         after = _time(smaller, variant, calibration, REPORTED)
         advance(1)
-    captured, cached = calibration.captured, calibration.captured.task.cached
+    captured, cached = calibration.captured, calibration.captured.interface.writes_text
     count = tokens(captured.max_seq_len, cached=cached)
     return {
         "of": f"a token over a cache of {count}" if cached else f"a text of {count} tokens",

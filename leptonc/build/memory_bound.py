@@ -69,7 +69,7 @@ class ModelSizes:
     @property
     def original(self) -> int:
         """Bytes of the original while it runs: all of an encoder's, and none of a decoder's, which runs by layers."""
-        return 0 if self.captured.task.cached or self.emitted else self.whole
+        return 0 if self.captured.interface.writes_text or self.emitted else self.whole
 
     @cached_property
     def layer(self) -> int:

@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.stage_session import Values, open_stage
 from leptonc.calibrate.staged_run import StagedRun, Text
 from leptonc.calibrate.stages import Stage, stages
@@ -21,6 +20,7 @@ from leptonc.evaluate.reference import BLOCK_BYTES
 from leptonc.frontend.capture import capture
 from leptonc.ir import edit
 from leptonc.ir.dialect import module_of
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import Linear, layer_of, linear_of, weight_of
 from leptonc.memory import give_back
 from leptonc.passes.last_logits import head_of

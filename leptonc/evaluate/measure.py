@@ -14,14 +14,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.errors import OVERFLOWS, BoundError, CaptureError, InputError
 from leptonc.evaluate import fidelity, library
 from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Original, Reference
 from leptonc.evaluate.text import sentences
 from leptonc.frontend.capture import Captured
+from leptonc.ir.ports import inputs_of
 from leptonc.sources.base import Source, text_limit
+from runtime_edge.part_record import LABEL_LOGITS, POOLING_MASK
 
 if TYPE_CHECKING:
     from runtime_edge.manifest import Encoder
@@ -60,7 +61,7 @@ class Sample:
     def __post_init__(self) -> None:
         self.tokenizer = Tokenizer.from_str(self.source.tokenizer_json.decode())
         self.tokenizer.no_padding()
-        if self.captured.task.cached:
+        if self.captured.interface.writes_text:
             self.token_ids = self.tokenizer.encode(self.text).ids[: min(TOKENS, self.captured.max_seq_len)]
         else:
             self.texts = sentences(self.text, SENTENCES)
@@ -82,6 +83,11 @@ class Sample:
         assert found is not None  # asked of encoders alone
         return found
 
+    @property
+    def _labels(self) -> bool:
+        """Whether an encoder's rows are logits of labels."""
+        return any(each.output(LABEL_LOGITS) for each in self.captured.parts.values())
+
     @cached_property
     def encoded(self) -> tuple[list[list[int]], int]:
         """Token ids of the texts after the model's default prompt, and how many of the first the pooling leaves out."""
@@ -90,7 +96,8 @@ class Sample:
     def _encode(self, texts: list[str]) -> tuple[list[list[int]], int]:
         prompt = self._prompt
         ids = [self.tokenizer.encode(prompt + text).ids for text in texts]
-        if not prompt or "pooling_mask" not in self.encoder.inputs:
+        pools = any(each.input(POOLING_MASK) for each in self.captured.parts.values())
+        if not prompt or not pools:
             return ids, 0
         alone = self.tokenizer.encode(prompt)
         return ids, len(alone.ids) - alone.special_tokens_mask[-1]
@@ -103,8 +110,8 @@ class Sample:
 
     @cached_property
     def _prompt(self) -> str:
-        record, labels = self.encoder, self.captured.task.output == "logits"
-        return "" if labels or record.default_prompt is None else record.prompts[record.default_prompt]
+        record = self.encoder
+        return "" if self._labels or record.default_prompt is None else record.prompts[record.default_prompt]
 
     def encoder_batches(self) -> list[dict[str, NDArray[np.int64]]]:
         """Returns the inputs of an encoder's graph, one batch a sentence."""
@@ -136,8 +143,8 @@ class Sample:
         reference = self._original(watching := OutputNoise(self.rounded))
         found = reference.rows(*self.encoded)
         self.noise = watching.decibels()
-        embeds, place = self.captured.task.output == "embeddings", self.source.library_path
-        if embeds and place is not None and self.library is None and library.is_installed():
+        place = self.source.library_path
+        if not self._labels and place is not None and self.library is None and library.is_installed():
             # A long text and one in capitals show where texts are cut, and what is done to them first.
             texts = [self.text, self.text[:80].swapcase()]
             rows = np.concatenate([found, reference.rows(*self._encode(texts))])
@@ -151,7 +158,7 @@ class Sample:
         from leptonc.evaluate.graph import GraphReference
 
         found = GraphReference(model, self.scratch)
-        if self.captured.task.cached:
+        if self.captured.interface.writes_text:
             return self.compare_decoder(found.logits(self.token_ids))
         rows = found.rows(*self.encoded)
         return self.compare_encoder(self.reference_rows(), rows, logits=True)
@@ -166,7 +173,7 @@ class Sample:
             found: Embeddings, or logits of labels, or with `logits` false the scores that the runtime makes of them.
             logits: Whether `found` has logits, where it has labels.
         """
-        function = self.encoder.score_function if self.captured.task.output == "logits" else None
+        function = self.encoder.score_function if self._labels else None
         if function is not None:
             reference = fidelity.scores(reference, function)
             found = fidelity.scores(found, function) if logits else found

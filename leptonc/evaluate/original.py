@@ -185,21 +185,8 @@ def _loaded(
                 model, info = load(marks)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{label}: transformers cannot load it: {' '.join(str(error).split())[:300]}") from error
-        model = _language_model(model) if task.cached else model
+        model = task.original(model)
     return model, _reads(model, marks, whole=bool(several), missing=set(info["missing_keys"]))
-
-
-def _language_model(model: Any) -> Any:
-    """Returns the text model inside a multimodal one, as a causal model of its own: paths are as in the capture."""
-    config = model.config.get_text_config(decoder=True)
-    if config is model.config:
-        return model
-    auto: Any = transformers.AutoModelForCausalLM
-    with torch.device("meta"):
-        text = auto.from_config(config, dtype=torch.float32)
-    setattr(text, text.base_model_prefix, model.get_decoder())
-    text.set_output_embeddings(model.get_output_embeddings())
-    return text
 
 
 def _reads(model: Any, marks: _Marks, *, whole: bool, missing: set[str]) -> dict[str, Read]:

@@ -21,8 +21,10 @@ from leptonc.evaluate.original import load_original
 from leptonc.evaluate.sentence import embedded
 from leptonc.frontend.capture import position_limit
 from leptonc.frontend.tasks import Task, refusals
+from leptonc.ir.ports import text_values
 from leptonc.memory import give_back
 from leptonc.sources.base import Source
+from runtime_edge import part_record as roles
 
 # Logits of so many bytes are computed at a time.
 BLOCK_BYTES = 8 * 2**20
@@ -92,6 +94,7 @@ class Reference:
         self.task = task
         self._weights, self._watched = source.weights, noise is not None
         self.model, self._read = load_original(source, task)
+        self._forms = task.interface(self.model.config).parts
         if noise is not None:  # before what lets go of weights: hooks run in the order that they come
             noise.watch(self.model)
 
@@ -108,7 +111,7 @@ class Reference:
         """Runs the body, and returns (position, float32 [n, vocab]) blocks of a causal model's logits."""
         # Errors of its own forward are of the config's values: what ran before is the captured graph alone.
         with self._ready(), refusals(self.task, self.model.config.to_dict()):
-            body = self.model.base_model(input_ids=torch.tensor([token_ids]), use_cache=False)
+            body = self.model.base_model(**self._texts([token_ids]), use_cache=False)
         give_back()  # the weights have left, and what compares comes
         return self._head(type(body), body[0], token_ids)
 
@@ -126,9 +129,9 @@ class Reference:
             with streamed(self.model, self._read, keep=True):
                 for start in range(0, len(token_ids), rows):
                     base.forward = _returns(kind(last_hidden_state=hidden[:, start : start + rows]))
-                    ids = torch.tensor([token_ids[start : start + rows]])
+                    given = self._texts([token_ids[start : start + rows]])
                     with torch.inference_mode():
-                        logits = self.model(input_ids=ids, use_cache=False).logits[0].numpy()
+                        logits = self.model(**given, use_cache=False).logits[0].numpy()
                     yield start, logits
         finally:
             base.forward = plain
@@ -136,14 +139,12 @@ class Reference:
     def rows(self, token_ids: list[list[int]], skipped: int = 0) -> NDArray[np.float32]:
         """See `Original.rows`; what follows an encoder is computed apart from what is traced of it."""
         found = []
+        (form,) = self._forms.values()
+        labels = form.outputs[0].role == roles.LABEL_LOGITS
         with torch.inference_mode(), streamed(self.model, self._read, keep=True):
             for ids in token_ids:
-                given = {name: torch.zeros((1, len(ids)), dtype=torch.int64) for name in self.task.inputs(self.model)}
-                given["input_ids"] = torch.tensor([ids])
-                given["attention_mask"] = torch.ones_like(given["input_ids"])
-                given.pop("pooling_mask", None)
-                output = self.model(**given)
-                if self.task.output == "logits":
+                output = self.model(**self._texts([ids]))
+                if labels:
                     found.append(output.logits.numpy())
                     continue
                 if self._watched:
@@ -151,6 +152,13 @@ class Reference:
                 row = embedded(output[0][0].numpy(), self.task.modules, self._weights, skipped)
                 found.append(row[None])
         return np.concatenate(found)
+
+    def _texts(self, token_ids: list[list[int]]) -> dict[str, Tensor]:
+        """What transformers' model is given for texts of one length; the rest is its own to make."""
+        values = text_values(np.asarray(token_ids, np.int64))
+        own = (roles.PAST_LENGTH, roles.POOLING_MASK)  # of our graphs alone
+        ports = [port for form in self._forms.values() for port in form.inputs if port.role not in own]
+        return {port.name: torch.from_numpy(np.ascontiguousarray(values[port.role])) for port in ports}
 
     def _run_steps(self, tokens: Tensor, skipped: int) -> None:
         """Lets what looks at linear layers see those after the encoder."""

@@ -1,9 +1,9 @@
-"""Capture: a source becomes one graph in the IR dialect, with no weight in memory.
+"""Capture: a source becomes a graph in the IR dialect for each part of its model, with no weight in memory.
 
-The model is built on the meta device, run once eagerly so that the probes learn its forms, and exported once with
-symbolic batch and length. Attention, rotary embedding, cache and norms are single operators of the trace already
-(`patches`), so nothing has to be recognised afterwards; what was captured is counted, and a model whose attention was
-not captured is refused.
+The model is built on the meta device, each part of it run once eagerly so that the probes learn its forms, and then
+exported once with symbolic batch and length. Attention, rotary embedding, cache and norms are single operators of the
+trace already (`patches`), so nothing has to be recognised afterwards; what was captured is counted, and a model whose
+attention was not captured is refused.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ import numpy as np
 import onnx_ir as ir
 import torch
 import transformers
-from torch import nn
 
-from leptonc.errors import CaptureError, InputError, LeptonError
+from leptonc.errors import CaptureError, InputError
 from leptonc.frontend import ties
 from leptonc.frontend import weights as bindings
 from leptonc.frontend.aten import TABLE, convert_size
 from leptonc.frontend.builder import Builder
 from leptonc.frontend.captured import Captured as Captured
-from leptonc.frontend.captured import windows_of
+from leptonc.frontend.export import check_tables, export
+from leptonc.frontend.interface import PartForm
 from leptonc.frontend.limits import by_length, check_sizes
 from leptonc.frontend.patches import Recorder, patched
 from leptonc.frontend.probe import RotaryForm, half_table
 from leptonc.frontend.tasks import Traced, build_model, task_of
-from leptonc.ir import dialect
+from leptonc.ir import dialect, ports
 from leptonc.ir.edit import cleanup
 from leptonc.ir.weights import SOURCE_KEY
-from leptonc.quiet import quiet
-from leptonc.sources.base import Source, text_limit
+from leptonc.sources.base import Source
+from runtime_edge import part_record as roles
+from runtime_edge.part_record import Port
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
+_TYPES = {"int64": INT64, "float32": FLOAT}
 
 
 def position_limit(config: Any) -> int | None:
@@ -73,7 +75,7 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     model = build_model(task, source.config, "eager")
     task.check_padding(model, source.tokenizer_config.get("padding_side"))
     limit = position_limit(model.config)
-    bounds = (max_seq_len, limit, text_limit(source) if task.output == "embeddings" else None)
+    bounds = (max_seq_len, limit, task.text_limit(source))
     positions = min(bound for bound in bounds if bound)
     warnings = [*ties.separate(model, source.weights), *by_length(model.config, positions)]
     bound = bindings.bind(model, source.weights)
@@ -93,19 +95,29 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
             f"{len(unknown)} tensors of the checkpoint are no part of {type(model).__name__} and are left out, as "
             f"transformers leaves them out: {ties.summary(unknown)}"
         )
-    with patched(model, cached=task.cached, max_positions=positions) as recorder:
-        traced = Traced(task, model, recorder)
-        program = _export(traced, recorder, limit)
-    _check_tables(recorder)
-    placed = {n.name for n in program.graph.nodes if n.op == "placeholder" and n.users}
-    names = program.graph_signature.inputs_to_parameters
-    bindings.require_weights((names[n].removeprefix("model.") for n in placed if n in names), bound)
-    graph = _Converter(traced, recorder, program, bound, values).run()
-    cleanup(graph)
-    dialect.verify(graph, after="capture")
+    interface = task.interface(model.config)
+    with patched(model, max_positions=positions) as recorder:
+        traced = {
+            name: (form, Traced(task, name, tuple(port.name for port in form.traced), model, recorder))
+            for name, form in interface.parts.items()
+        }
+        programs = export(traced, model, recorder, limit)
+    check_tables(recorder)
+    read = [
+        program.graph_signature.inputs_to_parameters[node.name].removeprefix("model.")
+        for program in programs.values() for node in program.graph.nodes
+        if node.op == "placeholder" and node.users and node.name in program.graph_signature.inputs_to_parameters
+    ]  # fmt: skip
+    bindings.require_weights(dict.fromkeys(read), bound)
+    graphs = {}
+    for name, program in programs.items():
+        form, module = traced[name]
+        graphs[name] = graph = _Converter(form, module, recorder, program, bound, values).run()
+        cleanup(graph)
+        dialect.verify(graph, after="capture")
     parameters = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
     return Captured(
-        graph, task, model.config, parameters, positions, windows_of(graph), tuple(warnings), tuple(known)
+        graphs, task, interface, model.config, parameters, positions, tuple(warnings), tuple(known)
     )  # fmt: skip
 
 
@@ -125,88 +137,14 @@ def _check_nesting(config: Mapping[str, Any], model: Any, bound: Mapping[str, tu
             )
 
 
-def _export(traced: Traced, recorder: Recorder, limit: int | None) -> torch.export.ExportedProgram:
-    args = tuple(torch.zeros((2, 7), dtype=torch.int64, device="meta") for _ in traced.names)
-    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=limit)}
-    family = type(traced.model).__name__
-    try:
-        with torch.no_grad(), quiet():  # torch.export tells of its own inner workings
-            traced(*args)
-            _count(traced.model, recorder)
-            recorder.reset()
-            program = torch.export.export(traced, args, dynamic_shapes=((dims,) * len(args),), strict=False)
-            program.graph.eliminate_dead_code()  # a pooler that nothing reads needs no weights
-            return program
-    except LeptonError:
-        raise
-    except Exception as error:
-        line = next(iter(str(error).strip().splitlines()), "")
-        raise CaptureError(
-            f"{_place(error, recorder) or family}: expected a forward pass that runs on shapes alone, found "
-            f"{type(error).__name__}: {line[:300]}",
-            hint="this architecture is not supported yet",
-        ) from error
-
-
-def _check_tables(recorder: Recorder) -> None:
-    """Refuses positions that are no numbers: a rotary embedding's base or factor of 0, say."""
-    for name, tables in recorder.tables.items():
-        if not all(bool(torch.isfinite(table).all()) for table in tables):
-            raise InputError(
-                f"{name}: expected finite rotary tables, found NaN or infinity",
-                hint="check `rope_parameters` (or rope_theta and rope_scaling) in the config",
-            )
-
-
-def _place(error: Exception, recorder: Recorder) -> str:
-    """Returns the innermost module whose code was running when `error` was raised, or ""."""
-    found, trace = "", error.__traceback__
-    while trace is not None:
-        module = trace.tb_frame.f_locals.get("self")
-        path = recorder.paths.get(id(module))
-        found = f"{path} ({type(module).__name__})" if path else found
-        trace = trace.tb_next
-    return found
-
-
-def _count(model: nn.Module, recorder: Recorder) -> None:
-    """Refuses a model any of whose attention modules did not attend through the interface, once each."""
-    candidates = {
-        path: module for path, module in model.named_modules()
-        if "Attention" in type(module).__name__
-    }  # fmt: skip
-    inner = {p for p in candidates if not any(q.startswith(p + ".") for q in candidates)}
-    missed = sorted(inner - set(recorder.attended))
-    if missed:
-        raise CaptureError(
-            f"{missed[0]} ({type(candidates[missed[0]]).__name__}): expected it to attend through transformers' "
-            f"attention interface once, found that it does not ({len(missed)} of {len(inner)} attention modules)",
-            hint="this architecture is not supported yet",
-        )
-    if not recorder.attended:
-        raise CaptureError(
-            f"{type(model).__name__}: expected attention layers, found none",
-            hint="this architecture is not supported yet",
-        )
-    twice = sorted({p for p in recorder.attended if recorder.attended.count(p) > 1})
-    if twice and recorder.cached:
-        raise CaptureError(f"{twice[0]}: expected one attention a module, found several")
-    if recorder.cached and len(recorder.updated) != len(recorder.attended):
-        raise CaptureError(
-            f"{type(model).__name__}: expected one key/value cache update a layer, found {len(recorder.updated)} for "
-            f"{len(recorder.attended)} layers",
-            hint="layers that share or do without a cache are not supported yet",
-        )
-
-
 class _Converter:
     """Walks an exported program once and builds the graph."""
 
     def __init__(
-        self, traced: Traced, recorder: Recorder, program: torch.export.ExportedProgram, bound: dict[str, Any],
-        values: dict[str, np.ndarray[Any, Any]],
+        self, form: PartForm, traced: Traced, recorder: Recorder, program: torch.export.ExportedProgram,
+        bound: dict[str, Any], values: dict[str, np.ndarray[Any, Any]],
     ) -> None:  # fmt: skip
-        self.b, self.traced, self.recorder, self.program = Builder(), traced, recorder, program
+        self.form, self.b, self.traced, self.recorder, self.program = form, Builder(), traced, recorder, program
         self.bound, self.buffers = bound, values
         self.special: dict[str, Callable[..., Any]] = {
             "lepton.attention.default": self.attention, "lepton.rotary.default": self.rotary,
@@ -214,6 +152,7 @@ class _Converter:
             "lepton.linear.default": lambda node, *args: TABLE["linear"](self.b, node, *args),
         }  # fmt: skip
         self.presents: list[ir.Value] = []
+        self.mask: ir.Value | None = None
         self.tables: dict[torch.fx.Node, str] = {}
 
     def run(self) -> ir.Model:
@@ -228,10 +167,13 @@ class _Converter:
             elif node.op == "call_function":
                 b.values[node] = self._call(node)
             elif node.op == "output":
-                result = b.value(node.args[0][0])
-                result.name = self.traced.task.output
-                b.graph.outputs.extend([result, *self.presents])
-        return b.finish()
+                results = [b.value(made) for made in node.args[0]]
+                for result, port in zip(results, self.form.outputs, strict=True):
+                    result.name = port.name
+                b.graph.outputs.extend([*results, *self.presents])
+        model = b.finish()
+        ports.describe(model, self.form.inputs, self.form.outputs)
+        return model
 
     def _inputs(self) -> None:
         b = self.b
@@ -239,29 +181,46 @@ class _Converter:
             n for n in self.program.graph.nodes
             if n.op == "placeholder" and n.name in self.program.graph_signature.user_inputs
         ]  # fmt: skip
-        first = program_inputs[0].meta["val"]
-        for axis, name in enumerate(("batch", "length")):
-            b.dims[str(first.shape[axis])] = name
+        made = {port.name: node.meta["val"] for port, node in zip(self.form.traced, program_inputs, strict=True)}
         self.users: dict[str, ir.Value] = {}
-        cached = self.traced.task.cached
-        for name in self.traced.names:
-            if not (cached and name == "position_ids"):
-                self.users[name] = b.input(name, INT64, ("batch", "length"))
-        ids = self.users["input_ids"]
-        for axis, expression in enumerate(b.dims):
-            b.sizes[expression] = b.op("Shape", [ids], {"start": axis, "end": axis + 1})
-        if cached:
-            self.past = b.input("past_length", INT64, ("batch",))
-            length = b.op("Reshape", [list(b.sizes.values())[1], b.const([])])
-            new = b.op("Range", [b.const(0), length, b.const(1)])
-            start = b.op("Unsqueeze", [self.past, b.const([1])])
-            self.users["position_ids"] = b.op("Add", [start, new], like=first)
-        elif "attention_mask" in self.users:
-            real = b.op("Cast", [self.users["attention_mask"]], {"to": int(BOOL)})
+        given = {port.name for port in self.form.inputs}
+        for port in self.form.traced:
+            for size, name in zip(made[port.name].shape, port.dims, strict=True):
+                if isinstance(name, str):
+                    b.dims.setdefault(str(size), name)
+            if port.name in given:
+                self.users[port.name] = b.input(port.name, _TYPES[port.dtype], port.dims)
+        sizes: dict[str, ir.Value] = {}  # by name: each that of the first input that has it
+        for expression, name in b.dims.items():
+            port = next(p for p in self.form.traced if p.name in given and name in p.dims)
+            axis = port.dims.index(name)
+            sizes[name] = b.sizes[expression] = b.op("Shape", [self.users[port.name]], {"start": axis, "end": axis + 1})
+        if (past := self._port(roles.PAST_LENGTH)) is not None:
+            self.past = b.input(past.name, INT64, past.dims)
+        for port in self.form.traced:
+            if port.role == roles.POSITIONS and port.name not in given:
+                length = b.op("Reshape", [sizes[roles.LENGTH], b.const([])])
+                new = b.op("Range", [b.const(0), length, b.const(1)])
+                start = b.op("Unsqueeze", [self.past, b.const([1])])
+                self.users[port.name] = b.op("Add", [start, new], like=made[port.name])
+        if (mask := self._port(roles.ATTENTION_MASK)) is not None:
+            real = b.op("Cast", [self.users[mask.name]], {"to": int(BOOL)})
             rows = b.op("Unsqueeze", [real, b.const([1, 2])])
-            batch, length = b.sizes.values()
+            batch, length = (sizes[str(name)] for name in mask.dims)
             self.mask = b.op("Expand", [rows, b.op("Concat", [batch, b.const([1]), length, length], {"axis": 0})])
             self.mask.type = ir.TensorType(BOOL)
+
+    def _positions(self) -> ir.Value:
+        port = next((port for port in self.form.traced if port.role == roles.POSITIONS), None)
+        if port is None:
+            raise CaptureError(
+                f"{self.b.module}: expected positions among what the task gives, found none",
+                hint="this architecture is not supported yet",
+            )
+        return self.users[port.name]
+
+    def _port(self, role: str) -> Port | None:
+        return next((port for port in self.form.inputs if port.role == role), None)
 
     def _placeholder(self, node: torch.fx.Node, signature: Any) -> None:
         b = self.b
@@ -318,7 +277,8 @@ class _Converter:
         shape = node.meta["val"].shape
         heads_first = torch.empty((2, shape[2], 7, shape[3]), device="meta")
         if not cached:
-            y = b.op("Attention", [*tensors, self.mask], {"scale": scale, "softcap": softcap})
+            mask = [self.mask] if self.mask is not None else []
+            y = b.op("Attention", [*tensors, *mask], {"scale": scale, "softcap": softcap})
         else:
             i = len(self.presents) // 2
             pasts = []
@@ -360,9 +320,7 @@ class _Converter:
         attributes: dict[str, Any] = {"interleaved": int(interleaved)}
         if width != x.meta["val"].shape[-1]:
             attributes["rotary_embedding_dim"] = width
-        return b.op(
-            "RotaryEmbedding", [b.value(x), *halves, self.users["position_ids"]], attributes, like=node.meta["val"]
-        )
+        return b.op("RotaryEmbedding", [b.value(x), *halves, self._positions()], attributes, like=node.meta["val"])
 
     def rms_norm(self, node: torch.fx.Node, x: Any, weight: Any, eps: float, offset: float) -> ir.Value:
         b = self.b

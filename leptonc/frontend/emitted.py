@@ -9,12 +9,13 @@ import onnx_ir as ir
 
 from leptonc.errors import InputError
 from leptonc.frontend import weights as bindings
-from leptonc.frontend.captured import Captured, windows_of
+from leptonc.frontend.captured import Captured
+from leptonc.frontend.interface import Interface, PartForm
 from leptonc.frontend.tasks import config_of, task_of
-from leptonc.ir import dialect
+from leptonc.ir import dialect, ports
 from leptonc.ir.weights import SOURCE_KEY
 from leptonc.sources.base import Emitted, Source
-from runtime_edge.manifest import ENCODER_INPUTS
+from runtime_edge import part_record as roles
 
 _UNREADABLE = (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError)
 
@@ -42,12 +43,16 @@ def read(source: Source, emitted: Emitted, *, max_seq_len: int) -> Captured:
         dialect.verify(model, after="reading")
     except dialect.DialectError as error:
         _fail(emitted, "a graph of the dialect", error.message)
-    _check_interface(model, emitted, cached=task.cached, output=task.output, vocab=getattr(config, "vocab_size", 0))
+    interface = task.interface(config)
+    form = _one_part(interface, emitted)
+    _check_interface(model, emitted, form, vocab=getattr(config, "vocab_size", 0))
+    ports.describe(model, form.inputs, form.outputs)
     rows = [int(node.inputs[1].shape[0]) for node in model.graph if node.op_type == "RotaryEmbedding"]  # type: ignore[index, union-attr, arg-type]
     if min(rows, default=emitted.max_seq_len) < emitted.max_seq_len:
         _fail(emitted, f"tables for {emitted.max_seq_len} positions", f"ones for {min(rows)}")
     positions = min(max_seq_len, emitted.max_seq_len)
-    return Captured(model, task, config, emitted.parameters, positions, windows_of(model))
+    graphs = dict.fromkeys(interface.parts, model)
+    return Captured(graphs, task, interface, config, emitted.parameters, positions)
 
 
 def _fail(emitted: Emitted, expected: str, found: object) -> NoReturn:
@@ -98,25 +103,31 @@ def _tensor(source: Source, emitted: Emitted, name: str, stored: Any) -> Any:
         _fail(emitted, f"data of the shape of `{name}`", error)
 
 
-def _check_interface(model: ir.Model, emitted: Emitted, *, cached: bool, output: str, vocab: int) -> None:
-    """Inputs and outputs are those of the task, in order."""
+def _one_part(interface: Interface, emitted: Emitted) -> PartForm:
+    if len(interface.parts) != 1:
+        _fail(emitted, "a graph of a model of one part", f"one for {emitted.task}, of {len(interface.parts)}")
+    return next(iter(interface.parts.values()))
+
+
+def _check_interface(model: ir.Model, emitted: Emitted, form: PartForm, *, vocab: int) -> None:
+    """Inputs and outputs are those of the part, in order."""
     inputs, outputs = ([str(v.name) for v in values] for values in (model.graph.inputs, model.graph.outputs))
-    if cached:
-        kinds = [(i, kind) for i in range(len(outputs) // 2) for kind in ("key", "value")]
-        wanted = ["input_ids", "past_length", *(f"past_key_values.{i}.{kind}" for i, kind in kinds)]
-        made = [output, *(f"present.{i}.{kind}" for i, kind in kinds)]
-    else:
-        wanted, made = [name for name in ENCODER_INPUTS if name in inputs or name == "input_ids"], [output]
+    layers = (len(outputs) - len(form.outputs)) // 2 if form.keeps == roles.KEY_VALUE else 0
+    kinds = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+    pasts, presents = ([f"{stem}.{kind}" for kind in kinds] for stem in ("past_key_values", "present"))
+    wanted = [*(port.name for port in form.inputs), *pasts]
+    made = [*(port.name for port in form.outputs), *presents]
     if inputs != wanted or outputs != made:
         _fail(emitted, f"inputs {', '.join(wanted)} and outputs {', '.join(made)}", f"{inputs} and {outputs}")
     shapes = {str(v.name): tuple(v.shape or ()) for v in (*model.graph.inputs, *model.graph.outputs)}
+    fixed = dict.fromkeys([*pasts, *presents], (1, 3)) | {port.name: (-1,) for port in form.outputs}
+    ranks = {port.name: len(port.dims) for port in (*form.inputs, *form.outputs)}
     for name, shape in shapes.items():
-        fixed = (1, 3) if name.startswith(("past_key_values.", "present.")) else (-1,) if name == output else ()
-        rank = 4 if len(fixed) == 2 else len(shape)
-        if len(shape) != rank or not shape or not all(_known(shape[at]) for at in fixed):
+        if len(shape) != ranks.get(name, 4) or not all(_known(shape[at]) for at in fixed.get(name, ())):
             _fail(emitted, f"a shape of `{name}` with known heads and widths", list(map(str, shape)))
-    if cached and shapes[output][-1] != vocab:
-        _fail(emitted, f"logits of the {vocab} tokens that the config has", shapes[output][-1])
+    for port in form.outputs:
+        if port.role == roles.NEXT_TOKEN_LOGITS and shapes[port.name][-1] != vocab:
+            _fail(emitted, f"logits of the {vocab} tokens that the config has", shapes[port.name][-1])
 
 
 def _known(size: object) -> bool:

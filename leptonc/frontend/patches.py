@@ -33,12 +33,22 @@ _INERT = {
 
 @dataclass
 class Recorder:
-    """What a trace captured: modules whose attention was seen, cache updates, and the rotary tables' forms."""
+    """What a trace captured.
+
+    Attributes:
+        paths: Path of each module, by its id.
+        max_positions: Rows of the rotary tables.
+        cached: Whether the part that is traced keeps keys and values from run to run.
+        attended: Modules whose attention was seen; `kept` are those of parts that keep something.
+        updated: Layers whose cache was updated.
+        tables: Rotary tables, cosines and sines; `forms` are the ways in which functions rotate by them.
+    """
 
     paths: dict[int, str]
-    cached: bool
     max_positions: int
+    cached: bool = False
     attended: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     updated: list[int] = field(default_factory=list)
     tables: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     forms: dict[tuple[str, str], RotaryForm | None] = field(default_factory=dict)
@@ -46,10 +56,9 @@ class Recorder:
     def path(self, module: nn.Module) -> str:
         return self.paths.get(id(module), type(module).__name__)
 
-    def reset(self) -> None:
-        """Forgets one run of the model, keeping what was learnt about its rotary embedding."""
-        self.attended.clear()
-        self.updated.clear()
+    def begin(self, *, keeps: bool) -> None:
+        """Begins a run of a part, which keeps keys and values or does not."""
+        self.cached = keeps
 
 
 class PassThroughCache:
@@ -88,6 +97,8 @@ def _attention_interface(recorder: Recorder) -> Any:
                 hint="this architecture's attention is not supported yet",
             )
         recorder.attended.append(path)
+        if recorder.cached:
+            recorder.kept.append(path)
         layer = getattr(module, "layer_idx", None)
         if scaling is None:
             scaling = float(query.shape[-1]) ** -0.5
@@ -209,17 +220,16 @@ def _rotary_patch(original: Any, where: str, recorder: Recorder) -> Any:
 
 
 @contextlib.contextmanager
-def patched(model: nn.Module, *, cached: bool, max_positions: int) -> Iterator[Recorder]:
+def patched(model: nn.Module, *, max_positions: int) -> Iterator[Recorder]:
     """Within it, running `model` emits torch.ops.lepton and records what was captured.
 
     Args:
         model: A transformers model on the meta device; its instances stay patched.
-        cached: Whether attention reads and writes a key/value cache (decoders).
         max_positions: Rows of the rotary tables.
     """
     from transformers import AttentionInterface
 
-    recorder = Recorder({id(m): p for p, m in model.named_modules()}, cached, max_positions)
+    recorder = Recorder({id(m): p for p, m in model.named_modules()}, max_positions)
     _patch_norms(model)
     _patch_linears(model)
     _patch_activations(model)

@@ -171,7 +171,7 @@ def residual_stream(model: ir.Model) -> Spread:
     table = next(embeddings(model), None)
     value = table.outputs[0] if table is not None else None
     if value is None or value.shape is None:
-        return Spread({"width": 0}, unknown=["no embedding of input_ids was found"])
+        return Spread({"width": 0}, unknown=["no embedding of token ids was found"])
     size = int(value.shape[-1])  # type: ignore[arg-type]
     return Spread({"width": size}).follow([(value, Span(len(value.shape) - 1, 0, 1, "width"))])
 

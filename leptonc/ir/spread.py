@@ -269,8 +269,10 @@ def _reshape(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iter
     apart, merged = (y, x) if len(y.shape) > len(x.shape) else (x, y)
     many, one = list(apart.shape), list(merged.shape)  # type: ignore[arg-type]
     at = next((i for i in range(len(one)) if many[i] != one[i]), len(one) - 1)
-    if len(many) != len(one) + 1 or many[at + 2 :] != one[at + 1 :] or not all(
-        isinstance(d, int) for d in many[at : at + 2]
+    if (
+        len(many) != len(one) + 1
+        or many[at + 2 :] != one[at + 1 :]
+        or not all(isinstance(d, int) for d in many[at : at + 2])
     ):
         raise _Unknown(f"it runs through a Reshape of {place(node)}")
     inner = int(many[at + 1])  # type: ignore[arg-type]

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from leptonc.ir.dialect import DOMAIN, module_of
 from leptonc.ir.edit import only_user, producer
+from leptonc.ir.ports import input_of
+from runtime_edge.part_record import TOKEN_IDS
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def multiplications(model: ir.Model) -> int:
 
 def embeddings(model: ir.Model) -> Iterator[ir.Node]:
     """Yields the look-ups of token ids: Gather of rows of a matrix of weights by a graph input."""
+    token_ids = input_of(model.graph, TOKEN_IDS)
     for node in model.graph:
         table = node.inputs[0] if node.op_type == "Gather" and not node.domain else None
         dequantize = producer(table, "DequantizeLinear")
@@ -104,7 +107,7 @@ def embeddings(model: ir.Model) -> Iterator[ir.Node]:
         ids = node.inputs[1] if table is not None else None
         reshaped = producer(ids, "Reshape")  # GPT-2's family flattens what is flat
         ids = reshaped.inputs[0] if reshaped is not None else ids
-        if weight is not None and weight.is_initializer() and ids is not None and ids.name == "input_ids":
+        if weight is not None and weight.is_initializer() and ids is not None and ids.name == token_ids:
             yield node
 
 

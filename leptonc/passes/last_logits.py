@@ -8,9 +8,11 @@ import onnx_ir as ir
 
 from leptonc.ir import edit
 from leptonc.ir.dialect import attribute
+from leptonc.ir.ports import input_of, output_of
 from leptonc.ir.spread import ELEMENTWISE
 from leptonc.ir.structure import Linear, linear_of
 from leptonc.passes.base import Pass
+from runtime_edge.part_record import NEXT_TOKEN_LOGITS, PAST_LENGTH
 
 CAPS = frozenset({"Div", "Mul", "Tanh", "Add", "Sub", "Clip", "Cast"})
 POINTWISE = ELEMENTWISE | {"QuantizeLinear", "DequantizeLinear"}
@@ -19,9 +21,13 @@ WIDTH = (-1, 2)  # the last axis of [batch, seq, width]
 
 
 def head_of(graph: ir.Graph) -> Linear | None:
-    """Returns the linear layer behind `logits`; only elementwise ops on constants (a soft cap, a scale) lie between."""
-    value: ir.Value | None = next((v for v in graph.outputs if v.name == "logits"), None)
-    if value is None or not any(v.name == "past_length" for v in graph.inputs):
+    """Returns the linear layer behind the next token's logits of a graph that keeps keys and values.
+
+    Only elementwise ops on constants (a soft cap, a scale) lie between.
+    """
+    logits = output_of(graph, NEXT_TOKEN_LOGITS)
+    value: ir.Value | None = next((v for v in graph.outputs if v.name == logits), None)
+    if value is None or input_of(graph, PAST_LENGTH) is None:
         return None
     node = value.producer()
     while node is not None and node.op_type in CAPS and not node.domain:

@@ -116,7 +116,8 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     key = (json.dumps([source.origin, source.config], sort_keys=True), max_seq_len)
     if key not in _CAPTURED:
         _CAPTURED[key] = _capture(source, max_seq_len=max_seq_len)
-    return dataclasses.replace(_CAPTURED[key], model=_CAPTURED[key].model.clone())
+    graphs = {name: graph.clone() for name, graph in _CAPTURED[key].graphs.items()}
+    return dataclasses.replace(_CAPTURED[key], graphs=graphs)
 
 
 def captured(name: str, max_seq_len: int = MAX_SEQ_LEN) -> Captured:

@@ -74,12 +74,12 @@ def check_request(plan: VariantPlan) -> None:
 
 def preflight(variant: VariantBuild) -> tuple[LayerFormat, ...]:
     """See `Backend.preflight`: the recipe's layers; a CPU's memory is not the profile's to know."""
-    if variant.plan.prefill is not None and not variant.captured.task.cached:
+    if variant.plan.prefill is not None and not variant.captured.interface.writes_text:
         raise InputError(
             f"expected a model that generates text for --prefill, found one for {variant.captured.task.name}",
             hint="--weights int8 --activations int8 is the same for an encoder",
         )
-    if variant.plan.kv_cache is not None and not variant.captured.task.cached:
+    if variant.plan.kv_cache is not None and not variant.captured.interface.writes_text:
         raise InputError(
             f"expected a model that generates text for --kv-cache, found one for {variant.captured.task.name}",
             hint="an encoder has no cache",
@@ -220,7 +220,7 @@ def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -
 
     sample = variant.sample
     give_back()
-    if variant.captured.task.cached:
+    if variant.captured.interface.writes_text:
         return sample.compare_decoder(_logits(writer.path, sample.token_ids))
     # The reference runs first: its weights have left the memory when the artifact is loaded.
     rows = sample.reference_rows()

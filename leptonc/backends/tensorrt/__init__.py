@@ -97,7 +97,7 @@ def check_request(plan: VariantPlan) -> None:
 def preflight(variant: VariantBuild) -> tuple[LayerFormat, ...]:
     """See `Backend.preflight`: the recipe's layers; weights, cache and workspace fit the target's memory."""
     layers = recipes.layers(variant)
-    plan, decoder, longest = variant.plan, variant.captured.task.cached, variant.captured.max_seq_len
+    plan, decoder, longest = variant.plan, variant.captured.interface.writes_text, variant.captured.max_seq_len
     chunk = min(recipes.CHUNK, longest) if decoder else recipes.BATCH * longest
     found = memory.need(
         variant, block_size=recipes.block_size(plan), chunk=chunk,
@@ -146,7 +146,7 @@ def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
     found += [choices.scaling] if choices.scaling is not None else []
     chosen = ChooseCodes(config_of(plan, choices), choices.solve) if choices.solve is not None else None
     found += [chosen] if chosen is not None else []
-    if variant.captured.task.cached:
+    if variant.captured.interface.writes_text:
         capacity = FixedShapesConfig(capacity=variant.captured.max_seq_len)
         found += [LogitsAt(), FixedShapes(capacity), CachedAttentionToScatter()]
     found.append(InlineFunctions())
@@ -174,14 +174,14 @@ class InlineFunctions(Pass):
 
 def _as_run(variant: VariantBuild, model: ir.Model) -> ir.Model:
     """The graph as the CPU runs the sample's text through it: with a cache for that text alone."""
-    cached = variant.captured.task.cached
+    cached = variant.captured.interface.writes_text
     return with_capacity(model, len(variant.sample.token_ids)) if cached else model
 
 
 def _batches(variant: VariantBuild, model: ir.Model) -> list[Batch]:
     """Returns the sample's text as inputs of the float32 graph."""
     sample = variant.sample
-    if not variant.captured.task.cached:
+    if not variant.captured.interface.writes_text:
         return list(sample.encoder_batches())
     ids = sample.token_ids[: recipes.CHUNK]
     kept = range(len(ids) - 1, -1, -_EVERY)  # logits are large, and alike: some of them do
@@ -216,7 +216,7 @@ def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
 def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
     """See `Backend.measure`: ONNX Runtime runs the lowered graph, in float arithmetic, before an engine is built."""
     sample, path = variant.sample, writer.path / variant.plan.graph
-    if variant.captured.task.cached:
+    if variant.captured.interface.writes_text:
         rows = max(1, min(recipes.CHUNK, _CHECK_BYTES // (4 * int(variant.captured.config.vocab_size))))
         short = writer.path / f"{variant.plan.name}.check.onnx"  # beside the blobs that it refers to
         ir.save(_as_run(variant, ir.load(path)), short)

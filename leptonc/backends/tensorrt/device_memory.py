@@ -74,7 +74,7 @@ def need(variant: VariantBuild, *, block_size: int, chunk: int, logits: int, cac
         widest = max(widest, *shape) if len(shape) == 2 and value not in tables else widest
     raised = max(0, (variant.plan.budget or 0) - weights)
     weights, read = weights + raised + again, read + raised
-    decoder = variant.captured.task.cached
+    decoder = variant.captured.interface.writes_text
     token = 0
     for value in model.graph.inputs:
         if str(value.name).startswith("past_key_values."):

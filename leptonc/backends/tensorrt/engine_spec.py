@@ -33,7 +33,7 @@ def logits_rows(variant: VariantBuild) -> int:
 def profiles(variant: VariantBuild) -> tuple[Profile, ...]:
     """The optimization profiles: prefill and decode of a decoder, batches of an encoder."""
     longest = variant.captured.max_seq_len
-    if variant.captured.task.cached:
+    if variant.captured.interface.writes_text:
         chunk, rows = min(CHUNK, longest), logits_rows(variant)
         prefill = (
             InputShapes(name="input_ids", min=(1, 1), opt=(1, min(USUAL, chunk)), max=(1, chunk)),

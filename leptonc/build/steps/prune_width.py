@@ -79,7 +79,7 @@ def _cut(context: BuildContext, request: Request, compensation: str) -> dict[str
     multiple = max(traits_of(variant.plan.target).channel_multiple for variant in context.variants)
     captured, calibration = context.captured, context.calibration
     model, scratch = captured.model, calibration.scratch
-    if not captured.task.cached:
+    if not captured.interface.writes_text:
         raise InputError(
             f"expected a decoder with --prune {asked}, found a model for {captured.task.name}, which returns its "
             "residual stream",

@@ -153,7 +153,7 @@ def _prices(variant: VariantBuild, look: ir.Node | None) -> _Prices:
     """What `look`, an embedding that may be raised, and all layers of the variant take more."""
     table = None if look is None else _unmeasured(module_of(look), look.inputs[0].shape)  # type: ignore[union-attr, arg-type]
     # The graphs of encoders join no layers.
-    joins = traits_of(variant.plan.target).joins_linears and variant.captured.task.cached
+    joins = traits_of(variant.plan.target).joins_linears and variant.captured.interface.writes_text
     nodes = NODES if joins else 0
     if variant.plan.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
         nodes = 2 * nodes + DESCRIBED

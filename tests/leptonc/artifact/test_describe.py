@@ -90,13 +90,15 @@ def test_a_decoders_record(llama: Captured) -> None:
     assert (found.vocab_size, found.max_seq_len, len(found.cache)) == (512, 300, 3)
     assert {(c.kv_heads, c.key_dim, c.value_dim, c.window) for c in found.cache} == {(2, 16, 16, None)}
     assert encoder_of(llama, NOTHING) is None
-    windows = decoder_of(models.captured("tiny-gemma3"))
+    gemma = models.captured("tiny-gemma3")
+    windows = decoder_of(gemma)
     assert windows is not None
     assert [c.window for c in windows.cache] == [8, 8, None, 8]
 
 
 def test_encoders_records() -> None:
-    found = encoder_of(models.captured("tiny-bert-classifier"), NOTHING)
+    classifier = models.captured("tiny-bert-classifier")
+    found = encoder_of(classifier, NOTHING)
     assert found is not None
     assert found.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert (found.output, found.dim, found.max_seq_len) == ("logits", 3, 512)

@@ -49,7 +49,8 @@ def test_rows(name: str) -> None:
     reference = reference_of(name)
     texts = [models.token_ids(n, seed=i) for i, n in enumerate((19, 3, 1))]
     got = reference.rows(texts)
-    names = ("input_ids", "attention_mask", "token_type_ids")[: len(reference.task.inputs(reference.model))]
+    (form,) = reference.task.interface(reference.model.config).parts.values()
+    names = [port.name for port in form.inputs]
     for row, ids in zip(got, texts, strict=True):
         given = {n: np.array([ids]) if n == "input_ids" else np.ones((1, len(ids)), np.int64) for n in names}
         if "token_type_ids" in given:

@@ -107,7 +107,7 @@ def test_an_encoder(name: str, tmp_path: Path) -> None:
 
 def test_what_a_captured_model_says_of_itself() -> None:
     found = models.captured("tiny-gemma3", max_seq_len=200)
-    assert found.windows == (8, 8, 0, 8)
+    assert [state.window for state in found.parts["decoder"].states] == [8, 8, None, 8]
     assert found.max_seq_len == 200
     assert found.task.name == "text-generation"
     inputs = {v.name: list(v.shape) for v in found.model.graph.inputs if v.shape is not None}
@@ -180,7 +180,7 @@ def test_transformers_is_left_as_it_was_by_a_capture_that_fails() -> None:
     task = task_of(config, None)
 
     def fails() -> None:
-        with patched(build_model(task, config, "eager"), cached=True, max_positions=8):
+        with patched(build_model(task, config, "eager"), max_positions=8):
             assert file.apply_rotary_pos_emb is not before
             assert "lepton" in transformers.AttentionInterface()
             raise CaptureError("stop")

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from leptonc.errors import CaptureError, InputError
-from leptonc.frontend.capture import _check_tables, capture
+from leptonc.frontend.capture import capture
+from leptonc.frontend.export import check_tables
 from leptonc.frontend.limits import by_length, check_sizes
 from leptonc.frontend.patches import patched
 from leptonc.frontend.tasks import TextGeneration, build_model, task_of
@@ -74,10 +75,10 @@ def test_counts_of_models_that_exist_are_not() -> None:
 def test_positions_that_are_no_numbers(rope: dict[str, Any]) -> None:
     config = llama() | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4} | rope}
     model = build_model(TextGeneration(), config, "eager")
-    with patched(model, cached=True, max_positions=8) as recorder:
+    with patched(model, max_positions=8) as recorder:
         model(input_ids=torch.zeros((1, 4), dtype=torch.int64, device="meta"), use_cache=False)
         with pytest.raises(InputError, match="expected finite rotary tables"):
-            _check_tables(recorder)
+            check_tables(recorder)
 
 
 @pytest.mark.parametrize("found", [None, []], ids=str)

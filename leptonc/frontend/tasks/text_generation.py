@@ -1,0 +1,79 @@
+"""Causal language models: a text is continued, token by token, over a key/value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leptonc.errors import CaptureError
+from leptonc.frontend.interface import NEXT_TOKENS, Interface, PartForm
+from leptonc.frontend.patches import PassThroughCache, Recorder
+from leptonc.frontend.tasks.base import Task
+from leptonc.sources.base import SentenceModules, Source
+from runtime_edge import part_record as roles
+from runtime_edge.part_record import Part, Port
+
+TEXT = (roles.BATCH, roles.LENGTH)
+IDS = Port(name="input_ids", role=roles.TOKEN_IDS, dtype="int64", dims=TEXT)
+POSITIONS = Port(name="position_ids", role=roles.POSITIONS, dtype="int64", dims=TEXT)
+PAST = Port(name="past_length", role=roles.PAST_LENGTH, dtype="int64", dims=(roles.BATCH,))
+LOGITS = Port(name="logits", role=roles.NEXT_TOKEN_LOGITS, dtype="float32", dims=(*TEXT, "vocabulary"))
+DECODER = "decoder"
+
+
+class TextGeneration(Task):
+    """Logits [batch, length, vocabulary] of the next token at each position."""
+
+    name = "text-generation"
+    auto_class = "AutoModelForCausalLM"
+
+    @classmethod
+    def claim(cls, architecture: str, config: Mapping[str, Any], modules: SentenceModules | None) -> Task | None:
+        causal = architecture.endswith(("ForCausalLM", "LMHeadModel"))
+        return cls() if causal and modules is None else None
+
+    def interface(self, config: Any) -> Interface:
+        decoder = PartForm(inputs=(IDS, PAST), outputs=(LOGITS,), arguments=(IDS, POSITIONS), keeps=roles.KEY_VALUE)
+        return Interface({DECODER: decoder}, NEXT_TOKENS)
+
+    def run(self, part: str, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Any:
+        cache: Any = PassThroughCache(recorder) if recorder else None
+        return model(**args, past_key_values=cache, use_cache=cache is not None).logits
+
+    def settings(self, parts: Mapping[str, Part], config: Any, source: Source, max_seq_len: int) -> dict[str, Any]:
+        return {"max_seq_len": max_seq_len, "keeps_none": True}
+
+    def part_of_config(self, config: Any) -> Any:
+        """A multimodal checkpoint's config holds the language model's config."""
+        return config.get_text_config(decoder=True)
+
+    def original(self, model: Any) -> Any:
+        """The text model inside a multimodal one, as a causal model of its own: paths are as in the capture."""
+        import transformers
+
+        config = model.config.get_text_config(decoder=True)
+        if config is model.config:
+            return model
+        auto: Any = transformers.AutoModelForCausalLM
+        with torch.device("meta"):
+            text = auto.from_config(config, dtype=torch.float32)
+        setattr(text, text.base_model_prefix, model.get_decoder())
+        text.set_output_embeddings(model.get_output_embeddings())
+        return text
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuses an encoder, whose tokens attend to later ones too, as a captured decoder's do not."""
+        config: Any = model.config
+        encoder = getattr(config, "is_decoder", None) is False
+        encoder |= bool(getattr(config, "use_bidirectional_attention", False))
+        for path, module in model.named_modules():
+            if encoder and getattr(module, "is_causal", None) is False:
+                raise CaptureError(
+                    f"{type(model).__name__}: expected a language model whose tokens attend to earlier ones alone, "
+                    f"found an encoder, whose tokens attend to all others ({path})",
+                    hint='where it was trained as a decoder, its config.json says `"is_decoder": true`, and no '
+                    "`use_bidirectional_attention`",
+                )
