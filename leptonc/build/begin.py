@@ -95,7 +95,7 @@ def _warnings(plan: BuildPlan, source: Source, captured: Captured) -> list[str]:
     from leptonc.sources.generation import warnings_of
 
     warnings = [*source.warnings, *captured.warnings]
-    if captured.task.cached:
+    if captured.interface.writes_text:
         return warnings + warnings_of(source.generation_config, source.config)
     return warnings + (_shortened(source, captured) if plan.options.max_seq_len is None else [])
 
@@ -103,10 +103,9 @@ def _warnings(plan: BuildPlan, source: Source, captured: Captured) -> list[str]:
 def _shortened(source: Source, captured: Captured) -> list[str]:
     """Says that the target's length cuts texts that an encoder could read."""
     from leptonc.frontend.capture import position_limit
-    from leptonc.sources.base import text_limit
 
-    embeds, length = captured.task.output == "embeddings", captured.max_seq_len
-    bounds = [position_limit(captured.config), text_limit(source) if embeds else None]
+    length = captured.max_seq_len
+    bounds = [position_limit(captured.config), captured.task.text_limit(source)]
     own = min((bound for bound in bounds if bound), default=length)
     if own <= length:
         return []

@@ -21,7 +21,7 @@ class WriteText(ModelStep):
         return plan.texts > 0
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
-        if plan.options.calibration is None and sizes.captured.task.cached:
+        if plan.options.calibration is None and sizes.captured.interface.writes_text:
             yield Need("the model that writes", CALIBRATING + sizes.whole // 2, keeps_activations=True)
 
     def run(self, context: BuildContext) -> BuildContext:

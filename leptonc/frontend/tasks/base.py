@@ -78,16 +78,6 @@ class Task:
         """
         raise NotImplementedError  # asked of tasks that are compared by values
 
-    @property
-    def cached(self) -> bool:
-        """Whether a model of the task keeps keys and values."""
-        return self.name == "text-generation"
-
-    @property
-    def output(self) -> str:
-        """Name of what a model of the task gives."""
-        return "embeddings" if self.name == "text-embedding" else "logits"
-
     def attach(self, model: nn.Module) -> None:
         """Gives `model` the modules that run after it; most tasks have none."""
 
