@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "targets": {"targets"},
     "sample_models": {"sample_models", "runtime_edge.errors"},
     "leptonc.errors": {"runtime_edge.errors"},
+    "leptonc.report": {"leptonc.report"},
     "leptonc.ir": {"leptonc.ir", "leptonc.errors", "runtime_edge.part_record"},
     "leptonc.passes": {
         "leptonc.passes",

@@ -87,7 +87,7 @@ def report_page(manifest: Manifest, report: Mapping[str, Any]) -> bytes:
     parts.append(_section("Passes", _passes(manifest)))
     parts.append(_section("Recipe", facts(report.get("recipe", {}))))
     parts.append(_section("Where it came from", facts({**manifest.source, "built with": dict(manifest.toolchain)})))
-    known = {"variants", "recipe", "fidelity", "pruning", "structure", "bytes", "warnings"}
+    known = {"schema_version", "variants", "recipe", "fidelity", "pruning", "structure", "bytes", "warnings"}
     parts.append(_section("More", facts(report, known)))
     return page(f"{manifest.name}: report", "".join(parts)).encode()
 

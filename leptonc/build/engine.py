@@ -22,6 +22,7 @@ from leptonc.memory import return_freed_memory
 from leptonc.options import BuildOptions
 from leptonc.passes.base import Manager
 from leptonc.progress import Progress, Silent, Timed
+from leptonc.report import Report
 from leptonc.variant import VariantBuild
 
 T = TypeVar("T")
@@ -35,13 +36,13 @@ class Ending(Generic[T]):
         plan_of: Reads the options.
         steps: The build's steps, in order.
         out: The name of what is written where none is asked for, `{}` being the source's.
-        finish: Writes what comes last, before all of it moves to its place; returns what describes it.
+        finish: Writes what comes last, before all of it moves to its place; returns what describes it, and the report.
     """
 
     plan_of: Callable[[BuildOptions], BuildPlan]
     steps: tuple[Step, ...]
     out: str
-    finish: Callable[[BuildContext], T]
+    finish: Callable[[BuildContext], tuple[T, Report]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Result(Generic[T]):
 
     path: Path
     about: T
-    report: dict[str, Any]
+    report: Report
     seconds: dict[str, float]
 
 
@@ -118,10 +119,10 @@ def run(
                 list(source.emitted.passes) if source.emitted is not None else [],
             )  # fmt: skip
             context = _run_steps(context, steps)
-            about = ending.finish(context)
+            about, whole = ending.finish(context)
             path = writer.commit()
             cache.finish()
-    return Result(path, about, report, dict(clock.seconds))
+    return Result(path, about, whole, dict(clock.seconds))
 
 
 def _run_steps(context: BuildContext, steps: Sequence[Step]) -> BuildContext:

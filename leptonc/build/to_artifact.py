@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from leptonc.build.plan import artifact_plan
 from leptonc.build.steps import TO_ARTIFACT
 from leptonc.options import BuildOptions
 from leptonc.progress import Progress
+from leptonc.report import Report, as_record, report_of, to_json
 from runtime_edge.manifest import PAGE_NAME, REPORT_NAME, Manifest
 
 
@@ -47,21 +47,20 @@ def build(
         LeptonError: Whatever was wrong; nothing is left at `options.out` then.
     """
     result = run(options, ENDING, progress, texts)
-    return BuildResult(result.path, result.about, result.report, result.seconds)
+    return BuildResult(result.path, result.about, as_record(result.report), result.seconds)
 
 
-def _finish(context: BuildContext) -> Manifest:
+def _finish(context: BuildContext) -> tuple[Manifest, Report]:
     """Writes the report, the same as a page, and the manifest."""
-    report, writer = context.report, context.writer
+    writer = context.writer
     _add_variants(context)
-    report["bytes"] = sizes_of(writer)
-    data = as_json(report)
+    report = report_of({**context.report, "bytes": sizes_of(writer)})
     records = tuple(variant.record for variant in context.variants if variant.record is not None)
-    writer.add(PAGE_NAME, report_page(manifest_of(context, records), json.loads(data)))
-    writer.add(REPORT_NAME, data)
+    writer.add(PAGE_NAME, report_page(manifest_of(context, records), as_record(report)))
+    writer.add(REPORT_NAME, to_json(report))
     manifest = manifest_of(context, records)
     writer.write_manifest(manifest)
-    return manifest
+    return manifest, report
 
 
 def _add_variants(context: BuildContext) -> None:
@@ -86,13 +85,6 @@ def sizes_of(writer: ArtifactWriter) -> dict[str, int]:
     }
     plans = total(lambda path: path.endswith(".plan"))
     return {**sizes, "plans": plans} if plans else sizes
-
-
-def as_json(value: Any) -> bytes:
-    """Returns a report's bytes: equal ones give equal bytes."""
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
 
 
 ENDING = Ending(artifact_plan, TO_ARTIFACT, "{}.lepton", _finish)

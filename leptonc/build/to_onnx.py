@@ -12,10 +12,11 @@ from leptonc.build.emitted import about_of
 from leptonc.build.engine import Ending, run
 from leptonc.build.plan import BuildPlan, emission_plan
 from leptonc.build.steps import LOWERED_OPTIONS, TO_ONNX
-from leptonc.build.to_artifact import as_json, sizes_of
+from leptonc.build.to_artifact import sizes_of
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.progress import Progress
+from leptonc.report import Report, as_record, report_of, to_json
 from leptonc.sources.emitted import About, encode
 from runtime_edge.files import listing
 from runtime_edge.manifest import EMITTED_NAME, REPORT_NAME
@@ -45,7 +46,7 @@ def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
         LeptonError: Whatever was wrong; nothing is left at `options.out` then.
     """
     result = run(options, ENDING, progress)
-    return EmitResult(result.path, result.about, result.report, result.seconds)
+    return EmitResult(result.path, result.about, as_record(result.report), result.seconds)
 
 
 def _plan(options: BuildOptions) -> BuildPlan:
@@ -59,14 +60,14 @@ def _plan(options: BuildOptions) -> BuildPlan:
     return emission_plan(options)
 
 
-def _finish(context: BuildContext) -> About:
+def _finish(context: BuildContext) -> tuple[About, Report]:
     """Writes what describes the graph, its fidelity now among it, and the report."""
     writer = context.writer
     about = about_of(context, tuple(sorted(listing(writer.path))))
     writer.add(EMITTED_NAME, encode(about))
-    context.report["bytes"] = sizes_of(writer)
-    writer.add(REPORT_NAME, as_json(context.report))
-    return about
+    report = report_of({**context.report, "bytes": sizes_of(writer)})
+    writer.add(REPORT_NAME, to_json(report))
+    return about, report
 
 
 ENDING = Ending(_plan, TO_ONNX, "{}-onnx", _finish)

@@ -57,7 +57,7 @@ def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as
         print_json({"about" if emitted else "manifest": manifest, "report": report})
     else:
         rows = _graph_rows(manifest) if emitted else _rows(manifest)
-        told = report.pop("warnings", [])
+        told, _ = report.pop("warnings", []), report.pop("schema_version", None)
         warned = [("warning", str(each)) for each in told] if isinstance(told, list) else []
         print_pairs([*rows, *warned, *(("", ""), *_flat(report)) * bool(report)])
 
