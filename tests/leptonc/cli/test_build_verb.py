@@ -13,6 +13,7 @@ import pytest
 
 import leptonc.build.to_artifact as compiler
 import runtime_edge
+from leptonc.options import kinds_of, options_of
 
 SOURCE = "sample:tiny-llama"
 REPORT = {"variants": {"cpu": {"fidelity": {"max_abs_diff": 0.5}, "preflight": {"weights_mb": 1.5, "fits": True}}}}
@@ -41,41 +42,36 @@ def test_defaults_are_those_of_the_compiler(leptonc: Callable[..., Any], asked: 
     assert asked == [compiler.BuildOptions(SOURCE)]
 
 
+TEXTS: dict[str, tuple[str, Any]] = {  # what is typed for a type, and what arrives
+    "str": ("latency:20%", "latency:20%"), "Path": ("some/file", Path("some/file")), "int": ("7", 7),
+    "float": ("1.5", 1.5),
+}  # fmt: skip
+
+
 def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.BuildOptions]) -> None:
-    given = {
-        "--target": ("cpu-arm64,memory_gb=4", "target", "cpu-arm64,memory_gb=4"),
-        "--out": ("a.lepton", "out", Path("a.lepton")),
-        "--weights": ("int4", "weights", "int4"),
-        "--activations": ("int8", "activations", "int8"),
-        "--calibrator": ("entropy", "calibrator", "entropy"),
-        "--block-size": ("64", "block_size", 64),
-        "--method": ("gptq", "method", "gptq"),
-        "--calibration": ("texts.txt", "calibration", Path("texts.txt")),
-        "--heal": ("30s", "heal", "30s"),
-        "--heal-rank": ("full", "heal_rank", "full"),
-        "--resume": ("kept", "resume", Path("kept")),
-        "--embeddings": ("int8", "embeddings", "int8"),
-        "--kv-cache": ("int8", "kv_cache", "int8"),
-        "--prefill": ("int8", "prefill", "int8"),
-        "--prune": ("width:25%", "prune", "width:25%"),
-        "--prune-method": ("flap", "prune_method", "flap"),
-        "--prune-allocation": ("uniform", "prune_allocation", "uniform"),
-        "--prune-compensation": ("bias", "prune_compensation", "bias"),
-        "--memory-gb": ("1.5", "memory_gb", 1.5),
-        "--max-seq-len": ("99", "max_seq_len", 99),
-        "--max-loss": ("2.5%", "max_loss", 2.5),
-        "--seed": ("7", "seed", 7),
-        "--dump-ir": ("ir", "dump_ir", Path("ir")),
-        "--eval-text": ("text", "eval_text", Path("text")),
-    }
-    flags = {"--asymmetric": ("symmetric", False), "--force": ("force", True), "--chat": ("chat", True),
-             "--rotate": ("rotate", True)}
-    arguments = [part for option, (text, *_) in given.items() for part in (option, text)]
-    assert leptonc("build", SOURCE, *arguments, *flags).code == 0
-    expected = {field: value for _, field, value in given.values()} | dict(flags.values())
+    kinds, arguments, expected = kinds_of(compiler.BuildOptions), [], {}
+    for field in dataclasses.fields(compiler.BuildOptions):
+        option = options_of(compiler.BuildOptions)[field.name]
+        if not option.in_command or field.name == "check":
+            continue
+        flag = option.flags[-1] if option.flags else f"--{field.name.replace('_', '-')}"
+        if kinds[field.name] == "bool":
+            arguments.append(flag.split("/")[-1])
+            expected[field.name] = "/" not in flag
+            continue
+        text, value = TEXTS[kinds[field.name]]
+        if field.name == "target":
+            text = value = "cpu-arm64,memory_gb=4"
+        elif option.choices:
+            text, value = str(option.choices[0]), option.choices[0]
+        arguments += [flag, text]
+        expected[field.name] = value
+    assert leptonc("build", SOURCE, *arguments).code == 0
     assert asked == [compiler.BuildOptions(SOURCE, **expected)]
     assert leptonc("build", SOURCE, "--no-check").code == 0
     assert asked[1].check is False
+    assert leptonc("build", SOURCE, "--max-loss", "2.5%", "--weights", "auto:9MB").code == 0
+    assert (asked[2].max_loss, asked[2].weights) == (2.5, "auto:9MB")
     fields = {field.name for field in dataclasses.fields(compiler.BuildOptions)}
     assert fields == {"source", "check", "layers", *expected}  # layers are a recipe's
 
