@@ -239,6 +239,11 @@ class BuildOptions:
         "Exceptions for single layers: the tables [[layers]] of a recipe.",
         (), in_command=False, in_recipe=False,
     )  # fmt: skip
+    attach: Path | None = option(
+        "File, or folder with files, to put into the artifact as they are: a licence, a model card. They lie under "
+        "attached/ there, and `verify` checks them.",
+        None, metavar="PATH", in_recipe=False,
+    )  # fmt: skip
     dump_ir: Path | None = option("Write the graph after each pass to DIR.", None, metavar="DIR", in_recipe=False)
     force: bool = option("Replace an artifact that is already at OUT.", False, in_recipe=False)
 

@@ -7,6 +7,7 @@ step names in `options`.
 from __future__ import annotations
 
 from leptonc.build.step import Step
+from leptonc.build.steps.attach_files import AttachFiles
 from leptonc.build.steps.check_emitted import CheckEmitted
 from leptonc.build.steps.choose_codes import ChooseCodes
 from leptonc.build.steps.compile_engine import CompileEngine
@@ -62,7 +63,7 @@ VARIANT_STEPS: tuple[Step, ...] = (
     JudgePrompts(),
     CompileEngine(),
 )
-TO_ARTIFACT: tuple[Step, ...] = (StoreTokenizer(), *MODEL_STEPS, MeasureSpeed(), *VARIANT_STEPS)
+TO_ARTIFACT: tuple[Step, ...] = (StoreTokenizer(), AttachFiles(), *MODEL_STEPS, MeasureSpeed(), *VARIANT_STEPS)
 TO_ONNX: tuple[Step, ...] = (*MODEL_STEPS, HealGraph(), WriteEmitted(), CheckEmitted())
 
 # What only an artifact's steps own: an emission refuses it.
