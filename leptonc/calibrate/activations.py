@@ -1,9 +1,10 @@
-"""Chooses how the inputs of linear layers become integers: each for itself, and which are kept higher than 8 bits."""
+"""Chooses how the inputs of linear layers become integers, and which inputs are kept in more than 8 bits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ from leptonc.passes.quantize.channels import channel_codes
 from leptonc.passes.quantize.smooth import SmoothLinearsConfig, places
 from leptonc.passes.quantize.static import StaticActivations
 
-SHARE = 0.9  # of the layers' multiply-adds that are 8-bit at least
-# How much of the error of weights that are rounded to nearest is left: paired codes add to it, GPTQ removes from it.
+SHARE = 0.9  # part of the layers' multiply-adds that have 8-bit inputs at least
+# The weights' error, as a part of that of rounding to nearest: paired codes add to it, GPTQ takes from it.
 ROUNDED, SOLVED = 1.7, 0.3
-# Nats by which all rounded inputs together may move what the model says, before more layers are kept higher.
+# Nats by which all rounded inputs together may move the model's output. Beyond that more inputs are kept higher.
 TOLERANCE = 0.003
-# Where higher is 16 bits, still more layers may be, so that these nats are not passed.
+# Where "higher" means 16 bits, still more inputs are kept higher, up to a share, so that the output moves by less.
 LARGE_MOVE, WIDE_SHARE = 0.02, 0.75
-ROOM = 2  # 16 bits reach so many times as far as the inputs on the text do
+ROOM = 2  # integers of 16 bits reach so many times as far as the inputs on the text do
 
 
 def choices(
@@ -47,50 +48,51 @@ def choices(
     Args:
         model: A captured graph.
         windows: Token ids int64 [length] of each text.
-        calibrator: Name of what chooses ranges.
+        calibrator: Name of the calibrator that chooses ranges.
         folder: For temporary files.
         symmetric: Whether integers are signed with zero in the middle.
-        weights: How much the error of rounding weights to nearest counts.
-        memory: Bytes of activations kept in memory.
-        advance: Called with 1 after each stage.
+        weights: Factor of the error that rounding weights to nearest makes. Default: 1.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each stage. Default: nothing is called.
 
     Raises:
         InputError: An activation is not finite.
     """
     where = places(model)
-    seen: dict[str, Statistics] = {}
-    found: list[Choice] = []
+    statistics: dict[str, Statistics] = {}
+    chosen: list[Choice] = []
 
-    def see(stage: Stage, name: str, x: NDArray[Any]) -> None:
-        if name not in seen:
-            seen[name] = Statistics(stage.linears[name][0].path, x.shape[-1])
-        seen[name].add(x)
+    def observer(stage: Stage, name: str, x: NDArray[Any]) -> None:
+        if name not in statistics:
+            statistics[name] = Statistics(stage.linears[name][0].path, x.shape[-1])
+        statistics[name].add(x)
 
     def solve(stage: Stage) -> Weights:
         for name, group in stage.linears.items():
-            place, each = where.get(name), seen.pop(name)
-            found.append(choose(each, tuple(group), place, calibrator, symmetric=symmetric, weights=weights))
+            place, values = where.get(name), statistics.pop(name)
+            chosen.append(choose(values, tuple(group), place, calibrator, symmetric=symmetric, weights=weights))
         return {}
 
-    walk(model, [inputs_of(model, each) for each in windows], see, solve, folder, memory=memory, advance=advance)
-    return found
+    texts = [inputs_of(model, window) for window in windows]
+    walk(model, texts, observer, solve, folder, memory=memory, advance=advance)
+    return chosen
 
 
-def without_layers(found: Sequence[Choice]) -> list[Choice]:
-    """Returns choices that know nothing of a graph, so that a file can hold them."""
-    return [replace(each, linears=()) for each in found]
+def without_layers(chosen: Sequence[Choice]) -> list[Choice]:
+    """Returns choices without their graph's layers, so that a file can hold them."""
+    return [replace(choice, linears=()) for choice in chosen]
 
 
-def with_layers(found: Sequence[Choice], model: ir.Model) -> list[Choice]:
-    """Returns choices with the layers, in a captured graph, that read their values: what `without_layers` took.
+def with_layers(chosen: Sequence[Choice], model: ir.Model) -> list[Choice]:
+    """Returns choices with the layers of a captured graph that read their values; the inverse of `without_layers`.
 
     Raises:
-        ValueError: They are not of the values that the graph's layers read, in order.
+        ValueError: The choices are not those of the values that the graph's layers read, in order.
     """
     groups = [each for stage in linear_stages(model) for each in stage.linears.items()]
-    if [each.value for each in found] != [name for name, _ in groups]:
-        raise ValueError(f"choices of {len(found)} values, in the place of the {len(groups)} that layers read")
-    return [replace(each, linears=tuple(group)) for each, (_, group) in zip(found, groups, strict=True)]
+    if [each.value for each in chosen] != [name for name, _ in groups]:
+        raise ValueError(f"choices of {len(chosen)} values, in the place of the {len(groups)} that layers read")
+    return [replace(each, linears=tuple(group)) for each, (_, group) in zip(chosen, groups, strict=True)]
 
 
 def divergences(
@@ -104,26 +106,26 @@ def divergences(
         windows: Token ids int64 [length] of each text.
         wanted: How each value is quantized.
         folder: For temporary files.
-        paired: Whether the weights' codes are paired; None for weights that are not rounded here.
-        memory: Bytes of activations kept in memory.
-        advance: Called with 1 after each stage.
+        paired: Whether the weights' codes are paired. None: the weights are not rounded.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each stage. Default: nothing is called.
 
     Returns:
-        See `sensitivity.divergence`, by the choice's path.
+        The mean divergence over the texts, by the choice's path; see `output_change.divergence`.
     """
-    by_value = {each.value: each for each in wanted}
+    by_value = {choice.value: choice for choice in wanted}
 
     def trials(stage: Stage) -> list[Trial]:
         here = [by_value[name] for name in stage.linears if name in by_value]
-        return [Trial(each.path, lambda each=each: _rounded(each, paired), _rounding(each)) for each in here]  # type: ignore[misc]
+        return [Trial(choice.path, partial(_rounded, choice, paired), _rounding(choice)) for choice in here]
 
-    # A text's first token has massive activations and moves far: of short texts it would decide everything.
+    # A text's first token has massive activations and moves far. In short texts it would decide everything.
     return measure(model, windows, trials, folder, first=1, memory=memory, advance=advance)
 
 
 def _rounded(choice: Choice, paired: bool | None) -> Weights:
-    """The weights of a choice's layers as 8-bit ones compute (None: exact ones), of inputs that are divided before."""
-    found: Weights = {}
+    """Returns the weights of a choice's layers, scaled for divided inputs, and in 8 bits unless `paired` is None."""
+    weights: Weights = {}
     for linear in choice.linears:
         weight = weight_of(linear)
         moved = weight if choice.scales is None else weight * choice.scales
@@ -131,15 +133,15 @@ def _rounded(choice: Choice, paired: bool | None) -> Weights:
             form = Format(8, weight.shape[1], True, positive=True, paired=paired)
             many, few = choice.apart(moved)
             moved = dequantize(channel_codes(many, form, choice.importance), form) + few
-        found[str(linear.weight.name)] = as_stored(moved, linear)
-    return found
+        weights[str(linear.weight.name)] = as_stored(moved, linear)
+    return weights
 
 
 def _rounding(choice: Choice) -> Callable[[ir.Graph], None]:
-    """Divides and rounds the choice's value, where its layers read it in a graph."""
+    """Returns a change of a graph that divides and rounds the choice's value where its layers read it."""
 
     def change(graph: ir.Graph) -> None:
-        names = {each.node.name for each in choice.linears}
+        names = {linear.node.name for linear in choice.linears}
         readers = [node for node in graph if node.name in names]
         first, x = readers[0], readers[0].inputs[0]
         assert x is not None
@@ -159,79 +161,79 @@ def _rounding(choice: Choice) -> Callable[[ir.Graph], None]:
 
 
 def kept_higher(
-    found: Sequence[Choice], errors: Mapping[str, float], share: float = SHARE, tolerance: float = TOLERANCE
+    chosen: Sequence[Choice], errors: Mapping[str, float], share: float = SHARE, tolerance: float = TOLERANCE
 ) -> set[str]:
-    """Chooses which inputs are kept higher: those that hurt most for their work, until the rest hurts little.
+    """Chooses which inputs are kept higher: those with the largest error for their work, until the rest is small.
 
     Args:
-        found: All inputs.
-        errors: What rounding each one does, by path.
-        share: Of the work that has 8-bit inputs at least.
-        tolerance: What all rounded inputs together may do.
+        chosen: The choices for all inputs.
+        errors: How far the output moves when one input is rounded, in nats, by path.
+        share: Part of the work that has 8-bit inputs at least. Default: `SHARE`.
+        tolerance: Nats by which all rounded inputs together may move the output. Default: `TOLERANCE`.
 
     Returns:
         Paths of the choices.
     """
-    left = (1 - share) * sum(each.work for each in found)
-    rest = sum(errors[each.path] for each in found)
+    left = (1 - share) * sum(choice.work for choice in chosen)
+    rest = sum(errors[choice.path] for choice in chosen)
     kept: set[str] = set()
-    for each in sorted(found, key=lambda each: -errors[each.path] / each.work):
+    for choice in sorted(chosen, key=lambda choice: -errors[choice.path] / choice.work):
         if rest <= tolerance:
             break
-        if each.work <= left:
-            left -= each.work
-            rest -= errors[each.path]
-            kept.add(each.path)
+        if choice.work <= left:
+            left -= choice.work
+            rest -= errors[choice.path]
+            kept.add(choice.path)
     return kept
 
 
-def widened(found: Sequence[Choice], errors: Mapping[str, float]) -> set[str]:
-    """Chooses which inputs get 16 bits, where a backend has them: paths of the choices."""
-    return kept_higher(found, errors) | kept_higher(found, errors, WIDE_SHARE, LARGE_MOVE)
+def widened(chosen: Sequence[Choice], errors: Mapping[str, float]) -> set[str]:
+    """Returns the paths of the choices whose inputs get 16 bits, on a backend that has these."""
+    return kept_higher(chosen, errors) | kept_higher(chosen, errors, WIDE_SHARE, LARGE_MOVE)
 
 
 def static_of(
-    found: Sequence[Choice], kept: set[str], *, symmetric: bool, wide: Collection[str] = ()
+    chosen: Sequence[Choice], kept: set[str], *, symmetric: bool, wide: Collection[str] = ()
 ) -> StaticActivations:
-    """Returns what the passes need to carry the choices out, but for those that are kept as they are.
+    """Returns what the passes need to carry out the choices. Inputs whose path is in `kept` stay as they are.
 
-    Paths in `wide` get integers of 16 bits, the others of 8.
+    Inputs whose path is in `wide` get integers of 16 bits, the others of 8.
     """
-    wanted = [each for each in found if each.path not in kept]
-    layers = [(linear.path, each) for each in wanted for linear in each.linears]
-    smooth = [each for each in wanted if each.scales is not None]
+    wanted = [choice for choice in chosen if choice.path not in kept]
+    layers = [(linear.path, choice) for choice in wanted for linear in choice.linears]
+    smooth = [choice for choice in wanted if choice.scales is not None]
     return StaticActivations(
         rounding=QuantizeActivationsConfig(
-            symmetric, tuple((path, *_grid(each, each.path in wide)) for path, each in layers),
-            tuple((path, each.outliers) for path, each in layers if each.outliers),
-            tuple(path for path, each in layers if each.path in wide),
+            symmetric, tuple((path, *_grid(choice, choice.path in wide)) for path, choice in layers),
+            tuple((path, choice.outliers) for path, choice in layers if choice.outliers),
+            tuple(path for path, choice in layers if choice.path in wide),
         ),
-        smoothing=SmoothLinearsConfig(tuple((each.path, each.strength) for each in smooth)),
-        scales={each.path: _stored(each.scales) for each in smooth if each.scales is not None},
-        inputs={path: Feature(each.mean, each.importance) for path, each in layers},
+        smoothing=SmoothLinearsConfig(tuple((choice.path, choice.strength) for choice in smooth)),
+        scales={choice.path: _stored(choice.scales) for choice in smooth if choice.scales is not None},
+        inputs={path: Feature(choice.mean, choice.importance) for path, choice in layers},
     )
 
 
 def _stored(scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest scales that float16 holds: so they are stored where the runtime multiplies weights by them."""
+    """Returns the nearest scales that float16 holds: the runtime multiplies weights by scales in float16."""
     return scales.astype(np.float16).astype(np.float32)
 
 
 def _grid(choice: Choice, wide: bool) -> tuple[float, int]:
-    """Scale and zero point of a choice's integers."""
+    """Returns scale and zero point of a choice's integers."""
     if not wide:
         return choice.grid.scale, choice.grid.zero
     return scale_of(ROOM * max(map(abs, choice.ends)) / (WIDE_ZERO - 1)), WIDE_ZERO
 
 
 def describe(
-    found: Sequence[Choice], errors: Mapping[str, float], kept: set[str], calibrator: str, wide: Collection[str] = ()
+    chosen: Sequence[Choice], errors: Mapping[str, float], kept: set[str], calibrator: str, wide: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Returns what a report says of the choices; see `static_of`."""
-    work = max(1, sum(each.work for each in found))
-    bits = {each.path: 32 if each.path in kept else 16 if each.path in wide else 8 for each in found}
-    shares = {few: sum(each.work for each in found if bits[each.path] == few) / work for few in (8, 16)}
-    grids = {each.path: _grid(each, each.path in wide) for each in found}
+    """Returns the report's record of the choices; arguments as of `static_of`."""
+    work = max(1, sum(choice.work for choice in chosen))
+    bits = {choice.path: 32 if choice.path in kept else 16 if choice.path in wide else 8 for choice in chosen}
+    shares = {few: sum(choice.work for choice in chosen if bits[choice.path] == few) / work for few in (8, 16)}
+    grids = {choice.path: _grid(choice, choice.path in wide) for choice in chosen}
     return {
         "calibrator": calibrator,
         "int8_share": round(shares[8], 4),
@@ -239,12 +241,13 @@ def describe(
         "int8_share_of": "multiply-adds a token of the linear layers inside the layers; embedding and head are apart",
         "inputs": [
             {
-                "layers": [linear.path for linear in each.linears], "bits": bits[each.path],
-                "range": [float(f"{end:.6g}") for end in each.ends],
-                "scale": grids[each.path][0], "zero": grids[each.path][1],
-                "outliers": list(each.outliers), "smoothing": each.strength, "error": float(f"{each.error:.4g}"),
-                "error_unsmoothed": float(f"{each.unsmoothed:.4g}"), "divergence": float(f"{errors[each.path]:.4g}"),
+                "layers": [linear.path for linear in choice.linears], "bits": bits[choice.path],
+                "range": [float(f"{end:.6g}") for end in choice.ends],
+                "scale": grids[choice.path][0], "zero": grids[choice.path][1],
+                "outliers": list(choice.outliers), "smoothing": choice.strength, "error": float(f"{choice.error:.4g}"),
+                "error_unsmoothed": float(f"{choice.unsmoothed:.4g}"),
+                "divergence": float(f"{errors[choice.path]:.4g}"),
             }
-            for each in found
+            for choice in chosen
         ],
     }  # fmt: skip

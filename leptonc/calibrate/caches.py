@@ -23,18 +23,18 @@ def cache_scales(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int = 2**30,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, NDArray[np.float32]]:  # fmt: skip
-    """Runs a captured decoder over a text and returns what one step of each channel of its caches is.
+    """Runs a captured decoder over a text, and returns the scale of each channel of its caches of 8-bit integers.
 
-    Keys, rotated as they are stored, have channels that reach far in every token (Liu et al., KIVI, 2024): a scale a
-    channel keeps the others apart from them. Zero stays in the middle; the greatest magnitude on the text becomes 127,
-    and what goes beyond that later is cut off.
+    Keys, which are stored rotated, have channels that reach far in every token (Liu et al., KIVI, 2024). With a scale
+    for each channel these do not coarsen the others. Integers are symmetric. The greatest magnitude on the text becomes
+    127, and values beyond it are clipped.
 
     Args:
         model: A captured graph; values get their types, nothing else changes.
         windows: Token ids int64 [length] of each text.
         folder: For temporary files.
-        memory: Bytes of activations that are kept in memory; others wait on disk.
-        advance: Called with 1 after each stage.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each stage. Default: nothing is called.
 
     Returns:
         Scales float32 [heads, width], above zero, by the name of the graph's input for that cache.
@@ -42,32 +42,31 @@ def cache_scales(
     Raises:
         InputError: A key or value is not finite.
     """
-    caches: dict[str, list[str]] = {}  # inputs, by the name of what goes into them
+    caches: dict[str, list[str]] = {}  # inputs of the graph, by the name of the value that goes into them
     for node in model.graph:
         if node.op_type == "CachedAttention" and node.domain == DOMAIN:
             for new, past in zip(node.inputs[1:3], node.inputs[3:5], strict=True):
                 caches.setdefault(str(new.name), []).append(str(past.name))  # type: ignore[union-attr]
     largest: dict[str, NDArray[np.float32]] = {}
 
-    def see(values: Values) -> None:
+    def observer(values: Values) -> None:
         for name in caches.keys() & values.keys():
-            found = np.abs(values[name]).max(axis=(0, 2))  # of [batch, heads, length, width]
-            if not np.isfinite(found).all():
+            reached = np.abs(values[name]).max(axis=(0, 2))  # of [batch, heads, length, width]
+            if not np.isfinite(reached).all():
                 raise InputError(
                     f"expected finite keys and values on the calibration text, found others in {caches[name][0]}",
                     hint=OVERFLOWS,
                 )
-            largest[name] = np.maximum(largest[name], found) if name in largest else found
+            largest[name] = np.maximum(largest[name], reached) if name in largest else reached
 
-    observe(
-        model, [inputs_of(model, each) for each in windows], set(caches), see, folder, memory=memory, advance=advance
-    )
+    texts = [inputs_of(model, window) for window in windows]
+    observe(model, texts, set(caches), observer, folder, memory=memory, advance=advance)
     return {past: _steps(largest[name]) for name, pasts in caches.items() for past in pasts}
 
 
 def _steps(largest: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Steps of channels; those that were always zero have one of the others' size."""
+    """Returns the scales of channels. Channels that are always zero get the median of the others."""
     known = largest[largest > 0]
     usual = float(np.median(known)) if known.size else float(TOP)
-    found: NDArray[np.float32] = (np.where(largest > 0, largest, usual) / TOP).astype(np.float32)
-    return np.maximum(found, np.finfo(np.float32).tiny)
+    steps: NDArray[np.float32] = (np.where(largest > 0, largest, usual) / TOP).astype(np.float32)
+    return np.maximum(steps, np.finfo(np.float32).tiny)

@@ -1,4 +1,4 @@
-"""Ranges of activations that integers are spread over: four ways to choose them from the statistics of a text."""
+"""Four ways to choose the ranges of activations that integers cover, from the statistics of a text."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Grid:
         return Grid(scale, int(np.clip(np.rint(-low / scale), 0, 255)), False)
 
     def round(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns what QuantizeLinear and DequantizeLinear make of x."""
+        """Returns x, quantized and dequantized as QuantizeLinear and DequantizeLinear do."""
         bottom, top = (-128, 127) if self.symmetric else (0, 255)
         scale = np.float32(self.scale)
         codes = np.clip(np.rint(x / scale) + self.zero, bottom, top)
-        found: NDArray[np.float32] = ((codes - self.zero) * scale).astype(np.float32)
-        return found
+        rounded: NDArray[np.float32] = ((codes - self.zero) * scale).astype(np.float32)
+        return rounded
 
 
 def scale_of(step: float) -> float:
-    """A step as float32 has it; of inputs that are always zero, 1."""
+    """Returns a step in float32; 1 for inputs that are always zero."""
     return float(np.float32(step)) if step > np.finfo(np.float32).tiny else 1.0
 
 
@@ -50,14 +50,14 @@ Calibrator = Callable[[Histogram, Histogram, tuple[float, float], bool], tuple[f
 
 
 def minmax(ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], symmetric: bool) -> tuple[float, float]:
-    """The whole range, massive activations and all."""
+    """Returns the whole range, with massive activations."""
     return ends
 
 
 def percentile(
     ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], symmetric: bool
 ) -> tuple[float, float]:  # fmt: skip
-    """All but one in ten thousand ordinary values at each end; massive activations are cut off."""
+    """Leaves out one in ten thousand ordinary values at each end, and massive activations."""
     total = ordinary.counts.sum()
     if not total:
         return ends
@@ -69,7 +69,7 @@ def percentile(
 
 
 def entropy(ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], symmetric: bool) -> tuple[float, float]:
-    """The magnitude at which 128 levels tell least from the values' distribution, by Kullback-Leibler divergence.
+    """Returns the range whose 128 levels differ least from the values' distribution, in Kullback-Leibler divergence.
 
     Migacz, 8-bit inference with TensorRT (2017): for each threshold, the histogram of magnitudes with what lies beyond
     added to its last bin, against the same bins merged to 128 levels and spread evenly over those that held something.
@@ -86,23 +86,23 @@ def entropy(ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], sy
         reference = magnitudes[:bins].copy()
         edges = np.arange(LEVELS) * bins // LEVELS
         held = (reference > 0).astype(np.float64)
-        each = np.add.reduceat(reference, edges) / np.maximum(np.add.reduceat(held, edges), 1)
-        spread = np.repeat(each, np.diff(np.append(edges, bins))) * held
+        mean = np.add.reduceat(reference, edges) / np.maximum(np.add.reduceat(held, edges), 1)
+        spread = np.repeat(mean, np.diff(np.append(edges, bins))) * held
         if bins < used:
             reference[-1] += after[bins]
         p, q = reference / reference.sum(), spread / max(spread.sum(), np.finfo(float).tiny)
-        seen = p > 0
-        found = np.inf if (q[seen] == 0).any() else float((p[seen] * np.log(p[seen] / q[seen])).sum())
-        if found <= least:
-            best, least = bins, found
+        present = p > 0
+        divergence = np.inf if (q[present] == 0).any() else float((p[present] * np.log(p[present] / q[present])).sum())
+        if divergence <= least:
+            best, least = bins, divergence
     limit = best * ordinary.limit / half
     return max(ordinary.low, -limit), min(ordinary.high, limit)
 
 
 def mse(ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], symmetric: bool) -> tuple[float, float]:
-    """The part of the range that costs least in squares: rounding within it, and cutting off beyond it.
+    """Returns the range with the least square error, of rounding within it and of clipping beyond it.
 
-    The lower and the upper end shrink together or one alone; massive activations count as `Statistics` weighs them.
+    Both ends shrink together, or one alone. Massive activations count as `Statistics` weighs them.
     """
     best, least = ends, np.inf
     parts = [_held(part) for part in (ordinary, sinks) if part.counts.any()]
@@ -116,14 +116,14 @@ def mse(ordinary: Histogram, sinks: Histogram, ends: tuple[float, float], symmet
     return best
 
 
-def _held(seen: Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The middles of a histogram's bins that hold something, and their counts."""
-    held = np.flatnonzero(seen.counts)
-    return seen.centers()[held], seen.counts[held]
+def _held(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the middles of a histogram's bins that are not empty, and their counts."""
+    held = np.flatnonzero(histogram.counts)
+    return histogram.centers()[held], histogram.counts[held]
 
 
 def _cost(x: NDArray[np.float64], counts: NDArray[np.float64], grid: Grid) -> float:
-    """Sum of squares of what a grid does to values: a twelfth of its step squared, or the cut."""
+    """Returns the square error that a grid makes in values: a twelfth of its step squared, or the clipped part's."""
     bottom, top = (-128, 127) if grid.symmetric else (0, 255)
     low, high = (bottom - grid.zero - 0.5) * grid.scale, (top - grid.zero + 0.5) * grid.scale
     cut = np.maximum(np.maximum(low + grid.scale / 2 - x, x - high + grid.scale / 2), 0)
@@ -134,7 +134,7 @@ def _cost(x: NDArray[np.float64], counts: NDArray[np.float64], grid: Grid) -> fl
 CALIBRATORS: dict[str, Calibrator] = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
 
 
-# What `search` tries, by the outputs of the layers that read the value.
+# `search` tries these, and compares the outputs of the layers that read the value.
 SEARCH = "search"
 SEARCHED = ("minmax", "percentile", "mse")
 
@@ -151,9 +151,9 @@ def calibrators(name: str) -> tuple[str, ...]:
 
 
 def grids_of(
-    seen: Statistics, names: Sequence[str], symmetric: bool, scales: NDArray[np.float32] | None = None
+    statistics: Statistics, names: Sequence[str], symmetric: bool, scales: NDArray[np.float32] | None = None
 ) -> list[Grid]:  # fmt: skip
-    """Returns what each calibrator makes of a value, its features divided by `scales` [width] where these are given."""
-    ordinary, sinks = seen.scaled_histogram(scales)
-    ends = seen.ends(scales)
+    """Returns each calibrator's grid for a value. Its features are divided by `scales` [width]; None: they are not."""
+    ordinary, sinks = statistics.scaled_histogram(scales)
+    ends = statistics.ends(scales)
     return [Grid.over(*CALIBRATORS[name](ordinary, sinks, ends, symmetric), symmetric) for name in names]

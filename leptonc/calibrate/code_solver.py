@@ -1,4 +1,4 @@
-"""Chooses the codes of a model's linear layers from what a calibration text makes of their inputs."""
+"""Chooses the codes of a model's linear layers, layer by layer, from their inputs on a calibration text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,126 +26,128 @@ from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.gptq import clip_search, damping_of, gptq, output_error
 
 Arrays = dict[str, NDArray[Any]]
-MomentsOf = Callable[[str], Moments]  # of a value that linear layers of the stage read; to be had once
-# Weights make up for half of what inputs lack, and for less where there are fewer than 8 tokens for each feature.
+MomentsOf = Callable[[str], Moments]  # takes the name of a value that a stage's linear layers read; works once a name
+# Weights make up for half of the error in their inputs, and for less where there are fewer than 8 tokens a feature.
 MADE_UP, TOKENS = 0.5, 8
-TRIED = 64  # outputs of a layer that tell its damping
-LOOKED_UP = 0.1  # of the mean second moment, added to all for a head whose rows are looked up as embeddings, too
+TRIED = 64  # outputs of a layer that its damping is chosen by
+LOOKED_UP = 0.1  # part of the mean second moment that is added for a head whose rows are embeddings too
 
 
-def by_layer(
+def choose_by_stage(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], choose: Callable[[Stage, MomentsOf], Arrays],
     use: Callable[[Stage, Arrays], Weights], folder: Path, *, memory: int,
-    advance: Callable[[int], Any] = lambda _: None, kept: StepCache | None = None, name: str, outside: bool = False,
-    with_exact: bool = False, hold_out: bool = False,
+    advance: Callable[[int], Any] = lambda _: None, step_cache: StepCache | None = None, name: str,
+    outside: bool = False, with_exact: bool = False, hold_out: bool = False,
 ) -> None:  # fmt: skip
-    """Chooses weights layer by layer: each sees inputs that the layers before it made with theirs.
+    """Chooses weights stage by stage. A stage's inputs are those that earlier stages make with their chosen weights.
 
     Args:
-        model: The captured graph; its own weights stay as they are.
+        model: The captured graph. Its own weights stay as they are.
         windows: Token ids int64 [length] of each text.
-        choose: Returns what a stage's linear layers get, by any names.
-        use: Given that, returns the weights, by initializer, that the stage runs with from then on.
+        choose: Returns what is chosen for a stage's linear layers, by any names.
+        use: Takes what was chosen, and returns the weights, by initializer, that the stage runs with.
         folder: For temporary files.
-        memory: Bytes of activations kept in memory.
-        advance: Called with 1 after each stage, of `linear_stages(model)`.
-        kept: What an interrupted build left, and this one leaves: what was chosen for each stage, under `name`.
-        name: Of what is chosen.
-        outside: Whether linear layers outside of the layers get weights, too.
-        with_exact: Whether moments also know how far inputs are from the exact model's; see `walk`. Default: not.
-        hold_out: Whether moments know those of some texts apart.
+        memory: Bytes of activations that are kept in memory. Others wait on disk.
+        advance: Called with 1 after each stage of `linear_stages(model)`. Default: nothing is called.
+        step_cache: What earlier runs of this build chose for each stage; this run adds to it. Default: nothing is kept.
+        name: Begins the names of the steps in the cache.
+        outside: Whether linear layers that are in no layer get weights too. Default: they do not.
+        with_exact: Whether moments count how far inputs are from the exact model's; see `walk`. Default: they do not.
+        hold_out: Whether moments sum some texts apart; see `Moments`. Default: they do not.
     """
-    steps = kept or StepCache()
+    steps = step_cache or StepCache()
     moments: dict[str, Moments] = {}
 
-    def see(stage: Stage, value: str, *x: NDArray[Any]) -> None:
+    def observer(stage: Stage, value: str, *x: NDArray[Any]) -> None:
         if value not in moments:
             moments[value] = Moments(stage.linears[value][0].path, x[0].shape[-1], hold_out=hold_out)
         moments[value].add(*x)
 
     def solve(stage: Stage) -> Weights:
-        found = steps.arrays(step_of(name, stage), lambda: choose(stage, moments.pop))
-        return use(stage, found)
+        chosen = steps.arrays(step_name(name, stage), lambda: choose(stage, moments.pop))
+        return use(stage, chosen)
 
     walk(
-        model, [inputs_of(model, window) for window in windows], see, solve, folder, memory=memory, advance=advance,
-        solved_before=lambda stage: steps.has(step_of(name, stage)), outside=outside,
-        with_exact=with_exact,
+        model, [inputs_of(model, window) for window in windows], observer, solve, folder, memory=memory,
+        advance=advance,
+        solved_before=lambda stage: steps.has(step_name(name, stage)), outside=outside, with_exact=with_exact,
     )  # fmt: skip
 
 
-def step_of(name: str, stage: Stage) -> str:
-    """What a stage's step of `by_layer` is called where it is kept."""
+def step_name(name: str, stage: Stage) -> str:
+    """Returns the name that the step cache has for a stage of `choose_by_stage`."""
     return f"{name}-{stage.path or 'first'}"
 
 
 class Solver:
-    """Chooses the codes of a graph's linear layers, layer by layer: each sees inputs that quantized layers made.
+    """Chooses the codes of a graph's linear layers, layer by layer, on inputs that the quantized layers before made.
 
     Args:
         windows: Token ids int64 [length] of each calibration text.
         folder: For temporary files: activations beyond `memory`, and the codes until they are written.
-        memory: Bytes of activations kept in memory.
+        memory: Bytes of activations that are kept in memory.
         stage: Opens a stage of progress with so many steps.
-        report: Gets `linears`: for each linear layer its path, and the error of its outputs as a part of them.
-        method: gptq, or awq for the clipping search alone.
-        kept: What an interrupted build left, and this one leaves: the codes of each stage under `name`.
+        report: Gets `linears`: each linear layer's path, and the error of its outputs as a part of their energy.
+        method: `gptq`, or `awq`, which only searches how far weights are clipped. Default: `gptq`.
+        step_cache: Codes that earlier runs of this build chose; this run adds to it. Default: nothing is kept.
+        name: Begins the names of the steps in the cache.
     """
 
     def __init__(
         self, windows: Sequence[NDArray[np.int64]], folder: Path, memory: int, stage: Callable[[str, int], Any],
-        report: dict[str, Any], method: str = "gptq", kept: StepCache | None = None, name: str = "codes",
+        report: dict[str, Any], method: str = "gptq", step_cache: StepCache | None = None, name: str = "codes",
     ) -> None:  # fmt: skip
         self._windows, self._folder, self._memory = windows, folder, memory
         self._stage, self._report, self._method = stage, report, method
-        self._kept, self._name = kept or StepCache(), name
+        self._step_cache, self._name = step_cache or StepCache(), name
 
     def __call__(self, model: ir.Model, form: Callable[[Linear], Format | None]) -> Mapping[str, Codes]:
-        """Returns the codes of linear layers, those of a head of fewer than 8 bits too, by the name of the weight."""
-        steps, place = self._kept, None
-        if steps.folder is None:  # codes go to files all the same, which are gone with what reads them
+        """Returns the codes of linear layers by the name of the weight. A head of 8 bits has none."""
+        steps, place = self._step_cache, None
+        if steps.folder is None:  # the codes' files last as long as what reads them
             steps = StepCache(place := Path(tempfile.mkdtemp(dir=self._folder, prefix=".codes.")))
-        codes = _Chosen(steps)
+        codes = _StoredCodes(steps)
         if place is not None:
             weakref.finalize(codes, shutil.rmtree, place, ignore_errors=True)
         errors: list[dict[str, Any]] = []
         tables = lookups(model)
 
         def wanted(linear: Linear) -> Format | None:
-            given = form(linear)  # a head's codes of 8 bits are near enough as they are
-            return given if given is not None and (given.bits < 8 or layer_of(linear.path)) else None
+            wanted_form = form(linear)
+            # A head of 8 bits is near enough when it is rounded to nearest.
+            return wanted_form if wanted_form is not None and (wanted_form.bits < 8 or layer_of(linear.path)) else None
 
         def choose(stage: Stage, moments_of: MomentsOf) -> Arrays:
-            new = {  # a weight that serves again has its codes
-                name: [each for each in group if str(each[0].weight.name) not in codes]
+            new = {  # a weight that serves again has its codes already
+                name: [(linear, wanted_form) for linear, wanted_form in group if str(linear.weight.name) not in codes]
                 for name, group in forms(stage).items()
             }
             return self._chosen(new, moments_of, tables)
 
         def forms(stage: Stage) -> dict[str, list[tuple[Linear, Format]]]:
             return {
-                name: [(linear, given) for linear in group if (given := wanted(linear)) is not None]
+                name: [(linear, wanted_form) for linear in group if (wanted_form := wanted(linear)) is not None]
                 for name, group in stage.linears.items()
             }
 
         def use(stage: Stage, arrays: Arrays) -> Weights:
-            made: Weights = {}
-            for linear, given in (each for group in forms(stage).values() for each in group):
+            weights: Weights = {}
+            for linear, wanted_form in chain.from_iterable(forms(stage).values()):
                 key = str(linear.weight.name)
                 if key not in codes:
-                    codes.add(key, step_of(self._name, stage))
+                    codes.add(key, step_name(self._name, stage))
                     about = {"path": linear.path, "error": round(float(arrays[f"{key} error"]), 6)}
                     damping = arrays.get(f"{key} damping")
                     errors.append(about if damping is None else {**about, "damping": float(damping)})
-                if stage.outputs:  # a head is the last: nothing reads what it makes of the text
-                    made[key] = as_stored(dequantize(codes[key], given), linear)
-            return made
+                if stage.outputs:  # nothing reads what a head makes of the text
+                    weights[key] = as_stored(dequantize(codes[key], wanted_form), linear)
+            return weights
 
         solved = self._method == "gptq"
-        few = any(given is not None and given.bits < 8 for given in map(wanted, linears(model)))
+        few = any(wanted_form is not None and wanted_form.bits < 8 for wanted_form in map(wanted, linears(model)))
         with self._stage("pass calibrate", len(linear_stages(model))) as advance:
-            by_layer(
-                model, self._windows, choose, use, self._folder, memory=self._memory, advance=advance, kept=steps,
+            choose_by_stage(
+                model, self._windows, choose, use, self._folder, memory=self._memory, advance=advance, step_cache=steps,
                 name=self._name, outside=True, with_exact=solved, hold_out=solved and few,
             )  # fmt: skip
         self._report["linears"] = errors
@@ -154,11 +157,11 @@ class Solver:
         self, forms: Mapping[str, Sequence[tuple[Linear, Format]]], moments_of: MomentsOf,
         tables: Container[ir.Value | None],
     ) -> Arrays:  # fmt: skip
-        """Returns the parts of each layer's codes, the error of its outputs, and the damping that was chosen."""
-        found: Arrays = {}
+        """Returns each layer's parts of codes, the error of its outputs, and its damping where one was chosen."""
+        arrays: Arrays = {}
         for name, group in forms.items():
             moments = moments_of(name)
-            # One token a text, as a classifier has: what is made up for in features unseen would be anything.
+            # A classifier has one token a text. Features that no text shows would be changed at random.
             enough = moments.tokens >= moments.width or all(layer_of(linear.path) for linear, _ in group)
             solved = self._method == "gptq" and enough and bool(group)
             more = LOOKED_UP if any(linear.weight in tables for linear, _ in group) else 0.0
@@ -166,7 +169,7 @@ class Solver:
             damping = _damping(moments, weights, [form for _, form in group], more) if solved else None
             hessian, factor, shift = moments.hessian(), None, None
             if solved:
-                # Damping that is best for codes would leave out much of what can be made up for.
+                # The damping that suits codes would leave much of the inputs' error in place.
                 factor = factorize(hessian, DAMPING + more)
                 shift = None if factor is None or more else _shift(moments, factor)
             del moments
@@ -178,15 +181,15 @@ class Solver:
                     codes = gptq(weight, form, hessian, factor, shift)
                 else:
                     codes = clip_search(weight, form, np.diag(hessian))
-                found |= {f"{key} {part}": array for part, array in codes._asdict().items() if array is not None}
-                found[f"{key} error"] = np.array(output_error(weight, codes, form, hessian, shift))
+                arrays |= {f"{key} {part}": array for part, array in codes._asdict().items() if array is not None}
+                arrays[f"{key} error"] = np.array(output_error(weight, codes, form, hessian, shift))
                 if damping is not None:
-                    found[f"{key} damping"] = np.array(damping)
-        return found
+                    arrays[f"{key} damping"] = np.array(damping)
+        return arrays
 
 
-class _Chosen(Mapping[str, Codes]):
-    """Codes by the name of the weight, which lie in the files of the steps that chose them."""
+class _StoredCodes(Mapping[str, Codes]):
+    """Codes by the name of the weight. They are read from the files of the steps that chose them."""
 
     def __init__(self, steps: StepCache) -> None:
         self._steps, self._step = steps, dict[str, str]()
@@ -198,8 +201,8 @@ class _Chosen(Mapping[str, Codes]):
         return weight in self._step
 
     def __getitem__(self, weight: str) -> Codes:
-        found = self._steps.read(self._step[weight], [f"{weight} {part}" for part in Codes._fields])
-        return Codes(*(found.get(f"{weight} {part}") for part in Codes._fields))  # type: ignore[arg-type]
+        parts = self._steps.read(self._step[weight], [f"{weight} {part}" for part in Codes._fields])
+        return Codes(*(parts.get(f"{weight} {part}") for part in Codes._fields))  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._step)
@@ -211,9 +214,9 @@ class _Chosen(Mapping[str, Codes]):
 def _damping(
     moments: Moments, weights: Sequence[NDArray[Any]], forms: Sequence[Format], more: float
 ) -> float | None:  # fmt: skip
-    """Chooses the damping for all layers that read one value; None where the text is too short to choose by.
+    """Chooses the damping for all layers that read one value.
 
-    Eight bits leave too little error for it to matter.
+    Returns None where the text is too short to choose by. With 8 bits the error is small at any damping: None too.
     """
     few = [(weight, form) for weight, form in zip(weights, forms, strict=True) if form.bits < 8]
     parts = moments.held_out() if few else None
@@ -223,6 +226,6 @@ def _damping(
 
 
 def _shift(moments: Moments, factor: Factor) -> NDArray[np.float32] | None:
-    """How far weights aim beside their own values, for what their inputs lack; rows that are looked up, too, do not."""
+    """Returns how far weights move to make up for the error in their inputs; None where exact inputs are not known."""
     off, part = moments.off(), MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
     return None if off is None else shift_of(off, factor, part)

@@ -1,4 +1,4 @@
-"""What makes up for what is cut: layers that sum over units are fitted anew, on what the cut model really computes."""
+"""Fits the layers that sum over cut units anew, on the values that the cut model computes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from leptonc.ir.edit import only_user
 from leptonc.ir.structure import Linear, as_stored, linears, weight_of
 from leptonc.passes.prune.obs import least_squares
 
-RIDGES = (1e-2, 1e-1, 1.0)  # parts of the mean second moment: how much the fit keeps to the weights that it begins with
+RIDGES = (1e-2, 1e-1, 1.0)  # parts of the mean second moment: how strongly a fit keeps to the weights it begins with
 
 
 class Regression:
-    """Moments that fit outputs to inputs; a few massive rows count as much as all others, as in `Moments`.
+    """Moments for a linear fit of outputs to inputs. Massive rows count at most as much as all others, as in `Moments`.
 
     Args:
         inputs: Features of an input.
-        outputs: Of a target.
+        outputs: Features of a target.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -38,8 +38,8 @@ class Regression:
     def add(self, x: NDArray[np.float32], target: NDArray[np.float32]) -> None:
         """Counts inputs float32 [..., inputs] and targets [..., outputs]."""
         targets = target.reshape(-1, target.shape[-1])
-        rows = x.reshape(len(targets), x.shape[-1])  # of a block that goes whole it has no inputs
-        energies = [np.einsum("ij,ij->i", each, each) for each in (rows, targets)]
+        rows = x.reshape(len(targets), x.shape[-1])  # there are no inputs where a block goes whole
+        energies = [np.einsum("ij,ij->i", array, array) for array in (rows, targets)]
         massive = np.logical_or(*map(is_sink, energies))
         for at, mask in enumerate((~massive, massive)):
             if mask.any():
@@ -52,7 +52,7 @@ class Regression:
 
     @property
     def _scale(self) -> float:
-        """What massive rows are multiplied with: until neither their inputs nor their targets outweigh the others."""
+        """The factor of massive rows. With it neither their inputs nor their targets outweigh those of all others."""
         pairs = (self._energy, self._targets)
         return min((1.0, *(ordinary / massive for ordinary, massive in pairs if massive > ordinary > 0)))
 
@@ -64,22 +64,22 @@ class Regression:
         return both[:inputs], both[inputs:]
 
     def __add__(self, other: Regression) -> Regression:
-        """Returns what both have counted."""
-        found = Regression(self._sums[0].shape[1], len(self._sums[0]) - self._sums[0].shape[1])
-        found.rows = self.rows + other.rows
+        """Returns the moments over the rows of both."""
+        both = Regression(self._sums[0].shape[1], len(self._sums[0]) - self._sums[0].shape[1])
+        both.rows = self.rows + other.rows
         for at in range(2):
-            found._sums[at] = self._sums[at] + other._sums[at]
-            found._energy[at] = self._energy[at] + other._energy[at]
-            found._targets[at] = self._targets[at] + other._targets[at]
-        return found
+            both._sums[at] = self._sums[at] + other._sums[at]
+            both._energy[at] = self._energy[at] + other._energy[at]
+            both._targets[at] = self._targets[at] + other._targets[at]
+        return both
 
     def fit(self, weight: NDArray[np.float32], ridge: float) -> NDArray[np.float32]:
-        """Returns the weight [outputs, inputs] that fits best, drawn to one that is given."""
+        """Returns the weight float32 [outputs, inputs] that fits best; `ridge` draws it to `weight`."""
         return least_squares(weight, *self.moments(), ridge=ridge)
 
     def error(self, weight: NDArray[np.float32]) -> float:
-        """Returns the mean square error that a weight [outputs, inputs] leaves, as a part of the targets'."""
-        moments, cross = (each.astype(np.float64) for each in self.moments())
+        """Returns the mean square error that a weight [outputs, inputs] leaves, as a part of the targets' own."""
+        moments, cross = (sums.astype(np.float64) for sums in self.moments())
         whole = (self._targets[0] + self._scale * self._targets[1]) / max(1, self.rows)
         off = whole - 2 * float(np.vdot(weight, cross)) + float(np.vdot(weight @ moments, weight))
         return max(0.0, off / whole) if whole > 0 else 0.0
@@ -88,18 +88,18 @@ class Regression:
 def ridge_of(halves: Sequence[Regression], weight: NDArray[np.float32], ridges: Sequence[float]) -> float:
     """Chooses the ridge whose fit to one half of the text errs least on the other, both ways round.
 
-    A fit has as many free numbers as the layer has weights, and a text of some thousand tokens says little of most of
-    them: fitted without a check it knows the text by heart.
+    A fit has as many free numbers as the layer has weights, and some thousand tokens determine few of them. A fit that
+    is not checked on other text learns its own by heart.
 
     Args:
-        halves: What two parts of the text say; one alone gets the first ridge.
-        weight: What the fit begins with, float32 [outputs, inputs].
+        halves: Moments of two parts of the text. Where there is one part, the first ridge is taken.
+        weight: The weight that the fit begins with, float32 [outputs, inputs].
         ridges: Candidates.
     """
     if len(halves) < 2 or len(ridges) < 2 or not weight.shape[1]:
         return ridges[0]
     first, second = halves
-    errors = [second.error(first.fit(weight, each)) + first.error(second.fit(weight, each)) for each in ridges]
+    errors = [second.error(first.fit(weight, ridge)) + first.error(second.fit(weight, ridge)) for ridge in ridges]
     return ridges[int(np.argmin(errors))]
 
 
@@ -110,26 +110,26 @@ def compensate(
 ) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
     """Fits the layers that sum over units, one after another, from the first that loses some.
 
-    The model as it is and the model that is cut run side by side. A layer whose output is added to the residual stream
-    is fitted to what the stream has after it in the model as it is, so that it takes back what earlier layers got
-    wrong; another to its own output there. What stays is found by ridge regression from the weights that it has.
+    The whole model and the cut model run side by side. A layer whose output is added to the residual stream is fitted
+    to the stream after it in the whole model, so that it corrects errors of earlier layers. Any other layer is fitted
+    to its own output in the whole model. The weights that stay are found by ridge regression around their old values.
 
     Args:
-        model: The captured graph, nothing of it cut; values get their types, nothing else changes.
+        model: The captured graph, of which nothing is cut. Its values get their types, nothing else changes.
         windows: Token ids int64 [length] of each text.
-        consumers: The layers, in graph order; those of `student`, where that is given.
-        removed: Inputs that a layer loses, by module path; those of a block that goes whole are all.
+        consumers: The layers to fit, in graph order. They are layers of `student`, where that is given.
+        removed: The inputs that a layer loses, by module path. Where a block goes whole, it loses all.
         folder: For temporary files.
-        student: A graph of which something was cut already; all its `consumers`, which are layers
-            of `model` too, are fitted then. None for `model` itself, which `removed` says the cuts of.
-        ridges: Parts of the mean second moment that pull a weight to what it was; see `ridge_of`.
-        memory: Bytes of activations kept in memory.
-        advance: Called with 1 after each layer.
+        student: A graph that was cut before. All `consumers`, which are layers of `model` too, are fitted then.
+            Default: `model` itself, without the inputs in `removed`.
+        ridges: Candidates for the ridge, as parts of the mean second moment; see `ridge_of`. Default: `RIDGES`.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each layer. Default: nothing is called.
 
     Returns:
-        Weights by initializer, in the shape that they have before the cut, zero where inputs are removed; and of each
-        layer fitted its path, the inputs that it keeps, the ridge, and its error before and after, as parts of its
-        target.
+        Weights by initializer, in the shape from before the cut, zero where inputs are removed. And for each fitted
+        layer its path, the number of inputs that it keeps, the ridge, and its error before and after, as parts of its
+        target's energy.
     """
     sums: dict[str, list[Regression]] = {}
     calls: dict[str, int] = {}
@@ -139,7 +139,7 @@ def compensate(
         gone = removed.get(linear.path, np.zeros(0, np.int64))
         return np.delete(np.arange(linear.shape[1]), gone)
 
-    def see(linear: Linear, x: NDArray[np.float32], target: NDArray[np.float32]) -> None:
+    def observer(linear: Linear, x: NDArray[np.float32], target: NDArray[np.float32]) -> None:
         keep = keep_of(linear)
         count = calls[linear.path] = calls.get(linear.path, 0) + 1
         halves = sums.setdefault(linear.path, [])
@@ -151,21 +151,21 @@ def compensate(
     def solve(linear: Linear) -> NDArray[np.float32]:
         halves = sums.pop(linear.path)
         keep, weight = keep_of(linear), weight_of(linear)
-        found = halves[0] + halves[1] if len(halves) == 2 else halves[0]
+        whole = halves[0] + halves[1] if len(halves) == 2 else halves[0]
         fitted = np.zeros_like(weight)
         ridge = ridge_of(halves, weight[:, keep], ridges)
         if len(keep):
-            fitted[:, keep] = found.fit(weight[:, keep], ridge)
+            fitted[:, keep] = whole.fit(weight[:, keep], ridge)
         if not np.isfinite(fitted).all():
             raise not_finite(linear.path)
-        before, after = (round(found.error(each[:, keep]), 6) for each in (weight, fitted))
+        before, after = (round(whole.error(linear[:, keep]), 6) for linear in (weight, fitted))
         report.append({"path": linear.path, "kept": len(keep), "ridge": ridge, "before": before, "after": after})
         return fitted
 
     weights: Weights = {}
-    paths = {each.path for each in consumers}
+    paths = {linear.path for linear in consumers}
     with StagedRun(folder, memory=memory, advance=advance) as run:
-        whole, cut = (_Side(run, each, windows, paths) for each in (model, student or model))
+        whole, cut = (_Side(run, linear, windows, paths) for linear in (model, student or model))
         differs = student is not None
         for at, stage in run.over(cut.graph.stages):
             differs = differs or stage.path in removed
@@ -175,7 +175,8 @@ def compensate(
                 whole.graph.run(at)
             else:
                 target = whole.linears[stage.path]
-                whole.graph.run(at, also=[str(target.y.name)], see=partial(_compare, see, whole, cut, linear, target))
+                compare = partial(_compare, observer, whole, cut, linear, target)
+                whole.graph.run(at, also=[str(target.y.name)], observer=compare)
                 solved = solve(linear)
                 here[str(linear.weight.name)] = as_stored(solved, linear)
                 weights |= here
@@ -196,20 +197,20 @@ class _Side:
     def __init__(
         self, run: StagedRun, model: ir.Model, windows: Sequence[NDArray[np.int64]], paths: Collection[str]
     ) -> None:
-        self.linears = {each.path: each for each in linears(model) if each.path in paths}
-        begins = {each.node: path for path, each in self.linears.items()}
+        self.linears = {linear.path: linear for linear in linears(model) if linear.path in paths}
+        begins = {linear.node: path for path, linear in self.linears.items()}
         texts = [inputs_of(model, window) for window in windows]
         self.graph = run.graph(model, texts, stages(model, lambda node: begins.get(node, "")))
 
 
 def _compare(
-    see: Callable[[Linear, NDArray[np.float32], NDArray[np.float32]], None], whole: _Side, cut: _Side, linear: Linear,
-    target: Linear, text: int, made: Values,
+    observer: Callable[[Linear, NDArray[np.float32], NDArray[np.float32]], None], whole: _Side, cut: _Side,
+    linear: Linear, target: Linear, text: int, made: Values,
 ) -> None:  # fmt: skip
     """Shows what a layer reads in the cut model, and what it should give there.
 
     Args:
-        see: Gets the layer, what it reads, and what it should give.
+        observer: Gets the layer, what it reads, and what it should give.
         whole: The whole model.
         cut: The model that is cut.
         linear: The layer in the model that is cut.
@@ -222,11 +223,11 @@ def _compare(
     exact_stream, own_stream = _stream_of(target), _stream_of(linear)
     if exact_stream in exact and own_stream in own:
         output = output + (exact[str(exact_stream)] - own[str(own_stream)])
-    see(linear, own[str(linear.x.name)], output)
+    observer(linear, own[str(linear.x.name)], output)
 
 
 def _stream_of(linear: Linear) -> str | None:
-    """Name of the value that a layer's output is added to, or None: the residual stream, where nothing is between."""
+    """Returns the name of the value that a layer's output is added to: the residual stream. None: there is none."""
     add = only_user(linear.y)
     if add is None or add.op_type != "Add":
         return None

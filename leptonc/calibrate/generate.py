@@ -1,4 +1,4 @@
-"""Text that a model writes itself: calibration without data of anybody's."""
+"""Calibration text that a model writes itself."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def generate(
         start: The token that each text begins with.
         banned: Tokens that are never drawn: those that would end the text.
         samples: Number of texts.
-        length: Tokens of each, the first among them.
-        seed: Of the draws; the same texts come from the same graph, seed, version of ONNX Runtime and kind of CPU. A
-            text has draws of its own: how many others there are changes nothing.
-        memory: Bytes that caches may take, which bounds how many texts are written at once (at least one).
-        advance: Called with 1 after each token of all texts of a batch.
+        length: Tokens of each text, with the first one.
+        seed: Seed of the draws. Graph, seed, version of ONNX Runtime and kind of CPU determine the texts. Each text
+            has draws of its own, so that the number of texts changes none of them. Default: 0.
+        memory: Bytes that caches may take, which bound how many texts are written at once. One always is. Default:
+            1 GiB.
+        advance: Called with 1 after each token of a batch. Default: nothing is called.
 
     Returns:
         Token ids int64 [length] of each text.
@@ -41,26 +42,26 @@ def generate(
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     draws = [np.random.default_rng([seed, at]).random(length) for at in range(samples)]
     room = max(1, memory // (length * _bytes_a_token(session)))
-    # By halves: what is free differs from run to run by little, and other batches round otherwise.
+    # A power of two: free memory differs a little from run to run, and another size of batch would round otherwise.
     batch = min(BATCH, samples, 2 ** (room.bit_length() - 1))
-    found: list[NDArray[np.int64]] = []
-    while len(found) < samples:
-        chances = np.array(draws[len(found) : len(found) + batch])
-        found += list(_write(session, start, banned, chances, advance))
-    return found
+    texts: list[NDArray[np.int64]] = []
+    while len(texts) < samples:
+        chances = np.array(draws[len(texts) : len(texts) + batch])
+        texts += list(_write(session, start, banned, chances, advance))
+    return texts
 
 
 def rounds(samples: int) -> int:
-    """Returns the fewest batches that so many texts are written in."""
+    """Returns the least number of batches for so many texts."""
     return -(-samples // BATCH)
 
 
 def _caches(session: Any) -> dict[str, tuple[int, int]]:
-    """Heads and width of each cache."""
+    """Returns heads and width of each cache, by name."""
     return {
-        each.name: (int(each.shape[1]), int(each.shape[3]))
-        for each in session.get_inputs()
-        if each.name.startswith("past_key_values.")
+        value.name: (int(value.shape[1]), int(value.shape[3]))
+        for value in session.get_inputs()
+        if value.name.startswith("past_key_values.")
     }
 
 
@@ -71,9 +72,9 @@ def _bytes_a_token(session: Any) -> int:
 def _write(
     session: Any, start: int, banned: Sequence[int], chances: NDArray[np.float64], advance: Callable[[int], Any]
 ) -> NDArray[np.int64]:
-    """Writes a batch of texts, int64 [rows, length], by a number from 0 to 1 for each token that is drawn.
+    """Returns a batch of texts, int64 [rows, length]; `chances` has a number from 0 to 1 for each token.
 
-    A cache is one buffer that attention writes in place.
+    Each cache is one buffer, which attention writes in place.
     """
     rows, length = chances.shape
     ids = np.full((rows, length), start, np.int64)
@@ -91,7 +92,7 @@ def _write(
         bind(name, cache)
         bind(name.replace("past_key_values.", "present."), cache, output=True)
     token = np.empty((rows, 1), np.int64)
-    (vocab,) = (each.shape[-1] for each in session.get_outputs() if each.name == "logits")
+    (vocab,) = (value.shape[-1] for value in session.get_outputs() if value.name == "logits")
     logits = np.empty((rows, 1, int(vocab)), np.float32)
     bind("input_ids", token)
     bind("past_length", past)
@@ -117,15 +118,15 @@ def draw(logits: NDArray[np.float32], banned: Sequence[int], chances: NDArray[np
     starts = np.arange(0, parts.shape[1], RUN)
     sums = np.add.reduceat(parts, starts, axis=1, dtype=np.float64).cumsum(-1)
     drawn = chances * sums[:, -1]
-    found = np.empty(len(parts), np.int64)
+    drawn_ids = np.empty(len(parts), np.int64)
     for row, (part, known, wanted) in enumerate(zip(parts, sums, drawn, strict=True)):
         at = _reaching(known, wanted)
         inside = part[starts[at] : starts[at] + RUN].cumsum(dtype=np.float64)
-        found[row] = starts[at] + _reaching(inside, wanted - (known[at - 1] if at else 0.0))
-    return found
+        drawn_ids[row] = starts[at] + _reaching(inside, wanted - (known[at - 1] if at else 0.0))
+    return drawn_ids
 
 
 def _reaching(sums: NDArray[np.float64], wanted: float) -> int:
     """Index of the first sum above what is wanted; where rounding leaves none, of the first that is the whole."""
-    found = int(np.searchsorted(sums, wanted, side="right"))
-    return found if found < len(sums) else int(np.searchsorted(sums, sums[-1]))
+    index = int(np.searchsorted(sums, wanted, side="right"))
+    return index if index < len(sums) else int(np.searchsorted(sums, sums[-1]))

@@ -1,4 +1,4 @@
-"""Second moments of what linear layers read, gathered in one walk over a text, on disk until they are asked for."""
+"""Second moments of the inputs of linear layers, gathered in one walk over a text, on disk until they are asked for."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ Clock = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class InputMoments:
-    """Second moments of what some linear layers read in the whole model, each in a file: [in, in] float32.
+    """Second moments of the inputs of some linear layers in the whole model, a file for each: float32 [in, in].
 
-    One walk over the text makes them, for the choice of what goes and for what makes up for it.
+    One walk over the text gathers them. They serve the choice of what is cut, and the fit of what stays.
 
     Args:
         model: The captured graph.
         linears: The layers.
         windows: Token ids int64 [length] of each text.
         scratch: For temporary files.
-        memory: Bytes of activations kept in memory.
+        memory: Bytes of activations that are kept in memory. Others wait on disk.
         clock: Opens a stage of progress with so many steps.
-        kept: What an interrupted build left, and this one leaves.
+        step_cache: What earlier runs of this build made; this run adds to it. Default: nothing is kept.
     """
 
     def __init__(
         self, model: ir.Model, linears: Sequence[Linear], windows: Sequence[NDArray[np.int64]], scratch: Path, *,
-        memory: int, clock: Clock, kept: StepCache | None = None,
+        memory: int, clock: Clock, step_cache: StepCache | None = None,
     ) -> None:  # fmt: skip
         self.model, self.linears, self.windows, self.scratch = model, linears, windows, scratch
-        self.memory, self.clock, self._kept = memory, clock, kept or StepCache()
-        self._folder = self._kept.place("moments", scratch)
+        self.memory, self.clock, self._step_cache = memory, clock, step_cache or StepCache()
+        self._folder = self._step_cache.place("moments", scratch)
         self._gathered = False
 
     def __getitem__(self, linear: Linear) -> NDArray[np.float32]:
-        """Returns the moments of one layer's inputs.
+        """Returns the moments of one layer's inputs, float32 [in, in].
 
         Raises:
             InputError: An activation is not finite, or the file that an interrupted build left is damaged.
@@ -68,39 +68,39 @@ class InputMoments:
         return array
 
     def gather(self) -> None:
-        """Walks over the text, if that was not done; a stage of progress of its own."""
+        """Walks over the text, unless that was done; a stage of progress of its own."""
         if self._gathered:
             return
-        digests = self._kept.json("moments", self._walk)
-        if self._kept.folder is not None and digests != self._digests():
-            self._kept.forget("moments", "the sha256 of its files is another")
-            self._kept.json("moments", self._walk)
+        digests = self._step_cache.json("moments", self._walk)
+        if self._step_cache.folder is not None and digests != self._digests():
+            self._step_cache.forget("moments", "the sha256 of its files is another")
+            self._step_cache.json("moments", self._walk)
         self._gathered = True
 
     def _digests(self) -> dict[str, str]:
-        """The sha256 of each file by its name, of one that is not there that of nothing; of none where none is kept."""
-        found = {}
-        for path in () if self._kept.folder is None else {self._file(linear) for linear in self.linears}:
+        """Returns the sha256 of each file that is kept, by name; a missing file has that of no bytes."""
+        digests = {}
+        for path in () if self._step_cache.folder is None else {self._file(linear) for linear in self.linears}:
             digest = hashlib.sha256()
             if path.is_file():
                 with path.open("rb") as file:
                     while part := file.read(_PART):
                         digest.update(part)
-            found[path.name] = digest.hexdigest()
-        return found
+            digests[path.name] = digest.hexdigest()
+        return digests
 
     def _walk(self) -> dict[str, str]:
-        batches = [inputs_of(self.model, window) for window in self.windows]
+        texts = [inputs_of(self.model, window) for window in self.windows]
         with self.clock("prune moments", len(stages(self.model))) as advance:
             moments(
-                self.model, self.linears, batches, lambda each, seen: np.save(self._file(each), seen), self.scratch,
-                memory=self.memory, advance=advance,
+                self.model, self.linears, texts, lambda linear, array: np.save(self._file(linear), array),
+                self.scratch, memory=self.memory, advance=advance,
             )  # fmt: skip
         return self._digests()
 
     def drop(self) -> None:
-        """Removes the files, which take much room, unless they are kept."""
-        if self._kept.folder is None:
+        """Removes the files, which take much room, unless the step cache keeps them."""
+        if self._step_cache.folder is None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, linear: Linear) -> Path:

@@ -1,4 +1,4 @@
-"""How long a lowered graph takes on this machine: what a share to prune is found by, where a latency is asked for."""
+"""Measures how long a lowered graph takes on this machine, for a build that prunes to a latency."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 PAST = 256  # tokens in the cache while one more is computed
 TEXT = 128  # tokens of an encoder's text
-SECONDS, FEWEST = 1.5, 10  # of measuring, and runs in it at least
+SECONDS, FEWEST = 1.5, 10  # time of measuring, and least number of runs
 
 
 def tokens(longest: int, *, cached: bool) -> int:
-    """Returns how many tokens a decoder's cache has, or an encoder's text, whose model takes `longest` at most."""
+    """Returns the tokens of a decoder's cache, or of an encoder's text; a model takes `longest` at most."""
     return max(1, min(PAST, longest - 1) if cached else min(TEXT, longest))
 
 
@@ -29,9 +29,9 @@ def seconds(
     Args:
         graph: A graph lowered for ONNX Runtime.
         vocabulary: Token ids are below it.
-        longest: Tokens that the model takes at most; where they are fewer, so are those of the cache or the text.
-        limit: Seconds of measuring, of `FEWEST` runs at least.
-        left_out: ONNX Runtime's optimizations that the runtime has left out.
+        longest: Tokens that the model takes at most. The cache or the text has no more.
+        limit: Seconds of measuring. There are `FEWEST` runs at least. Default: `SECONDS`.
+        left_out: Names of ONNX Runtime's optimizations that the runtime leaves out. Default: none.
     """
     from runtime_edge.ort import load
 
@@ -41,27 +41,27 @@ def seconds(
     session = ort.InferenceSession(
         str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
     )
-    given = _inputs(session, vocabulary, longest)
+    inputs = _inputs(session, vocabulary, longest)
     binding = session.io_binding()
-    for name, array in given.items():
+    for name, array in inputs.items():
         binding.bind_cpu_input(name, array)
     for output in session.get_outputs():
-        cache = given.get(output.name.replace("present.", "past_key_values."))
+        cache = inputs.get(output.name.replace("present.", "past_key_values."))
         if cache is None:
             binding.bind_output(output.name, "cpu")
         else:  # a cache is written in place, as the runtime has it
             binding.bind_output(output.name, "cpu", 0, cache.dtype.type, cache.shape, cache.ctypes.data)
-    found: list[float] = []
+    durations: list[float] = []
     session.run_with_iobinding(binding)
-    while sum(found) < limit or len(found) < FEWEST:
+    while sum(durations) < limit or len(durations) < FEWEST:
         started = time.perf_counter()
         session.run_with_iobinding(binding)
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+        durations.append(time.perf_counter() - started)
+    return statistics.median(durations)
 
 
 def _inputs(session: Any, vocabulary: int, longest: int) -> dict[str, NDArray[Any]]:
-    names = {each.name: each.shape for each in session.get_inputs()}
+    names = {value.name: value.shape for value in session.get_inputs()}
     cached = "past_length" in names
     count = tokens(longest, cached=cached)
     length = 1 if cached else count

@@ -1,4 +1,4 @@
-"""Statistics of the inputs of linear layers, gathered a batch at a time."""
+"""Second moments of the inputs of linear layers, gathered a batch at a time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from leptonc.errors import OVERFLOWS, InputError
 
-WAITING = 2**25  # bytes of tokens whose products are summed at once
-HELD = 4  # of so many texts one is held out
-SINK = 25.0  # a token whose energy is so many times the median's is an attention sink's
+WAITING = 2**25  # bytes of tokens that are multiplied at once
+HELD = 4  # one of so many texts is held out
+SINK = 25.0  # a token with so many times the median energy is an attention sink
 
 
 def not_finite(path: str) -> InputError:
-    """Returns the error of inputs at `path` that float32 does not hold, or whose squares' sum it does not."""
+    """Returns the error for inputs at `path`, or sums of their squares, that are beyond float32."""
     return InputError(
         f"expected finite activations on the calibration text, found others at the input of {path}",
         hint=OVERFLOWS,
@@ -26,7 +26,7 @@ def finite_energy(rows: NDArray[Any], path: str) -> NDArray[Any]:
     """Returns the sum of squares of each token's features [tokens, width].
 
     Raises:
-        InputError: One is not finite; `path` says where.
+        InputError: A sum is not finite; the message has `path`.
     """
     energy: NDArray[Any] = np.einsum("ij,ij->i", rows, rows)
     if not np.isfinite(energy).all():
@@ -35,40 +35,40 @@ def finite_energy(rows: NDArray[Any], path: str) -> NDArray[Any]:
 
 
 def is_sink(energy: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which tokens of one text, by their energy [tokens], have massive activations."""
-    found: NDArray[np.bool_] = energy > SINK * np.median(energy)
-    return found
+    """Returns which tokens of one text have massive activations, by their energy [tokens]."""
+    massive: NDArray[np.bool_] = energy > SINK * np.median(energy)
+    return massive
 
 
 class Moments:
-    """Second moments of a layer's inputs, the massive activations of a few tokens counted as much as all others.
+    """Second moments of a layer's inputs. Massive activations of a few tokens count at most as much as all others.
 
     The first token of a text carries activations thousands of times the others' (Sun et al., Massive Activations in
-    Large Language Models, 2024). Counted as they are they decide everything, left out they are lost and with them the
-    attention that rests on them: they are scaled down until their energy is at most that of all other tokens.
+    Large Language Models, 2024). At full weight they would decide everything. Left out, the attention that rests on
+    them would be lost. So they are scaled down until their energy is at most that of all other tokens.
 
     Args:
-        path: What error messages call the inputs.
+        path: Name of the inputs in error messages.
         width: Features of an input.
-        hold_out: Whether some texts are summed apart, too; see `held_out`.
+        hold_out: Whether some texts are summed apart; see `held_out`. Default: they are not.
 
     Attributes:
-        tokens: How many were counted.
+        tokens: Number of tokens that were counted.
     """
 
     def __init__(self, path: str, width: int, *, hold_out: bool = False) -> None:
         self.path, self.width, self.tokens = path, width, 0
         self._hold_out, self._texts = hold_out, 0
-        self._sums: dict[str, NDArray[np.float32]] = {}  # [width, width], each made when something is added to it
+        self._sums: dict[str, NDArray[np.float32]] = {}  # [width, width], by part
         self._rows = {"learnt": 0, "held": 0}
         self._waiting: list[tuple[str, NDArray[Any], NDArray[Any] | None]] = []
-        self._sinks: list[NDArray[Any]] = []  # few: they wait to the end
+        self._sinks: list[NDArray[Any]] = []  # few: they wait until the end
 
     def add(self, x: NDArray[Any], exact: NDArray[Any] | None = None) -> None:
-        """Counts inputs float32 [..., width] of a text, and how far they are from exact ones.
+        """Counts inputs float32 [..., width] of a text, and their distance from `exact` ones of the same shape.
 
         Raises:
-            InputError: One is not finite.
+            InputError: An input is not finite.
         """
         rows = x.reshape(-1, x.shape[-1])
         energy = finite_energy(rows, self.path)
@@ -82,21 +82,21 @@ class Moments:
         self._waiting.append((part, np.array(rows), off))
         self._rows[part] += len(rows)
         self.tokens += len(energy)
-        if sum(each.nbytes * (1 if off is None else 2) for _, each, off in self._waiting) >= WAITING:
+        if sum(rows.nbytes * (1 if off is None else 2) for _, rows, off in self._waiting) >= WAITING:
             self._sum()
-        if sum(each.nbytes for each in self._sinks) >= WAITING:
+        if sum(rows.nbytes for rows in self._sinks) >= WAITING:
             self._sum_sinks()
 
     def _sum(self) -> None:
-        """Adds the products of what waits; an array with itself is half the work of two."""
+        """Adds the products of the rows that wait. An array with itself takes half the time of two arrays."""
         for part in self._rows:
-            some = [each for name, each, _ in self._waiting if name == part]
-            if some:
-                rows = np.concatenate(some)
+            parts = [rows for name, rows, _ in self._waiting if name == part]
+            if parts:
+                rows = np.concatenate(parts)
                 self._add(part, rows.T @ rows)
-        beside = [(off, rows) for _, rows, off in self._waiting if off is not None]
-        if beside:
-            offs, inputs = (np.concatenate(each) for each in zip(*beside, strict=True))
+        offs_and_rows = [(off, rows) for _, rows, off in self._waiting if off is not None]
+        if offs_and_rows:
+            offs, inputs = (np.concatenate(arrays) for arrays in zip(*offs_and_rows, strict=True))
             self._add("off", offs.T @ inputs)
         self._waiting.clear()
 
@@ -113,9 +113,9 @@ class Moments:
             self._sums[name] = product
 
     def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Returns second moments of the texts but for each fourth, and of these, float32 [width, width] each.
+        """Returns second moments of three texts in four, and of every fourth, float32 [width, width] each.
 
-        None where either has fewer tokens than features, or where none was held out; not to be had after `hessian`.
+        Returns None where either part has fewer tokens than features, or none was held out. Call it before `hessian`.
         """
         if min(self._rows.values()) < self.width:
             return None
@@ -123,23 +123,23 @@ class Moments:
         return self._with_sinks(np.array(self._sums["learnt"])), self._with_sinks(np.array(self._sums["held"]))
 
     def hessian(self) -> NDArray[np.float32]:
-        """Returns the second moments, float32 [width, width]; nothing is counted afterwards.
+        """Returns the second moments of all texts, float32 [width, width]. Nothing may be added afterwards.
 
         Raises:
-            InputError: Their sum is more than float32 holds.
+            InputError: Their sum is beyond float32.
         """
         self._sum()
-        found = self._sums.pop("learnt", None)
-        if found is None:
-            found = np.zeros((self.width, self.width), np.float32)
+        sums = self._sums.pop("learnt", None)
+        if sums is None:
+            sums = np.zeros((self.width, self.width), np.float32)
         if "held" in self._sums:
-            found += self._sums.pop("held")
-        self._sums["learnt"] = found = self._with_sinks(found)
+            sums += self._sums.pop("held")
+        self._sums["learnt"] = sums = self._with_sinks(sums)
         self._sums.pop("sinks", None)
-        return found
+        return sums
 
     def _with_sinks(self, ordinary: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Adds the moments of massive tokens, scaled down, in place."""
+        """Adds the moments of massive tokens, scaled down, to `ordinary` in place, and returns it."""
         self._sum_sinks()
         sinks = self._sums.get("sinks")
         energies = float(np.trace(ordinary)), 0.0 if sinks is None else float(np.trace(sinks))
@@ -150,6 +150,9 @@ class Moments:
         return ordinary
 
     def off(self) -> NDArray[np.float32] | None:
-        """Returns (E - X)^T X of inputs X and exact ones E, float32 [width, width], massive ones left out; or None."""
+        """Returns (E - X)^T X of inputs X and exact inputs E, float32 [width, width], massive tokens left out.
+
+        Returns None where no exact inputs were counted.
+        """
         self._sum()
         return self._sums.get("off")

@@ -1,4 +1,4 @@
-"""What a text makes of the units of blocks: means and squares of channels, and how far each layer turns its input."""
+"""Statistics of a graph's values over texts: moments of channels, and how far a layer turns its input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from leptonc.passes.feature import Feature
 
 
 def observe(
-    model: ir.Model, texts: Sequence[Text], names: set[str], see: Callable[[Values], None], folder: Path, *,
+    model: ir.Model, texts: Sequence[Text], names: set[str], observer: Callable[[Values], None], folder: Path, *,
     memory: int = MEMORY, advance: Callable[[int], Any] = lambda _: None,
 ) -> None:  # fmt: skip
     """Runs a graph a layer at a time, up to the last layer that makes a value of `names`.
@@ -28,8 +28,9 @@ def observe(
     Args:
         model: A graph of the dialect. Its values get their types, nothing else changes.
         texts: Inputs of each run, by name.
-        names: Names of the values to see.
-        see: Called for each layer and text with what the layer reads from outside, and those of `names` that it makes.
+        names: Names of the values to observe.
+        observer: Called for each layer and text with the values that the layer reads, and those of `names` that it
+            makes.
         folder: For temporary files.
         memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
         advance: Called with 1 after each layer. Default: nothing is called.
@@ -39,11 +40,11 @@ def observe(
     with StagedRun(folder, memory=memory, advance=advance) as run:
         graph = run.graph(model, texts, cut)
         for at, stage in run.over(cut):
-            graph.run(at, also=sorted(names & stage.made), see=lambda _, values: see(values))
+            graph.run(at, also=sorted(names & stage.made), observer=lambda _, values: observer(values))
 
 
 class _Sums:
-    """Sums over tokens; those of attention sinks apart, which count as much as all others at most (see `Moments`)."""
+    """Sums over tokens. Attention sinks are summed apart, and count at most as much as all others (see `Moments`)."""
 
     def __init__(self, path: str, width: int) -> None:
         self.path, self.tokens = path, 0
@@ -66,23 +67,23 @@ class _Sums:
 
 
 def features(
-    model: ir.Model, found: Groups, texts: Sequence[Text], folder: Path, *, memory: int = 2**30,
+    model: ir.Model, groups: Groups, texts: Sequence[Text], folder: Path, *, memory: int = 2**30,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, Feature]:  # fmt: skip
-    """Returns means and mean squares of what each block's consuming linear layers read, by module path.
+    """Returns the mean and mean square of each channel that the consuming linear layers of blocks read, by module path.
 
     Raises:
         InputError: An activation is not finite.
     """
-    readers = {str(linear.x.name): linear for block in found.blocks for linear in block.consumers}
+    readers = {str(linear.x.name): linear for block in groups.blocks for linear in block.consumers}
     sums = {name: _Sums(linear.path, linear.shape[1]) for name, linear in readers.items()}
 
-    def see(values: Values) -> None:
+    def observer(values: Values) -> None:
         for name in sums.keys() & values.keys():
             sums[name].add(values[name])
 
-    observe(model, texts, set(readers), see, folder, memory=memory, advance=advance)
-    return {readers[name].path: each.feature() for name, each in sums.items()}
+    observe(model, texts, set(readers), observer, folder, memory=memory, advance=advance)
+    return {readers[name].path: total.feature() for name, total in sums.items()}
 
 
 def moments(
@@ -90,7 +91,7 @@ def moments(
     use: Callable[[Linear, NDArray[np.float32]], None], folder: Path, *, memory: int = 2**30,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> None:  # fmt: skip
-    """Shows second moments of what linear layers read, one layer's in memory at a time.
+    """Computes second moments of the inputs of linear layers, one layer's in memory at a time.
 
     Args:
         model: A graph of the dialect; values get their types, nothing else changes.
@@ -98,8 +99,8 @@ def moments(
         texts: Inputs of each run, by name.
         use: Called with each layer and E[x x^T], float32 [in, in], over all texts.
         folder: For temporary files.
-        memory: Bytes of activations that are kept in memory; others wait on disk.
-        advance: Called with 1 after each stage.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each stage. Default: nothing is called.
 
     Raises:
         InputError: An activation is not finite.
@@ -109,36 +110,36 @@ def moments(
         readers.setdefault(str(linear.x.name), []).append(linear)
     sums: dict[str, tuple[Moments, list[int]]] = {}
 
-    def see(values: Values) -> None:
+    def observer(values: Values) -> None:
         for name in [name for name in readers if name in values]:
-            known, seen = sums.setdefault(name, (Moments(readers[name][0].path, values[name].shape[-1]), []))
+            known, texts_seen = sums.setdefault(name, (Moments(readers[name][0].path, values[name].shape[-1]), []))
             known.add(values[name])
-            seen.append(1)
-            if len(seen) == len(texts):
+            texts_seen.append(1)
+            if len(texts_seen) == len(texts):
                 del sums[name]
                 for linear in readers[name]:
                     use(linear, known.hessian() / np.float32(max(1, known.tokens)))
 
-    observe(model, texts, set(readers), see, folder, memory=memory, advance=advance)
+    observe(model, texts, set(readers), observer, folder, memory=memory, advance=advance)
 
 
 def influence(
-    model: ir.Model, found: Groups, texts: Sequence[Text], folder: Path, *, memory: int = 2**30,
+    model: ir.Model, groups: Groups, texts: Sequence[Text], folder: Path, *, memory: int = 2**30,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, float]:  # fmt: skip
-    """Returns of each layer 1 - the mean cosine between what it reads of the residual stream and what it leaves there.
+    """Returns for each layer 1 - the mean cosine between the residual stream before it and after it.
 
-    Men et al., ShortGPT, 2024: the layers that turn it least are missed least.
+    Men et al., ShortGPT, 2024: the layers that turn the stream least are missed least.
     """
     ends: dict[str, tuple[str, str]] = {}
-    for path in found.layers:
-        adds = [block.add for block in found.blocks if block.layer == path and block.add is not None]
+    for path in groups.layers:
+        adds = [block.add for block in groups.blocks if block.layer == path and block.add is not None]
         if adds:
             (first, at), (last, _) = adds[0], adds[-1]
             ends[path] = (str(first.inputs[1 - at].name), str(last.outputs[0].name))  # type: ignore[union-attr]
     total, tokens = dict.fromkeys(ends, 0.0), dict.fromkeys(ends, 0)
 
-    def see(values: Values) -> None:
+    def observer(values: Values) -> None:
         for path, (before, after) in ends.items():
             if before in values and after in values:
                 x, y = (values[name].reshape(-1, values[name].shape[-1]).astype(np.float64) for name in (before, after))
@@ -146,6 +147,6 @@ def influence(
                 total[path] += float(((x * y).sum(1) / np.maximum(lengths, 1e-30)).sum())
                 tokens[path] += len(x)
 
-    observe(model, texts, {name for pair in ends.values() for name in pair}, see, folder, memory=memory,
+    observe(model, texts, {name for pair in ends.values() for name in pair}, observer, folder, memory=memory,
             advance=advance)  # fmt: skip
     return {path: 1 - total[path] / max(1, tokens[path]) for path in ends}

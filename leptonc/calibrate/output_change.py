@@ -1,4 +1,4 @@
-"""What a model says, compared with what it said before: logits are made a few rows at a time, at any vocabulary."""
+"""Measures how far a model's output changes. Logits are computed a few rows at a time, for any vocabulary."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from leptonc.passes.last_logits import head_of
 
 
 def divergence(before: NDArray[Any], after: NDArray[Any], *, logits: bool, first: int = 0) -> float:
-    """Returns the mean over rows [..., n] from `first` on of the Kullback-Leibler divergence of logits, in nats.
+    """Returns the mean change of rows [..., n], of those from `first` on.
 
-    Of other outputs, the mean of |after - before|^2 / |before|^2.
+    For logits it is the Kullback-Leibler divergence in nats, for other outputs |after - before|^2 / |before|^2.
     """
     if not logits:
         off, whole = np.square(after - before).sum(-1), np.square(before).sum(-1)
         return float((off / np.maximum(whole, np.finfo(np.float32).tiny)).mean())
-    x, y = (each.reshape(-1, each.shape[-1])[first:] for each in (before, after))
+    x, y = (values.reshape(-1, values.shape[-1])[first:] for values in (before, after))
     total = 0.0
     for old, new in zip(x, y, strict=True):
-        # Single precision where the vocabulary is, double in its sums: off by 1e-8, in a tenth of the time.
+        # Single precision over the vocabulary, double in its sums: the error is 1e-8, the time a tenth.
         p, q = np.exp(old - old.max()), np.exp(new - new.max())
         whole, other = p.sum(dtype=np.float64), q.sum(dtype=np.float64)
         shift = np.log(other / whole) + float(new.max()) - float(old.max())
@@ -38,15 +38,15 @@ def divergence(before: NDArray[Any], after: NDArray[Any], *, logits: bool, first
 
 
 class OutputChange:
-    """A graph's first output, of the value that its head reads, or of itself where it has no head.
+    """Measures changes of a graph's first output from the value that its head reads, or from itself without a head.
 
     Args:
         model: A captured graph.
         folder: For temporary files.
-        first: Tokens of each text whose logits are not compared.
+        first: Tokens at the start of each text whose logits are not compared. Default: none.
 
     Attributes:
-        name: The value that outputs are made of.
+        name: Name of the value that the output is computed from.
     """
 
     def __init__(self, model: ir.Model, folder: Path, *, first: int = 0) -> None:
@@ -60,12 +60,12 @@ class OutputChange:
         self, before: NDArray[Any], after: Mapping[str, NDArray[Any]],
         heads: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> dict[str, float]:  # fmt: skip
-        """Compares what several values [batch, length, n] make the model say with what one does, by name.
+        """Returns by name how far the output changes when values [batch, length, n] take the place of `before`.
 
         Args:
-            before: The value.
-            after: The others, by name.
-            heads: Of some of them, the head's weight [out, in], where it is not the model's.
+            before: The unchanged value.
+            after: The changed values, by name.
+            heads: The head's changed weight float32 [out, in], by the same names. Default: the model's own.
 
         Raises:
             InputError: The output of `before` is not finite.
@@ -87,13 +87,13 @@ class OutputChange:
 
     @cached_property
     def _logits(self) -> Callable[..., NDArray[Any]]:
-        """Makes logits [n, vocabulary] of rows [n, in], by the head's weight, which is in memory once, or another."""
+        """Computes logits [n, vocabulary] of rows [n, in], with the head's weight, read once, or with another."""
         assert self._head is not None
         product, own = self._head.node.outputs[0], weight_of(self._head)
 
         def multiplied(rows: NDArray[Any], weight: NDArray[Any] | None = None) -> NDArray[Any]:
-            found: NDArray[Any] = rows @ (own if weight is None else weight).T
-            return found
+            product_rows: NDArray[Any] = rows @ (own if weight is None else weight).T
+            return product_rows
 
         if product.is_graph_output():
             return multiplied
@@ -102,13 +102,13 @@ class OutputChange:
         session = open_stage(self._model, stage, [self._output], {}, self._folder)
 
         def logits(rows: NDArray[Any], weight: NDArray[Any] | None = None) -> NDArray[Any]:
-            found: NDArray[Any] = session.run(None, {str(product.name): multiplied(rows, weight)[None]})[0][0]
-            return found
+            rows_of_logits: NDArray[Any] = session.run(None, {str(product.name): multiplied(rows, weight)[None]})[0][0]
+            return rows_of_logits
 
         return logits
 
-    def _check(self, found: NDArray[Any]) -> None:
-        if not np.isfinite(found).all():
+    def _check(self, output: NDArray[Any]) -> None:
+        if not np.isfinite(output).all():
             raise InputError(
                 f"expected finite values of {self._output} on the calibration text, found others",
                 hint=OVERFLOWS,
@@ -116,13 +116,13 @@ class OutputChange:
 
 
 def _after(value: ir.Value) -> list[ir.Node]:
-    """The chain of elementwise nodes that follow a head."""
-    found: list[ir.Node] = []
+    """Returns the chain of elementwise nodes that follow a head."""
+    chain: list[ir.Node] = []
     while not value.is_graph_output():
         (use,) = value.uses()
-        found.append(use.node)
+        chain.append(use.node)
         value = use.node.outputs[0]
-    return found
+    return chain
 
 
 def _parts(start: int, stop: int, size: int) -> Iterator[slice]:

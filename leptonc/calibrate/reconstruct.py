@@ -1,4 +1,4 @@
-"""Chooses cuts by what the model says without them: a text's moments, and a few short runs of the whole model."""
+"""Chooses cuts by how far the model's output moves: from moments of a text, and a few short runs of the model."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ from leptonc.passes.prune.choose import (
 from leptonc.passes.prune.plan import Cut
 
 TRIAL = 384  # tokens that divergences are measured on: attention needs a long text
-MLPS_FROM = 0.4  # a share below which whole MLPs are never the cheapest that can go, and are not tried
-RIDGE = 1e-2  # of the mean second moment: how much a block's fit keeps to the weights as they were
+MLPS_FROM = 0.4  # smallest share at which cutting whole MLPs is tried: below it something cheaper can always go
+RIDGE = 1e-2  # part of the mean second moment: how strongly a block's fit keeps to its weights
 Stay = Mapping[str, Mapping[str, NDArray[np.bool_]] | None]
 
 
 def reconstruction(
-    seen: InputMoments, found: Groups, share: float, *, multiple: int
+    moments: InputMoments, groups: Groups, share: float, *, multiple: int
 ) -> tuple[tuple[Cut, ...], dict[str, Any]]:  # fmt: skip
     """Cuts a share of all layers' weights where the model's output changes least, see `leptonc.passes.prune.choose`.
 
     Args:
-        seen: What the layers read.
-        found: What can be cut.
-        share: Above 0 and below 1.
-        multiple: What the targets' kernels like the number of channels to be a multiple of.
+        moments: Moments of the inputs of the layers that sum over units.
+        groups: What can be cut.
+        share: Part of the weights that goes, above 0 and below 1.
+        multiple: The number of channels that stay is a multiple of this, for the targets' kernels.
 
     Returns:
-        The cuts, and what the report says of them.
+        The cuts, and the report's record of them.
 
     Raises:
         InputError: So much cannot go, or activations are not finite.
     """
-    blocks = {block.consumers[0].path: block for block in found.blocks if len(block.consumers) == 1}
+    blocks = {block.consumers[0].path: block for block in groups.blocks if len(block.consumers) == 1}
     ways: dict[str, list[Option]] = {}
-    seen.gather()
-    with seen.clock("prune choose", len(blocks)) as advance:
+    moments.gather()
+    with moments.clock("prune choose", len(blocks)) as advance:
         for block in blocks.values():
             (linear,) = block.consumers
-            ways[block.name] = options(block, weight_of(linear), seen[linear], multiple=multiple)
+            ways[block.name] = options(block, weight_of(linear), moments[linear], multiple=multiple)
             advance(1)
 
     def without_some(block: Block, linear: Linear) -> Weights:
         gone = reference(block, ways[block.name]).inputs
-        fit = reconstructed(weight_of(linear), seen[linear], gone)
+        fit = reconstructed(weight_of(linear), moments[linear], gone)
         return {str(linear.weight.name): as_stored(fit, linear)}
 
     def trials(stage: Stage) -> list[Trial]:
@@ -76,74 +76,77 @@ def reconstruction(
                 made.append(Trial(block.name + WHOLE, partial(_zeros, linear)))
         return made
 
-    with seen.clock("prune sensitivity", len(stages(seen.model))) as advance:
-        measured = measure(seen.model, _short(seen.windows), trials, seen.scratch, memory=seen.memory, advance=advance)
-    cuts, expected = choose(found, ways, measured, share)
+    with moments.clock("prune sensitivity", len(stages(moments.model))) as advance:
+        measured = measure(
+            moments.model, _short(moments.windows), trials, moments.scratch, memory=moments.memory, advance=advance
+        )
+    cuts, expected = choose(groups, ways, measured, share)
     about = {name: float(f"{value:.4g}") for name, value in measured.items()}
     return cuts, {"divergence": about, "divergence_expected": float(f"{expected:.4g}")}
 
 
 def _short(windows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """As many texts, from the middle on, as have enough tokens: one long text, or many sentences."""
-    found: list[NDArray[np.int64]] = []
+    """Returns texts, from the middle on, until they have `TRIAL` tokens: one long text, or many sentences."""
+    texts: list[NDArray[np.int64]] = []
     for window in (*windows[len(windows) // 2 :], *windows[: len(windows) // 2]):
-        found.append(window[: TRIAL - sum(map(len, found))])
-        if sum(map(len, found)) >= TRIAL:
+        texts.append(window[: TRIAL - sum(map(len, texts))])
+        if sum(map(len, texts)) >= TRIAL:
             break
-    return found
+    return texts
 
 
 def _zeros(linear: Linear) -> Weights:
     return {str(linear.weight.name): as_stored(np.zeros(linear.shape, np.float32), linear)}
 
 
-def fitted(seen: InputMoments, found: Groups, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str, Any]]]:
-    """Lets what stays of each block that is cut make up for what goes, as the whole model's moments say.
+def fitted(moments: InputMoments, groups: Groups, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str, Any]]]:
+    """Fits what stays of each cut block to the block's old output, by the moments of the whole model.
 
-    Blocks are fitted apart from each other: what they have to make up for is a sum of inputs that they can see, and a
-    text of some thousand tokens is enough for that. `in_sequence` asks more of the text.
+    Blocks are fitted independently. Each fit predicts removed inputs from inputs that stay, and some thousand tokens of
+    text are enough for that. `in_sequence` needs more text.
 
     Args:
-        seen: What the layers read in the whole model.
-        found: What can be cut.
-        stay: Which units stay of each block that is cut, None where it goes whole.
-        folder: Where the weights wait until they are written.
+        moments: Moments of the layers' inputs in the whole model.
+        groups: What can be cut.
+        stay: Which units stay, for each block that is cut; None where it goes whole.
+        folder: Holds the weights until they are written.
 
     Returns:
-        Weights by initializer, in the shape that they have before the cut, zero where inputs are removed; and of each
-        layer fitted its path, the inputs that it keeps, and its outputs' error before and after, as parts of them.
+        Weights by initializer, in the shape from before the cut, zero where inputs are removed. And for each fitted
+        layer its path, the number of inputs that it keeps, and the error of its outputs before and after, as parts of
+        their energy.
     """
-    removed = _removed(found, stay)
+    removed = _removed(groups, stay)
     weights: Weights = {}
     report: list[dict[str, Any]] = []
-    linears = [each for each in found.consumers if each.path in removed]
+    linears = [each for each in groups.consumers if each.path in removed]
     if linears:
-        seen.gather()
-    with seen.clock("prune compensate", len(linears)) as advance:
+        moments.gather()
+    with moments.clock("prune compensate", len(linears)) as advance:
         for linear in linears:
-            gone, weight, moment = removed[linear.path], weight_of(linear), seen[linear]
+            gone, weight, moment = removed[linear.path], weight_of(linear), moments[linear]
             new = reconstructed(weight, moment, gone, ridge=RIDGE)
             np.save(file := folder / f"{linear.path}.npy", as_stored(new, linear))
             weights[str(linear.weight.name)] = np.load(file, mmap_mode="r")
-            kept = linear.shape[1] - len(gone)
-            report.append({"path": linear.path, "kept": kept, **errors_of(weight, new, moment, gone)})
+            inputs_kept = linear.shape[1] - len(gone)
+            report.append({"path": linear.path, "kept": inputs_kept, **errors_of(weight, new, moment, gone)})
             advance(1)
     return weights, report
 
 
 def in_sequence(
-    model: ir.Model, found: Groups, stay: Stay, windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int,
+    model: ir.Model, groups: Groups, stay: Stay, windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int,
     clock: Clock,
 ) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
-    """Fits one block after another to what the whole model has after it, see `compensate`; arguments as of `fitted`."""
-    consumers = found.consumers
+    """Fits one block after another to the whole model's values after it; see `compensate`. Arguments as of `fitted`."""
+    consumers = groups.consumers
     with clock("prune compensate", len(consumers) + 1) as advance:
-        return compensate(model, windows, consumers, _removed(found, stay), folder, memory=memory, advance=advance)
+        return compensate(model, windows, consumers, _removed(groups, stay), folder, memory=memory, advance=advance)
 
 
-def _removed(found: Groups, stay: Stay) -> dict[str, NDArray[np.int64]]:
-    """Inputs that consuming layers lose, by module path."""
-    blocks = {name: (found.block(name), masks) for name, masks in stay.items()}
+def _removed(groups: Groups, stay: Stay) -> dict[str, NDArray[np.int64]]:
+    """Returns the inputs that consuming layers lose, by module path."""
+    blocks = {name: (groups.block(name), masks) for name, masks in stay.items()}
     return {linear.path: _gone(block, linear, masks) for block, masks in blocks.values() for linear in block.consumers}
 
 

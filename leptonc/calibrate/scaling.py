@@ -1,8 +1,8 @@
-"""Activation-aware scaling: input channels that carry most get finer codes, and the graph computes the same.
+"""Activation-aware scaling: weights of the largest input channels get finer codes. The graph computes the same.
 
-Lin et al., AWQ (2023): a weight's input channel is multiplied by s before it is rounded, and what it reads is divided
-by s, where that can be folded into what makes it. s = (root mean square of the channel)^strength, the strength searched
-for each value by what its layers make of it.
+Lin et al., AWQ (2023): a weight's input channel is multiplied by s before it is rounded, and the input is divided by s,
+where the division can be folded into what makes the input. s = (root mean square of the channel)^strength. The strength
+is searched for each value: the best one has the least error of the layers' outputs.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ class Scaling:
     """How one value that linear layers read is divided.
 
     Attributes:
-        path: Of the first layer that reads it.
-        strength: 0 for not at all.
-        scales: float32 [width], which can be folded.
-        error: Of the layers' outputs, as a part of them, the mean of the layers; unscaled: without it.
+        path: Path of the first layer that reads the value.
+        strength: From 0, which changes nothing, to 1.
+        scales: What the value is divided by, float32 [width].
+        error: Mean over the layers of their outputs' error, as a part of the outputs' energy.
+        unscaled: The same without scaling.
     """
 
     path: str
@@ -48,32 +49,32 @@ class Scaling:
 
 
 def scaled_by(moments: NDArray[Any], strength: float) -> NDArray[np.float32]:
-    """Returns (mean square)^(strength / 2) of each channel, their geometric mean 1, float32 [width].
+    """Returns (mean square)^(strength / 2) of each channel, normalized to a geometric mean of 1, float32 [width].
 
     Args:
-        moments: Mean square of each channel [width]; one that is always zero has 1.
+        moments: Mean square of each channel [width]. A channel that is always zero gets a scale of 1.
         strength: From 0, which changes nothing, to 1.
     """
     used = moments > 0
     logs = np.zeros(len(moments))
     logs[used] = np.log(moments[used]) * strength / 2
     logs[used] -= logs[used].mean() if used.any() else 0
-    found: NDArray[np.float32] = np.exp(np.clip(logs, -9, 9)).astype(np.float32)
-    return found
+    scales: NDArray[np.float32] = np.exp(np.clip(logs, -9, 9)).astype(np.float32)
+    return scales
 
 
 def choose(
     place: Place, forms: Sequence[Format | None], hessian: NDArray[Any], strengths: Sequence[float] = STRENGTHS
 ) -> Scaling:  # fmt: skip
-    """Chooses the strength whose layers are off least with weights rounded to nearest; 0 is among those tried.
+    """Chooses the strength with the least error of the layers' outputs, weights rounded to nearest.
 
     Args:
         place: The value, and the layers that read it.
         forms: Format of each layer's weights; None for weights that stay as they are.
         hessian: Second moments of the value, [width, width].
-        strengths: Those that are tried.
+        strengths: Candidates, 0 among them. Default: `STRENGTHS`.
     """
-    weights = [(weight_of(each), form) for each, form in zip(place.readers, forms, strict=True) if form is not None]
+    weights = [(weight_of(reader), form) for reader, form in zip(place.readers, forms, strict=True) if form is not None]
     wholes = [energy(weight, hessian) for weight, _ in weights]
     best: Scaling | None = None
     unscaled = 0.0
@@ -96,24 +97,24 @@ def scalings(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], form: Callable[[Linear], Format | None], folder: Path, *,
     memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> list[Scaling]:  # fmt: skip
-    """Runs a captured graph over a text and chooses, for each value that can be divided, by how much.
+    """Runs a captured graph over a text, and chooses the scales of each value that can be divided.
 
     Args:
         model: A captured graph; values get their types, nothing else changes.
         windows: Token ids int64 [length] of each text.
-        form: Format of a layer's weights; None where they stay as they are.
+        form: Returns the format of a layer's weights, or None where they stay as they are.
         folder: For temporary files.
-        memory: Bytes of activations kept in memory.
-        advance: Called with 1 after each stage.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each stage. Default: nothing is called.
 
     Raises:
         InputError: An activation is not finite.
     """
     where = places(model)
     moments: dict[str, Moments] = {}
-    found: list[Scaling] = []
+    chosen: list[Scaling] = []
 
-    def see(stage: Stage, name: str, x: NDArray[Any]) -> None:
+    def observer(stage: Stage, name: str, x: NDArray[Any]) -> None:
         if name in where:
             moments.setdefault(name, Moments(stage.linears[name][0].path, x.shape[-1])).add(x)
 
@@ -121,8 +122,8 @@ def scalings(
         for name in stage.linears:
             if name in where:
                 place = where[name]
-                found.append(choose(place, [form(each) for each in place.readers], moments.pop(name).hessian()))
+                chosen.append(choose(place, [form(each) for each in place.readers], moments.pop(name).hessian()))
         return {}
 
-    walk(model, [inputs_of(model, each) for each in windows], see, solve, folder, memory=memory, advance=advance)
-    return [each for each in found if each.strength]
+    walk(model, [inputs_of(model, each) for each in windows], observer, solve, folder, memory=memory, advance=advance)
+    return [each for each in chosen if each.strength]

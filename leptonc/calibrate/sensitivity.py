@@ -1,4 +1,4 @@
-"""How much each linear layer's rounding changes what the model says, and which to keep in more bits under a budget."""
+"""Measures how far rounding a linear layer moves the output, and chooses layers for more bits under a budget."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What rounding one linear layer does.
+    """How far rounding one linear layer moves the output.
 
     Attributes:
         path: Module path.
         shape: (out, in) features.
-        error: Of the model's output, see `said.divergence`.
+        error: Divergence of the model's output; see `output_change.divergence`.
     """
 
     path: str
@@ -43,10 +43,10 @@ class Trial:
     """One change of a stage, whose effect on the model's output is measured.
 
     Attributes:
-        path: What it is called.
+        path: Name of the trial.
         weights: Returns the weights that change, by initializer.
-        change: What else changes in the stage's graph, or None; see `open_stage`.
-        head: Returns what the head's weight becomes, too, float32 [out, in]; or None.
+        change: Changes the stage's graph; see `open_stage`. Default: only weights change.
+        head: Returns the head's changed weight, float32 [out, in]. Default: the head keeps its weight.
     """
 
     path: str
@@ -59,25 +59,26 @@ def sensitivities(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], form: Callable[[int], Format], folder: Path, *,
     table: Format | None = None, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> list[Sensitivity]:  # fmt: skip
-    """Rounds one linear layer at a time to nearest, and compares the model's output with what it was before.
+    """Rounds one linear layer at a time to nearest, and measures how far the model's output moves.
 
     Args:
         model: A captured graph.
-        windows: Token ids int64 [length] of each text; two short ones tell layers apart well enough.
-        form: The format of a weight with so many inputs.
+        windows: Token ids int64 [length] of each text. Two short texts tell layers apart well enough.
+        form: Returns the format of a weight with so many inputs.
         folder: For temporary files.
-        table: The format of the embedding, to be measured with a head that is tied to it; None leaves them out.
-        memory: Bytes of activations kept in memory.
-        advance: Called with 1 after each stage.
+        table: Format of the embedding, which is measured together with a head that is tied to it. Default: neither is
+            measured.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each stage. Default: nothing is called.
 
     Returns:
-        The embedding, by the path of its module; linear layers in graph order, of which one weight that several share
+        The embedding, by the path of its module, and linear layers in graph order. A weight that several layers share
         is counted where it is first used.
 
     Raises:
         InputError: The model's output is not finite.
     """
-    found: dict[str, tuple[int, int]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
     known: set[str] = set()
     tables = lookups(model)
     head = head_of(model.graph)
@@ -92,45 +93,45 @@ def sensitivities(
             return Trial(linear.path, dict, head=codes)
         return Trial(linear.path, lambda: {str(linear.weight.name): as_stored(codes(), linear)})
 
-    def of_table(value: ir.Value, look: ir.Node) -> Trial:
+    def of_table(value: ir.Value, lookup: ir.Node) -> Trial:
         assert value.const_value is not None
         codes = partial(rounded, value.const_value.numpy, table)  # type: ignore[arg-type]
         tied = head is not None and head.weight is value
-        return Trial(module_of(look), lambda: {str(value.name): codes()}, head=codes if tied else None)
+        return Trial(module_of(lookup), lambda: {str(value.name): codes()}, head=codes if tied else None)
 
     def trials(stage: Stage) -> list[Trial]:
         made = []
-        for value, look in tables.items():
-            if table is not None and value is not None and look in stage.nodes:
-                made.append(of_table(value, look))
-                found[module_of(look)] = (int(value.shape[0]), int(value.shape[1]))  # type: ignore[index, arg-type]
+        for value, lookup in tables.items():
+            if table is not None and value is not None and lookup in stage.nodes:
+                made.append(of_table(value, lookup))
+                shapes[module_of(lookup)] = (int(value.shape[0]), int(value.shape[1]))  # type: ignore[index, arg-type]
         for linear in (each for group in stage.linears.values() for each in group):
             if linear.weight.name not in known and linear.weight not in tables:
                 known.add(str(linear.weight.name))
                 made.append(of_linear(linear))
-                found[linear.path] = linear.shape
+                shapes[linear.path] = linear.shape
         return made
 
     errors = measure(model, windows, trials, folder, memory=memory, advance=advance)
-    return [Sensitivity(path, shape, errors[path]) for path, shape in found.items()]
+    return [Sensitivity(path, shape, errors[path]) for path, shape in shapes.items()]
 
 
 def measure(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], trials: Callable[[Stage], Sequence[Trial]], folder: Path, *,
     first: int = 0, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, float]:  # fmt: skip
-    """Makes one change at a time, and compares the model's output with what it was before.
+    """Makes one change at a time, and measures how far the model's output moves.
 
-    One walk does all: what a change made different goes on through the later stages beside what was not changed.
+    One walk over the stages does it: each change is a branch of the run, beside the unchanged model.
 
     Args:
         model: A captured graph.
         windows: Token ids int64 [length] of each text.
         trials: Returns the changes of a stage; called once a stage, in order.
         folder: For temporary files.
-        first: Tokens of each text whose logits are not compared.
-        memory: Bytes of activations kept in memory.
-        advance: Called with 1 after each stage.
+        first: Tokens at the start of each text whose logits are not compared. Default: none.
+        memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
+        advance: Called with 1 after each stage. Default: nothing is called.
 
     Returns:
         The mean of `divergence` over the texts, by the path of the trial.
@@ -175,21 +176,21 @@ def measure(
 
 
 def raise_within(
-    found: Sequence[Sensitivity], extra: Callable[[Sensitivity], int], budget: int
+    layers: Sequence[Sensitivity], extra: Callable[[Sensitivity], int], budget: int
 ) -> tuple[tuple[str, ...], int]:
-    """Chooses what to keep in more bits: what gains most for a byte first, whatever still fits after it.
+    """Chooses the layers that get more bits: those with the largest error for a byte first, as long as they fit.
 
     Args:
-        found: The linear layers.
-        extra: Bytes that one takes more.
+        layers: The linear layers.
+        extra: Returns the bytes that a layer takes more.
         budget: Bytes that may be spent.
 
     Returns:
-        Module paths in graph order, and the bytes that they take.
+        Module paths in graph order, and the bytes that are spent.
     """
     spent, chosen = 0, set()
-    for each in sorted(found, key=lambda each: -each.error / max(1, extra(each))):
-        if spent + extra(each) <= budget:
-            spent += extra(each)
-            chosen.add(each.path)
-    return tuple(each.path for each in found if each.path in chosen), spent
+    for layer in sorted(layers, key=lambda layer: -layer.error / max(1, extra(layer))):
+        if spent + extra(layer) <= budget:
+            spent += extra(layer)
+            chosen.add(layer.path)
+    return tuple(layer.path for layer in layers if layer.path in chosen), spent

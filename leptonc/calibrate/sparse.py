@@ -1,4 +1,4 @@
-"""2:4 weights by SparseGPT, layer after layer, each on what the sparse layers before it make of a text."""
+"""2:4 weights by SparseGPT, layer after layer, on inputs that the sparse layers before made of a text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.code_solver import Arrays, MomentsOf, by_layer
+from leptonc.calibrate.code_solver import Arrays, MomentsOf, choose_by_stage
 from leptonc.calibrate.stage_session import Weights
 from leptonc.calibrate.stages import Stage
 from leptonc.calibrate.step_cache import StepCache
@@ -22,21 +22,21 @@ from leptonc.passes.prune.sparse import magnitude, sparsegpt, why_dense
 
 def sparse_weights(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int,
-    advance: Callable[[int], Any] = lambda _: None, kept: StepCache | None = None,
+    advance: Callable[[int], Any] = lambda _: None, step_cache: StepCache | None = None,
 ) -> tuple[dict[str, NDArray[np.float32]], list[dict[str, Any]]]:  # fmt: skip
     """Chooses 2:4 weights of all linear layers that get the pattern; see `leptonc.passes.prune.sparse.sparsegpt`.
 
     Args:
-        model: The captured graph; its own weights stay as they are.
+        model: The captured graph. Its own weights stay as they are.
         windows: Token ids int64 [length] of each text.
-        folder: For temporary files; the weights are kept there, not in memory, and leave nothing behind.
-        memory: Bytes of activations kept in memory.
-        advance: Called with 1 after each stage.
-        kept: What an interrupted build left, and this one leaves.
+        folder: For temporary files. The weights wait there, not in memory, and leave nothing behind.
+        memory: Bytes of activations that are kept in memory. Others wait on disk.
+        advance: Called with 1 after each stage. Default: nothing is called.
+        step_cache: What earlier runs of this build made; this run adds to it. Default: nothing is kept.
 
     Returns:
-        Weights as the graph has them, by initializer, read when they are used; and of each layer its path and its
-        outputs' error, as a part of them, beside that of `magnitude` on the same inputs.
+        Weights as the graph has them, by initializer, which are read when they are used. And for each layer its path,
+        the error of its outputs as a part of their energy, and the same error with `magnitude`'s weights.
 
     Raises:
         InputError: Activations are not finite.
@@ -45,39 +45,39 @@ def sparse_weights(
     report: list[dict[str, Any]] = []
 
     def choose(stage: Stage, moments_of: MomentsOf) -> Arrays:
-        found: Arrays = {}
+        arrays: Arrays = {}
         for name, group in stage.linears.items():
             hessian, factor = moments_of(name).hessian(), None
             for linear in group:
                 key = str(linear.weight.name)
-                # A weight that several layers have is chosen for the first.
-                if why_dense(linear) or key in chosen or key in found:
+                # A weight that several layers share is chosen for the first of them.
+                if why_dense(linear) or key in chosen or key in arrays:
                     continue
                 factor = factorize(hessian, largest_first=False) if factor is None else factor
                 weight = weight_of(linear)
                 sparse = sparsegpt(weight, hessian, factor)
                 whole = max(energy(weight, hessian), float(np.finfo(np.float32).tiny))
-                errors = [energy(weight - each, hessian) / whole for each in (sparse, magnitude(weight))]
-                found |= {key: as_stored(sparse, linear), f"{key} errors": np.array(errors)}
-        return found
+                errors = [energy(weight - zeroed, hessian) / whole for zeroed in (sparse, magnitude(weight))]
+                arrays |= {key: as_stored(sparse, linear), f"{key} errors": np.array(errors)}
+        return arrays
 
     def use(stage: Stage, arrays: Arrays) -> Weights:
-        linears = {str(each.weight.name): each for group in stage.linears.values() for each in group}
+        linears = {str(linear.weight.name): linear for group in stage.linears.values() for linear in group}
         for key, linear in linears.items():
             if key in arrays:
-                error, plain = (round(float(each), 6) for each in arrays[f"{key} errors"])
+                error, plain = (round(float(linear), 6) for linear in arrays[f"{key} errors"])
                 report.append({"path": linear.path, "error": error, "by_magnitude": plain})
                 chosen[key] = _on_disk(arrays[key], folder)
         return {key: chosen[key] for key in linears if key in chosen}
 
-    by_layer(
-        model, windows, choose, use, folder, memory=memory, advance=advance, kept=kept, name="sparse"
+    choose_by_stage(
+        model, windows, choose, use, folder, memory=memory, advance=advance, step_cache=step_cache, name="sparse"
     )
     return chosen, report
 
 
 def _on_disk(array: NDArray[np.float32], folder: Path) -> NDArray[np.float32]:
-    """Keeps an array in a file without a name, which is gone with the array."""
+    """Moves an array to a file without a name, which is gone with the array."""
     with tempfile.TemporaryFile(dir=folder) as file:
         array.tofile(file)
         file.flush()

@@ -143,7 +143,7 @@ class GraphRun:
 
     def run(
         self, at: int, weights: Weights | None = None, *, also: Sequence[str] = (),
-        see: Callable[[int, Values], None] | None = None,
+        observer: Callable[[int, Values], None] | None = None,
     ) -> None:  # fmt: skip
         """Runs a stage over all texts, and stores the values that later stages read.
 
@@ -152,9 +152,9 @@ class GraphRun:
         Args:
             at: Place of the stage.
             weights: Weights by initializer that it runs with. Default: the graph's own.
-            also: Names of further values that `see` gets. Default: none.
-            see: Called for each text with its place, and with what the stage reads and returns. `values` has what was
-                known before the stage. Default: nothing is called.
+            also: Names of further values that `observer` gets. Default: none.
+            observer: Called for each text with its place, and with what the stage reads and returns. `self.values`
+                does not have the stage's values yet. Default: nothing is called.
         """
         needed, stage = self.needed(at), self.stages[at]
         names = list(dict.fromkeys((*needed, *also)))
@@ -163,8 +163,8 @@ class GraphRun:
         session = self.open(at, names, weights)
         for text, values in enumerate(self.values):
             (results,) = session([values])
-            if see is not None:
-                see(text, {**{name: values[name] for name in stage.inputs}, **results})
+            if observer is not None:
+                observer(text, {**{name: values[name] for name in stage.inputs}, **results})
             self.store(text, {name: results[name] for name in needed})
         del session
         self._run.drop_cycles()
@@ -223,7 +223,7 @@ class Branch:
 
 
 def walk(
-    model: ir.Model, texts: Sequence[Text], see: Callable[..., None], solve: Callable[[Stage], Weights],
+    model: ir.Model, texts: Sequence[Text], observer: Callable[..., None], solve: Callable[[Stage], Weights],
     folder: Path, *, memory: int = MEMORY, advance: Callable[[int], Any] = lambda _: None,
     solved_before: Callable[[Stage], bool] = lambda _: False, outside: bool = False, with_exact: bool = False,
 ) -> None:  # fmt: skip
@@ -234,15 +234,15 @@ def walk(
     Args:
         model: A graph of the dialect. Its values get their types, nothing else changes.
         texts: Inputs of each run, by name.
-        see: Called with a stage, the name of a value that its linear layers read, and that value, once a text.
-        solve: Called before a stage runs. Returns the weights, by initializer, that it runs with. Later stages see
-            what the stage makes with these.
+        observer: Called once a text with a stage, the name of a value that its linear layers read, and that value.
+        solve: Called before a stage runs. Returns the weights, by initializer, that it runs with. Later stages
+            read what the stage makes with these.
         folder: For temporary files.
         memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
         advance: Called with 1 after each stage. Default: nothing is called.
-        solved_before: Whether `solve` needs to see nothing of a stage. Default: it sees every stage.
+        solved_before: Whether `observer` may leave out a stage. Default: it gets every stage.
         outside: Whether linear layers that are in no layer count; see `stages`. Default: they do not.
-        with_exact: Whether the graph also runs with its own weights and without rounded activations. `see` then gets
+        with_exact: Whether the graph also runs with its own weights, and activations not rounded. `observer` then gets
             the exact value as its last argument. Default: it does not.
     """
     cut = linear_stages(model, outside=outside)
@@ -255,7 +255,7 @@ def walk(
             if stage.linears:
                 for name in () if solved_before(stage) else stage.linears:
                     for values in zip(*(graph.read(name) for graph in graphs), strict=True):
-                        see(stage, name, *values)
+                        observer(stage, name, *values)
                 weights = solve(stage)
             for graph in graphs:
                 graph.run(at, weights if graph is solved else None)

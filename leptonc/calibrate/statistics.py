@@ -1,4 +1,4 @@
-"""What a text makes of the inputs of linear layers: ranges, a histogram and sample rows, gathered once for all."""
+"""Statistics of the inputs of linear layers on a text: ranges, a histogram and sample rows."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from leptonc.calibrate.moments import finite_energy, is_sink, not_finite
 
 BINS = 4096  # of a histogram, half of them on each side of zero
 ROWS = 1024  # ordinary tokens whose inputs are kept, drawn evenly from all
-SINKS = 64  # of the tokens with massive activations likewise
+SINKS = 64  # tokens with massive activations whose inputs are kept, drawn evenly from all
 
 
 @dataclass
 class Histogram:
     """Counts of values in even bins over [-limit, limit]; `limit` is a power of two that doubles when it must.
 
-    Doubling joins pairs of bins, so what was counted stays exact. Counts may be parts: a value can weigh less than one.
+    Doubling joins pairs of bins, so counts stay exact. A value may weigh less than one.
 
     Attributes:
-        limit: The largest magnitude that there are bins for; 0 before anything but zeros was seen.
+        limit: The largest magnitude that there are bins for. It is 0 until a value is not zero.
         counts: float64 [BINS].
-        low: The least value seen, 0 at most; high: the greatest, 0 at least.
+        low: The least value counted, 0 at most.
+        high: The greatest value counted, 0 at least.
     """
 
     limit: float = 0.0
@@ -33,7 +34,7 @@ class Histogram:
     high: float = 0.0
 
     def add(self, x: NDArray[Any], weight: float = 1.0) -> None:
-        """Counts finite values float32 of any shape, each as much as `weight`."""
+        """Counts finite values float32 of any shape, each `weight` times."""
         if not x.size:
             return
         self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
@@ -42,10 +43,10 @@ class Histogram:
             self._grow(largest)
         if self.limit:
             at = (x.reshape(-1) * np.float32(BINS / 2 / self.limit) + np.float32(BINS / 2)).astype(np.int32)
-            found = np.bincount(np.minimum(at, BINS - 1), minlength=BINS)
+            counts = np.bincount(np.minimum(at, BINS - 1), minlength=BINS)
         else:
-            found = np.bincount([BINS // 2], weights=[x.size], minlength=BINS)
-        self.counts += found * weight
+            counts = np.bincount([BINS // 2], weights=[x.size], minlength=BINS)
+        self.counts += counts * weight
 
     def _grow(self, largest: float) -> None:
         wanted = float(2.0 ** np.ceil(np.log2(largest)))
@@ -64,19 +65,21 @@ class Histogram:
 class Statistics:
     """Statistics of one value that linear layers read.
 
-    The tokens with massive activations (see `Moments`) are counted apart: they show in the extremes, and in whatever
-    weighs them against the others, but they do not decide what is ordinary.
+    Tokens with massive activations (see `Moments`) are counted apart. They count in the extremes, and with a weight in
+    `importance` and `sample`, but not in what is ordinary.
 
     Args:
-        path: What error messages call the value.
+        path: Name of the value in error messages.
         width: Features.
-        seed: Of the draw of the rows that are kept.
+        seed: Seed of the draw of the rows that are kept. Default: 0.
 
     Attributes:
-        tokens: Ordinary tokens seen; sinks: those with massive activations.
+        tokens: Number of ordinary tokens.
+        sinks: Number of tokens with massive activations.
         low, high: Least and greatest value of each feature over all tokens, float32 [width].
-        sum, square: Of each feature and its squares over ordinary tokens, float64 [width]; sink_square: over sinks.
-        histogram: Of the ordinary tokens' values.
+        sum, square: Sum of each feature, and of its squares, over ordinary tokens, float64 [width].
+        sink_square: Sum of each feature's squares over tokens with massive activations, float64 [width].
+        histogram: Histogram of the ordinary tokens' values.
     """
 
     def __init__(self, path: str, width: int, seed: int = 0) -> None:
@@ -93,7 +96,7 @@ class Statistics:
         """Counts inputs float32 [..., width].
 
         Raises:
-            InputError: One is not finite, or the sum of their squares is more than float32 holds.
+            InputError: An input is not finite, or the sum of squares is beyond float32.
         """
         rows = x.reshape(-1, self.width)
         energy = finite_energy(rows, self.path)
@@ -109,26 +112,36 @@ class Statistics:
         self.tokens = self._keep(self._rows, rows, self.tokens, ROWS)
         self.sinks = self._keep(self._sink_rows, massive, self.sinks, SINKS)
 
-    def _keep(self, kept: list[NDArray[np.float32]], rows: NDArray[Any], seen: int, limit: int) -> int:
-        """Reservoir sampling (Vitter, 1985): every token seen is among the kept with the same chance."""
-        first = min(len(rows), max(0, limit - seen))
-        kept += [np.array(row, np.float32) for row in rows[:first]]
-        places = self._random.integers(np.arange(seen + first, seen + len(rows)) + 1)
+    def _keep(self, sample: list[NDArray[np.float32]], rows: NDArray[Any], count: int, limit: int) -> int:
+        """Draws rows into `sample` by reservoir sampling (Vitter, 1985), where every token has the same chance.
+
+        Args:
+            sample: The rows that are kept.
+            rows: New rows.
+            count: Number of rows before these.
+            limit: Most rows in the sample.
+
+        Returns:
+            Number of rows with these.
+        """
+        first = min(len(rows), max(0, limit - count))
+        sample += [np.array(row, np.float32) for row in rows[:first]]
+        places = self._random.integers(np.arange(count + first, count + len(rows)) + 1)
         for at in np.flatnonzero(places < limit):
-            kept[places[at]] = np.array(rows[first + at], np.float32)
-        return seen + len(rows)
+            sample[places[at]] = np.array(rows[first + at], np.float32)
+        return count + len(rows)
 
     @property
     def largest(self) -> NDArray[np.float32]:
         """The largest magnitude of each feature, float32 [width]."""
-        found: NDArray[np.float32] = np.maximum(-self.low, self.high)
-        return found
+        magnitudes: NDArray[np.float32] = np.maximum(-self.low, self.high)
+        return magnitudes
 
     @property
     def sink_weight(self) -> float:
-        """How much a token with massive activations counts, where an ordinary one counts 1.
+        """Weight of a token with massive activations, where an ordinary token has 1.
 
-        All together, in energy, count at most as much as all ordinary ones.
+        With it the energy of all such tokens is at most that of all ordinary ones.
         """
         ordinary, sinks = float(self.square.sum()), float(self.sink_square.sum())
         return 1.0 if sinks <= ordinary or ordinary == 0 else ordinary / sinks
@@ -139,13 +152,13 @@ class Statistics:
 
     def importance(self) -> NDArray[np.float64]:
         """Mean square of each feature, float64 [width]."""
-        found: NDArray[np.float64] = (self.square + self.sink_weight * self.sink_square) / max(1, self.tokens)
-        return found
+        squares: NDArray[np.float64] = (self.square + self.sink_weight * self.sink_square) / max(1, self.tokens)
+        return squares
 
     def sample(self, limit: int = ROWS) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Returns rows float32 [n, width] of at most `limit` ordinary tokens and the sinks, and how much each counts.
+        """Returns rows float32 [n, width] of at most `limit` ordinary tokens and of sinks, with weights float64 [n].
 
-        Weights float64 [n] sum to about the number of tokens seen.
+        The weights sum to about the number of tokens.
         """
         rows, massive = self._rows[:limit], self._sink_rows
         weights = [self.tokens / max(1, len(rows))] * len(rows)
@@ -154,9 +167,9 @@ class Statistics:
         return stacked, np.asarray(weights, np.float64)
 
     def scaled_histogram(self, scales: NDArray[np.float32] | None) -> tuple[Histogram, Histogram]:
-        """Returns histograms of the ordinary tokens' inputs divided by `scales` [width], and of the sinks', weighted.
+        """Returns histograms of the ordinary tokens' inputs divided by `scales` [width], and of sinks.
 
-        Without scales the first one is of all tokens; with scales it is of the rows that are kept.
+        Without scales the first histogram counts all ordinary tokens, with scales the rows that are kept.
         """
         sinks = Histogram()
         weight = self.sink_weight * self.sinks / max(1, len(self._sink_rows))
@@ -170,6 +183,6 @@ class Statistics:
         return ordinary, sinks
 
     def ends(self, scales: NDArray[np.float32] | None) -> tuple[float, float]:
-        """Returns the least and the greatest of all inputs divided by `scales`, with zero between."""
+        """Returns the least and the greatest of all inputs divided by `scales` [width]; the range holds zero."""
         scale = np.ones(self.width, np.float32) if scales is None else scales
         return min(0.0, float((self.low / scale).min())), max(0.0, float((self.high / scale).max()))

@@ -1,6 +1,6 @@
-"""What the steps of an interrupted build left behind: the same build reads it, and does not do them again.
+"""Results of the steps of a build, in files. When a build was interrupted, the same build reads them and goes on.
 
-Every file has a digest of what it holds. A damaged one is told of, removed, and its step is done again.
+Every file has a digest of its content. A damaged file is warned of and removed, and its step is done again.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
 VERSION = 5
 STEPS = "steps"
-OWN = ".lepton"  # a file that says that the directory is ours
-_ENDINGS = (".json", ".safetensors", ".npy", ".partial")  # of the files in it
-LONGEST = 120  # characters of a file's name: systems take 255 bytes, and those of partial files are longer
-SMALL = 2**16  # numbers of a weight that is read to tell models apart: gains, biases, of which no two models share all
+OWN = ".lepton"  # a file that marks a directory of ours
+_ENDINGS = (".json", ".safetensors", ".npy", ".partial")  # endings of the files in it
+LONGEST = 120  # characters of a file's name: systems take 255 bytes, and partial files have longer names
+SMALL = 2**16  # numbers of a weight that is read to tell models apart: no two models share all gains and biases
 
 
 class StepCache:
-    """Results of steps, each in a file of a directory; every file says which build it is of.
+    """Results of steps, each in a file of a directory. Every file has the mark of its build.
 
     Args:
-        folder: The directory, or None: then nothing is kept.
-        mark: Names the build, see `mark_of`.
+        folder: The directory. Default: nothing is kept, and every step is done.
+        mark: Mark of the build; see `mark_of`.
     """
 
     def __init__(self, folder: Path | None = None, mark: str = "") -> None:
@@ -47,7 +47,7 @@ class StepCache:
         self._mark = mark
 
     def json(self, name: str, make: Callable[[], Any]) -> Any:
-        """Returns what `make` returned when the step was done, or does it now; it has a form in JSON.
+        """Returns the result of a step: stored by an earlier run, or of `make`, which does the step. It must fit JSON.
 
         Raises:
             InputError: The file is of another build, or cannot be written.
@@ -57,9 +57,9 @@ class StepCache:
         path = self._file(f"{name}.json")
         if os.path.lexists(path):
             try:
-                found = json.loads(_read(path))
-                mark, value = found["mark"], found["value"]
-                if found["sha256"] != _digest(json.dumps(value).encode()):
+                stored = json.loads(_read(path))
+                mark, value = stored["mark"], stored["value"]
+                if stored["sha256"] != _digest(json.dumps(value).encode()):
                     raise ValueError("its sha256 is another")
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 self._drop(path, error)
@@ -72,13 +72,16 @@ class StepCache:
         return value
 
     def record(self, name: str, kind: type[T], make: Callable[[], T], read: Callable[[T], T] = lambda made: made) -> T:
-        """Returns, read, what `make` returned when the step was done, or does it now; every number is as it was.
+        """Returns the result of a step, stored by an earlier run or of `make`, completed by `read`.
+
+        Numbers are stored exactly.
 
         Args:
-            name: Of the step.
-            kind: The type of what is made: of dataclasses, arrays (`NDArray[np.float32]`) and what JSON has.
+            name: Name of the step.
+            kind: Type of the result: dataclasses, arrays (`NDArray[np.float32]`) and what JSON has.
             make: Does the step.
-            read: Completes what was made; a KeyError or ValueError says that it is not what the step makes.
+            read: Completes the result. It raises KeyError or ValueError where the result is not one of this step.
+                Default: the result is complete.
 
         Raises:
             InputError: The file is of another build, or damaged.
@@ -87,14 +90,14 @@ class StepCache:
             return read(make())
         import msgspec
 
-        found = self.json(name, lambda: msgspec.to_builtins(make(), enc_hook=lambda array: array.tolist()))
+        stored = self.json(name, lambda: msgspec.to_builtins(make(), enc_hook=lambda array: array.tolist()))
         try:
-            return read(msgspec.convert(found, kind, dec_hook=_array))
+            return read(msgspec.convert(stored, kind, dec_hook=_array))
         except (msgspec.ValidationError, KeyError, ValueError) as error:
             raise self._damaged(self._file(f"{name}.json"), error) from error
 
     def arrays(self, name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
-        """Returns the arrays that `make` returned when the step was done, or does it now.
+        """Returns the arrays of a step: stored by an earlier run, or of `make`, which does the step.
 
         Raises:
             InputError: The file is of another build, or cannot be written.
@@ -111,10 +114,10 @@ class StepCache:
         return made
 
     def read(self, name: str, keys: Sequence[str]) -> Arrays:
-        """Returns those of `keys` that are among the arrays of a step that was done; needs a directory.
+        """Returns those of `keys` that a finished step stored. The cache must have a directory.
 
         Raises:
-            InputError: They were damaged since.
+            InputError: The file was damaged since.
         """
         path = self._file(f"{name}.safetensors")
         try:
@@ -123,10 +126,10 @@ class StepCache:
             raise self._damaged(path, error) from error
 
     def has(self, name: str) -> bool:
-        """Whether the arrays of that name were made before, and are whole.
+        """Whether a step of that name stored arrays, and they are whole.
 
         Raises:
-            InputError: They are of another build.
+            InputError: The arrays are of another build.
         """
         if self.folder is None:
             return False
@@ -141,7 +144,7 @@ class StepCache:
         return True
 
     def _read(self, path: Path, keys: Sequence[str] | None) -> Arrays:
-        """Returns arrays of a file, None for all (raises `ValueError`, `OSError`: it is damaged)."""
+        """Returns arrays of a file; all where `keys` is None. A damaged file raises `ValueError` or `OSError`."""
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file() or path.is_symlink():
@@ -151,25 +154,25 @@ class StepCache:
                 about, names = file.metadata() or {}, list(file.keys())
                 if "mark" in about:
                     self._check(path, about["mark"])
-                found = {key: file.get_tensor(key) for key in names if keys is None or key in keys}
+                arrays = {key: file.get_tensor(key) for key in names if keys is None or key in keys}
         except SafetensorError as error:
             raise ValueError(str(error)) from error
         if {f"sha256 {key}" for key in names} != about.keys() - {"mark"}:
             raise ValueError("its arrays are others")
-        for key, array in found.items():
+        for key, array in arrays.items():
             if about[f"sha256 {key}"] != _digest_of(array):
                 raise ValueError(f"the sha256 of {key!r} is another")
-        return found
+        return arrays
 
     def place(self, name: str, scratch: Path) -> Path:
-        """Returns a directory for what a step puts in files of its own; in `scratch` where nothing is kept."""
-        found = (scratch if self.folder is None else self.folder) / name
+        """Returns a directory for a step's own files; it lies in `scratch` where nothing is kept."""
+        folder = (scratch if self.folder is None else self.folder) / name
         self._own()
-        found.mkdir(parents=True, exist_ok=True)
-        return found
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def finish(self) -> None:
-        """Removes all files that steps left, and directories that are empty then; what others put there stays."""
+        """Removes all files of steps, and directories that are empty then. Files that others put there stay."""
         if self.folder is None or not (self.folder / OWN).is_file():
             return
         with contextlib.suppress(OSError):
@@ -185,14 +188,14 @@ class StepCache:
             self.folder.parent.rmdir()
 
     def forget(self, name: str, error: Exception | str) -> None:
-        """Removes what a step of that name left, for it is damaged: it is done again when it is asked for."""
+        """Removes the result of a step, which is damaged. The step is done again when its result is asked for."""
         self._drop(self._file(f"{name}.json"), error)
 
     def _own(self) -> None:
-        """Makes the directory, which says that it is ours.
+        """Makes the directory, and marks it as ours.
 
         Raises:
-            InputError: It is there and does not say so, or cannot be made.
+            InputError: The directory is there without our mark, or cannot be made.
         """
         if self.folder is None or (self.folder / OWN).is_file():
             return
@@ -205,7 +208,7 @@ class StepCache:
 
     @staticmethod
     def _drop(path: Path, error: Exception | str) -> None:
-        """Says that a file is damaged, and removes it."""
+        """Warns that a file is damaged, and removes it."""
         reason = f"no {error}" if isinstance(error, KeyError) else error
         warnings.warn(f"{path}: {reason}: damaged, its step is done again", ResumeWarning, stacklevel=3)
         try:
@@ -244,10 +247,10 @@ class StepCache:
 
 
 def check_ours(folder: Path) -> None:
-    """Refuses a directory for what builds leave in which another has the name that they go by.
+    """Refuses a directory in which another file or folder has the name of a step cache.
 
     Raises:
-        InputError: It is refused.
+        InputError: The directory is refused.
     """
     steps = folder / STEPS
     if os.path.lexists(steps) and not (steps / OWN).is_file() and (not steps.is_dir() or any(steps.iterdir())):
@@ -275,14 +278,14 @@ def _digest(data: bytes) -> str:
 
 
 def _digest_of(array: NDArray[Any]) -> str:
-    """Of an array's type, shape and numbers."""
+    """Returns a digest of an array's type, shape and numbers."""
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def file_name(name: str) -> str:
-    """Returns a name for a file of what belongs to a module: its path, but for one that is no name of a file.
+    """Returns the name of a module's file: the module's path, made fit for a file name where it is not.
 
     Paths of modules come from files that others wrote.
     """
@@ -294,13 +297,13 @@ def file_name(name: str) -> str:
 
 
 def _array(kind: Any, numbers: Any) -> NDArray[Any]:
-    """Numbers, in lists, as an array of `kind`: NDArray[dtype]."""
+    """Returns numbers, in lists, as an array of `kind`: NDArray[dtype]."""
     (dtype,) = get_args(get_args(kind)[1])
     return np.array(numbers, dtype)
 
 
 def mark_of(model: ir.Model, *settings: Any) -> str:
-    """Returns a name for a build: equal for the same graph, small weights and settings."""
+    """Returns the mark of a build: equal for the same graph, small weights, settings and version of the cache."""
     digest = hashlib.sha256(f"{VERSION} {settings!r}".encode())
     for name, value in sorted(model.graph.initializers.items()):
         digest.update(f"{name} {value.shape} {value.dtype}".encode())

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from leptonc.memory import drop_pages
 
-FILE = 2**26  # bytes of a file, or of an array that is larger: each takes descriptors, and there are a thousand
-RESIDENT = 2**25  # bytes of arrays on disk that are in memory, about, because they were read
-ALIGNED = 64  # bytes that arrays in files begin at a multiple of
+FILE = 2**26  # bytes of a file, which is larger for a larger array: a process may have a thousand files open
+RESIDENT = 2**25  # bytes of arrays on disk that may be in memory, about, because they were read
+ALIGNED = 64  # arrays begin at multiples of so many bytes in files
 
 
 @dataclass
 class _File:
-    """A file without a name, so that nothing is left of it whatever happens.
+    """A file without a name, of which nothing is left whatever happens.
 
     Attributes:
-        mapped: What arrays read it through.
-        free: Where the next array begins.
-        held: Arrays in it that are not released.
+        mapped: The mapped file, which arrays read.
+        free: Offset of the next array.
+        held: Addresses of arrays in it that are not released.
     """
 
     file: IO[bytes]
@@ -35,13 +35,13 @@ class _File:
 
 
 class Store:
-    """Arrays in memory, and beyond a number of bytes on disk.
+    """Holds arrays in memory, and beyond a number of bytes on disk.
 
-    What ONNX Runtime returns is copied: an output keeps the arena of its session in memory.
+    Outputs of ONNX Runtime are copied, because each keeps the arena of its session in memory.
 
     Args:
         limit: Bytes that are kept in memory.
-        folder: Where the files are.
+        folder: Folder of the files.
     """
 
     def __init__(self, limit: int, folder: Path) -> None:
@@ -49,7 +49,7 @@ class Store:
         self._files: list[_File] = []
 
     def put(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Keeps an array; what is returned for it is read when it is used."""
+        """Stores an array, and returns it as it is stored: in memory, or in a file that is read when it is used."""
         if array.nbytes <= self._left:
             self._left -= array.nbytes
             return np.array(array)
@@ -57,28 +57,28 @@ class Store:
         into.file.seek(into.free)
         into.file.write(np.ascontiguousarray(array).data)
         into.file.flush()
-        found = np.frombuffer(into.mapped, array.dtype, array.size, into.free).reshape(array.shape)
-        into.held.add(_address(found))
+        stored = np.frombuffer(into.mapped, array.dtype, array.size, into.free).reshape(array.shape)
+        into.held.add(_address(stored))
         into.free += -(-array.nbytes // ALIGNED) * ALIGNED
         self.used(array.nbytes)
-        return found
+        return stored
 
     def used(self, size: int) -> None:
-        """Says that so many bytes were read; after some of them those of arrays on disk leave the memory."""
+        """Counts bytes that were read. After `RESIDENT` of them the arrays on disk leave the memory."""
         self._used += size
         if self._used >= RESIDENT:
-            for each in self._files:
-                drop_pages(each.mapped)
+            for file in self._files:
+                drop_pages(file.mapped)
             self._used = 0
 
     def release(self, array: NDArray[Any]) -> None:
         """Forgets an array that `put` returned."""
         address = _address(array)
-        for each in self._files:
-            if address in each.held:
-                each.held.remove(address)
-                if not each.held:  # its bytes go back to the disk with the last array that reads them
-                    self._files.remove(each)
+        for file in self._files:
+            if address in file.held:
+                file.held.remove(address)
+                if not file.held:  # its bytes go back to the disk with the last array that reads them
+                    self._files.remove(file)
                 return
         self._left += array.nbytes
 

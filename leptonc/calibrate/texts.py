@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from leptonc.errors import InputError
 
-FEWEST = 64  # tokens that say anything of a model
+FEWEST = 64  # tokens of a text that is long enough
 LARGEST = 2**30  # bytes
-LONG = 2**23  # characters: of longer texts, whose tokens would take thirty times the bytes, only pieces are tokenized
-PER_TOKEN = 16  # characters of a piece for each token that is wanted of it: about four times as many as most have
+LONG = 2**23  # characters. Only pieces of longer texts are tokenized, because tokens take thirty times the bytes
+PER_TOKEN = 16  # characters of a piece for each token that is wanted: about four times as many as most tokens have
 FORMATS = (".txt", ".jsonl")
 
 Conversation = list[dict[str, Any]]  # messages with `role` and `content`, as chat templates take them
@@ -54,14 +54,14 @@ def read_texts(path: Path) -> list[str | Conversation]:
         )
     lines = enumerate(text.split("\n"), 1)  # other ends of lines may stand inside a line of JSON
     texts = [text] if path.suffix == ".txt" else [_line(path, n, line) for n, line in lines if line.strip()]
-    texts = [each for each in texts if not isinstance(each, str) or each.strip()]
+    texts = [content for content in texts if not isinstance(content, str) or content.strip()]
     if not texts:
         raise InputError(f"expected text in {path.name}, found none", hint="text like what the model will read")
     return texts
 
 
 def built_in_texts() -> list[str]:
-    """Returns a small text of our own writing, for models that cannot write one."""
+    """Returns a small text, written for this, for models that cannot write one."""
     return (files("leptonc.calibrate") / "text.txt").read_text(encoding="utf-8").splitlines()
 
 
@@ -71,49 +71,50 @@ def rendered(
     """Returns texts as the model reads them.
 
     Args:
-        texts: Those of a file.
-        template: Renders messages, and, where asked to, what an answer begins with; None: the model has no template.
-        chat: Whether what is no conversation becomes one: a user's message that an answer would follow.
+        texts: The texts of a file.
+        template: Renders messages and, where its second argument is true, the beginning of an answer. None: the model
+            has no template.
+        chat: Whether a plain text becomes a conversation: a user's message that an answer would follow.
 
     Raises:
         InputError: There are conversations, and no template.
     """
     if template is None:
-        if chat or any(not isinstance(each, str) for each in texts):
+        if chat or any(not isinstance(content, str) for content in texts):
             raise InputError(
                 "expected a model with a chat template for conversations of a calibration text, found none",
                 hint='lines with a field "text", and no --chat, are read as they are',
             )
-        return [each for each in texts if isinstance(each, str)]
-    found = []
-    for each in texts:
-        if isinstance(each, str) and not chat:
-            found.append(each)
+        return [content for content in texts if isinstance(content, str)]
+    outputs = []
+    for content in texts:
+        if isinstance(content, str) and not chat:
+            outputs.append(content)
         else:
-            messages = [{"role": "user", "content": each}] if isinstance(each, str) else each
-            found.append(template(messages, messages[-1]["role"] != "assistant"))
-    return found
+            messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+            outputs.append(template(messages, messages[-1]["role"] != "assistant"))
+    return outputs
 
 
-def _is_conversation(found: Any) -> bool:
-    return isinstance(found, list) and bool(found) and all(
-        isinstance(each, dict) and isinstance(each.get("role"), str) and isinstance(each.get("content"), str)
-        for each in found
+def _is_conversation(messages: Any) -> bool:
+    return isinstance(messages, list) and bool(messages) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in messages
     )  # fmt: skip
 
 
 def _line(path: Path, number: int, line: str) -> str | Conversation:
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict) and isinstance(found.get("text"), str):
-        text: str = found["text"]
+        record = None
+    if isinstance(record, dict) and isinstance(record.get("text"), str):
+        text: str = record["text"]
         _encodes(path, number, text)
         return text
-    if isinstance(found, dict) and _is_conversation(found.get("messages")):
-        messages: Conversation = found["messages"]
-        _encodes(path, number, "".join(each["content"] for each in messages))
+    if isinstance(record, dict) and _is_conversation(record.get("messages")):
+        messages: Conversation = record["messages"]
+        _encodes(path, number, "".join(message["content"] for message in messages))
         return messages
     raise InputError(
         f'expected an object with a field "text" or "messages" in line {number} of {path.name}, found {line[:60]!r}',
@@ -151,8 +152,8 @@ def token_windows(
         texts: The texts.
         tokenize: Returns a text's token ids.
         samples: Most windows.
-        length: Tokens of each; text shorter than one window is one of its own length.
-        lead: Tokens that each begins with; they count.
+        length: Tokens of each window. A shorter text is one window of its own length.
+        lead: Tokens that each window begins with, and that count. Default: none.
 
     Returns:
         Token ids int64 [length] of each window.
@@ -172,11 +173,11 @@ def token_windows(
 
 
 def text_windows(texts: Sequence[str], tokenize: Callable[[str], list[int]], samples: int) -> list[NDArray[np.int64]]:
-    """Makes each line of texts a window, for models that read sentences; those are spread evenly over the lines.
+    """Makes windows of lines, for models that read sentences. The lines are spread evenly over the texts.
 
     Args:
         texts: The texts.
-        tokenize: Returns a text's token ids, with those that the model wants around it.
+        tokenize: Returns a text's token ids, with the special tokens around it.
         samples: Most windows.
 
     Raises:
@@ -184,9 +185,9 @@ def text_windows(texts: Sequence[str], tokenize: Callable[[str], list[int]], sam
     """
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     picked = np.unique(np.linspace(0, len(lines) - 1, min(samples, len(lines))).astype(int))
-    found = [np.asarray(tokenize(lines[at]), np.int64) for at in picked]
-    _enough(sum(map(len, found)))
-    return found
+    windows = [np.asarray(tokenize(lines[at]), np.int64) for at in picked]
+    _enough(sum(map(len, windows)))
+    return windows
 
 
 def _enough(tokens: int) -> None:

@@ -19,42 +19,42 @@ from leptonc.ir.weights import tensor_of
 from leptonc.passes.prune.choose import errors_of, reconstructed
 from leptonc.passes.prune.width import projection
 
-RIDGE = 1e-3  # of the mean second moment: how much a fit keeps to the weights as they were
+RIDGE = 1e-3  # part of the mean second moment: how strongly a fit keeps to the old weights
 Error = dict[str, Any]
 
 
 def by_value(linears: Iterable[Linear]) -> dict[ir.Value, list[Linear]]:
     """Returns linear layers by the value that they read."""
-    found: dict[ir.Value, list[Linear]] = {}
-    for each in linears:
-        found.setdefault(each.x, []).append(each)
-    return found
+    readers: dict[ir.Value, list[Linear]] = {}
+    for linear in linears:
+        readers.setdefault(linear.x, []).append(linear)
+    return readers
 
 
 def fitted_width(
-    model: ir.Model, found: Residual, seen: InputMoments, basis: NDArray[np.float32], kept: int, folder: Path
+    model: ir.Model, residual: Residual, moments: InputMoments, basis: NDArray[np.float32], stay: int, folder: Path
 ) -> tuple[Weights, list[Error]]:  # fmt: skip
-    """Lets the features of the residual stream that stay make up for those that go, in every layer that reads it.
+    """Fits every layer that reads the residual stream to the features of the stream that stay.
 
-    A head that is tied to the embedding stays as it is; the layer before it says what the embedding's columns that stay
-    cannot say, see `projection`.
+    A head that is tied to the embedding stays as it is. The layer before it makes up for the columns that the embedding
+    loses; see `projection`.
 
     Args:
-        model: The graph in the basis, nothing cut.
-        found: Its residual stream.
-        seen: What layers read before the basis changed: of each value that is read, of the first layer that reads it.
+        model: The graph in the new basis, of which nothing is cut.
+        residual: The graph's residual stream.
+        moments: Moments of layers' inputs before the basis changed. Of layers that read one value the first counts.
         basis: The basis, [width, width].
-        kept: Features that stay.
-        folder: Where the weights wait until they are written.
+        stay: Number of features that stay.
+        folder: Holds the weights until they are written.
 
     Returns:
-        Weights by initializer, in the shape before the cut; and of each layer fitted its path, the inputs that it
-        keeps, and its outputs' error before and after, as parts of them.
+        Weights by initializer, in the shape from before the cut. And for each fitted layer its path, the number of
+        inputs that it keeps, and the error of its outputs before and after, as parts of their energy.
     """
     tables = lookups(model)
-    heads = [each for each in found.readers if each.weight in tables]
+    heads = [each for each in residual.readers if each.weight in tables]
     before_head = {_source(head.x): head for head in heads}
-    gone = np.arange(kept, found.size)
+    gone = np.arange(stay, residual.size)
     weights: Weights = {}
     report: list[Error] = []
 
@@ -62,17 +62,17 @@ def fitted_width(
         np.save(file := folder / f"{value.name}.npy", array)
         weights[str(value.name)] = np.load(file, mmap_mode="r")
 
-    groups = by_value(each for each in found.readers if each.weight not in tables)
-    with seen.clock("prune compensate", len(groups)) as advance:
+    groups = by_value(each for each in residual.readers if each.weight not in tables)
+    with moments.clock("prune compensate", len(groups)) as advance:
         for linears in groups.values():
-            moment = np.asarray(basis.T @ seen[linears[0]] @ basis, np.float32)
+            moment = np.asarray(basis.T @ moments[linears[0]] @ basis, np.float32)
             for linear in linears:
                 weight = weight_of(linear)
                 new = reconstructed(weight, moment, gone, ridge=RIDGE)
-                report.append({"path": linear.path, "kept": kept, **errors_of(weight, new, moment, gone)})
+                report.append({"path": linear.path, "kept": stay, **errors_of(weight, new, moment, gone)})
                 if linear.y in before_head:
-                    turn = np.zeros((found.size, found.size), np.float32)
-                    turn[:kept] = projection(weight_of(before_head[linear.y]), kept)
+                    turn = np.zeros((residual.size, residual.size), np.float32)
+                    turn[:stay] = projection(weight_of(before_head[linear.y]), stay)
                     new = turn @ new
                     if linear.bias is not None:
                         keep(linear.bias, turn @ tensor_of(linear.bias).numpy())
@@ -82,7 +82,7 @@ def fitted_width(
 
 
 def _source(value: ir.Value) -> ir.Value:
-    """What a value is, but for its shape."""
+    """Returns the value that a chain of Reshapes begins with."""
     while (node := producer(value, "Reshape")) is not None and node.inputs[0] is not None:
         value = node.inputs[0]
     return value

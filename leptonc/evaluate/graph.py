@@ -62,7 +62,7 @@ class GraphReference:
         name = str(self._head.x.name)
         (hidden,) = self._run(inputs, body, name)
         give_back()
-        self._look(head, {name: hidden})
+        self._look_at(head, 0, {name: hidden})
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".reference.") as place:
             session = open_stage(self._model, head, [self._output], {}, Path(place))
             shape = self._model.graph.outputs[0].shape
@@ -82,11 +82,11 @@ class GraphReference:
             graph = run.graph(self._model, texts, cut, keep=[name])
             for at, stage in run.over(cut):
                 made = stage.made
-                seen = [str(each.x.name) for each in self._linears(stage) if each.x.name in made]
-                graph.run(at, also=seen, see=lambda _, values, stage=stage: self._look(stage, values))  # type: ignore[misc]
+                inputs = [str(linear.x.name) for linear in self._linears(stage) if linear.x.name in made]
+                graph.run(at, also=inputs, observer=partial(self._look_at, stage))
             return [values[name] for values in graph.values]
 
-    def _look(self, stage: Stage, values: Values) -> None:
+    def _look_at(self, stage: Stage, text: int, values: Values) -> None:
         for linear in self._linears(stage):
             self._noise.see(linear.path, values[str(linear.x.name)], partial(weight_of, linear))  # type: ignore[union-attr]
 

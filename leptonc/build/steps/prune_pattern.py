@@ -106,7 +106,7 @@ def _sparsify(context: BuildContext, method: str) -> dict[str, Any]:
         with calibration.clock.stage("prune calibrate", len(stages(model))) as advance:
             made, about["linears"] = sparse_weights(
                 model, windows, calibration.scratch, memory=calibration.memory, advance=advance,
-                kept=calibration.step_cache,
+                step_cache=calibration.step_cache,
             )  # fmt: skip
         weights = {name: partial(np.asarray, array) for name, array in made.items()}
     with calibration.clock.stage("prune"):

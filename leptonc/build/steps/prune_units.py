@@ -197,7 +197,7 @@ class Pruning:
         windows = each.windows if self._reads_text else []
         return InputMoments(
             captured.model, found.consumers, windows, each.scratch, memory=each.memory, clock=each.clock.stage,
-            kept=each.step_cache,
+            step_cache=each.step_cache,
         )  # fmt: skip
 
     def _choose(self, captured: Captured, found: Groups, seen: InputMoments) -> dict[str, Any]:

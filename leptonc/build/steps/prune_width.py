@@ -99,7 +99,7 @@ def _cut(context: BuildContext, request: Request, compensation: str) -> dict[str
     firsts = [each[0] for each in by_value(residual(model).readers).values()]
     seen = InputMoments(
         model, firsts, windows, scratch, memory=calibration.memory, clock=calibration.clock.stage,
-        kept=calibration.step_cache,
+        step_cache=calibration.step_cache,
     )  # fmt: skip
     seen.gather()
     basis = principal_axes(seen[each] for each in firsts)
