@@ -151,14 +151,14 @@ def compensate(
     def solve(linear: Linear) -> NDArray[np.float32]:
         halves = sums.pop(linear.path)
         keep, weight = keep_of(linear), weight_of(linear)
-        whole = halves[0] + halves[1] if len(halves) == 2 else halves[0]
+        both = halves[0] + halves[1] if len(halves) == 2 else halves[0]
         fitted = np.zeros_like(weight)
         ridge = ridge_of(halves, weight[:, keep], ridges)
         if len(keep):
-            fitted[:, keep] = whole.fit(weight[:, keep], ridge)
+            fitted[:, keep] = both.fit(weight[:, keep], ridge)
         if not np.isfinite(fitted).all():
             raise not_finite(linear.path)
-        before, after = (round(whole.error(linear[:, keep]), 6) for linear in (weight, fitted))
+        before, after = (round(both.error(matrix[:, keep]), 6) for matrix in (weight, fitted))
         report.append({"path": linear.path, "kept": len(keep), "ridge": ridge, "before": before, "after": after})
         return fitted
 

@@ -65,7 +65,7 @@ def sparse_weights(
         linears = {str(linear.weight.name): linear for group in stage.linears.values() for linear in group}
         for key, linear in linears.items():
             if key in arrays:
-                error, plain = (round(float(linear), 6) for linear in arrays[f"{key} errors"])
+                error, plain = (round(float(value), 6) for value in arrays[f"{key} errors"])
                 report.append({"path": linear.path, "error": error, "by_magnitude": plain})
                 chosen[key] = _on_disk(arrays[key], folder)
         return {key: chosen[key] for key in linears if key in chosen}

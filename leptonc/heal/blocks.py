@@ -18,8 +18,8 @@ class Blocks:
     """Levels int8 (or int16) [out, blocks, size], codes less their zero points: a weight is a level times a scale.
 
     Attributes:
-        levels: The levels; a short last block is filled with zeros.
-        columns: Inputs that the weight has.
+        levels: The levels. A short last block is filled with zeros.
+        columns: Number of the weight's inputs.
     """
 
     levels: Tensor
@@ -39,22 +39,22 @@ class Blocks:
         return Blocks(torch.from_numpy(levels.reshape(rows, blocks, size)), columns)
 
     def dense(self, scales: Tensor, moved: Tensor | None = None) -> Tensor:
-        """Returns float32 [out, in].
+        """Returns the dequantized weight, float32 [out, in].
 
         Args:
-            scales: float32 [out, blocks]; one block a row may be [out].
-            moved: How far zero points are from those that the levels have, float32 [out, blocks]; None for not at all.
+            scales: float32 [out, blocks]; or [out] where a row is one block.
+            moved: Distance of zero points from those of the levels, float32 [out, blocks]. Default: they are the same.
         """
-        found = torch.mul(self._moved(moved), scales.reshape(*self.levels.shape[:2], 1)).flatten(1)
-        return found if found.shape[1] == self.columns else found[:, : self.columns]
+        weight = torch.mul(self._moved(moved), scales.reshape(*self.levels.shape[:2], 1)).flatten(1)
+        return weight if weight.shape[1] == self.columns else weight[:, : self.columns]
 
     def _moved(self, moved: Tensor | None) -> Tensor:
         return self.levels if moved is None else self.levels - moved.reshape(*self.levels.shape[:2], 1)
 
     def linear(self, x: Tensor, scales: Tensor, moved: Tensor | None = None) -> Tensor:
         """Returns x W^T, [..., out]."""
-        found: Tensor = _Linear.apply(x, scales, moved, self)  # type: ignore[no-untyped-call]
-        return found
+        product: Tensor = _Linear.apply(x, scales, moved, self)  # type: ignore[no-untyped-call]
+        return product
 
     def rows(self, ids: Tensor, scales: Tensor, moved: Tensor | None = None) -> Tensor:
         """Returns rows of the weight, [*ids, in]."""
@@ -64,12 +64,12 @@ class Blocks:
             return F.embedding(picked, part.reshape(self.levels.shape[:2])).unsqueeze(-1)
 
         levels = self.levels[picked] if moved is None else self.levels[picked] - of(moved)
-        found = (levels * of(scales)).flatten(1)[:, : self.columns]
-        return found.reshape(*ids.shape, self.columns)
+        rows_of_ids = (levels * of(scales)).flatten(1)[:, : self.columns]
+        return rows_of_ids.reshape(*ids.shape, self.columns)
 
 
 class _Linear(torch.autograd.Function):
-    """x W^T; backward dequantizes again, so that no weight waits for it."""
+    """x W^T. The backward pass dequantizes again, so that no dequantized weight is kept for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: Tensor, moved: Tensor | None, weight: Blocks) -> Tensor:

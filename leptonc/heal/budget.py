@@ -15,13 +15,13 @@ MOST = 10**6  # steps
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds, or steps: one of the two is zero."""
+    """A budget of seconds or of steps; the other is zero."""
 
     seconds: float = 0.0
     steps: int = 0
 
     def progress(self, seconds: float, steps: int, since: float = 0.0) -> float:
-        """Returns which part of the budget is used up, from 0 on; of seconds, of those after the first `since`."""
+        """Returns the part of the budget that is used up, from 0 on. The first `since` seconds do not count."""
         if self.steps:
             return steps / self.steps
         return (seconds - since) / (self.seconds - since) if self.seconds > since else 1.0
@@ -34,13 +34,13 @@ def parse_budget(text: str) -> Budget:
     """Reads `10min`, `30s`, `1h`, or `200steps`.
 
     Raises:
-        InputError: It is none of them, or nothing, or more than a week or a million steps.
+        InputError: The text is no time and no number of steps, or is zero, or above a week or a million steps.
     """
-    found = _TEXT.fullmatch(text.strip())
-    value = float(found[1]) if found else 0.0
-    steps = bool(found and found[2].startswith("step"))
+    match = _TEXT.fullmatch(text.strip())
+    value = float(match[1]) if match else 0.0
+    steps = bool(match and match[2].startswith("step"))
     limit = MOST if steps else LONGEST
-    amount = value if steps or not found else value * _UNITS[found[2]]
+    amount = value if steps or not match else value * _UNITS[match[2]]
     if not 0 < amount <= limit or (steps and value != int(value)):
         raise InputError(
             f"expected a time or a number of steps for healing, found {text!r}",

@@ -1,4 +1,4 @@
-"""Short distillation: a compressed graph learns to say what the original says, within a budget of time or steps."""
+"""Short distillation: a compressed graph learns the original's outputs, within a budget of time or steps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from leptonc.heal.objective import Measured, Objective, Teacher, Window
 from leptonc.heal.state import Look, State, fingerprint
 from leptonc.heal.trainable import Kind, Parameter, put
 
-HELD_OUT = 8  # one of so many windows is kept for judging, and not learned from; so many at most
+HELD_OUT = 8  # one of so many windows is held out for validation; so many at most
 AHEAD = 4  # steps whose windows the original runs on together
 SAVE_SECONDS = 60.0  # between two checkpoints
-PARTS = 1000  # that progress is shown in
-FIT = 0.25  # of a budget of seconds, at most, goes into a fit before the first step
-FIT_COST = 5.0  # times what the original's pass over a window takes: a window of the fit
+PARTS = 1000  # parts in which progress is shown
+FIT = 0.25  # largest part of a budget of seconds that goes into a fit before the first step
+FIT_COST = 5.0  # time of a window of the fit, in passes of the original over a window
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Settings:
 
     Attributes:
         rate: Largest learning rate, in units of a weight's own size.
-        warmup: Part of the budget over which the rate rises to it; then it falls to zero, as half a cosine.
+        warmup: Part of the budget over which the rate rises to it. Afterwards it falls to zero, as half a cosine.
         batch: Windows a step.
-        decay: How fast means of gradients and of their squares forget (Adam; Kingma and Ba, 2015).
-        looks: How often, in the budget, the student is judged on the windows that are held out.
-        seed: Of the order of the windows, and of random starts.
+        decay: Decay rates of the means of gradients and of their squares (Adam; Kingma and Ba, 2015).
+        looks: How often, in the budget, the student is measured on the windows that are held out.
+        seed: Seed of the order of the windows, and of random starts.
     """
 
     rate: float = 7e-4
@@ -52,7 +52,7 @@ class Settings:
     seed: int = 0
 
     def rate_at(self, progress: float) -> float:
-        """The learning rate when a part of the budget is used up."""
+        """Returns the learning rate when a part of the budget, from 0 to 1, is used up."""
         if progress < self.warmup:
             return self.rate * max(progress, 0.1 * self.warmup) / self.warmup
         return self.rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - self.warmup) / (1 - self.warmup))))
@@ -60,15 +60,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Healed:
-    """What came of it.
+    """Result of healing.
 
     Attributes:
-        arrays: New values of initializers, by name; empty where nothing was better than the start.
-        before: The student on the held-out windows at the start; after: with those values.
-        steps: Steps taken, those before an interruption among them; `seconds` likewise.
-        windows: Windows that were learned from, as far as it came; `held_out` those that were judged on.
-        fitted: Whether learning began with a fit; one that makes the student worse is not kept.
-        losses: (step, loss on the held-out windows) of each look.
+        arrays: New values of initializers, by name. Empty where nothing was better than the start.
+        before: The student on the held-out windows at the start.
+        after: The student on the held-out windows with the new values.
+        steps: Steps taken, with those before an interruption.
+        seconds: Time taken, with the time before an interruption.
+        windows: Number of windows that were learned from.
+        held_out: Number of windows that were held out.
+        fitted: Whether learning began with a fit. A fit that makes the student worse is dropped.
+        losses: (step, loss on the held-out windows) of each measurement.
     """
 
     arrays: dict[str, NDArray[np.float32]]
@@ -83,53 +86,54 @@ class Healed:
 
 
 class Fit(Protocol):
-    """Better values of some initializers in closed form, from which learning begins."""
+    """Values of some initializers in closed form, with which learning begins."""
 
     def count(self, most: int) -> int:
-        """Returns on how many windows, where `most` are there: the same number for a run that goes on."""
+        """Returns the number of windows to fit on, `most` at most. A run that goes on gets the same number."""
 
     def __call__(self, windows: Sequence[Window]) -> Mapping[str, NDArray[np.float32]]:
         """Returns the values, by initializer."""
 
 
 class Learner:
-    """All that is learned as one vector, and Adam's means over it."""
+    """All learned numbers as one vector, and Adam's means over it."""
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self.parameters = parameters
-        starts = [part for each in parameters for part in each.start]
+        starts = [part for parameter in parameters for part in parameter.start]
         self._sizes = [part.numel() for part in starts]
         self.state = State.start(torch.cat([part.flatten() for part in starts]))
 
     def variables(self, learned: Tensor) -> dict[str, Tensor]:
-        """Returns what graphs run with."""
-        return {k: v for each, parts in self._each(learned) for k, v in each.variables(parts).items()}
+        """Returns the tensors that graphs run with, by name."""
+        return {k: v for parameter, parts in self._parts(learned) for k, v in parameter.variables(parts).items()}
 
     def stored(self, learned: Tensor) -> dict[str, NDArray[np.float32]]:
-        """Returns new initializers, as they will be stored."""
+        """Returns the new values of initializers, as they will be stored."""
         with torch.no_grad():
-            return {each.name: each.stored(parts) for each, parts in self._each(learned)}
+            return {parameter.name: parameter.stored(parts) for parameter, parts in self._parts(learned)}
 
-    def _each(self, learned: Tensor) -> list[tuple[Parameter, tuple[Tensor, ...]]]:
+    def _parts(self, learned: Tensor) -> list[tuple[Parameter, tuple[Tensor, ...]]]:
         pieces = iter(torch.split(learned, self._sizes))
         return [
-            (each, tuple(next(pieces).view(part.shape) for part in each.start)) for each in self.parameters
+            (parameter, tuple(next(pieces).view(part.shape) for part in parameter.start))
+            for parameter in self.parameters
         ]
 
     def step(self, loss: Callable[[Mapping[str, Tensor]], float], rate: float, decay: tuple[float, float]) -> float:
-        """Takes one step of Adam; `loss` adds its gradients to those of the variables that it is given.
+        """Takes one step of Adam. `loss` gets the variables, returns the loss, and adds gradients to the variables.
 
-        Returns the loss before the step; where it or a gradient is not finite, nothing is changed.
+        Returns the loss before the step. Where it or a gradient is not finite, it returns NaN and changes nothing.
         """
         state = self.state
         learned = state.learned.detach().requires_grad_()
         made = self.variables(learned)
-        leaves = {name: each.detach().requires_grad_() for name, each in made.items()}
-        found = loss(leaves)
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in made.items()}
+        before = loss(leaves)
         pairs = [(made[name], leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None]
-        torch.autograd.backward([each for each, _ in pairs], [grad for _, grad in pairs])
+        torch.autograd.backward([tensor for tensor, _ in pairs], [grad for _, grad in pairs])
         grad = learned.grad
-        if grad is None or not math.isfinite(found) or not bool(torch.isfinite(grad).all()):
+        if grad is None or not math.isfinite(before) or not bool(torch.isfinite(grad).all()):
             return math.nan
         fast, slow = decay
         state.whole = False
@@ -139,14 +143,14 @@ class Learner:
         scale = (state.square / (1 - slow**state.steps)).sqrt_().add_(_TINY)
         state.learned.addcdiv_(state.mean, scale, value=-rate / (1 - fast**state.steps))
         state.whole = True
-        return found
+        return before
 
 
-_TINY = 1e-12  # beside the root of a mean squared gradient: those are of a mean over tokens, and small
+_TINY = 1e-12  # added to the root of a mean squared gradient, which is small: the loss is a mean over tokens
 
 
 def require_enough(windows: Sequence[Window]) -> None:
-    """Refuses a text that is too short to learn from one part and be judged on another.
+    """Refuses a text that is too short to be split in windows for learning and windows that are held out.
 
     Raises:
         InputError: There are fewer than two windows.
@@ -163,29 +167,29 @@ def heal(
     folder: Path, memory: int = 2**30, settings: Settings | None = None, resume: Path | None = None,
     fit: Fit | None = None, stage: Callable[[str, int], Any], say: Callable[[str], Any] = lambda _: None,
 ) -> Healed:  # fmt: skip
-    """Teaches a compressed graph to say what the original says.
+    """Teaches a compressed graph the original's outputs.
 
-    The loss is the Kullback-Leibler divergence of the logits, or of an encoder's outputs the squared error as a part of
-    their size. One of `HELD_OUT` windows is not learned from, all of them from one place of the text, because what was
-    learned of an article helps with the rest of it: the student is judged on those, with its weights as they will be
-    stored, and the best of all judged states is what is returned, the start among them. With a budget of steps the
+    The loss is the Kullback-Leibler divergence of the logits. For an encoder it is the squared error of the outputs, as
+    a part of their size. One of `HELD_OUT` windows is held out. These windows come from one place of the text, because
+    learning from an article helps with the rest of it. The student is measured on them, with its weights as they will
+    be stored, and the best of all measured states is returned; the start is one of them. With a budget of steps the
     result is the same each time, on one machine and number of threads.
 
     Args:
-        student: The compressed graph, in the dialect. It is not changed: see `leptonc.heal.trainable.put`.
-        teacher: The graph that it was made from.
+        student: The compressed graph, in the dialect. It is not changed; `leptonc.heal.trainable.put` does that.
+        teacher: The original graph.
         windows: Token ids int64 [length] of each text.
-        trainable: How each initializer of the student that may change is parametrised, by name.
+        trainable: Kind of each initializer of the student that may change, by name.
         budget: Seconds or steps.
         folder: For temporary files.
-        memory: Bytes of the teacher's outputs that are kept in memory; others wait on disk.
-        settings: How it learns.
-        resume: A file that an interrupted run leaves, and that the same run goes on from; None for neither.
-        fit: What learning begins with, of some of `trainable`. It sees windows that are not learned from afterwards, of
-            which it knows more than of others: half of all at most, as many as steps, or as go into `FIT` of the
-            seconds. None for the values that there are.
+        memory: Bytes of the teacher's outputs that are kept in memory. Others wait on disk. Default: 1 GiB.
+        settings: How the student learns. Default: `Settings()`.
+        resume: A file for checkpoints. An interrupted run leaves it, and the same run goes on from it. Default: none.
+        fit: Computes values of some of `trainable` before the first step. It gets at most half of the windows, no more
+            than there are steps, and no more than `FIT` of the seconds are enough for. The student does not learn from
+            these windows, which the fit knows by heart. Default: learning begins with the student's own values.
         stage: Opens a stage of progress with so many steps.
-        say: Called with a line on how it goes, now and then.
+        say: Called with a line on the progress, from time to time. Default: nothing is called.
 
     Raises:
         InputError: Nothing can be learned, an operator has no gradients here, there are fewer than two windows, the
@@ -209,21 +213,21 @@ def heal(
     fits: Mapping[str, NDArray[np.float32]] = {}
     if fit is not None and len(learned_from) > 1:
         original.prepare(held)
-        each = (time.perf_counter() - started) / len(held)
-        most = min(len(learned_from) // 2, budget.steps or int(FIT * budget.seconds / (FIT_COST * each)))
+        seconds = (time.perf_counter() - started) / len(held)
+        most = min(len(learned_from) // 2, budget.steps or int(FIT * budget.seconds / (FIT_COST * seconds)))
         if most and (most := fit.count(most)):
-            seen = {learned_from[int(at)] for at in np.linspace(0, len(learned_from) - 1, most)}
+            fitted_on = {learned_from[int(at)] for at in np.linspace(0, len(learned_from) - 1, most)}
             first.append(Look(0, _finite(objective.measure(held, {}))))
-            found = fit([windows[at] for at in sorted(seen)])
-            put(fitted := student.clone(), found)
+            values = fit([windows[at] for at in sorted(fitted_on)])
+            put(fitted := student.clone(), values)
             again = Objective(fitted, original, windows)
             look = Look(0, again.measure(held, {}))
             if look.measured.loss < first[0].measured.loss:
                 first.append(look)
-                student, objective, fits = fitted, again, found
-                learned_from = [at for at in learned_from if at not in seen]
-            else:  # too little text, which it knows by heart
-                say(f"heal: the fit on {len(seen)} windows is not kept, loss {look.measured.loss:.4g}")
+                student, objective, fits = fitted, again, values
+                learned_from = [at for at in learned_from if at not in fitted_on]
+            else:  # there was too little text, and the fit knows it by heart
+                say(f"heal: the fit on {len(fitted_on)} windows is not kept, loss {look.measured.loss:.4g}")
     random = np.random.default_rng(settings.seed)
     few = np.unique(np.linspace(0, len(learned_from) - 1, TEXTS).astype(np.int64))
     kinds = principal(student, [windows[learned_from[at]] for at in few], trainable)
@@ -257,10 +261,10 @@ class _Run:
         self.learner, self.objective, self.budget, self.settings = learner, objective, budget, settings
         self.learned_from, self.held, self.say = learned_from, held, say
         self._shown = 0
-        self._longest = [0.0, 0.0]  # seconds of a step, and of a look
+        self._longest = [0.0, 0.0]  # seconds of a step, and of a measurement
 
     def __call__(self, advance: Callable[[int], Any], fits: Mapping[str, NDArray[np.float32]]) -> Healed:
-        """Learns, and tells what came of it together with what was fitted before."""
+        """Learns, and returns the result; `fits` has the values that were fitted before."""
         state = self.learner.state
         self._since = time.perf_counter() - state.seconds
         try:
@@ -292,10 +296,10 @@ class _Run:
             def loss(variables: Mapping[str, Tensor], batch: list[int] = batch) -> float:
                 return sum(self.objective.learn(at, variables, 1 / len(batch)) for at in batch) / len(batch)
 
-            found = self.learner.step(loss, settings.rate_at(progress), settings.decay)
-            if not math.isfinite(found):
+            loss_before = self.learner.step(loss, settings.rate_at(progress), settings.decay)
+            if not math.isfinite(loss_before):
                 raise InputError(
-                    f"expected a finite loss while healing, found {found} in step {state.steps + 1}",
+                    f"expected a finite loss while healing, found {loss_before} in step {state.steps + 1}",
                     hint="the weights, or the weights on this text, make float32 overflow: build without --heal",
                 )
             now = time.perf_counter()
@@ -315,25 +319,25 @@ class _Run:
             self._look()
 
     def _progress(self) -> float:
-        """The part of the budget that is used up; of time, what the last look will take is."""
+        """Returns the part of the budget that is used up, with the time that the last measurement will take."""
         state, spare = self.learner.state, self._longest[0] / 2 + self._longest[1]
         return self.budget.progress(state.seconds + spare, state.steps, state.fitted)
 
     def _batch(self, step: int) -> list[int]:
-        """Windows of a step: all once, in an order of their own each time, then all again."""
-        count, found = len(self.learned_from), []
+        """Returns the windows of a step. All windows come once, in random order, before they come again in another."""
+        count, places = len(self.learned_from), []
         for at in range(step * self.settings.batch, (step + 1) * self.settings.batch):
             order = np.random.default_rng([self.settings.seed, at // count]).permutation(count)
-            found.append(self.learned_from[int(order[at % count])])
-        return found
+            places.append(self.learned_from[int(order[at % count])])
+        return places
 
     def _look(self) -> None:
-        """Judges the student as it would be stored, and keeps it if it is the best so far."""
+        """Measures the student as it would be stored, and keeps its state if it is the best so far."""
         state, begun = self.learner.state, time.perf_counter()
         arrays = self.learner.stored(state.learned) if state.steps else {}
         with torch.no_grad():
             variables = self.learner.variables(state.learned)
-            # Parts of a low-rank term are no initializers: they are what they are.
+            # Parts of a low-rank term are no initializers, and are not rounded.
             variables.update({name: torch.from_numpy(x) for name, x in arrays.items() if name in variables})
         self.objective.prepare(self.held)
         measured = self.objective.measure(self.held, variables)

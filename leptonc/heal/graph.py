@@ -26,7 +26,7 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class _Step:
-    """One node: what computes it, the names that it reads and writes, and values that nobody reads after it."""
+    """One node: the function that computes it, the names that it reads and writes, and the values to drop after it."""
 
     run: Callable[[Sequence[Any]], Any]
     reads: tuple[str, ...]
@@ -35,19 +35,19 @@ class _Step:
 
 
 class Graph:
-    """What a graph of the dialect computes, from some of its values to others.
+    """A function from some values of a graph of the dialect to others.
 
-    Linear layers and embeddings with quantized weights are computed from the codes, which are dequantized while a layer
-    runs and not kept; they get gradients for their scales and zero points.
+    Quantized linear layers and embeddings are computed from their codes, which are dequantized while a layer runs, and
+    not kept. Their scales and zero points get gradients.
 
     Args:
-        model: The graph. It is not changed, and read lazily: it has to live as long.
-        outputs: Names of values to compute; None for the graph's first output.
-        inputs: Names of values inside the graph that are given, so that what makes them does not run.
-        keep: Whether an initializer that was read stays in memory; where not, each run reads it anew.
+        model: The graph. It is not changed. Weights are read lazily, so the model must live as long.
+        outputs: Names of values to compute. Default: the graph's first output.
+        inputs: Names of values inside the graph that are given; the nodes before them do not run. Default: none.
+        keep: Whether an initializer that was read stays in memory. Otherwise each run reads it anew. Default: it stays.
 
     Raises:
-        InputError: The graph has an operator that is not known here; the message names its module.
+        InputError: The graph has an operator that is not in `TABLE`; the message names its module.
     """
 
     def __init__(
@@ -76,29 +76,30 @@ class Graph:
         self.inputs = tuple(sorted(n for n in read if n not in known and not n.endswith((_LOW_RANK, MOVED))))
         self.weights = tuple(name for name in self._initializers if name in read)
 
-    def __call__(self, given: Values, variables: Values | None = None) -> tuple[Tensor, ...]:
+    def __call__(self, inputs: Values, variables: Values | None = None) -> tuple[Tensor, ...]:
         """Runs the graph.
 
         Args:
-            given: Inputs by name.
-            variables: Tensors in the place of initializers, by name: what gradients are wanted for. `NAME.low_rank.a`
-                [out, rank] and `NAME.low_rank.b` [rank, in] are added, multiplied, to a linear layer's weight; a value
-                that the graph computes is multiplied by `NAME.gate`; zero points move by `NAME.moved`.
+            inputs: Inputs by name.
+            variables: Tensors in the place of initializers, by name, which may need gradients. The product of
+                `NAME.low_rank.a` [out, rank] and `NAME.low_rank.b` [rank, in] is added to a linear layer's weight. A
+                value that the graph computes is multiplied by `NAME.gate`. Zero points move by `NAME.moved`.
+                Default: none.
 
         Returns:
             The outputs, in order.
         """
-        return self.each([given], variables)[0]
+        return self.many([inputs], variables)[0]
 
-    def each(self, given: Sequence[Values], variables: Values | None = None) -> list[tuple[Tensor, ...]]:
-        """Runs the graph on several inputs, a node at a time: what an initializer takes to read, it takes once."""
+    def many(self, inputs: Sequence[Values], variables: Values | None = None) -> list[tuple[Tensor, ...]]:
+        """Runs the graph on several inputs, a node at a time, so that each initializer is read once for all."""
         variables = variables or {}
-        runs: list[dict[str, Any]] = [dict(each) for each in given]
+        runs: list[dict[str, Any]] = [dict(text) for text in inputs]
         for step in self._steps:
             read = {name: self._read(name, variables) for name in step.reads if name not in runs[0]}
             for held in runs:
-                found = step.run([held[name] if name in held else read[name] for name in step.reads])
-                held.update(zip(step.writes, found if isinstance(found, tuple) else (found,), strict=False))
+                made = step.run([held[name] if name in held else read[name] for name in step.reads])
+                held.update(zip(step.writes, made if isinstance(made, tuple) else (made,), strict=False))
                 for name in step.writes:
                     if f"{name}{GATE}" in variables:
                         held[name] = held[name] * variables[f"{name}{GATE}"]
@@ -126,17 +127,17 @@ class Graph:
             return self._blocks[name]
         if name in self._kept:
             return self._kept[name]
-        found = as_tensor(value)
+        tensor = as_tensor(value)
         if self._keep:
-            self._kept[name] = found
-        return found
+            self._kept[name] = tensor
+        return tensor
 
 
 _LOW_RANK, GATE, MOVED = ".low_rank", ".gate", ".moved"
 
 
 def as_tensor(value: ir.Value) -> Tensor:
-    """Reads an initializer; what numpy has no type for becomes float32."""
+    """Reads an initializer as a tensor. Types that numpy lacks become float32."""
     if value.const_value is None:
         raise ValueError(f"{value.name} has no data")
     array = value.const_value.numpy()
@@ -146,7 +147,7 @@ def as_tensor(value: ir.Value) -> Tensor:
 
 
 def writable(array: NDArray[Any]) -> Tensor:
-    """Returns an array as a tensor; torch wants memory that it may write to, so others are copied."""
+    """Returns an array as a tensor. An array that is read-only is copied, because torch wants to write."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
@@ -154,10 +155,10 @@ _KNOWN = {"float32", "float64", "float16", "int64", "int32", "int16", "int8", "u
 
 
 def check_operators(model: ir.Model) -> None:
-    """Refuses a graph with operators that are not known here.
+    """Refuses a graph with operators that are not in `TABLE`.
 
     Raises:
-        InputError: There is one; the message names it and its module.
+        InputError: There is such an operator; the message names it and its module.
     """
     _check(list(model.graph))
 
@@ -173,18 +174,18 @@ def _check(nodes: Sequence[ir.Node]) -> None:
         )
 
 
-def _needed(model: ir.Model, outputs: Sequence[str], given: set[str]) -> list[ir.Node]:
-    """Nodes that the outputs need, in graph order, from the values that are given on."""
-    wanted, found = set(outputs) - given, []
+def _needed(model: ir.Model, outputs: Sequence[str], inputs: set[str]) -> list[ir.Node]:
+    """Returns the nodes between the inputs and the outputs, in graph order."""
+    wanted, nodes = set(outputs) - inputs, []
     for node in reversed(list(model.graph)):
         if any(value.name in wanted for value in node.outputs):
-            found.append(node)
-            wanted.update(str(v.name) for v in node.inputs if v is not None and v.name not in given)
-    return found[::-1]
+            nodes.append(node)
+            wanted.update(str(v.name) for v in node.inputs if v is not None and v.name not in inputs)
+    return nodes[::-1]
 
 
 def _skipping_weights(nodes: Sequence[ir.Node]) -> list[ir.Node]:
-    """Leaves out what only turns and dequantizes the weights of linear layers and embeddings: those read the codes."""
+    """Leaves out nodes that only transpose and dequantize weights: linear layers and embeddings read the codes."""
     covered: set[ir.Node] = set()
     fused: set[ir.Node] = set()
     for node in nodes:
@@ -208,8 +209,8 @@ def _looks_up(node: ir.Node) -> bool:
 
 
 def _axis(node: ir.Node) -> int:
-    found = node.attributes.get("axis")
-    return int(found.value) if found is not None else 0
+    axis = node.attributes.get("axis")
+    return int(axis.value) if axis is not None else 0
 
 
 def _fusable(linear: Linear | None) -> bool:
@@ -242,7 +243,7 @@ def _step(node: ir.Node) -> tuple[Callable[[Sequence[Any]], Any], tuple[str, ...
 
 
 def _grid(dequantize: ir.Node | None) -> tuple[str, str]:
-    """Names of a weight's scales, and of what its zero points move by."""
+    """Returns the names of a weight's scales, and of the movement of its zero points."""
     _, scales, zeros = [*dequantize.inputs, None][:3] if dequantize is not None else (None, None, None)
     return str(scales.name) if scales is not None else "", f"{zeros.name}{MOVED}" if zeros is not None else ""
 
@@ -261,5 +262,5 @@ def _linear(inputs: Sequence[Any], turned: bool) -> Tensor:
 
 def _rows(inputs: Sequence[Any]) -> Tensor:
     weight, ids, scales, moved = inputs
-    found: Tensor = weight.rows(ids, scales, moved)
-    return found
+    rows: Tensor = weight.rows(ids, scales, moved)
+    return rows

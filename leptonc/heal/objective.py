@@ -1,4 +1,4 @@
-"""What a student is taught: to say what its teacher says on the same text."""
+"""The loss of a student: its distance from the teacher's outputs on the same text."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from leptonc.calibrate.store import Store
 from leptonc.heal.graph import Graph, writable
 from leptonc.passes.last_logits import head_of
 
-BLOCK_BYTES = 2**26  # of logits that are in memory at once, a few times over
+BLOCK_BYTES = 2**26  # logits of a block, of which a few copies are in memory at once
 Window = NDArray[np.int64]
 
 
 class Halves:
-    """A graph cut below its head: what has a vector a token, and what makes logits of it, a few tokens at a time.
+    """A graph, cut before its head: a body that makes a vector for each token, and a head that makes logits of some.
 
-    A graph without such a head is its own first half, and the second does nothing. `keep` is the first half's.
+    A graph without such a head is all body, and its head does nothing. `keep` is the body's, see `Graph`.
     """
 
     def __init__(self, model: ir.Model, *, keep: bool = True) -> None:
@@ -38,39 +38,39 @@ class Halves:
         self.model = model
 
     def hidden(self, window: Window, variables: Mapping[str, Tensor]) -> Tensor:
-        """Runs the first half on token ids int64 [length]."""
-        return self.each([window], variables)[0]
+        """Runs the body on token ids int64 [length]."""
+        return self.many([window], variables)[0]
 
-    def each(self, windows: Sequence[Window], variables: Mapping[str, Tensor]) -> list[Tensor]:
-        """Runs the first half on several windows, which reads its weights once."""
-        given = [{name: writable(x) for name, x in inputs_of(self.model, each).items()} for each in windows]
-        return [found for (found,) in self.body.each(given, variables)]
+    def many(self, windows: Sequence[Window], variables: Mapping[str, Tensor]) -> list[Tensor]:
+        """Runs the body on several windows, and reads its weights once."""
+        inputs = [{name: writable(x) for name, x in inputs_of(self.model, window).items()} for window in windows]
+        return [rows for (rows,) in self.body.many(inputs, variables)]
 
     def outputs(self, hidden: Tensor, variables: Mapping[str, Tensor]) -> Tensor:
-        """Runs the second half on some of the first's rows."""
-        (found,) = self.head({self.cut: hidden}, variables)
-        return found
+        """Runs the head on some rows of the body."""
+        (outputs,) = self.head({self.cut: hidden}, variables)
+        return outputs
 
 
-def divergence(wanted: Tensor, found: Tensor) -> Tensor:
-    """Returns the summed Kullback-Leibler divergence of what logits [..., n] say, in nats."""
-    log = F.log_softmax(wanted, -1)
-    return F.kl_div(F.log_softmax(found, -1), log, reduction="sum", log_target=True)
+def divergence(target: Tensor, output: Tensor) -> Tensor:
+    """Returns the Kullback-Leibler divergence of logits [..., n] from target logits, in nats, summed over rows."""
+    log = F.log_softmax(target, -1)
+    return F.kl_div(F.log_softmax(output, -1), log, reduction="sum", log_target=True)
 
 
-def relative_error(wanted: Tensor, found: Tensor) -> Tensor:
-    """Returns the summed |found - wanted|^2 / |wanted|^2 of rows [..., n]."""
-    whole = wanted.square().sum(-1).clamp(min=torch.finfo(wanted.dtype).tiny)
-    return ((found - wanted).square().sum(-1) / whole).sum()
+def relative_error(target: Tensor, output: Tensor) -> Tensor:
+    """Returns |output - target|^2 / |target|^2 of rows [..., n], summed over rows."""
+    whole = target.square().sum(-1).clamp(min=torch.finfo(target.dtype).tiny)
+    return ((output - target).square().sum(-1) / whole).sum()
 
 
 class Teacher:
-    """What the original makes of each window, run before it is first asked for, and kept below the head.
+    """Outputs of the original for each window. Its body runs once for a window, and its rows are kept.
 
     Args:
         model: The original graph.
         windows: Token ids int64 [length] of each text.
-        store: Where a vector a token is kept.
+        store: Holds the rows of the body.
     """
 
     def __init__(self, model: ir.Model, windows: Sequence[Window], store: Store) -> None:
@@ -78,31 +78,31 @@ class Teacher:
         self._kept: dict[int, NDArray[Any]] = {}
 
     def prepare(self, places: Sequence[int]) -> None:
-        """Runs the original on the windows of these places, where it did not yet; all at once read its weights once."""
+        """Runs the body on the windows at these places, unless it did before. Weights are read once for all of them."""
         new = [at for at in dict.fromkeys(places) if at not in self._kept]
         with torch.no_grad():
-            made = self._halves.each([self._windows[at] for at in new], {}) if new else []
+            made = self._halves.many([self._windows[at] for at in new], {}) if new else []
         self._kept.update((at, self._store.put(rows.numpy())) for at, rows in zip(new, made, strict=True))
 
     def hidden(self, at: int) -> Tensor:
-        """Returns the first half's rows for a window."""
+        """Returns the body's rows for a window."""
         self.prepare([at])
         return torch.from_numpy(np.array(self._kept[at]))
 
     def outputs(self, hidden: Tensor) -> Tensor:
-        """Returns what the original makes of some of those rows."""
+        """Returns the original's outputs for some of those rows."""
         with torch.no_grad():
             return self._halves.outputs(hidden, {})
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a student is like on some windows, means over tokens or texts.
+    """Measurement of a student on some windows: means over tokens or texts.
 
     Attributes:
-        loss: Its distance from the teacher.
-        perplexity: Of the texts as the student reads them; 0 where there are no logits a token.
-        perplexity_teacher: As the teacher does.
+        loss: Distance from the teacher.
+        perplexity: The student's perplexity of the texts; 0 where the output is not logits for each token.
+        perplexity_teacher: The teacher's perplexity of the texts.
     """
 
     loss: float
@@ -111,11 +111,11 @@ class Measured:
 
 
 class Objective:
-    """The mean, over tokens or texts, of how far the student is from the teacher: see `divergence`, `relative_error`.
+    """The mean distance of the student from the teacher over tokens or texts: see `divergence`, `relative_error`.
 
     Args:
         student: The graph that learns.
-        teacher: What it learns from, windows in the same order.
+        teacher: The teacher, with its windows in the same order.
         windows: Token ids int64 [length] of each text.
     """
 
@@ -129,7 +129,7 @@ class Objective:
         self._rows = max(1, BLOCK_BYTES // (4 * width)) if isinstance(width, int) and width else 1
 
     def prepare(self, places: Sequence[int]) -> None:
-        """Asks the teacher about windows that are needed soon."""
+        """Lets the teacher run on windows that are needed soon."""
         self._teacher.prepare(places)
 
     def learn(self, at: int, variables: Mapping[str, Tensor], weight: float) -> float:
@@ -147,7 +147,7 @@ class Objective:
         return total
 
     def measure(self, windows: Sequence[int], variables: Mapping[str, Tensor]) -> Measured:
-        """Returns what the student is like on windows, given by their places."""
+        """Measures the student on windows, given by their places."""
         loss, mine, theirs, count, predicted = 0.0, 0.0, 0.0, 0, 0
         with torch.no_grad():
             for at in windows:
@@ -156,21 +156,21 @@ class Objective:
                 count += len(rows)
                 for start, target in self._targets(at):
                     stop = start + target.shape[1]
-                    found = self._student.outputs(rows[start:stop].unsqueeze(0), variables)
-                    loss += float(self._distance(target, found))
+                    output = self._student.outputs(rows[start:stop].unsqueeze(0), variables)
+                    loss += float(self._distance(target, output))
                     if self._a_token:
                         ids = next_ids[start:stop]
                         theirs, mine = (
-                            total + float(F.cross_entropy(each[0, : len(ids)], ids, reduction="sum"))
-                            for total, each in ((theirs, target), (mine, found))
+                            total + float(F.cross_entropy(logits[0, : len(ids)], ids, reduction="sum"))
+                            for total, logits in ((theirs, target), (mine, output))
                         )
                         predicted += len(ids)
         if not predicted:
             return Measured(loss / count)
-        return Measured(loss / count, *(math.exp(min(each / predicted, 700.0)) for each in (mine, theirs)))
+        return Measured(loss / count, *(math.exp(min(logits / predicted, 700.0)) for logits in (mine, theirs)))
 
     def _targets(self, at: int) -> Iterator[tuple[int, Tensor]]:
-        """Yields (row, what the teacher makes of it and those after it, [1, n, width])."""
+        """Yields the first row of each block, and the teacher's outputs for the block, [1, n, width]."""
         hidden = self._teacher.hidden(at).flatten(0, -2)
         for start in range(0, len(hidden), self._rows):
             yield start, self._teacher.outputs(hidden[start : start + self._rows].unsqueeze(0))

@@ -65,10 +65,10 @@ def _mod(node: ir.Node, inputs: Inputs) -> Any:
 @implements("Max", "Min")
 def _extreme(node: ir.Node, inputs: Inputs) -> Any:
     join = torch.maximum if node.op_type == "Max" else torch.minimum
-    found = inputs[0]
-    for each in inputs[1:]:
-        found = join(found, each)
-    return found
+    extreme = inputs[0]
+    for other in inputs[1:]:
+        extreme = join(extreme, other)
+    return extreme
 
 
 @implements("Swish")
@@ -99,11 +99,11 @@ def _cast(node: ir.Node, inputs: Inputs) -> Any:
 
 @implements("Constant")
 def _constant(node: ir.Node, _: Inputs) -> Tensor:
-    (given,) = node.attributes.values()
-    value = given.value
-    if given.name == "value":
+    (stored,) = node.attributes.values()
+    value = stored.value
+    if stored.name == "value":
         return torch.from_numpy(value.numpy().copy())
-    return torch.tensor(value, dtype=torch.float32 if "float" in given.name else torch.int64)
+    return torch.tensor(value, dtype=torch.float32 if "float" in stored.name else torch.int64)
 
 
 @implements("ConstantOfShape")
@@ -121,7 +121,7 @@ def _shape(node: ir.Node, inputs: Inputs) -> Tensor:
 
 @implements("Range")
 def _range(_: ir.Node, inputs: Inputs) -> Tensor:
-    return torch.arange(*(each.item() for each in inputs), dtype=inputs[0].dtype)
+    return torch.arange(*(bound.item() for bound in inputs), dtype=inputs[0].dtype)
 
 
 @implements("Reshape")
@@ -194,8 +194,8 @@ def _gather(node: ir.Node, inputs: Inputs) -> Any:
     x, ids = inputs
     axis = int(attribute(node, "axis", 0)) % x.dim()
     ids = torch.where(ids < 0, ids + x.shape[axis], ids)
-    found = x.index_select(axis, ids.reshape(-1))
-    return found.reshape(*x.shape[:axis], *ids.shape, *x.shape[axis + 1 :])
+    rows = x.index_select(axis, ids.reshape(-1))
+    return rows.reshape(*x.shape[:axis], *ids.shape, *x.shape[axis + 1 :])
 
 
 @implements("GatherElements")
@@ -251,16 +251,16 @@ def _cumsum(node: ir.Node, inputs: Inputs) -> Tensor:
     x, axis = inputs[0], int(inputs[1])
     flipped = bool(attribute(node, "reverse", 0))
     x = x.flip(axis) if flipped else x
-    found = torch.cumsum(x, axis)
-    found = found - x if attribute(node, "exclusive", 0) else found
-    return found.flip(axis) if flipped else found
+    sums = torch.cumsum(x, axis)
+    sums = sums - x if attribute(node, "exclusive", 0) else sums
+    return sums.flip(axis) if flipped else sums
 
 
 @implements("TopK")
 def _topk(node: ir.Node, inputs: Inputs) -> tuple[Tensor, ...]:
     largest = bool(attribute(node, "largest", 1))
-    found = torch.topk(inputs[0], int(inputs[1]), int(attribute(node, "axis", -1)), largest)
-    return found.values, found.indices
+    top = torch.topk(inputs[0], int(inputs[1]), int(attribute(node, "axis", -1)), largest)
+    return top.values, top.indices
 
 
 @implements("Softmax")
@@ -305,21 +305,21 @@ def _rotary(node: ir.Node, inputs: Inputs) -> Tensor:
     x, cos, sin, at = [*inputs, None][:4]
     if x.dim() != 4:
         raise NotImplementedError("RotaryEmbedding of inputs that are not split in heads")
-    cos, sin = (each[at].unsqueeze(1) if at is not None else each.unsqueeze(1) for each in (cos, sin))
+    cos, sin = (table[at].unsqueeze(1) if at is not None else table.unsqueeze(1) for table in (cos, sin))
     width = int(attribute(node, "rotary_embedding_dim", 0)) or x.shape[-1]
     turned, rest = x[..., :width], x[..., width:]
     pairs = attribute(node, "interleaved", 0)
     left, right = (turned[..., 0::2], turned[..., 1::2]) if pairs else turned.chunk(2, -1)
     both = (left * cos - right * sin, left * sin + right * cos)
-    found = torch.stack(both, -1).flatten(-2) if pairs else torch.cat(both, -1)
-    return found if width == x.shape[-1] else torch.cat([found, rest], -1)
+    turned = torch.stack(both, -1).flatten(-2) if pairs else torch.cat(both, -1)
+    return turned if width == x.shape[-1] else torch.cat([turned, rest], -1)
 
 
 @implements("Attention")
 def _attention(node: ir.Node, inputs: Inputs) -> Tensor:
     """Heads first; the mask is bool, or is added."""
     q, k, v, mask = [*inputs, None][:4]
-    if q.dim() != 4 or any(each is not None for each in inputs[4:]) or len(node.outputs) > 1:
+    if q.dim() != 4 or any(extra is not None for extra in inputs[4:]) or len(node.outputs) > 1:
         raise NotImplementedError("Attention that splits heads or has a cache itself")
     scale = attribute(node, "scale", q.shape[-1] ** -0.5)
     softcap, causal = float(attribute(node, "softcap", 0.0)), bool(attribute(node, "is_causal", 0))
@@ -344,7 +344,7 @@ def attend(
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
     groups = q.shape[1] // k.shape[1]
-    k, v = (each.repeat_interleave(groups, 1) for each in (k, v))
+    k, v = (states.repeat_interleave(groups, 1) for states in (k, v))
     logits = softcap * torch.tanh(q @ k.transpose(-1, -2) * scale / softcap)
     if causal:
         mask = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
@@ -377,5 +377,5 @@ _SCATTER = ir.node("TensorScatter", [], {"axis": 2})
 
 
 def _text(node: ir.Node, name: str, default: str) -> str:
-    found = node.attributes.get(name)
-    return default if found is None else str(found.value)
+    text = node.attributes.get(name)
+    return default if text is None else str(text.value)

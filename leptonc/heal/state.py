@@ -1,4 +1,4 @@
-"""What healing knows at a moment, and the file that it goes on from after an interruption."""
+"""The state of a healing run, and the file from which it goes on after an interruption."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _TENSORS = ("learned", "mean", "square", "best")
 
 @dataclass(frozen=True)
 class Look:
-    """What the student was like on the held-out windows, after so many steps."""
+    """Measurement of the student on the held-out windows, after so many steps."""
 
     step: int
     measured: Measured
 
 
 class _Record(msgspec.Struct, forbid_unknown_fields=True):
-    """What a file has besides tensors."""
+    """The record beside the tensors of a file."""
 
     version: int
     mark: str
@@ -48,11 +48,17 @@ class _Record(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass
 class State:
-    """All that a run changes: what is learned, Adam's two means over it, the best so far, and the looks at it.
+    """All that a run changes.
 
     Attributes:
-        fitted: Of `seconds`, those before the first step.
-        whole: Whether no step is half done.
+        learned: The learned numbers, float32 [n].
+        mean, square: Adam's means of gradients and of their squares, float32 [n].
+        best: The learned numbers with the least loss so far.
+        steps: Steps taken.
+        seconds: Time taken, with the time before an interruption.
+        fitted: Seconds before the first step.
+        looks: Measurements on the held-out windows.
+        whole: Whether the state is consistent: no step is half done.
     """
 
     learned: Tensor
@@ -73,9 +79,9 @@ class State:
         return State(learned, torch.zeros_like(learned), torch.zeros_like(learned), learned.clone())
 
     def bind(self, path: Path, mark: str) -> None:
-        """Goes on from a file, where there is one, and writes to it from now on; `mark` names the run.
+        """Binds the state to a file, and goes on from what it holds; `mark` names the run.
 
-        A damaged file is put aside, and told of: the run begins anew.
+        A damaged file is put aside with a warning, and the run begins anew.
 
         Raises:
             InputError: The file is of another run.
@@ -87,12 +93,12 @@ class State:
             self._load(path)
         except (ValueError, OSError) as error:
             aside = path.with_name(f"{path.name}.damaged")
-            said = f"{path}: {error}: healing begins anew, the file is {aside.name} now"
-            warnings.warn(said, ResumeWarning, stacklevel=2)
+            message = f"{path}: {error}: healing begins anew, the file is {aside.name} now"
+            warnings.warn(message, ResumeWarning, stacklevel=2)
             os.replace(path, aside)
 
     def _load(self, path: Path) -> None:
-        """Reads a file (raises `ValueError`, `OSError`: it is damaged)."""
+        """Reads a file. A damaged file raises `ValueError` or `OSError`."""
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file():
@@ -110,13 +116,13 @@ class State:
                 f"expected in {path} what this very build left when it was interrupted, found another's",
                 hint="the same command goes on; for another build name another directory, or delete the file",
             )
-        if any(each.shape != self.learned.shape or each.dtype != self.learned.dtype for each in tensors):
+        if any(tensor.shape != self.learned.shape or tensor.dtype != self.learned.dtype for tensor in tensors):
             raise ValueError("another number of numbers")
         self.learned, self.mean, self.square, self.best = tensors
         self.steps, self.seconds, self.fitted, self.looks = record.steps, record.seconds, record.fitted, record.looks
 
     def save(self) -> None:
-        """Writes the file, whole or not at all, if there is to be one."""
+        """Writes the file, whole or not at all, if the state is bound to one."""
         from safetensors.torch import save
 
         if self._path is None:
@@ -134,7 +140,7 @@ class State:
             ) from error
 
     def remove(self) -> None:
-        """Removes the file: the run is over."""
+        """Removes the file, because the run is over."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -150,7 +156,7 @@ def _digest(tensors: Sequence[Tensor]) -> str:
 def fingerprint(
     student: ir.Model, windows: Sequence[NDArray[np.int64]], *settings: Mapping[str, Any] | Any
 ) -> str:
-    """Returns a name for a run: equal for equal codes and scales, texts, and settings."""
+    """Returns the mark of a run: equal for equal codes, scales, texts and settings."""
     digest = hashlib.sha256()
     for name, value in sorted(student.graph.initializers.items()):
         digest.update(f"{name} {value.shape}".encode())
@@ -160,8 +166,8 @@ def fingerprint(
                 digest.update(b"" if part is None else np.ascontiguousarray(part).data)
     for window in windows:
         digest.update(np.ascontiguousarray(window).data)
-    for each in settings:
-        pairs = sorted(each.items()) if isinstance(each, Mapping) else [("", each)]
+    for setting in settings:
+        pairs = sorted(setting.items()) if isinstance(setting, Mapping) else [("", setting)]
         for name, value in pairs:
             array = isinstance(value, np.ndarray)
             digest.update(name.encode() + (np.ascontiguousarray(value).data if array else repr(value).encode()))

@@ -45,19 +45,19 @@ def taylor(
     lost = [name for name in values if name not in graph.computed]
     if lost:
         raise InputError(f"expected values that the graph computes for its output, found none called {lost[0]}")
-    found: dict[str, NDArray[np.float32]] = {}
+    importance: dict[str, NDArray[np.float32]] = {}
     for window in windows:
         gates = {f"{name}{GATE}": torch.ones(_channels(widths[name]), requires_grad=True) for name in values}
-        given = {name: writable(array) for name, array in inputs_of(model, window).items()}
-        (output,) = graph(given, gates)
+        inputs = {name: writable(array) for name, array in inputs_of(model, window).items()}
+        (output,) = graph(inputs, gates)
         logits = graph.outputs[0] == "logits" and output.dim() == 3
         labels = torch.from_numpy(window[1:])
         loss = F.cross_entropy(output[0, :-1], labels) if logits else 0.5 * output.square().mean()
         slopes = torch.autograd.grad(loss, list(gates.values()))
         for name, slope in zip(values, slopes, strict=True):
-            found[name] = found.get(name, np.float32(0)) + slope.square().numpy()
+            importance[name] = importance.get(name, np.float32(0)) + slope.square().numpy()
         advance(1)
-    return found
+    return importance
 
 
 def _channels(shape: ir.Shape | None) -> int:

@@ -1,7 +1,7 @@
-"""What healing may change in a graph: initializers, and how each is parametrised.
+"""What healing may change in a graph: initializers, each with a parametrisation.
 
-Every parametrisation starts from numbers that stand for the weights as they are, and moves in units of the weight's own
-size: one learning rate suits them all.
+A parametrisation starts at the weight's own values, and moves in units of the weight's own size, so that one learning
+rate suits all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from leptonc.passes.quantize.blocks import Format, Quantized, storable
 from leptonc.passes.quantize.weights import quantized_of
 
 SCALES, ZEROS, CODES = ".scales", ".zeros", ".codes"
-_LEAST = -0.9  # of what is learned of a scale, so that it keeps its sign
+_LEAST = -0.9  # least learned number of a scale, which keeps the scale's sign
 _HALF = Format(4, 32, True, half=True)
 _NORMS = ("RMSNormalization", "LayerNormalization")
 
@@ -32,25 +32,25 @@ Learned = tuple[Tensor, ...]
 
 
 class Parameter(Protocol):
-    """One initializer that changes.
+    """The parametrisation of one initializer.
 
     Attributes:
-        name: The initializer's.
-        start: The numbers that are learned, as they are at first.
+        name: Name of the initializer.
+        start: The learned numbers at the start.
     """
 
     name: str
     start: Learned
 
     def variables(self, learned: Learned) -> Mapping[str, Tensor]:
-        """Returns what a `Graph` runs with, from the learned numbers."""
+        """Returns the tensors that a `Graph` runs with, for learned numbers."""
 
     def stored(self, learned: Learned) -> NDArray[np.float32]:
         """Returns the initializer's new values, as they will be stored."""
 
 
 class Kind(Protocol):
-    """How an initializer is parametrised: a description, without data."""
+    """The kind of an initializer's parametrisation, without data."""
 
     def of(self, value: ir.Value, random: np.random.Generator) -> Parameter:
         """Returns the parametrisation of a graph's initializer."""
@@ -74,13 +74,13 @@ class _Free:
         return {self.name: self._base + self._unit * learned[0]}
 
     def stored(self, learned: Learned) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self.variables(learned)[self.name].numpy()
-        return found
+        values: NDArray[np.float32] = self.variables(learned)[self.name].numpy()
+        return values
 
 
 @dataclass(frozen=True)
 class Scales:
-    """The scales of a quantized weight, its codes and zero points fixed; each is multiplied by 1 + what is learned."""
+    """Scales of a quantized weight. Each is multiplied by 1 + a learned number; codes and zero points are fixed."""
 
     half: bool = False
 
@@ -97,19 +97,18 @@ class _Scales:
         return {self.name: self._base * (1 + learned[0].clamp(min=_LEAST))}
 
     def stored(self, learned: Learned) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self.variables(learned)[self.name].numpy()
-        return storable(found, _HALF) if self._half else found
+        scales: NDArray[np.float32] = self.variables(learned)[self.name].numpy()
+        return storable(scales, _HALF) if self._half else scales
 
 
 @dataclass(frozen=True)
 class Zeros:
-    """The zero points of a quantized weight, its codes fixed: whole numbers, as they are stored, while it learns, too.
+    """Zero points of a quantized weight; its codes are fixed. Learning sees whole numbers, as they are stored.
 
-    What is learned passes the rounding, and the ends of the codes, by as if they were not there (Bengio et al.,
-    straight-through estimators, 2013).
+    Gradients ignore the rounding and the range of codes (straight-through estimators, Bengio et al., 2013).
 
     Attributes:
-        top: The largest code, which is the largest zero point, too.
+        top: The largest code, and the largest zero point.
     """
 
     top: int
@@ -129,21 +128,21 @@ class _Zeros:
 
     def stored(self, learned: Learned) -> NDArray[np.float32]:
         (moved,) = self.variables(learned).values()
-        found: NDArray[np.float32] = (moved + self._base).numpy()
-        return found
+        zeros: NDArray[np.float32] = (moved + self._base).numpy()
+        return zeros
 
 
 @dataclass(frozen=True)
 class LowRank:
     """A matrix a b of low rank that is added to a weight, and folded into it at the end (Hu et al., LoRA, 2021).
 
-    The weight is one that nothing but linear layers reads.
+    Only linear layers read the weight.
 
     Attributes:
-        rank: Of the matrix.
-        turned: Whether the weight is stored [in, out], so that a reads the inputs; else b does.
-        start: What the part that reads the inputs begins with, float32 [rank, in], rows of norm 1; None for random
-            directions. The other begins with zeros.
+        rank: Rank of the matrix.
+        turned: Whether the weight is stored [in, out], so that a reads the inputs. Otherwise b does. Default: b does.
+        start: Start of the part that reads the inputs, float32 [rank, in], rows of norm 1. Default: random directions.
+            The other part starts with zeros.
     """
 
     rank: int
@@ -176,12 +175,12 @@ class _LowRank:
 
     def stored(self, learned: Learned) -> NDArray[np.float32]:
         a, b = self.variables(learned).values()
-        found: NDArray[np.float32] = (as_tensor(self._value) + a @ b).numpy()
-        return found
+        weight: NDArray[np.float32] = (as_tensor(self._value) + a @ b).numpy()
+        return weight
 
 
 def _zeros(shape: torch.Size) -> Tensor:
-    """Zeros that take no memory, however many: a start is kept as long as the parameter."""
+    """Returns zeros that take no memory: a start is kept as long as its parameter."""
     return torch.zeros(()).expand(shape)
 
 
@@ -190,42 +189,44 @@ def _size(base: Tensor) -> float:
 
 
 def recoverable(model: ir.Model) -> dict[str, Kind]:
-    """Returns what healing changes in a quantized graph, by initializer: what is stored as it was, whatever its values.
+    """Returns the kinds of initializers that can change in a quantized graph without taking more bytes.
 
-    Scales and zero points of the weights in the fewest bits, gains and biases of norms, and biases of linear layers.
-    Weights in 8 bits among those in 4 are as good as exact, and their gradients cost as much.
+    These are scales and zero points of the weights with the fewest bits, gains and biases of norms, and biases of
+    linear layers. Weights of 8 bits among weights of 4 are nearly exact already; their gradients would cost as much.
     """
     coded = {name: weight.form for name, v in model.graph.initializers.items() if (weight := quantized_of(v))}
     fewest = min((form.bits for form in coded.values()), default=0)
-    found: dict[str, Kind] = {}
+    kinds: dict[str, Kind] = {}
     for name, form in coded.items():
         if form.bits == fewest:
-            found[name.removesuffix(CODES) + SCALES] = Scales(form.half)
+            kinds[name.removesuffix(CODES) + SCALES] = Scales(form.half)
             if not form.symmetric:
-                found[name.removesuffix(CODES) + ZEROS] = Zeros(form.top)
-    for value in (*_of_norms(model), *(each.bias for each in linears(model) if each.bias is not None)):
+                kinds[name.removesuffix(CODES) + ZEROS] = Zeros(form.top)
+    for value in (*_of_norms(model), *(linear.bias for linear in linears(model) if linear.bias is not None)):
         if value.is_initializer() and not str(value.name).startswith("const_"):  # shared constants are no weights
-            found[str(value.name)] = Free()
-    return found
+            kinds[str(value.name)] = Free()
+    return kinds
 
 
 def low_rank(model: ir.Model, rank: int) -> dict[str, Kind]:
-    """Returns the description of a graph in float32: low-rank terms of linear layers, gains and biases.
+    """Returns the kinds for a graph in float32: low-rank terms of linear layers, gains and biases.
 
     A head that is tied to the embedding stays as it is.
     """
-    found: dict[str, Kind] = {str(each.weight.name): LowRank(rank, not each.transposed) for each in _floats(model)}
-    return {**found, **recoverable(model)}
+    terms: dict[str, Kind] = {
+        str(linear.weight.name): LowRank(rank, not linear.transposed) for linear in _floats(model)
+    }
+    return {**terms, **recoverable(model)}
 
 
 def whole(model: ir.Model) -> dict[str, Kind]:
-    """Returns the description of a graph in float32 whose linear layers learn whole, but a tied head."""
-    return {**{str(each.weight.name): Free() for each in _floats(model)}, **recoverable(model)}
+    """Returns the kinds for a graph in float32 whose linear layers learn every number. A tied head stays."""
+    return {**{str(linear.weight.name): Free() for linear in _floats(model)}, **recoverable(model)}
 
 
 def _floats(model: ir.Model) -> list[Linear]:
     tables = lookups(model)
-    return [each for each in linears(model) if each.dequantize is None and each.weight not in tables]
+    return [linear for linear in linears(model) if linear.dequantize is None and linear.weight not in tables]
 
 
 def _of_norms(model: ir.Model) -> Iterator[ir.Value]:
@@ -235,7 +236,7 @@ def _of_norms(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def put(model: ir.Model, arrays: Mapping[str, NDArray[np.float32]]) -> None:
-    """Gives initializers new values; of a quantized weight's parts, everything that is made from the weight learns."""
+    """Gives initializers new values. New parts of a quantized weight count in everything made from the weight."""
     for name, array in arrays.items():
         value = model.graph.initializers[name]
         weight, part = _part(model, name)
@@ -246,14 +247,14 @@ def put(model: ir.Model, arrays: Mapping[str, NDArray[np.float32]]) -> None:
 
 
 def _part(model: ir.Model, name: str) -> tuple[Quantized | None, str]:
-    """The quantized weight that an initializer is a part of, if it is, and which."""
+    """Returns the quantized weight that an initializer is a part of, or None, and the part's name."""
     base, _, part = name.rpartition(".")
     codes = model.graph.initializers.get(f"{base}{CODES}") if f".{part}" in (SCALES, ZEROS) else None
     return quantized_of(codes) if codes is not None else None, part
 
 
 def _lazy(array: NDArray[np.float32], value: ir.Value) -> Any:
-    """A tensor of the kind that the initializer had, so that it is stored in the same place."""
+    """Returns a tensor of the same kind as the initializer's old one, so that it is stored in the same place."""
     old = value.const_value
     if not isinstance(old, ir.LazyTensor):
         return ir.tensor(array, name=value.name)

@@ -101,12 +101,12 @@ def module_of(node: ir.Node) -> str:
 
 def attribute(node: ir.Node, name: str, default: float | int | None = None) -> float | int:
     """Returns a number among the node's attributes, or the default."""
-    found = node.attributes.get(name)
-    if found is None:
+    stored = node.attributes.get(name)
+    if stored is None:
         if default is None:
             raise KeyError(f"{node.op_type} has no attribute {name}")
         return default
-    value: float | int = found.value
+    value: float | int = stored.value
     return value
 
 
@@ -132,7 +132,7 @@ def verify(model: ir.Model, *, after: str = "capture") -> None:
         if value.const_value is None or any(not isinstance(d, int) for d in value.const_value.shape):
             fail(f"initializer `{name}` has no data or an unknown shape")
     known = {(f.domain, f.name) for f in model.functions.values()}
-    seen: set[int] = {id(v) for v in (*graph.inputs, *graph.initializers.values())}
+    made: set[int] = {id(v) for v in (*graph.inputs, *graph.initializers.values())}
     caches: list[ir.Node] = []
     for node in graph:
         if node.domain == DOMAIN:
@@ -147,11 +147,11 @@ def verify(model: ir.Model, *, after: str = "capture") -> None:
         elif node.domain != "" or node.op_type not in STANDARD_OPS:
             fail(f"expected an op of the dialect, found {node.domain or 'ai.onnx'}.{node.op_type}", node)
         for read in node.inputs:
-            if read is not None and id(read) not in seen:
+            if read is not None and id(read) not in made:
                 fail(f"input `{read.name}` is used before it is made", node)
-        seen.update(id(v) for v in node.outputs)
+        made.update(id(v) for v in node.outputs)
     for output in graph.outputs:
-        if id(output) not in seen:
+        if id(output) not in made:
             fail(f"output `{output.name}` is made by nobody")
     inputs, outputs = [v.name for v in graph.inputs], [v.name for v in graph.outputs]
     for i, node in enumerate(caches):

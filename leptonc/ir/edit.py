@@ -13,7 +13,7 @@ from leptonc.ir.dialect import MODULE_KEY, module_of
 
 
 def producer(value: ir.Value | None, op: str = "", domain: str = "") -> ir.Node | None:
-    """Returns the node that makes `value`, if it is of the op asked for."""
+    """Returns the node that makes `value`. None: there is no such node, or it has another operator."""
     node = value.producer() if value is not None else None
     return node if node is not None and (not op or (node.op_type == op and node.domain == domain)) else None
 
@@ -25,13 +25,13 @@ def only_user(value: ir.Value) -> ir.Node | None:
 
 
 def behind(node: ir.Node) -> set[ir.Node]:
-    """Returns a node and all that read what it makes, or what these make."""
-    found, unread = {node}, [node]
+    """Returns a node and all nodes that depend on it."""
+    nodes, unread = {node}, [node]
     while unread:
-        new = {use.node for value in unread.pop().outputs for use in value.uses()} - found
-        found |= new
+        new = {use.node for value in unread.pop().outputs for use in value.uses()} - nodes
+        nodes |= new
         unread += new
-    return found
+    return nodes
 
 
 def constant(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
@@ -46,7 +46,7 @@ def insert(
     before: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None, *,
     domain: str = "", outputs: int = 1, name: str = "", module: str | None = None,
 ) -> list[ir.Value]:  # fmt: skip
-    """Inserts a node before another, from whose module it then comes; returns its outputs."""
+    """Inserts a node before another, and returns its outputs. It gets the other's module, or `module`."""
     node = ir.node(op, inputs, attributes or {}, domain=domain, num_outputs=outputs)
     node.name = name or f"{before.name}/{op}"
     for i, value in enumerate(node.outputs):
@@ -64,7 +64,7 @@ def insert(
 def append(
     after: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None, *, name: str
 ) -> ir.Value:  # fmt: skip
-    """Inserts a node behind another, whose output it reads; what read that output reads the node's own then."""
+    """Inserts a node after another, and returns its output. All readers of the other's output read the new node's."""
     node = ir.node(op, inputs, attributes or {})
     node.name = node.outputs[0].name = name
     if path := module_of(after):
@@ -82,7 +82,7 @@ def insert_last(
     graph: ir.Graph, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None, *,
     name: str,
 ) -> list[ir.Value]:  # fmt: skip
-    """Appends a node to the graph, from the module of the first input's producer; returns its outputs."""
+    """Appends a node to the graph, and returns its outputs. It gets the module of its first input's producer."""
     node = ir.node(op, inputs, attributes or {})
     node.name = name
     for i, value in enumerate(node.outputs):
@@ -95,7 +95,7 @@ def insert_last(
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Makes everything that read `old` read `new`; a graph output keeps its name."""
+    """Lets all readers of `old` read `new`. A graph output keeps its name."""
     if new.shape is None:
         new.shape = old.shape
     if new.type is None:
@@ -123,9 +123,9 @@ def ints(graph: ir.Graph, values: Sequence[int] | int) -> ir.Value:
 
 
 def cleanup(model: ir.Model) -> None:
-    """Removes in place nodes that compute the same from the same, and nodes and initializers that nobody reads.
+    """Removes, in place, duplicates of nodes, and nodes and initializers that nothing reads.
 
-    Graph inputs stay: they are the task's.
+    Graph inputs stay, because the task names them.
     """
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)

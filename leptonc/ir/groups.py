@@ -1,4 +1,4 @@
-"""What can be cut out of a model: heads, groups, channels, blocks and layers, each with all that goes with it."""
+"""What can be cut out of a model: heads, groups, channels, blocks and layers, with the weights that go with them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from leptonc.ir.structure import Linear, embeddings, layer_of, linear_of, linear
 
 @dataclass
 class Block:
-    """An attention or an MLP: what reads the residual stream, and adds to it.
+    """An attention or an MLP, which reads the residual stream and adds to it.
 
     Attributes:
         name: "model.layers.3/mlp" or "model.layers.3/attention".
         layer: Module path of its layer.
         kind: "attention" or "mlp".
-        spread: What its units were followed to. Of an attention: "heads" and "groups" of query heads; of an
-            MLP: "channels".
+        spread: The values and nodes that have its units: an attention's "heads" and "groups" of query heads, or an
+            MLP's "channels".
         consumers: The linear layers that sum over the units.
         attentions: The attention operators.
-        add: The Add to the residual stream, and which of its inputs the block is; None where it was not found.
+        add: The Add to the residual stream, and the place of the block among its inputs. None: there is no such Add.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Block:
         return self.spread.counts["heads"] // self.units if self.kind == "attention" else 1
 
     def cost(self, space: str) -> int:
-        """Weights that one unit of a space has."""
+        """Returns the number of weights that one unit of a space has."""
         return sum(
             span.width * _size(value) // int(value.shape[span.axis])  # type: ignore[index, arg-type, misc]
             for value, spans in self.spread.initializers().items()
@@ -57,10 +57,10 @@ class Block:
         )
 
     def weights(self) -> int:
-        """Weights that go with the whole block; norms before and after it not among them."""
-        found = {id(value): _size(value) for value in self.spread.initializers()}
-        biases = [each.bias for each in self.consumers if each.bias is not None]
-        return sum({**found, **{id(value): _size(value) for value in biases}}.values())
+        """Returns the number of weights that go with the whole block, without norms before and after it."""
+        sizes = {id(value): _size(value) for value in self.spread.initializers()}
+        biases = [linear.bias for linear in self.consumers if linear.bias is not None]
+        return sum({**sizes, **{id(value): _size(value) for value in biases}}.values())
 
 
 @dataclass
@@ -68,11 +68,11 @@ class Groups:
     """All that can be cut.
 
     Attributes:
-        blocks: Of all layers, in graph order.
-        layers: Module paths.
-        width: The residual stream; what reads and writes it.
-        total: Weights of all layers, which shares are counted of: embeddings, a head and the last norm are not in it.
-        missing: What was not found, and why, by layer.
+        blocks: Blocks of all layers, in graph order.
+        layers: Module paths of the layers.
+        width: The residual stream, with what reads and writes it.
+        total: Number of weights of all layers; shares are parts of it. Embeddings, head and last norm do not count.
+        missing: Reasons why blocks of a layer are missing, by layer.
     """
 
     blocks: list[Block]
@@ -87,27 +87,31 @@ class Groups:
         return [linear for block in self.blocks for linear in block.consumers]
 
     def block(self, name: str) -> Block:
-        """Returns the block of that name, or says which there are."""
-        found = next((each for each in self.blocks if each.name == name), None)
-        if found is None:
-            raise InputError(
-                f"expected a block of the model, found {name!r}",
-                hint="its blocks are " + ", ".join(each.name for each in self.blocks[:4]) + ", …",
-            )
-        return found
-
-    def require(self) -> None:
-        """Refuses a model whose layers were not all understood.
+        """Returns the block of that name.
 
         Raises:
-            InputError: says what was found and what was not.
+            InputError: There is no such block; the hint names some.
+        """
+        match = next((block for block in self.blocks if block.name == name), None)
+        if match is None:
+            raise InputError(
+                f"expected a block of the model, found {name!r}",
+                hint="its blocks are " + ", ".join(block.name for block in self.blocks[:4]) + ", …",
+            )
+        return match
+
+    def require(self) -> None:
+        """Refuses a model in which an attention or an MLP of some layer was not recognized.
+
+        Raises:
+            InputError: The message counts blocks, and names the first layer with its reasons.
         """
         if self.blocks and not self.missing:
             return
-        found = [f"{sum(b.kind == kind for b in self.blocks)} {kind} blocks" for kind in ("attention", "mlp")]
+        counts = [f"{sum(b.kind == kind for b in self.blocks)} {kind} blocks" for kind in ("attention", "mlp")]
         layer, reasons = next(iter(self.missing.items()), ("the model", ["it has no layers"]))
         raise InputError(
-            f"expected an attention and an MLP to cut in every layer, found {' and '.join(found)} in "
+            f"expected an attention and an MLP to cut in every layer, found {' and '.join(counts)} in "
             f"{len(self.layers)} layers; {len(self.missing)} are not understood, first {layer}: {'; '.join(reasons)}",
             hint="`leptonc inspect --structure` shows what was found",
         )
@@ -130,44 +134,44 @@ def layer_weights(model: ir.Model) -> int:
 
 
 def groups(model: ir.Model) -> Groups:
-    """Finds what can be cut in a graph of the dialect, from its operators alone: no architecture is known by name.
+    """Returns what can be cut in a graph of the dialect. Operators alone decide, not the name of an architecture.
 
-    1. What the embedding's columns spread to is the residual stream.
-    2. An attention's query heads and key/value heads spread to the linear layers before and after it.
-    3. The input of any other linear layer that does not read the residual stream has channels of an MLP.
+    1. The residual stream has the embedding's columns.
+    2. Query heads and key/value heads of an attention are followed to the linear layers before and after it.
+    3. Any other linear layer that does not read the residual stream reads the channels of an MLP.
     """
     width = residual_stream(model)
     layers = list(dict.fromkeys(path for node in model.graph if (path := layer_of(module_of(node)))))
-    found = Groups([], layers, width, layer_weights(model))
+    result = Groups([], layers, width, layer_weights(model))
     taken = width.axes()
     attentions = [n for n in model.graph if n.op_type in ATTENTION and n.domain in ("", DOMAIN)]
-    seen: set[ir.Node] = set()
+    joined: set[ir.Node] = set()
     reasons: dict[str, list[str]] = {}
     for node in attentions:
-        if node not in seen:
-            _found(found, reasons, "attention", layer_of(module_of(node)), _heads(node), taken)
-            seen |= {n for n in attentions if (n.outputs[0], 1) in taken}
+        if node not in joined:
+            _add_block(result, reasons, "attention", layer_of(module_of(node)), _heads(node), taken)
+            joined |= {n for n in attentions if (n.outputs[0], 1) in taken}
     for linear in linears(model):
         if (linear.x, len(linear.x.shape or ()) - 1) not in taken and layer_of(linear.path):
             spread = Spread({"channels": linear.shape[1]})
             spread.follow([(linear.x, Span(len(linear.x.shape or ()) - 1, 0, 1, "channels"))])
-            _found(found, reasons, "mlp", layer_of(linear.path), spread, taken)
+            _add_block(result, reasons, "mlp", layer_of(linear.path), spread, taken)
     order = {node: i for i, node in enumerate(model.graph)}
-    found.blocks.sort(key=lambda block: order[block.consumers[0].node])
-    known = {value for block in found.blocks for value in block.spread.initializers()}
+    result.blocks.sort(key=lambda block: order[block.consumers[0].node])
+    known = {value for block in result.blocks for value in block.spread.initializers()}
     strange = {layer_of(linear.path) for linear in linears(model) if linear.weight not in known}.union(reasons)
-    nowhere = "" in reasons or not all(block.layer for block in found.blocks)
+    nowhere = "" in reasons or not all(block.layer for block in result.blocks)
     for path in layers:
-        kinds = {block.kind for block in found.blocks if block.layer == path}
+        kinds = {block.kind for block in result.blocks if block.layer == path}
         lacks = [f"no {kind}" for kind in ("attention", "mlp") if kind not in kinds]
         # A block that was cut out whole leaves no linear layer behind.
         if (lacks and (nowhere or path in strange)) or reasons.get(path):
-            found.missing[path] = [*lacks, *reasons.get(path, [])]
-    return found
+            result.missing[path] = [*lacks, *reasons.get(path, [])]
+    return result
 
 
 def residual_stream(model: ir.Model) -> Spread:
-    """Follows the embedding's columns; a sentence's embedding ends with them."""
+    """Follows the embedding's columns to everything that has them, up to a sentence's embedding."""
     table = next(embeddings(model), None)
     value = table.outputs[0] if table is not None else None
     if value is None or value.shape is None:
@@ -182,15 +186,15 @@ def _heads(node: ir.Node) -> Spread:
     spread = Spread(counts)
     if counts["heads"] % counts["groups"]:
         spread.unknown.append(f"{counts['heads']} query heads do not divide among {counts['groups']} key/value heads")
-    seeds = [(each, Span(1, 0, 1, "heads")) for each in queries] + [(e, Span(1, 0, 1, "groups")) for e in others]
-    return spread.follow(seeds)
+    seeds = [(value, Span(1, 0, 1, "heads")) for value in queries]
+    return spread.follow(seeds + [(value, Span(1, 0, 1, "groups")) for value in others])
 
 
-def _found(
-    found: Groups, reasons: dict[str, list[str]], kind: str, layer: str, spread: Spread,
+def _add_block(
+    result: Groups, reasons: dict[str, list[str]], kind: str, layer: str, spread: Spread,
     taken: set[tuple[ir.Value, int]],
 ) -> None:  # fmt: skip
-    """Adds a block, or the reason why there is none."""
+    """Adds a block to `result`, or to `reasons` why there is none."""
     spread.unknown += [f"the mean of {place(node)} is over it" for node in spread.centred]
     if not spread.unknown and spread.axes() & taken:
         spread.unknown.append("it is bound to something else")
@@ -202,16 +206,16 @@ def _found(
     if spread.unknown:
         reasons.setdefault(layer, []).extend(f"{kind}: {reason}" for reason in spread.unknown[:2])
         return
-    count = sum(block.layer == layer and block.kind == kind for block in found.blocks)
+    count = sum(block.layer == layer and block.kind == kind for block in result.blocks)
     block = Block(f"{layer}/{kind}" + (f".{count}" if count else ""), layer, kind, spread, consumers)
     block.attentions = [node for node in spread.nodes if node.op_type in ATTENTION]
     if len(consumers) == 1 and len(block.attentions) <= 1:
-        block.add = _residual(consumers[0].y, found.width)
-    found.blocks.append(block)
+        block.add = _residual(consumers[0].y, result.width)
+    result.blocks.append(block)
 
 
 def _residual(y: ir.Value, width: Spread) -> tuple[ir.Node, int] | None:
-    """Walks on from a block's output to the Add to the residual stream."""
+    """Returns the Add that a block's output reaches in the residual stream, and the place among its inputs, or None."""
     value = y
     while (node := only_user(value)) is not None:
         if node.op_type == "Add":
@@ -226,7 +230,7 @@ def _residual(y: ir.Value, width: Spread) -> tuple[ir.Node, int] | None:
 
 
 def weights_of(block: Block) -> Iterator[tuple[str, int, Span]]:
-    """Yields what must be removed together: the name of each weight, its size along the axis, and where units are."""
+    """Yields the weights of a block's units: the name, the size along the axis of the units, and their span."""
     for value, spans in block.spread.initializers().items():
-        for span in sorted(spans, key=lambda each: (each.axis, each.start)):
+        for span in sorted(spans, key=lambda span: (span.axis, span.start)):
             yield str(value.name), int(value.shape[span.axis]), span  # type: ignore[index, arg-type]

@@ -1,4 +1,4 @@
-"""The residual stream as a vector space: what writes and reads it, and whether a change of its basis goes unnoticed."""
+"""The residual stream as a vector space: what writes and reads it, and whether its basis can change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from leptonc.ir.groups import residual_stream
 from leptonc.ir.spread import Span, Spread, place
 from leptonc.ir.structure import Linear, linear_of
 
-# What commutes with a rotation of the last axis; products and norms have rules of their own below.
+# Operators that commute with a rotation of the last axis. Products and norms have rules of their own below.
 _LINEAR = frozenset(("Add", "Concat", "Gather", "Identity", "MatMul", "Neg", "Reshape", "Shape", "Slice", "Split",
                      "Sub", "Transpose"))  # fmt: skip
 _NORMS = ("RMSNormalization", "LayerNormalization")
@@ -22,10 +22,10 @@ class Residual:
     """The residual stream of a decoder.
 
     Attributes:
-        spread: All that has its features, weights among them.
-        size: How many.
-        norms: The norms over them, in graph order.
-        readers: The linear layers that sum over them, likewise.
+        spread: All values that have its features, weights among them.
+        size: Number of features.
+        norms: The norms over the features, in graph order.
+        readers: The linear layers that sum over the features, in graph order.
     """
 
     spread: Spread
@@ -44,10 +44,10 @@ class Residual:
 
 
 def residual(model: ir.Model) -> Residual:
-    """Finds the residual stream of a graph of the dialect, where a change of its basis can be folded into weights.
+    """Returns the residual stream of a graph of the dialect, whose change of basis can be folded into weights.
 
     Raises:
-        InputError: Something reads or writes it that is neither linear nor a norm; says what.
+        InputError: Something reads or writes the stream that is neither linear nor a norm; the message names it.
     """
     spread = residual_stream(model)
     size = spread.counts["width"]
@@ -77,26 +77,26 @@ def _whole(value: ir.Value, span: Span, size: int) -> bool:
 
 
 def _reasons(node: ir.Node, spread: Spread, size: int) -> list[str]:
-    """Why a node that the stream runs through minds a change of its basis, if it does."""
-    inputs = [each for each in node.inputs if each is not None]
-    within = [each for each in inputs if each in spread.spans]
-    found = [
+    """Returns the reasons why the stream's basis cannot change at a node, if there are any."""
+    inputs = [source for source in node.inputs if source is not None]
+    within = [source for source in inputs if source in spread.spans]
+    reasons = [
         f"{place(node)} takes a part of it"
         for value in (*within, *node.outputs)
         for span in spread.spans.get(value, ())
         if not _whole(value, span, size)
     ]
     if node.op_type in ("Mul", "Div"):
-        others = [each for each in inputs if each not in within]
+        others = [source for source in inputs if source not in within]
         turned = node.op_type == "Div" and node.inputs[0] not in within
-        if len(within) != 1 or turned or any(_size(each) != 1 for each in others):
-            found.append(f"{place(node)} scales its features apart from each other")
+        if len(within) != 1 or turned or any(_size(source) != 1 for source in others):
+            reasons.append(f"{place(node)} scales its features apart from each other")
     elif node.op_type in ("Add", "Sub"):
         if len(within) != len(inputs):
-            found.append(f"{place(node)} adds a number to it")
+            reasons.append(f"{place(node)} adds a number to it")
     elif node.op_type not in (*_LINEAR, *_NORMS):
-        found.append(f"it runs through {node.op_type} of {place(node)}")
-    return found
+        reasons.append(f"it runs through {node.op_type} of {place(node)}")
+    return reasons
 
 
 def _size(value: ir.Value) -> int:

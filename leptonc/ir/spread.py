@@ -1,7 +1,7 @@
-"""What has to be cut together: a dimension of one value, followed through the graph to all values that share it.
+"""Follows a dimension of one value through the graph to all values that share it, and have to be cut with it.
 
-Each operator has a rule that says which of its other values have the units that one of them has, and where. A rule
-that does not know says so, and what was followed through it cannot be cut.
+Each operator has a rule. For the units of one of its values it yields the other values that have them, and where. Where
+a rule does not know, the units cannot be cut.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Span:
     space: str
 
     def on(self, axis: int, start: int | None = None, width: int | None = None) -> Span:
-        """The same units elsewhere."""
+        """Returns the same units at another place."""
         return Span(axis, self.start if start is None else start, self.width if width is None else width, self.space)
 
 
@@ -54,13 +54,13 @@ class Spread:
     """Everything that a few spans were followed to.
 
     Attributes:
-        counts: Units of each space.
-        spans: Of each value, initializers among them.
-        nodes: Operators that were followed through.
+        counts: Number of units of each space.
+        spans: Where the units are in each value, initializers among them.
+        nodes: Operators that the units run through.
         consumers: Matrix products that sum over the units.
-        norms: RMSNormalizations over the units, whose mean has to follow.
-        centred: LayerNormalizations over them, which cannot follow.
-        unknown: Why it cannot be cut; empty where it can.
+        norms: RMSNormalizations over the units, whose mean changes with a cut.
+        centred: LayerNormalizations over the units, which cannot be cut.
+        unknown: Reasons why the units cannot be cut; empty where they can.
     """
 
     counts: dict[str, int]
@@ -108,12 +108,12 @@ class Spread:
 
 def indices_of(span: Span, units: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns the indices along the span's axis that units have, in order."""
-    found: NDArray[np.int64] = (span.start + span.width * units[:, None] + np.arange(span.width)).reshape(-1)
-    return found
+    indices: NDArray[np.int64] = (span.start + span.width * units[:, None] + np.arange(span.width)).reshape(-1)
+    return indices
 
 
 def is_constant(value: ir.Value) -> bool:
-    """Whether it is a small constant, which nodes share that have nothing to do with each other."""
+    """Whether a value is a small constant, which unrelated nodes may share."""
     return value.is_initializer() and value.const_value is not None and not isinstance(value.const_value, ir.LazyTensor)
 
 
@@ -122,7 +122,7 @@ class _Unknown(Exception):
 
 
 def place(node: ir.Node) -> str:
-    """Returns where a node is, for a message."""
+    """Returns the place of a node, for a message."""
     return module_of(node) or "the graph"
 
 
@@ -169,23 +169,23 @@ def _attention(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> It
     queries, others = heads_and_groups(node)
     if value not in (*queries, *others):
         raise _Unknown(f"it is the mask of {place(node)}")
-    yield from ((each, span) for each in (queries if value in queries else others))
+    yield from ((shared, span) for shared in (queries if value in queries else others))
 
 
 def heads_and_groups(node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Returns the values of an attention that have its query heads, and those that have its key/value heads."""
-    inputs = [each for each in node.inputs[:5] if each is not None]
+    """Returns the values of an attention that have query heads, and the values that have key/value heads."""
+    inputs = [value for value in node.inputs[:5] if value is not None]
     others = [*inputs[1:3], *((*inputs[3:5], *node.outputs[1:]) if node.domain else ())]
     return [inputs[0], node.outputs[0]], others
 
 
 def _elementwise(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iterator[Place]:
     behind = span.axis - _rank(value)  # shapes are broadcast from the last axis on
-    for each in (*node.inputs, *node.outputs):
-        if each is not None and each is not value:
-            rank = _rank(each)
-            if -behind <= rank and each.shape is not None and each.shape[behind] != 1:
-                yield each, span.on(rank + behind)
+    for other in (*node.inputs, *node.outputs):
+        if other is not None and other is not value:
+            rank = _rank(other)
+            if -behind <= rank and other.shape is not None and other.shape[behind] != 1:
+                yield other, span.on(rank + behind)
 
 
 def _matmul(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iterator[Place]:
@@ -220,7 +220,7 @@ def _parts(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iterat
     """Split, Slice and Concat: one value has others side by side."""
     whole, axis, parts = parts_of(node)
     if span.axis != axis:
-        yield from ((each, span) for each in (whole, *(part for part, _, _ in parts)))
+        yield from ((other, span) for other in (whole, *(part for part, _, _ in parts)))
     elif value is not whole:
         yield from ((whole, span.on(axis, span.start + start)) for part, start, _ in parts if part is value)
     else:
@@ -233,12 +233,12 @@ def _parts(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iterat
 
 
 def parts_of(node: ir.Node) -> tuple[ir.Value, int, list[tuple[ir.Value, int, int]]]:
-    """Returns the whole of a Split, Slice or Concat, the axis, and each part with its first index and that after it."""
+    """Returns the whole of a Split, Slice or Concat, the axis, and each part with its first and its end index."""
     whole = node.outputs[0] if node.op_type == "Concat" else node.inputs[0]
     if whole is None or whole.shape is None:
         raise _Unknown(f"the shape of a value of {place(node)} is not known")
     if node.op_type == "Slice":
-        bounds = [constant(each) for each in node.inputs[1:]]
+        bounds = [constant(bound) for bound in node.inputs[1:]]
         first, last, axes, *steps = [b.reshape(-1) if b is not None else None for b in bounds]
         if first is None or last is None or axes is None or any(s is None or s[0] != 1 for s in steps):
             raise _Unknown(f"it runs through a Slice of {place(node)} whose bounds are not known")
@@ -248,14 +248,14 @@ def parts_of(node: ir.Node) -> tuple[ir.Value, int, list[tuple[ir.Value, int, in
         start, stop = (int(b[0]) + size * (int(b[0]) < 0) for b in (first, last))
         return whole, axis, [(node.outputs[0], start, min(stop, size))]
     axis = int(attribute(node, "axis", 0)) % len(whole.shape)
-    found, at = [], 0
+    parts, at = [], 0
     for part in node.inputs if node.op_type == "Concat" else node.outputs:
         if part is not None and part.shape is not None:
             size = part.shape[axis]
             wide = size if isinstance(size, int) else 0  # a size that is known when it runs is that of no unit
-            found.append((part, at, at + wide))
+            parts.append((part, at, at + wide))
             at += wide
-    return whole, axis, found
+    return whole, axis, parts
 
 
 def _reshape(spread: Spread, node: ir.Node, value: ir.Value, span: Span) -> Iterator[Place]:

@@ -1,4 +1,4 @@
-"""Finds the parts of a transformer in its graph: linear layers, attention, layers; named by module path."""
+"""Parts of a transformer in its graph: linear layers, embeddings, layers, named by module path."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Linear:
 
     Attributes:
         node: The MatMul.
-        weight: The weight's initializer, or the quantized codes' where the weight is quantized.
-        dequantize: The DequantizeLinear between, or None.
-        transposed: Whether the weight is [out, in] behind a Transpose; else it is [in, out].
-        bias: The bias' initializer [out], or None.
+        weight: Initializer of the weight, or of its codes where it is quantized.
+        dequantize: The DequantizeLinear of a quantized weight. None: it is not quantized.
+        transposed: Whether the weight is [out, in] behind a Transpose. Otherwise it is [in, out].
+        bias: Initializer of the bias [out], or None.
         x: Input, [..., in].
         y: Output with the bias added, [..., out].
     """
@@ -89,11 +89,11 @@ def as_stored(weight: NDArray[np.float32], linear: Linear) -> NDArray[np.float32
 
 def linears(model: ir.Model) -> list[Linear]:
     """Returns all linear layers in graph order."""
-    return [found for node in model.graph if (found := linear_of(node)) is not None]
+    return [linear for node in model.graph if (linear := linear_of(node)) is not None]
 
 
 def multiplications(model: ir.Model) -> int:
-    """Returns the multiplications of linear layers for one token, the head's among them."""
+    """Returns the number of multiplications of linear layers for one token, with the head's."""
     return sum(rows * columns for rows, columns in (linear.shape for linear in linears(model)))
 
 
@@ -112,7 +112,7 @@ def embeddings(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def lookups(model: ir.Model) -> dict[ir.Value | None, ir.Node]:
-    """Returns the tables of `embeddings`, as these read them, and the look-up of each."""
+    """Returns the nodes of `embeddings` by the table that they read."""
     return {node.inputs[0]: node for node in embeddings(model)}
 
 
@@ -121,18 +121,21 @@ LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 
 def layer_of(path: str) -> str:
     """Returns the layer's path that a module path lies in ("model.layers.3"), or "" outside the layers."""
-    found = LAYER.match(path)
-    return found[1] if found else ""
+    match = LAYER.match(path)
+    return match[1] if match else ""
 
 
 @dataclass
 class Layer:
-    """One layer: what the report says of it, and what can be cut in it.
+    """One layer, as the report shows it.
 
     Attributes:
         path: Module path.
-        heads: Query heads; `kv_heads` key/value heads; `head_dim` width of a head. Zero without attention.
-        linears: Path of each linear layer, with (out, in) features.
+        heads: Number of query heads; 0 without attention.
+        kv_heads: Number of key/value heads; 0 without attention.
+        head_dim: Width of a head; 0 without attention.
+        window: Tokens of a sliding window; 0 where attention reaches all tokens.
+        linears: (out, in) features of each linear layer, by module path.
     """
 
     path: str
@@ -144,7 +147,7 @@ class Layer:
 
     @property
     def mlp_channels(self) -> int:
-        """Width of the block's inner layer: input features of its linear layer with the widest input, 0 without."""
+        """Channels of the MLP: the widest input of its linear layers; 0 without an MLP."""
         inner = [k for p, (_, k) in self.linears.items() if "attn" not in p and "attention" not in p]
         return max(inner, default=0)
 
@@ -157,7 +160,7 @@ class Structure:
     residual: int
 
     def summary(self) -> dict[str, Any]:
-        """Returns what a report says of it: counts of each layer."""
+        """Returns the report's record: counts of each layer."""
         return {
             "layers": len(self.layers), "residual": self.residual,
             "heads": [layer.heads for layer in self.layers], "kv_heads": [layer.kv_heads for layer in self.layers],
@@ -166,7 +169,7 @@ class Structure:
 
 
 def structure(model: ir.Model) -> Structure:
-    """Reads heads, groups, channels and the residual width off a graph of the dialect."""
+    """Returns heads, groups, channels and the width of the residual stream of a graph of the dialect."""
     layers: dict[str, Layer] = {}
     for node in model.graph:
         path = layer_of(module_of(node))
@@ -180,8 +183,8 @@ def structure(model: ir.Model) -> Structure:
                 layer.kv_heads = int(key.shape[1])  # type: ignore[arg-type]
             window = node.attributes.get("window")
             layer.window = int(window.value) if window is not None else 0
-        found = linear_of(node)
-        if found is not None:
-            layers.setdefault(path, Layer(path)).linears[found.path] = found.shape
+        linear = linear_of(node)
+        if linear is not None:
+            layers.setdefault(path, Layer(path)).linears[linear.path] = linear.shape
     width = next((int(n.inputs[0].shape[1]) for n in embeddings(model) if n.inputs[0] and n.inputs[0].shape), 0)  # type: ignore[arg-type]
     return Structure(list(layers.values()), width)

@@ -1,11 +1,11 @@
-"""Element types of values that nobody has written down yet."""
+"""Element types of values that have none written down."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
-# Ops whose result has a type of its own; others have that of the input that stands here, or of the first.
+# Ops with a result type of their own. Other results have the type of the input in `_LIKE`, or of the first input.
 _RESULT = {
     **dict.fromkeys(("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"), BOOL),
     "Shape": INT64,
@@ -18,8 +18,8 @@ def fill_types(graph: ir.Graph) -> None:
     for node in graph:
         for value in node.outputs:
             if value.dtype is None:
-                found = _type(node)
-                value.type = ir.TensorType(found) if found is not None else None
+                dtype = _type(node)
+                value.type = ir.TensorType(dtype) if dtype is not None else None
 
 
 def _type(node: ir.Node) -> ir.DataType | None:

@@ -1,4 +1,4 @@
-"""Changes of weights that are made when the weights are read, so that none is held; and linear layers' biases."""
+"""Changes of weights that are computed when the weights are read, so that none is held; and new linear layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from leptonc.ir import edit
 from leptonc.ir.dialect import MODULE_KEY
 from leptonc.ir.structure import Linear
 
-# Of a weight's metadata: its name in the checkpoint, "" where it is no longer what is there; constants have none.
+# Key of a weight's metadata: its name in the checkpoint, "" where its values are others. Constants have no such key.
 SOURCE_KEY = "lepton.source"
 Reader = Callable[[], NDArray[np.float32]]
 
@@ -26,19 +26,19 @@ def tensor_of(value: ir.Value) -> Any:
 
 
 def count_weights(model: ir.Model) -> int:
-    """Returns how many numbers a graph's weights are, constants not among them."""
+    """Returns the number of a graph's weights, without constants."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    return sum(each.size for each in tensors if isinstance(each, ir.LazyTensor))
+    return sum(tensor.size for tensor in tensors if isinstance(tensor, ir.LazyTensor))
 
 
 def change(value: ir.Value, read: Reader) -> None:
-    """Gives an initializer what `read` returns, each time that it is read: another weight than the checkpoint's."""
+    """Gives an initializer the values that `read` returns, in the place of the checkpoint's. Each reading calls it."""
     metadata = {SOURCE_KEY: ""} if SOURCE_KEY in tensor_of(value).metadata_props else {}
     value.const_value = lazy(str(value.name), read, list(value.shape or ()), metadata)
 
 
 def lazy(name: str, read: Reader, shape: Sequence[Any], metadata: dict[str, str]) -> ir.LazyTensor:
-    """Returns a float32 tensor that is made when it is read."""
+    """Returns a float32 tensor that is computed when it is read."""
     return ir.LazyTensor(
         lambda: ir.tensor(np.ascontiguousarray(read(), dtype=np.float32)), dtype=ir.DataType.FLOAT,
         shape=ir.Shape(shape), name=name, cache=False, metadata_props=metadata,
@@ -59,7 +59,7 @@ def add_bias(graph: ir.Graph, linear: Linear, bias: NDArray[np.float32]) -> None
 def append_linear(
     graph: ir.Graph, after: ir.Node, path: str, weight: Reader, size: int, bias: Reader | None = None
 ) -> None:  # fmt: skip
-    """Puts a linear layer [size, size] behind a node; what read the node's output reads the layer's then."""
+    """Inserts a linear layer [size, size] after a node. All readers of the node's output read the layer's."""
     if f"{path}.weight" in graph.initializers:
         raise ValueError(f"{path} is there already")
     metadata = {SOURCE_KEY: f"{path}.weight"}

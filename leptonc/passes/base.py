@@ -1,7 +1,7 @@
 """What a pass is, and the manager that runs passes in order.
 
-A pass is an `onnx_ir` pass that works in place, with a frozen dataclass as its config; name, version and config go to
-the manifest. The dialect's verifier runs after every pass that promises to stay in the dialect.
+A pass is an `onnx_ir` pass that works in place. Its config is a frozen dataclass. The manifest has name, version and
+config. The dialect's verifier runs after every pass whose result is in the dialect.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Pass(ir.passes.InPlacePass):
     """Base of our passes.
 
     Attributes:
-        name: As it stands in manifests and in `--dump-ir` file names.
-        version: Counts up when the same config would give another result than before.
-        in_dialect: Whether the result is still in the IR dialect.
-        config: What it was made with.
+        name: Name in manifests, and in file names of `--dump-ir`.
+        version: Goes up with every change that gives another result for the same config.
+        in_dialect: Whether the result is in the IR dialect.
+        config: The pass's configuration.
     """
 
     name: ClassVar[str]
@@ -44,7 +44,7 @@ class Pass(ir.passes.InPlacePass):
         self.config = config or Config()
 
     def run(self, model: ir.Model) -> int:
-        """Changes `model`; returns how many places it changed."""
+        """Changes `model`, and returns the number of places that it changed."""
         raise NotImplementedError  # abstract
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -66,11 +66,11 @@ class Manager:
     """Runs passes in order, times each, and writes the graph after each where asked.
 
     Attributes:
-        dump: Directory for `NN-name.onnx.txt` (without weights) after each pass, or None.
-        start: The next file's number.
-        label: What the names of files have before a pass's. Default: nothing.
-        seconds: Time each pass took.
-        records: What was run, for the manifest.
+        dump: Directory for the graph after each pass, `NN-name.onnx.txt`, without weights. Default: none.
+        start: Number of the next file.
+        label: Begins the pass's name in names of files. Default: nothing.
+        seconds: Time that each pass took, by name.
+        records: The manifest's records of the passes that ran.
     """
 
     dump: Path | None = None
@@ -80,16 +80,16 @@ class Manager:
     records: list[PassRecord] = dataclasses.field(default_factory=list)
 
     def run(self, model: ir.Model, passes: Sequence[Pass], advance: Callable[[int], Any] = lambda _: None) -> None:
-        for each in passes:
+        for step in passes:
             started = time.perf_counter()
             try:
-                each(model)
+                step(model)
             except (ir.passes.PassError, ir.passes.InvariantError) as error:
-                # onnx_ir wraps what a pass raises; ours say more by themselves.
+                # onnx_ir wraps errors of passes; our own are clearer without.
                 raise error.__cause__ if isinstance(error.__cause__, LeptonError) else error  # noqa: B904
-            self.seconds[each.name] = self.seconds.get(each.name, 0.0) + time.perf_counter() - started
-            self.records.append(each.record())
-            self.write(model, each.name)
+            self.seconds[step.name] = self.seconds.get(step.name, 0.0) + time.perf_counter() - started
+            self.records.append(step.record())
+            self.write(model, step.name)
             advance(1)
 
     def write(self, model: ir.Model, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The pass that removes what others left over."""
+"""The pass that removes nodes and functions that nothing uses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from leptonc.passes.base import Pass
 
 
 class Cleanup(Pass):
-    """The last pass: what nobody reads goes, functions of our domain that are no longer called too."""
+    """The last pass. It removes nodes and initializers that nothing reads, and functions that nothing calls."""
 
     name = "cleanup"
     in_dialect = False

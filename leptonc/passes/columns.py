@@ -1,9 +1,9 @@
-"""The inputs of a layer decided one after the other, later ones making up for the errors of those before.
+"""Decides the inputs of a layer one after the other; later inputs make up for errors of earlier ones.
 
-A layer's weight W [out, in] is to become another, Q: rounded, or with zeros. With the second moments H = X^T X [in, in]
-of the layer's inputs X, that costs tr((W - Q) H (W - Q)^T) in its outputs. Once an input's weights are decided, those
-of the inputs that are left take the values that cost least (Hassibi and Stork, Optimal Brain Surgeon, 1993), by the
-rows of one triangular factor of H^-1 for all outputs (Frantar et al., GPTQ, 2022).
+A layer's weight W [out, in] becomes another one, Q: rounded, or with zeros. With the second moments H = X^T X [in, in]
+of the layer's inputs X, the error of the outputs is tr((W - Q) H (W - Q)^T). Once an input's weights are decided, the
+weights of the inputs that are left move to the values with the least error (Hassibi and Stork, Optimal Brain Surgeon,
+1993). The rows of one triangular factor of H^-1 serve all outputs (Frantar et al., GPTQ, 2022).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DAMPING = 0.01  # of the mean second moment, added to all, as in the paper
-PANEL = 16  # inputs that are updated one by one; further off, many errors are made up for at once
+DAMPING = 0.01  # part of the mean second moment that is added to all, as in the paper
+PANEL = 16  # inputs that are updated one by one; errors reach inputs further off many at once
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What deciding inputs needs of second moments H [in, in]: the same for all layers that read one value.
+    """A factor of second moments H [in, in], which is the same for all layers that read one value.
 
     Attributes:
-        order: The inputs as they are decided, int64 [in].
+        order: The inputs in the order in which they are decided, int64 [in].
         upper: U float32 [in, in] of U^T U = (H + damping)^-1, inputs in that order.
     """
 
@@ -35,13 +35,15 @@ class Factor:
 def factorize(
     hessian: NDArray[Any], damping: float = DAMPING, *, largest_first: bool = True, rough: bool = False
 ) -> Factor | None:  # fmt: skip
-    """Returns the factor of second moments [in, in]; None for inputs that are always zero, which say nothing.
+    """Returns the factor of second moments [in, in], or None where all inputs are always zero.
 
     Args:
         hessian: The moments.
-        damping: Part of their mean that is added to all.
-        largest_first: Whether inputs are decided by their moments; else in their own order.
-        rough: Whether float32 does, in a quarter of the time of float64; where it does not, float64 is taken after all.
+        damping: Part of their mean that is added to all. Default: `DAMPING`.
+        largest_first: Whether inputs with the largest moments are decided first. Otherwise inputs have their own order.
+            Default: largest first.
+        rough: Whether float32 is enough, which takes a quarter of the time of float64. Where float32 fails, float64 is
+            used after all. Default: float64.
     """
     import torch
 
@@ -70,11 +72,11 @@ def decide(
     """Decides the weights of one input after the other, in place.
 
     Args:
-        rest: The weights, float32 [in, out], so that an input's are one run of memory, inputs in the factor's order.
-        factor: Of the second moments of the inputs.
-        choose: Given the place of an input, returns the weights [out] that it gets; those at the place and after it
-            have made up for all errors so far.
-        together: Inputs that `choose` looks at when it is given the first of them: a divisor of `PANEL`.
+        rest: The weights, float32 [in, out], inputs in the factor's order.
+        factor: Factor of the second moments of the inputs.
+        choose: Takes the place of an input, and returns the weights [out] that it gets. The weights in `rest` at that
+            place and after it have made up for all errors so far.
+        together: Number of inputs that `choose` reads when it gets the first of them, a divisor of `PANEL`. Default: 1.
     """
     _halves(rest, np.empty_like(rest), factor.upper, choose, together, 0, len(rest))
 
@@ -83,7 +85,10 @@ def _halves(
     rest: NDArray[np.float32], errors: NDArray[np.float32], upper: NDArray[np.float32],
     choose: Callable[[int], NDArray[np.float32]], together: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """What the first half got wrong goes to the second in one product. No closure: one that calls itself is a cycle."""
+    """Decides the first half, adds its errors to the second in one product, and decides the second.
+
+    It is no closure, because a closure that calls itself is a cycle in memory.
+    """
     if stop - start <= PANEL:
         for at in range(start, stop):
             chosen = choose(at)
@@ -100,22 +105,22 @@ def _halves(
 
 
 def shift_of(off: NDArray[np.float32], factor: Factor, part: float) -> NDArray[np.float32]:
-    """Returns S [in, in]: W + W S makes up for what a layer's inputs lack.
+    """Returns S [in, in]: the weight W + W S makes up for the error in a layer's inputs.
 
-    With exact inputs E in the place of the inputs X that the layers before made, E W^T is wanted and X Q^T is what
-    there is: W + W (E - X)^T X (X^T X)^-1 is nearest to it of all weights (asymmetric calibration: Li et al., GPTAQ,
-    2025, here in closed form, before anything is rounded).
+    The exact inputs are E, and the layers before made X. The target is E W^T, and of all weights
+    W + W (E - X)^T X (X^T X)^-1 comes nearest to it on the inputs X (asymmetric calibration: Li et al., GPTAQ, 2025,
+    here in closed form, before anything is rounded).
 
     Args:
         off: (E - X)^T X, [in, in].
-        factor: Of X^T X.
-        part: Of the way that weights go. A text is not all texts, and what fits it alone is lost on others: the fewer
-            tokens for each feature it has, the less.
+        factor: Factor of X^T X.
+        part: Part of the way that weights move, from 0 to 1. With few tokens for each feature the full way would fit
+            this text alone.
     """
-    found = np.empty_like(off)
-    found[:, factor.order] = (off[:, factor.order] @ factor.upper.T) @ factor.upper
-    found *= np.float32(part)
-    return found
+    shift = np.empty_like(off)
+    shift[:, factor.order] = (off[:, factor.order] @ factor.upper.T) @ factor.upper
+    shift *= np.float32(part)
+    return shift
 
 
 def energy(weight: NDArray[Any], hessian: NDArray[Any]) -> float:
@@ -124,6 +129,6 @@ def energy(weight: NDArray[Any], hessian: NDArray[Any]) -> float:
 
 
 def energies(weight: NDArray[Any], hessian: NDArray[Any]) -> NDArray[Any]:
-    """Returns it for each output of a weight [out, in]: the diagonal of W H W^T, [out]."""
-    found: NDArray[Any] = np.einsum("oi,oi->o", weight @ hessian, weight)
-    return found
+    """Returns the sum of squares of each output of a weight [out, in]: the diagonal of W H W^T, [out]."""
+    costs: NDArray[Any] = np.einsum("oi,oi->o", weight @ hessian, weight)
+    return costs

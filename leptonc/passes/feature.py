@@ -1,4 +1,4 @@
-"""What a text makes of the features that a linear layer reads: calibration measures it, passes decide by it."""
+"""Statistics of the features that a linear layer reads, which calibration measures and passes use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Feature:
-    """What a text makes of the inputs of a linear layer.
+    """Statistics of the inputs of a linear layer on a text.
 
     Attributes:
-        mean: Over ordinary tokens, float64 [in].
+        mean: Mean over ordinary tokens, float64 [in].
         square: Mean of squares, float64 [in].
     """
 

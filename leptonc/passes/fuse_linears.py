@@ -27,7 +27,7 @@ def joinable(group: Sequence[Linear]) -> bool:
 
 
 def _kind(linear: Linear) -> tuple[Any, ...]:
-    """What is the same of layers that can be one, beside their input."""
+    """Returns what layers that can be joined have in common, besides their input."""
     weight = quantized_of(linear.weight)
     columns = None if weight is None or weight.columns is None else weight.columns.tobytes()
     return linear.bias is None, linear.dequantize is None, None if weight is None else weight.form, columns
@@ -82,7 +82,7 @@ BETWEEN = {"Reshape", "Transpose", "RMSNormalization", "LayerNormalization", "Ro
 
 
 def attention_of(value: ir.Value) -> ir.Node | None:
-    """Returns the attention with a cache that alone reads a value, as heads, maybe normalized or rotated; or None."""
+    """Returns the cached attention that is the only reader of a value, maybe normalized or rotated, or None."""
     at: ir.Value = value
     while (user := edit.only_user(at)) is not None:
         if user.op_type == "CachedAttention":
@@ -96,9 +96,9 @@ def attention_of(value: ir.Value) -> ir.Node | None:
 class FuseLinears(Pass):
     """Joins the linear layers that a cached attention's queries, keys and values come from, where all read one input.
 
-    One wide matrix product reads its input once and wakes the threads once. What read the old layers reads a Split,
-    which a lowering leaves out where its attention takes all three in one value. Others stay apart (gate and up, an
-    encoder's attention): their Split costs more than one product for two or three saves.
+    One wide matrix product reads its input once, and wakes the threads once. A Split gives the old outputs; a lowering
+    leaves it out where its attention takes all three in one value. Other layers stay apart (gate and up, an encoder's
+    attention), because their Split takes more time than the joined product saves.
     """
 
     name = "fuse-linears"

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from leptonc.passes.base import Config, Pass
 
-Recover = Callable[[ir.Model], int]  # gives initializers of a graph other values; returns how many
+Recover = Callable[[ir.Model], int]  # gives initializers of a graph other values, and returns their number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +17,8 @@ class HealConfig(Config):
     """How a graph recovers.
 
     Attributes:
-        budget: How long it learned, as it was asked for: "10min", "200steps".
-        seed: Of the order of the texts.
+        budget: The budget of learning, as it was asked for: "10min", "200steps".
+        seed: Seed of the order of the texts. Default: 0.
     """
 
     budget: str
@@ -26,9 +26,9 @@ class HealConfig(Config):
 
 
 class Heal(Pass):
-    """Gives scales of quantized weights, gains and biases the values with which the graph says what the original says.
+    """Gives scales of quantized weights, gains and biases values that bring the outputs near the original's.
 
-    What learns them is given: it looks at texts, which no pass does. The graph's nodes stay as they are.
+    `recover` learns the values from texts, which no pass reads. The graph's nodes stay as they are.
     """
 
     name = "heal"

@@ -16,14 +16,14 @@ from runtime_edge.part_record import NEXT_TOKEN_LOGITS, PAST_LENGTH
 
 CAPS = frozenset({"Div", "Mul", "Tanh", "Add", "Sub", "Clip", "Cast"})
 POINTWISE = ELEMENTWISE | {"QuantizeLinear", "DequantizeLinear"}
-AXES = {"RMSNormalization": -1, "LayerNormalization": -1, "Gather": 0, "Split": 0}  # the axis where none is said
+AXES = {"RMSNormalization": -1, "LayerNormalization": -1, "Gather": 0, "Split": 0}  # the default axis
 WIDTH = (-1, 2)  # the last axis of [batch, seq, width]
 
 
 def head_of(graph: ir.Graph) -> Linear | None:
-    """Returns the linear layer behind the next token's logits of a graph that keeps keys and values.
+    """Returns the linear layer that makes the next token's logits in a graph with a cache, or None.
 
-    Only elementwise ops on constants (a soft cap, a scale) lie between.
+    Elementwise nodes on constants (a soft cap, a scale) may follow it.
     """
     logits = output_of(graph, NEXT_TOKEN_LOGITS)
     value: ir.Value | None = next((v for v in graph.outputs if v.name == logits), None)
@@ -37,15 +37,15 @@ def head_of(graph: ir.Graph) -> Linear | None:
 
 
 def keep_rows(graph: ir.Graph, head: Linear, select: Callable[[ir.Value, ir.Node], ir.Value]) -> int:
-    """Cuts to the positions that are asked for what only the head reads: of the last layer, all behind its attention.
+    """Computes for selected positions only what the head alone depends on: the last layer after its attention.
 
     Args:
-        graph: The graph; values of positions are [batch, seq, width] there.
-        head: Its head.
-        select: Returns the rows of a value, made by nodes that it inserts before the node that it is given.
+        graph: The graph, whose values of positions are [batch, seq, width].
+        head: The graph's head.
+        select: Takes a value and a node, and returns the selected rows of the value. It inserts nodes before the node.
 
     Returns:
-        How many values were cut.
+        Number of values that were cut.
     """
     length = None if head.x.shape is None else head.x.shape[1]
 
@@ -78,7 +78,7 @@ def _kept(value: ir.Value) -> ir.Shape | None:
 
 
 def _by_rows(node: ir.Node, others: list[ir.Value | None]) -> bool:
-    """Whether a node makes each row of what it reads alone; `others` are its inputs that are not rows."""
+    """Whether a node computes each row from that row alone; `others` are its inputs that are not rows."""
     if node.domain or any(producer not in (None, "Transpose", "DequantizeLinear") for producer in _origins(others)):
         return False
     if node.op_type in POINTWISE:
@@ -92,7 +92,7 @@ def _by_rows(node: ir.Node, others: list[ir.Value | None]) -> bool:
 
 
 def _origins(values: list[ir.Value | None]) -> Iterator[str | None]:
-    """The operators that values come from; None for what is stored."""
+    """Yields the operators that values come from; None for stored values."""
     for value in values:
         if value is not None and not value.is_initializer():
             node = value.producer()
@@ -101,9 +101,9 @@ def _origins(values: list[ir.Value | None]) -> Iterator[str | None]:
 
 
 class LastLogits(Pass):
-    """Adds the graph input `logits_to_keep` (int64 [1]): logits are of the last so many positions, none for zero.
+    """Adds the graph input `logits_to_keep` (int64 [1]): only the last so many positions get logits, none for 0.
 
-    The last layer is computed for these alone, but for its attention, whose keys and values are the cache's.
+    The last layer runs for these positions alone, except for the keys and values that go to the cache.
     """
 
     name = "last-logits"
@@ -123,7 +123,7 @@ class LastLogits(Pass):
                 length = edit.insert(before, "Shape", [graph.inputs[0]], {"start": 1, "end": 2})
                 last.extend(edit.insert(before, "Sub", [*length, keep]))
                 last.extend((edit.ints(graph, [2**63 - 1]), edit.ints(graph, [1])))
-            (kept,) = edit.insert(before, "Slice", [value, *last], name=f"{value.name}/kept")
-            return kept
+            (rows,) = edit.insert(before, "Slice", [value, *last], name=f"{value.name}/kept")
+            return rows
 
         return keep_rows(graph, head, select)

@@ -1,7 +1,7 @@
 """Another basis for the residual stream, folded into the weights around it: the graph computes the same.
 
-Ashkboos et al., SliceGPT (2024), and QuaRot (2024): a norm without a gain does not mind a rotation of its input, and
-what reads and writes the stream is linear, so that an orthogonal matrix goes into the weights of both.
+Ashkboos et al., SliceGPT (2024), and QuaRot (2024): a norm without a gain commutes with a rotation of its input, and
+the layers that read and write the stream are linear, so that an orthogonal matrix can be folded into their weights.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from leptonc.passes.base import Config, Pass
 class FoldNorms(Pass):
     """Makes every norm of the residual stream an RMSNormalization whose gains are all one.
 
-    1. Where norms subtract the mean, everything that writes the stream has its own mean taken off instead.
-    2. Gains and biases go into the linear layers that read a norm. Where they cannot (a head that is tied to the
-       embedding; a norm before an addition), a linear layer of its own takes them.
+    1. Where norms subtract the mean, the mean is subtracted from all weights that write the stream instead.
+    2. Gains and biases are folded into the linear layers that read a norm. Where they cannot be folded (a head that is
+       tied to the embedding; a norm before an addition), a new linear layer gets them.
 
     Raises:
         InputError: The stream is not one whose basis can change; see `leptonc.ir.residual`.
@@ -37,27 +37,27 @@ class FoldNorms(Pass):
     name = "fold-norms"
 
     def run(self, model: ir.Model) -> int:
-        found = residual(model)
-        if found.spread.centred:
-            _centre(model.graph, found)
-        for norm in found.norms:
+        stream = residual(model)
+        if stream.spread.centred:
+            _centre(model.graph, stream)
+        for norm in stream.norms:
             _fold(model.graph, norm)
-        return len(found.norms)
+        return len(stream.norms)
 
 
 @dataclasses.dataclass(frozen=True)
 class RotateConfig(Config):
-    """`basis`: how the new basis was chosen, for the record."""
+    """`basis`: name of the new basis, for the record."""
 
     basis: str
 
 
 class Rotate(Pass):
-    """Gives the residual stream another basis; its norms have no gains (`FoldNorms`).
+    """Gives the residual stream another basis. `FoldNorms` comes before it.
 
     Args:
-        config: For the record.
-        basis: Orthogonal, float32 [width, width]; column j is the new feature j.
+        config: The basis' name, for the record.
+        basis: An orthogonal matrix, float32 [width, width]. Column j is the new feature j.
     """
 
     name = "rotate"
@@ -68,14 +68,14 @@ class Rotate(Pass):
         self._basis = basis
 
     def run(self, model: ir.Model) -> int:
-        found = residual(model)
-        for value in found.weights():
-            _turn(value, found.axes(value), self._basis)
-        return len(found.weights())
+        stream = residual(model)
+        for value in stream.weights():
+            _turn(value, stream.axes(value), self._basis)
+        return len(stream.weights())
 
 
 def random_basis(size: int, seed: int) -> NDArray[np.float32]:
-    """Returns an orthogonal matrix, float32 [size, size], drawn evenly from all there are (Mezzadri, 2007)."""
+    """Returns a random orthogonal matrix, float32 [size, size], of uniform distribution (Mezzadri, 2007)."""
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))
     return np.asarray(q * np.sign(np.diag(r)), np.float32)
 
@@ -106,7 +106,7 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> None:
     else:
         take = (lambda: bias.numpy()) if bias is not None else None
         append_linear(graph, norm, f"{module_of(norm)}.gain", lambda: np.diag(gain.numpy()), width, take)
-    # Each norm has gains of its own still: smoothing and scaling fold into those.
+    # Each norm keeps gains of its own, into which smoothing and scaling can be folded.
     name = f"{norm.name}.gain"
     ones = edit.initializer(graph, name, lazy(name, lambda: np.ones(width, np.float32), [width], {SOURCE_KEY: name}))
     epsilon = float(attribute(norm, "epsilon", 1e-5))
@@ -117,11 +117,11 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> None:
 
 
 def _own_readers(y: ir.Value) -> Iterator[Linear]:
-    """Yields the linear layers that read a value, if nothing else does, and nothing else their weights."""
-    found = [linear_of(use.node) for use in y.uses()]
-    if y.is_graph_output() or not all(each is not None and each.x is y and _alone(each) for each in found):
+    """Yields the linear layers that read a value, if nothing else reads it, or their weights."""
+    readers = [linear_of(use.node) for use in y.uses()]
+    if y.is_graph_output() or not all(reader is not None and reader.x is y and _alone(reader) for reader in readers):
         return
-    yield from (each for each in found if each is not None)
+    yield from (reader for reader in readers if reader is not None)
 
 
 def _alone(linear: Linear) -> bool:
@@ -140,34 +140,34 @@ def _scale(linear: Linear, factors: Reader) -> None:
         change(linear.weight, lambda: old.numpy() * factors()[:, None])
 
 
-def _centre(graph: ir.Graph, found: Residual) -> None:
-    """Takes the mean over features off everything that writes the stream, which every norm would take off anyway."""
-    behind = _behind_norms(found)
-    stream = {v for v in found.spread.spans if not v.is_initializer() and v not in behind and not _is_weight(v)}
-    direct = [each for each in found.readers if each.x in stream]
-    if found.spread.norms or direct:
-        who = place(direct[0].node) if direct else place(next(iter(found.spread.norms)))
+def _centre(graph: ir.Graph, space: Residual) -> None:
+    """Subtracts the mean over features from all weights that write the stream, as every norm would do later."""
+    behind = _behind_norms(space)
+    stream = {v for v in space.spread.spans if not v.is_initializer() and v not in behind and not _is_weight(v)}
+    direct = [reader for reader in space.readers if reader.x in stream]
+    if space.spread.norms or direct:
+        who = place(direct[0].node) if direct else place(next(iter(space.spread.norms)))
         raise InputError(
             f"expected a residual stream that LayerNormalization alone reads, found that {who} does",
             hint="--prune 20% cuts heads and channels of any architecture",
         )
-    centring = np.eye(found.size, dtype=np.float32) - np.float32(1 / found.size)
+    centring = np.eye(space.size, dtype=np.float32) - np.float32(1 / space.size)
     written = {value: None for made in stream if (node := made.producer()) is not None for value in _weights_of(node)}
-    read = {each.weight for each in found.readers}
+    read = {reader.weight for reader in space.readers}
     for value in written:
-        if value not in found.spread.spans:
+        if value not in space.spread.spans:
             continue
         if value not in read:
-            _turn(value, found.axes(value), centring)
+            _turn(value, space.axes(value), centring)
             continue
         for node in [use.node for use in value.uses() if use.node.op_type == "Gather"]:
-            append_linear(graph, node, f"{module_of(node)}.centre", lambda: centring, found.size)
+            append_linear(graph, node, f"{module_of(node)}.centre", lambda: centring, space.size)
 
 
-def _behind_norms(found: Residual) -> set[ir.Value]:
-    """Values that norms make, and what follows of them, up to the products that read them."""
+def _behind_norms(space: Residual) -> set[ir.Value]:
+    """Returns values that norms make, and values computed from these, up to the products that read them."""
     behind: set[ir.Value] = set()
-    waiting = [node.outputs[0] for node in found.spread.centred]
+    waiting = [node.outputs[0] for node in space.spread.centred]
     while waiting:
         value = waiting.pop()
         behind.add(value)
@@ -178,7 +178,7 @@ def _behind_norms(found: Residual) -> set[ir.Value]:
                     hint="--prune 20% cuts heads and channels of any architecture",
                 )
             if node.op_type != "MatMul":
-                waiting += [each for each in node.outputs if each in found.spread.spans and each not in behind]
+                waiting += [value for value in node.outputs if value in space.spread.spans and value not in behind]
     return behind
 
 
@@ -188,8 +188,8 @@ def _is_weight(value: ir.Value) -> bool:
 
 
 def _weights_of(node: ir.Node) -> Iterator[ir.Value]:
-    """Yields the initializers that a node puts into the stream: rows of a table, a layer's weight, a bias."""
+    """Yields the initializers with which a node writes the stream: a table, a layer's weight, a bias."""
     linear = linear_of(node)
     if linear is not None:
         yield linear.weight
-    yield from (each for each in node.inputs if each is not None and each.is_initializer())
+    yield from (value for value in node.inputs if value is not None and value.is_initializer())

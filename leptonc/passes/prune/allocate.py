@@ -1,4 +1,4 @@
-"""How much to remove where, so that a share of the whole is gone at the least cost."""
+"""Distributes cuts over blocks, so that a share of the whole goes at the least cost."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Choices = NDArray[np.float64]  # [choices, 2]: what a choice removes, and what it costs; the first is nothing, for 0
+Choices = NDArray[np.float64]  # [choices, 2]: weights that a choice removes, and its cost; the first is (0, 0)
 
 
 def allocate(blocks: Sequence[Choices], target: float) -> list[int]:
-    """Chooses one way to cut each block: a Lagrange multiplier prices what is removed, the same everywhere.
+    """Chooses one way to cut each block. A Lagrange multiplier is the price of a removed weight in all blocks.
 
     Args:
-        blocks: Choices of each block, in any order but for the first, which removes nothing.
-        target: What all together have to remove at least.
+        blocks: Choices of each block. The first one removes nothing; the others have any order.
+        target: Weights that all choices together have to remove at least.
 
     Returns:
-        The index of each block's choice. Where the price's next step would remove more than is asked for, choices are
-        taken back, those that save most a unit first, as long as the target is met. All choices that remove most, if
-        the target is beyond them.
+        The index of each block's choice. Where the last step removes more than the target, steps are taken back, the
+        most expensive first, as long as the target is met. Where the target cannot be met, each block has the choice
+        that removes most.
     """
     hulls = [_hull(block) for block in blocks]
     steps = sorted(
@@ -48,7 +48,7 @@ def allocate(blocks: Sequence[Choices], target: float) -> list[int]:
 
 
 def _hull(block: Choices) -> list[int]:
-    """Indices of the lower convex hull from the choice that removes nothing: each step costs more than that before."""
+    """Returns the indices of the lower convex hull, on which each step has a higher price than the one before."""
     order = [0, *(int(i) for i in np.lexsort((block[:, 1], block[:, 0])) if block[i, 0] > block[0, 0])]
     hull: list[int] = []
     for i in order:

@@ -15,8 +15,8 @@ from leptonc.passes.prune.allocate import allocate
 from leptonc.passes.prune.obs import DAMPING, Removal, curve, least_squares
 from leptonc.passes.prune.plan import BLOCK, Cut, removed_weights, spell
 
-MOST = 0.75  # of an MLP's channels may go; beyond that its error is no measure of what is lost
-REFERENCE = 0.25  # of an MLP's channels are cut where divergence is measured
+MOST = 0.75  # largest part of an MLP's channels that may go; beyond it the error does not tell what is lost
+REFERENCE = 0.25  # part of an MLP's channels that is cut where divergence is measured
 WHOLE = "#block"
 Weight = NDArray[np.float32]
 
@@ -27,9 +27,9 @@ class Option:
 
     Attributes:
         cuts: The cuts.
-        weights: How many weights they remove.
-        cost: Mean square error of the block's output when what stays makes up for what goes; later, a divergence.
-        inputs: What the consuming layer loses, int64 [removed].
+        weights: Number of weights that they remove.
+        cost: Mean square error of the block's output when the units that stay are fitted anew.
+        inputs: Inputs that the consuming layer loses, int64 [removed].
     """
 
     cuts: tuple[Cut, ...]
@@ -39,37 +39,37 @@ class Option:
 
 
 def options(block: Block, weight: Weight, moments: NDArray[np.float32], *, multiple: int = 16) -> list[Option]:
-    """Returns ways to cut a block, the smallest first and the whole block last; none where it is not one layer's sum.
+    """Returns ways to cut a block, the smallest first and the whole block last. A block needs a single consuming layer.
 
-    Channels go where least squares over the others replaces them best, a few at a time; of an attention, whole groups,
-    and as many query heads of each group that stays.
+    Of an MLP the channels go first that the others replace best by least squares, a few at a time. Of an attention
+    whole groups go, and as many query heads in each group that stays.
 
     Args:
         block: The block.
-        weight: Of the layer that sums over the units, [out, in].
-        moments: Second moments of what it reads, [in, in].
-        multiple: Channels that go together.
+        weight: Weight of the consuming layer, [out, in].
+        moments: Second moments of its inputs, [in, in].
+        multiple: Number of channels that go together. Default: 16.
     """
     if len(block.consumers) != 1:
         return []
     if block.kind == "mlp":
-        found = list(_channels(block, weight, moments, multiple))
+        ways = list(_channels(block, weight, moments, multiple))
     else:
-        found = list(_heads(block, weight, moments))
+        ways = list(_heads(block, weight, moments))
     if block.add is not None:
         whole = float(np.vdot(weight @ moments, weight))
-        found.append(Option((Cut(block.name, BLOCK),), block.weights(), whole, np.arange(weight.shape[1])))
-    return found
+        ways.append(Option((Cut(block.name, BLOCK),), block.weights(), whole, np.arange(weight.shape[1])))
+    return ways
 
 
 def columns_of(block: Block, space: str, linear: Linear) -> NDArray[np.int64]:
-    """Returns which inputs of a consuming layer each unit of a space has, int64 [units, inputs of one]."""
+    """Returns the inputs of a consuming layer that belong to each unit of a space, int64 [units, inputs of one]."""
     axis = 1 if linear.transposed else 0
-    spans = [each for each in block.spread.spans[linear.weight] if each.axis == axis]
+    spans = [span for span in block.spread.spans[linear.weight] if span.axis == axis]
     count = block.spread.counts[space]
-    own = sorted((each for each in spans if each.space == space), key=lambda each: each.start)
+    own = sorted((span for span in spans if span.space == space), key=lambda span: span.start)
     units = np.arange(count)[:, None]
-    return np.concatenate([each.start + units * each.width + np.arange(each.width) for each in own], 1)
+    return np.concatenate([span.start + units * span.width + np.arange(span.width) for span in own], 1)
 
 
 def _channels(block: Block, weight: Weight, moments: NDArray[np.float32], multiple: int) -> Iterator[Option]:
@@ -77,12 +77,12 @@ def _channels(block: Block, weight: Weight, moments: NDArray[np.float32], multip
     step = multiple
     while step > 1 and (len(units) < 8 * step or len(units) % step):
         step //= 2
-    found = curve(weight, moments, units, step=step, most=MOST)
-    each = block.cost("channels")
-    for count, cost in zip(found.counts[1:], found.costs[1:], strict=True):
-        gone = np.sort(found.order[:count])
+    removal = curve(weight, moments, units, step=step, most=MOST)
+    weights = block.cost("channels")
+    for count, cost in zip(removal.counts[1:], removal.costs[1:], strict=True):
+        gone = np.sort(removal.order[:count])
         cut = Cut(block.name, "channels", spell(int(unit) for unit in gone))
-        yield Option((cut,), int(count) * each, float(cost), units[gone].reshape(-1))
+        yield Option((cut,), int(count) * weights, float(cost), units[gone].reshape(-1))
 
 
 def _heads(block: Block, weight: Weight, moments: NDArray[np.float32]) -> Iterator[Option]:
@@ -93,7 +93,7 @@ def _heads(block: Block, weight: Weight, moments: NDArray[np.float32]) -> Iterat
         return removal.cost(heads[np.sort(gone)].reshape(-1)) if gone else 0.0
 
     def grow(gone: list[int], candidates: list[list[int]]) -> list[int]:
-        """Adds the candidate that costs least."""
+        """Adds the candidate with the least cost."""
         return gone + min(candidates, key=lambda more: cost(gone + more))
 
     groups = [list(range(g * per_group, (g + 1) * per_group)) for g in range(block.units)]
@@ -125,28 +125,31 @@ def _option(block: Block, base: list[int], gone: list[int], cost: float, heads: 
     return Option(tuple(cuts), removed_weights(block, masks), cost, heads[np.sort(gone)].reshape(-1))
 
 
-def reference(block: Block, found: list[Option]) -> Option:
-    """Returns the way to cut a block that its divergence is measured with."""
+def reference(block: Block, ways: list[Option]) -> Option:
+    """Returns the way to cut a block for which its divergence is measured."""
     target = REFERENCE * block.weights() if block.kind == "mlp" else block.weights() / max(2, block.units)
-    return min((each for each in found if each.cuts[0].space != BLOCK), key=lambda each: abs(each.weights - target))
+    return min((way for way in ways if way.cuts[0].space != BLOCK), key=lambda way: abs(way.weights - target))
 
 
 def reconstructed(
     weight: Weight, moments: NDArray[np.float32], gone: NDArray[np.int64], *, ridge: float = DAMPING
 ) -> Weight:  # fmt: skip
-    """Returns a weight [out, in] without some inputs, zero there, others making up for them as moments say."""
+    """Returns a weight [out, in] with zeros for the inputs in `gone`; the others are fitted to make up for these."""
     keep = np.delete(np.arange(weight.shape[1]), gone)
-    found = np.zeros_like(weight)
+    fitted = np.zeros_like(weight)
     if len(keep):
         cross = weight @ moments[:, keep]
-        found[:, keep] = least_squares(weight[:, keep], moments[np.ix_(keep, keep)], cross, ridge=ridge)
-    return found
+        fitted[:, keep] = least_squares(weight[:, keep], moments[np.ix_(keep, keep)], cross, ridge=ridge)
+    return fitted
 
 
 def errors_of(
     weight: Weight, fitted: Weight, moments: NDArray[np.float32], gone: NDArray[np.int64]
 ) -> dict[str, float]:  # fmt: skip
-    """Returns the errors of a layer's outputs without some inputs, bare and fitted, as parts of the outputs."""
+    """Returns the errors of a layer's outputs without some inputs, as parts of the outputs' energy.
+
+    "before" is the error of the bare cut, "after" that of the fitted weight.
+    """
     bare = np.array(weight)
     bare[:, gone] = 0
     whole = max(float(np.vdot(weight @ moments, weight)), float(np.finfo(np.float32).tiny))
@@ -155,32 +158,32 @@ def errors_of(
 
 
 def choose(
-    found: Groups, ways: Mapping[str, list[Option]], divergences: Mapping[str, float], share: float
+    groups: Groups, ways: Mapping[str, list[Option]], divergences: Mapping[str, float], share: float
 ) -> tuple[tuple[Cut, ...], float]:
     """Cuts a share of all layers' weights where the model's output changes least.
 
-    The divergence that was measured where a block is cut at its `reference` sets what its errors cost, in proportion;
-    dropping a whole block costs what was measured. Costs of several blocks are taken to add up. The attention and the
-    MLP that are missed most never go whole.
+    A block's divergence, which was measured at its `reference`, scales the costs of its options. Dropping a whole block
+    has the cost that was measured. Costs of several blocks add up. The attention and the MLP whose loss would move the
+    output most never go whole.
 
     Args:
-        found: What can be cut.
-        ways: Options of each block, by its name.
-        divergences: Measured at each block's reference, by its name, and without the block, by its name and `WHOLE`;
-            one whose `WHOLE` is not among them does not go whole.
-        share: Of the weights of all layers, above 0 and below 1.
+        groups: What can be cut.
+        ways: Options of each block, by the block's name.
+        divergences: Divergence at each block's reference, by the block's name; without the block, by its name and
+            `WHOLE`. A block without the latter does not go whole.
+        share: Part of the weights of all layers that goes, above 0 and below 1.
 
     Returns:
-        The cuts in graph order, and the divergence that they should make.
+        The cuts in graph order, and the divergence that is expected of them.
 
     Raises:
         InputError: So much cannot go.
     """
-    names = [block.name for block in found.blocks if ways.get(block.name)]
-    tables, total, spared = [], 0, _spared(found, divergences)
+    names = [block.name for block in groups.blocks if ways.get(block.name)]
+    tables, total, spared = [], 0, _spared(groups, divergences)
     for name in names:
-        table = np.array([(0.0, 0.0), *((each.weights, each.cost) for each in ways[name])])
-        at = reference(found.block(name), ways[name])
+        table = np.array([(0.0, 0.0), *((way.weights, way.cost) for way in ways[name])])
+        at = reference(groups.block(name), ways[name])
         table[1:, 1] *= max(divergences[name], 0.0) / at.cost if at.cost > 0 else 0.0
         if ways[name][-1].cuts[0].space == BLOCK:
             if name in spared or name + WHOLE not in divergences:
@@ -189,21 +192,21 @@ def choose(
                 table[-1, 1] = max(divergences[name + WHOLE], 0.0)
         tables.append(table)
         total += int(table[:, 0].max())
-    if share * found.total > total:
+    if share * groups.total > total:
         raise InputError(
-            f"expected a share of at most {100 * total / max(1, found.total):.0f} %, found {100 * share:g} %",
+            f"expected a share of at most {100 * total / max(1, groups.total):.0f} %, found {100 * share:g} %",
             hint="more than that leaves nothing to run",
         )
-    chosen = allocate(tables, share * found.total)
+    chosen = allocate(tables, share * groups.total)
     picked = [ways[name][i - 1] for name, i in zip(names, chosen, strict=True) if i]
     expected = float(sum(table[i, 1] for table, i in zip(tables, chosen, strict=True)))
-    return tuple(cut for each in picked for cut in each.cuts), expected
+    return tuple(cut for way in picked for cut in way.cuts), expected
 
 
-def _spared(found: Groups, divergences: Mapping[str, float]) -> set[str]:
-    """The block of each kind that is missed most."""
+def _spared(groups: Groups, divergences: Mapping[str, float]) -> set[str]:
+    """Returns the block of each kind whose loss would move the output most."""
     spared = set()
     for kind in ("attention", "mlp"):
-        own = [block.name for block in found.blocks if block.kind == kind and block.name + WHOLE in divergences]
+        own = [block.name for block in groups.blocks if block.kind == kind and block.name + WHOLE in divergences]
         spared |= {max(own, key=lambda name: divergences[name + WHOLE])} if own else set()
     return spared

@@ -1,9 +1,9 @@
-"""Which inputs of a linear layer can go when those that stay make up for them, and how they do.
+"""Costs of removing inputs of a linear layer when the others make up for them, and the weights that do.
 
-A layer y = W x, W [out, in], reads inputs of second moments H = E[x x^T] [in, in]. Without the inputs S, the best that
-those kept can do costs tr(W_S [H^-1]_SS^-1 W_S^T) in the mean square of the outputs (Hassibi and Stork, Optimal Brain
-Surgeon, 1993; for whole columns: Frantar and Alistarh, Optimal Brain Compression, 2022). An input that others can stand
-in for is cheap even where it is large.
+A layer y = W x, W [out, in], has inputs of second moments H = E[x x^T] [in, in]. Without the inputs S the least mean
+square error of the outputs is tr(W_S [H^-1]_SS^-1 W_S^T) (Hassibi and Stork, Optimal Brain Surgeon, 1993; for whole
+columns: Frantar and Alistarh, Optimal Brain Compression, 2022). An input that others predict is cheap even where it is
+large.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DAMPING = 1e-3  # of the mean second moment, added to all: what was not seen is not zero
-STEPS = 96  # that a layer's units are removed in, about
+DAMPING = 1e-3  # part of the mean second moment that is added to all, because a short text shows no input's full range
+STEPS = 96  # steps in which a layer's units are removed, about
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What removing more and more units of a layer costs.
+    """Costs of removing more and more units of a layer.
 
     Attributes:
         order: Units, in the order of removal.
-        counts: Units removed after each step, from 0 on.
-        costs: Mean square error of the outputs then, as the metric weighs it; it never falls.
+        counts: Number of units removed after each step, from 0 on.
+        costs: Mean square error of the outputs after each step, weighed by the metric. It never falls.
     """
 
     order: NDArray[np.int64]
@@ -35,27 +35,27 @@ class Curve:
 
 
 def damped(moments: NDArray[Any], damping: float = DAMPING) -> NDArray[np.float64]:
-    """Returns second moments [in, in] as float64, a part of their mean added to each input's own."""
-    found = np.array(moments, np.float64)
-    level = float(np.trace(found)) / len(found)
-    found[np.diag_indices_from(found)] += damping * level if level > 0 else 1.0
-    return found
+    """Returns second moments [in, in] in float64 with a part of their mean added to the diagonal."""
+    matrix = np.array(moments, np.float64)
+    level = float(np.trace(matrix)) / len(matrix)
+    matrix[np.diag_indices_from(matrix)] += damping * level if level > 0 else 1.0
+    return matrix
 
 
 def curve(
     weight: NDArray[Any], moments: NDArray[Any], units: NDArray[np.int64], *, step: int = 0, most: float = 1.0,
     factor: NDArray[Any] | None = None, damping: float = DAMPING,
 ) -> Curve:  # fmt: skip
-    """Removes the units that cost least, a few at a time, and counts what that costs.
+    """Removes the units with the least cost, a few at a time, and returns the costs.
 
     Args:
         weight: [out, in].
         moments: Second moments of the inputs, [in, in].
-        units: Inputs of each unit, [units, inputs of one]. What is in none stays.
-        step: Units removed at once; 0 for one of `STEPS` parts.
-        most: Part of the units that are removed at most.
-        factor: F [rows, out] of the metric F^T F that errors of outputs are weighed with; None weighs all alike.
-        damping: Part of the mean second moment that is added to each input's own.
+        units: Inputs of each unit, [units, inputs of one]. Inputs of no unit stay.
+        step: Number of units that are removed at once. Default: one of `STEPS` parts.
+        most: Largest part of the units that is removed. Default: all.
+        factor: F [rows, out] of the metric F^T F that weighs errors of outputs. Default: all outputs weigh the same.
+        damping: Part of the mean second moment that is added to the diagonal. Default: `DAMPING`.
     """
     at_once = step or max(1, len(units) // STEPS)
     inverse = np.linalg.inv(damped(moments, damping))
@@ -64,14 +64,14 @@ def curve(
     order: list[int] = []
     counts, costs = [0], [0.0]
     while (few := min(at_once, len(units) - len(order))) and len(order) + few <= most * len(units):
-        each = np.full(len(units), np.inf)
-        each[alive] = _unit_costs(left, inverse, places[alive])
-        gone = np.sort(np.argsort(each, kind="stable")[:few])
+        unit_costs = np.full(len(units), np.inf)
+        unit_costs[alive] = _unit_costs(left, inverse, places[alive])
+        gone = np.sort(np.argsort(unit_costs, kind="stable")[:few])
         columns = places[gone].reshape(-1)
         rows = inverse[columns]
         solved = np.linalg.solve(rows[:, columns], np.concatenate([left[:, columns].T, rows], 1))
         costs.append(costs[-1] + float(np.vdot(left[:, columns].T, solved[:, : len(left)])))
-        # In place: what is gone becomes zeros, which costs less than copying what stays.
+        # In place: zeros for the units that are gone take less time than a copy of those that stay.
         left -= solved[:, : len(left)].T @ rows
         inverse -= rows.T @ solved[:, len(left) :]
         order += gone.tolist()
@@ -92,7 +92,7 @@ class Removal:
         self._inverse = np.linalg.inv(damped(moments, damping))
 
     def cost(self, inputs: Sequence[int] | NDArray[np.int64]) -> float:
-        """Returns what removing all of these inputs costs."""
+        """Returns the cost of removing all of these inputs."""
         at = np.ix_(*2 * (np.asarray(inputs, np.int64),))
         return float(np.trace(np.linalg.solve(self._inverse[at], self._squares[at])))
 
@@ -103,10 +103,11 @@ def least_squares(
     """Fits a layer to targets: argmin over V of E|V x - t|^2 + r |V - W|^2.
 
     Args:
-        weight: W [out, in] of the inputs that are kept.
-        moments: E[x x^T] of these, [in, in].
-        cross: E[t x^T], [out, in].
-        ridge: r, as a part of the mean second moment: what the text says little of stays near W.
+        weight: W [out, in] of the inputs that stay.
+        moments: E[x x^T] of these inputs, [in, in].
+        cross: E[t x^T], [out, in]. Default: there is nothing to fit to.
+        ridge: r, as a part of the mean second moment. It keeps V near W where the text determines little. Default:
+            `DAMPING`.
 
     Returns:
         V, float32 [out, in]; W itself where there is nothing to fit to.
@@ -118,9 +119,9 @@ def least_squares(
 
 
 def _unit_costs(left: NDArray[Any], inverse: NDArray[Any], places: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What each unit alone would cost."""
+    """Returns the cost of removing each unit alone, float64 [units]."""
     if places.shape[1] == 1:
         at = places[:, 0]
-        found: NDArray[np.float64] = np.einsum("ij,ij->j", left, left)[at] / inverse.diagonal()[at]
-        return found
+        costs: NDArray[np.float64] = np.einsum("ij,ij->j", left, left)[at] / inverse.diagonal()[at]
+        return costs
     return np.array([np.vdot(left[:, at].T, np.linalg.solve(inverse[np.ix_(at, at)], left[:, at].T)) for at in places])

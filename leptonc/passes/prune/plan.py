@@ -1,4 +1,4 @@
-"""A plan: which units of which blocks are cut, in words that a manifest and a file can hold."""
+"""A plan: the units of blocks that are cut, as text that a manifest and a file can hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Cut:
         block: Name of the block, "model.layers.3/mlp".
         space: "channels" of an MLP; "groups" (key/value heads with their query heads) or "heads" (query heads) of an
             attention; "block" for all of it.
-        units: Which, counted from 0: "0-3,7"; "" with "block".
+        units: Units, counted from 0, as ranges: "0-3,7". It is "" for a whole block.
     """
 
     block: str
@@ -49,33 +49,33 @@ class Cut:
 
 def spell(units: Iterable[int]) -> str:
     """Returns units as ranges: [0, 1, 2, 7] gives "0-2,7"."""
-    found: list[list[int]] = []
+    runs: list[list[int]] = []
     for unit in sorted(units):
-        if found and unit == found[-1][1] + 1:
-            found[-1][1] = unit
+        if runs and unit == runs[-1][1] + 1:
+            runs[-1][1] = unit
         else:
-            found.append([unit, unit])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+            runs.append([unit, unit])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def cuts_of(plan: Mapping[str, Any]) -> tuple[Cut, ...]:
     """Reads a plan from what a JSON file holds: {"model.layers.3/mlp": {"channels": "0-3,7"}, "…/attention": "block"}.
 
     Raises:
-        InputError: It says something else.
+        InputError: The plan is of another form.
     """
-    found: list[Cut] = []
+    cuts: list[Cut] = []
     for name, cut in plan.items():
         if cut == BLOCK:
-            found.append(Cut(name, BLOCK))
+            cuts.append(Cut(name, BLOCK))
         elif isinstance(cut, dict) and cut and all(isinstance(u, str) and u for u in cut.values()):
-            found += [Cut(name, space, units) for space, units in cut.items()]
+            cuts += [Cut(name, space, units) for space, units in cut.items()]
         else:
             raise InputError(
                 f'expected of {name} "block", or units such as {{"channels": "0-3,7"}}, found {cut!r}',
                 hint="see docs/pruning.md",
             )
-    return tuple(found)
+    return tuple(cuts)
 
 
 def kept(block: Block, cuts: Sequence[Cut]) -> dict[str, NDArray[np.bool_]] | None:
@@ -121,8 +121,8 @@ def kept(block: Block, cuts: Sequence[Cut]) -> dict[str, NDArray[np.bool_]] | No
     return stay
 
 
-def by_block(found: Groups, cuts: Sequence[Cut]) -> dict[str, dict[str, NDArray[np.bool_]] | None]:
-    """Returns what stays in each block that is cut, see `kept`.
+def by_block(groups: Groups, cuts: Sequence[Cut]) -> dict[str, dict[str, NDArray[np.bool_]] | None]:
+    """Returns the units that stay in each block that is cut; see `kept`.
 
     Raises:
         InputError: No such block or units, or nothing of the model would stay.
@@ -130,15 +130,15 @@ def by_block(found: Groups, cuts: Sequence[Cut]) -> dict[str, dict[str, NDArray[
     named: dict[str, list[Cut]] = {}
     for cut in cuts:
         named.setdefault(cut.block, []).append(cut)
-    stay = {name: kept(found.block(name), own) for name, own in named.items()}
+    stay = {name: kept(groups.block(name), own) for name, own in named.items()}
     for kind in ("attention", "mlp"):
-        if all(name in stay and stay[name] is None for name in (b.name for b in found.blocks if b.kind == kind)):
+        if all(name in stay and stay[name] is None for name in (b.name for b in groups.blocks if b.kind == kind)):
             raise InputError(f"expected a block with an {kind} to stay, found that all would go", hint="cut fewer")
     return stay
 
 
 def removed_weights(block: Block, stay: Mapping[str, NDArray[np.bool_]] | None) -> int:
-    """Returns how many weights go with what is cut of a block."""
+    """Returns the number of weights that go with the units that are cut from a block."""
     if stay is None:
         return block.weights()
     return sum(block.cost(space) * int((~mask).sum()) for space, mask in stay.items())

@@ -28,8 +28,8 @@ class PruneConfig(Config):
 
     Attributes:
         cuts: Units and blocks.
-        method: How they were chosen, for the record.
-        compensation: How the weights that stay make up for them, for the record.
+        method: The method that chose them, for the record. Default: a plan.
+        compensation: How the weights that stay make up for them, for the record. Default: not at all.
     """
 
     cuts: tuple[Cut, ...]
@@ -40,16 +40,17 @@ class PruneConfig(Config):
 class Prune(Pass):
     """Cuts heads, groups, channels and blocks out of a graph.
 
-    1. A weight is cut when it is read, so none is held; a compensated one takes its place first.
+    1. A weight is cut when it is read, so that none is held. A compensated weight takes its place first.
     2. Shapes follow: the targets of Reshape, sizes of Split, bounds of Slice, caches.
-    3. An RMSNormalization over what is cut divides by fewer values: its scale and epsilon make up for that, so that
+    3. An RMSNormalization over cut units has a mean over fewer values. Its scale and epsilon make up for that, so that
        cutting zeros changes nothing.
-    4. A block that goes whole leaves the residual stream as it is; its cache goes, and later caches are renumbered.
+    4. A block that goes whole leaves the residual stream as it is. Its cache goes too, and later caches are renumbered.
 
     Args:
         config: What is cut.
-        weights: Compensated weights by initializer, in the shape that they have before the cut; read when written.
-        biases: What is added to the outputs of a consuming linear layer, float32 [out] by module path.
+        weights: Compensated weights by initializer, in the shape from before the cut. They are read when they are
+            written. Default: none.
+        biases: Values added to the outputs of consuming linear layers, float32 [out], by module path. Default: none.
     """
 
     name = "prune"
@@ -63,19 +64,19 @@ class Prune(Pass):
         self._weights, self._biases = weights or {}, biases or {}
 
     def run(self, model: ir.Model) -> int:
-        found = groups(model)
-        found.require()
-        stay = by_block(found, self.config.cuts)
+        all_groups = groups(model)
+        all_groups.require()
+        stay = by_block(all_groups, self.config.cuts)
         for name, read in self._weights.items():
             value = model.graph.initializers[name]
             change(value, read)
-        for block in found.blocks:
+        for block in all_groups.blocks:
             for linear in block.consumers:
                 if linear.path in self._biases:
                     add_bias(model.graph, linear, self._biases[linear.path])
         dropped: list[Block] = []
         for name, masks in stay.items():
-            block = found.block(name)
+            block = all_groups.block(name)
             if masks is None:
                 dropped.append(block)
             elif not all(mask.all() for mask in masks.values()):
@@ -87,23 +88,23 @@ class Prune(Pass):
 
 
 def _kept(value: ir.Value, spans: Sequence[Span], masks: Masks) -> dict[int, NDArray[np.int64]]:
-    """Returns the indices of a value that stay, by axis, where some go."""
-    found: dict[int, NDArray[np.bool_]] = {}
+    """Returns the indices of a value that stay, by axis, for axes that lose some."""
+    masks_of: dict[int, NDArray[np.bool_]] = {}
     for span in spans:
         size = int(value.shape[span.axis])  # type: ignore[index, arg-type]
-        here = found.setdefault(span.axis, np.ones(size, np.bool_))
+        here = masks_of.setdefault(span.axis, np.ones(size, np.bool_))
         here[indices_of(span, np.flatnonzero(~masks[span.space]))] = False
-    return {axis: np.flatnonzero(mask) for axis, mask in found.items() if not mask.all()}
+    return {axis: np.flatnonzero(mask) for axis, mask in masks_of.items() if not mask.all()}
 
 
 def cut(graph: ir.Graph, spread: Spread, name: str, masks: Masks) -> None:
     """Cuts units out of all values that have them.
 
     Args:
-        graph: Changed in place.
-        spread: What the units were followed to.
-        name: Of the whole, for constants that it gets of its own.
-        masks: Which units of each space stay, bool [units].
+        graph: The graph, which is changed in place.
+        spread: The values and nodes that have the units.
+        name: Name of the block, for constants that it gets of its own.
+        masks: Units of each space that stay, bool [units].
     """
     kept = {v: _kept(v, sorted(s, key=lambda e: (e.axis, e.start)), masks) for v, s in spread.spans.items()}
     kept = {value: axes for value, axes in kept.items() if axes}
@@ -126,9 +127,9 @@ def cut(graph: ir.Graph, spread: Spread, name: str, masks: Masks) -> None:
 
 
 def _follow(graph: ir.Graph, nodes: Iterable[ir.Node], kept: Mapping[ir.Value, Any]) -> None:
-    """Gives Reshape and Split the sizes that their outputs have now."""
+    """Gives Reshape and Split the sizes of their outputs."""
     for node in nodes:
-        touched = [each for each in node.outputs if each in kept]
+        touched = [value for value in node.outputs if value in kept]
         if node.op_type == "Reshape" and touched:
             target, shape = edit.constant(node.inputs[1]), touched[0].shape
             if target is None or shape is None:
@@ -137,7 +138,7 @@ def _follow(graph: ir.Graph, nodes: Iterable[ir.Node], kept: Mapping[ir.Value, A
             node.replace_input_with(1, edit.ints(graph, new))
         elif node.op_type == "Split" and touched:
             _, axis, _ = parts_of(node)
-            sizes = [int(each.shape[axis]) for each in node.outputs]  # type: ignore[index, arg-type]
+            sizes = [int(value.shape[axis]) for value in node.outputs]  # type: ignore[index, arg-type]
             node.replace_input_with(1, edit.ints(graph, sizes))
 
 
@@ -152,7 +153,7 @@ def _taker(tensor: Any, axes: Mapping[int, NDArray[np.int64]]) -> Reader:
 
 
 def _slice(graph: ir.Graph, node: ir.Node, kept: Mapping[ir.Value, Mapping[int, NDArray[np.int64]]]) -> None:
-    """Moves the bounds of a Slice to where they are among the indices that stay."""
+    """Moves the bounds of a Slice to their places among the indices that stay."""
     whole, axis, parts = parts_of(node)
     stays = kept.get(whole, {}).get(axis)
     if stays is not None:
@@ -184,15 +185,15 @@ def _norm(
 def _constant(
     graph: ir.Graph, value: ir.Value, axes: Mapping[int, NDArray[np.int64]], spread: Spread, whole: str
 ) -> None:
-    """Gives these nodes a constant of their own, which others share."""
+    """Gives these nodes a constant of their own in the place of one that they share with others."""
     array = tensor_of(value).numpy()
     for axis, stays in axes.items():
         array = np.take(array, stays, axis)
     name = f"{value.name}.{whole}"
     new = edit.initializer(graph, name, ir.tensor(array, name=name))
     for node in spread.nodes:
-        for slot, each in enumerate(node.inputs):
-            if each is value:
+        for slot, source in enumerate(node.inputs):
+            if source is value:
                 node.replace_input_with(slot, new)
 
 
@@ -207,7 +208,7 @@ def _drop(graph: ir.Graph, block: Block) -> None:
     gone = {id(value) for attention in block.attentions for value in attention.outputs}
     caches = {id(value) for attention in block.attentions if attention.domain for value in attention.inputs[3:5]}
     for values, names in ((graph.outputs, gone), (graph.inputs, caches)):
-        for value in [each for each in values if id(each) in names]:
+        for value in [value for value in values if id(value) in names]:
             values.remove(value)
 
 

@@ -1,4 +1,4 @@
-"""What `--prune` asks for, read from its text."""
+"""The request of `--prune`, read from its text."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _LAYERS = re.compile(r"layers:(\d+)", re.ASCII)
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: one of these.
+    """A request. Besides `text`, one of these is not zero or empty.
 
     Attributes:
-        text: As the user wrote it.
-        share: Of the weights of all layers; 0 where it is not asked for.
-        latency: Part of the time that has to be saved, likewise.
-        width: Of the residual stream's features, likewise; see `leptonc.build.steps.prune_width`.
-        layers: Whole layers to cut.
-        cuts: A plan.
-        sparse: 2:4 weights, and nothing cut; see `leptonc.build.steps.prune_pattern`.
+        text: The request as the user wrote it.
+        share: Part of the weights of all layers that goes.
+        latency: Part of the time that has to be saved.
+        width: Part of the residual stream's features that goes; see `leptonc.build.steps.prune_width`.
+        layers: Number of whole layers to cut.
+        cuts: Cuts of a plan.
+        sparse: Whether weights become 2:4 sparse, and nothing is cut; see `leptonc.build.steps.prune_pattern`.
     """
 
     text: str
@@ -44,15 +44,15 @@ def parse_prune(text: str) -> Request:
     """Reads `25%`, `latency:30%`, `width:10%`, `layers:4` or the name of a plan's file.
 
     Raises:
-        InputError: It is none of these, or nothing or everything is to go.
+        InputError: The text is none of these, or nothing or everything would go.
     """
     for pattern, field, what in ((_SHARE, "share", ""), (_LATENCY, "latency", "latency:"), (_WIDTH, "width", "width:")):
-        if (found := pattern.fullmatch(text)) is not None:
-            if not 0 < float(found[1]) < 100:
+        if (match := pattern.fullmatch(text)) is not None:
+            if not 0 < float(match[1]) < 100:
                 raise InputError(
                     f"expected a {field} above 0 % and below 100 %, found {text}", hint=f"--prune {what}20%"
                 )
-            return Request(text, **{field: float(found[1]) / 100})  # type: ignore[arg-type]
+            return Request(text, **{field: float(match[1]) / 100})  # type: ignore[arg-type]
     if (count := _LAYERS.fullmatch(text)) is not None:
         if int(count[1]) == 0:
             raise InputError("expected at least one layer to prune, found layers:0", hint="--prune layers:2")
@@ -69,11 +69,11 @@ def _plan(path: Path) -> tuple[Cut, ...]:
     try:
         if path.stat().st_size > _LARGEST_PLAN:
             raise InputError(f"expected a plan of at most {_LARGEST_PLAN:,} bytes, found more in {path}")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"expected a plan at {path}, found: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"expected JSON in {path}, found: {error}", hint="see docs/pruning.md") from error
-    if not isinstance(found, dict) or not found:
+    if not isinstance(record, dict) or not record:
         raise InputError(f"expected a JSON object with names of blocks in {path}, found something else")
-    return cuts_of(found)
+    return cuts_of(record)

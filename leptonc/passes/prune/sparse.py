@@ -21,13 +21,13 @@ from leptonc.passes.base import Config, Pass
 from leptonc.passes.columns import Factor, decide, energy, factorize
 
 PATTERN = "2:4"
-GROUP, KEPT = 4, 2  # consecutive inputs, and weights of them that may be other than zero
+GROUP, KEPT = 4, 2  # consecutive inputs, and how many of their weights may be other than zero
 METHODS = ("sparsegpt", "magnitude")
 _BUG = "this is a bug in Lepton; please report it"
 
 
 def why_dense(linear: Linear) -> str:
-    """Says why a linear layer stays dense; "" for one that gets the pattern."""
+    """Returns why a linear layer stays dense; "" for one that gets the pattern."""
     if not layer_of(linear.path):
         return "it is outside the layers"
     columns = linear.shape[1]
@@ -35,14 +35,14 @@ def why_dense(linear: Linear) -> str:
 
 
 def violations(weight: NDArray[Any]) -> int:
-    """Returns how many groups of a weight [out, in] have more weights other than zero than the pattern allows."""
-    columns = weight.shape[1] - weight.shape[1] % GROUP  # a short last group is none of the pattern
+    """Returns the number of groups of a weight [out, in] that have more weights other than zero than allowed."""
+    columns = weight.shape[1] - weight.shape[1] % GROUP  # a short last group does not count
     counts = np.count_nonzero(weight[:, :columns].reshape(len(weight), -1, GROUP), axis=2)
     return int(np.count_nonzero(counts > KEPT))
 
 
 def magnitude(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Keeps of each group the two weights that are largest; float32 [out, in], whose inputs divide by four."""
+    """Keeps the two largest weights of each group; float32 [out, in], whose inputs divide by four."""
     grouped = np.array(weight, np.float32).reshape(len(weight), -1, GROUP)
     least = np.argsort(np.abs(grouped), axis=2, kind="stable")[..., : GROUP - KEPT]
     np.put_along_axis(grouped, least, 0, axis=2)
@@ -50,19 +50,19 @@ def magnitude(weight: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def sparsegpt(weight: NDArray[np.float32], hessian: NDArray[Any], factor: Factor | None = None) -> NDArray[np.float32]:
-    """Gives a weight the pattern, those that are kept making up for those that go.
+    """Gives a weight the pattern; the weights that stay make up for those that go.
 
-    Frantar and Alistarh, SparseGPT (2023): inputs in their order; when a group is reached, each output gives up the two
-    weights whose w^2 / [H^-1]_jj, the inverse being that of the inputs left, is least, and those of later inputs make
-    up for it.
+    Frantar and Alistarh, SparseGPT (2023): inputs are decided in their order. In each group an output loses the two
+    weights with the least w^2 / [H^-1]_jj, where the inverse is that of the inputs left. The weights of later inputs
+    make up for it.
 
     Args:
         weight: float32 [out, in], whose inputs divide by four.
         hessian: Second moments of the inputs, [in, in].
-        factor: Of the moments, inputs in their own order, where it is known.
+        factor: Factor of the moments, inputs in their own order. Default: it is computed.
 
     Returns:
-        The weights, or those of `magnitude` where they are better on these very inputs.
+        The weights, or those of `magnitude` where their error is less on these inputs.
     """
     plain = magnitude(weight)
     factor = factorize(hessian, largest_first=False) if factor is None else factor
@@ -86,18 +86,18 @@ def sparsegpt(weight: NDArray[np.float32], hessian: NDArray[Any], factor: Factor
 
 @dataclasses.dataclass(frozen=True)
 class SparsifyConfig(Config):
-    """How the weights that go are chosen, of `METHODS`, and the pattern, for the record."""
+    """`method`: one of `METHODS`, which chose the weights that go. `pattern`: for the record."""
 
     method: str
     pattern: str = PATTERN
 
 
 class Sparsify(Pass):
-    """Gives linear layers of the layers weights with the pattern; others stay as they are, see `why_dense`.
+    """Gives linear layers weights with the pattern. Other layers stay as they are; see `why_dense`.
 
     Args:
-        config: For the record.
-        weights: What reads a layer's new weight, as the graph has it, by initializer.
+        config: Method and pattern, for the record.
+        weights: Functions that read a layer's new weight, as the graph has it, by initializer.
     """
 
     name = "sparsify"
@@ -110,7 +110,7 @@ class Sparsify(Pass):
     def run(self, model: ir.Model) -> int:
         for name, read in self._weights.items():
             value = model.graph.initializers[name]
-            # Without the mark of the source's own weight: it is another.
+            # Without the key of a source's own weight, because its values are others.
             value.const_value = ir.LazyTensor(
                 lambda read=read: ir.tensor(np.ascontiguousarray(read(), np.float32)),  # type: ignore[misc]
                 dtype=ir.DataType.FLOAT, shape=ir.Shape(value.shape or ()), name=name, cache=False,
@@ -124,41 +124,41 @@ def candidates(model: ir.Model) -> list[Linear]:
     Raises:
         InputError: There are none.
     """
-    found = [linear for linear in linears(model) if not why_dense(linear)]
-    if not found:
+    layers = [linear for linear in linears(model) if not why_dense(linear)]
+    if not layers:
         raise InputError(
             f"expected linear layers whose inputs divide by {GROUP}, to have {PATTERN} weights, found none in "
             f"{len(linears(model))}",
             hint="--prune 25% cuts channels of any model",
         )
-    return found
+    return layers
 
 
 def nonzero(model: ir.Model) -> int:
-    """Returns how many weights of the linear layers of all layers are other than zero; each is read once."""
-    found = {str(linear.weight.name): linear for linear in linears(model) if layer_of(linear.path)}
-    return sum(int(np.count_nonzero(weight_of(linear))) for linear in found.values())
+    """Returns the number of weights other than zero in the linear layers of all layers. Each weight is read once."""
+    layers = {str(linear.weight.name): linear for linear in linears(model) if layer_of(linear.path)}
+    return sum(int(np.count_nonzero(weight_of(linear))) for linear in layers.values())
 
 
 def dense_layers(model: ir.Model) -> list[dict[str, str]]:
-    """Returns path and reason of the linear layers that stay dense; an embedding is none."""
+    """Returns path and reason of the linear layers that stay dense."""
     return [{"path": linear.path, "why": why} for linear in linears(model) if (why := why_dense(linear))]
 
 
 class CheckSparsity(Pass):
-    """Counts, pattern by pattern, what a lowered graph stores: the weights or codes that a backend is given.
+    """Checks the pattern in the weights or codes that a lowered graph stores for its backend.
 
     Codes are symmetric: the code of a zero is 0.
 
     Args:
-        model: The captured graph, which has every linear layer that is to be found again.
+        model: The captured graph, whose linear layers must be in the lowered graph.
 
     Attributes:
-        rows: Of each linear layer its path, whether it is sparse or why not, the stored type, groups of four, those
-            with more than two weights other than zero, and weights other than zero.
+        rows: For each linear layer its path, whether it is sparse or why not, the stored type, the number of groups of
+            four, of groups with more than two weights other than zero, and of weights other than zero.
 
     Raises:
-        DialectError: By `run`, an error of Lepton's own: a layer that is to have the pattern does not, or is gone.
+        DialectError: `run` did not find a layer, or its pattern: an error of Lepton's own.
     """
 
     name = "check-sparsity"

@@ -1,8 +1,8 @@
-"""Fewer features of the residual stream: the basis in which the last ones matter least, and the pass that cuts them.
+"""Cuts features of the residual stream: the basis in which the last ones matter least, and the pass that cuts them.
 
 Ashkboos et al., SliceGPT: Compress Large Language Models by Deleting Rows and Columns, 2024. There each block has a
-basis of its own, and a matrix on the residual path turns one into the next; here one basis serves all, so that no
-matrices come in, and what reads the stream is fitted to what is left of it.
+basis of its own, and matrices on the residual path turn one into the next. Here one basis serves all blocks without new
+matrices, and the layers that read the stream are fitted to the features that stay.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from leptonc.passes.prune.remove import cut
 
 
 def principal_axes(moments: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Returns the basis, float32 [width, width], whose axes have ever less of what the stream's readers see.
+    """Returns the principal axes of the inputs of the stream's readers, float32 [width, width], the largest first.
 
     Args:
-        moments: Second moments of what each reads, [width, width]; each counts the same, whatever its size.
+        moments: Second moments of each reader's inputs, [width, width]. All count the same, whatever their size.
     """
     total: NDArray[np.float64] | float = 0.0
-    for each in moments:
-        total = total + each.astype(np.float64) / max(float(np.trace(each)), 1e-30)
+    for moment in moments:
+        total = total + moment.astype(np.float64) / max(float(np.trace(moment)), 1e-30)
     _, axes = np.linalg.eigh(np.asarray(total))
     return np.ascontiguousarray(axes[:, ::-1], np.float32)
 
 
 def projection(table: NDArray[np.float32], kept: int) -> NDArray[np.float32]:
-    """Returns P [kept, width]: P y multiplied with the first columns of a table says most of what the table says of y.
+    """Returns P [kept, width], with which the first columns of a table come nearest to the whole table.
 
-    P minimises the squared error of the logits T y, whose mean no softmax sees, over T_k P y for every y.
+    P minimizes the squared error of T_k P y for the logits T y, for every y. The logits' mean does not count, because a
+    softmax ignores it.
 
     Args:
         table: T, a head's weight [vocabulary, width].
-        kept: Columns that stay.
+        kept: Number of columns that stay, the width of T_k.
     """
     gram = table.T @ table - np.float32(len(table)) * np.outer(mean := table.mean(0), mean)
     gram = gram.astype(np.float64)
@@ -50,7 +51,7 @@ def projection(table: NDArray[np.float32], kept: int) -> NDArray[np.float32]:
 
 @dataclasses.dataclass(frozen=True)
 class SliceWidthConfig(Config):
-    """How many features stay, of how many; `compensation` of the weights around them, for the record."""
+    """`kept`: number of features that stay. `before`: number of features. `compensation`: for the record."""
 
     kept: int
     before: int
@@ -58,14 +59,15 @@ class SliceWidthConfig(Config):
 
 
 class SliceWidth(Pass):
-    """Cuts the last features of the residual stream out of everything that has them.
+    """Cuts the last features of the residual stream out of all values that have them.
 
-    Norms divide by the root of a mean over fewer: their gains and epsilons make up for that, so that cutting zeros
-    changes nothing.
+    Norms have a mean over fewer features. Their gains and epsilons make up for that, so that cutting zeros changes
+    nothing.
 
     Args:
-        config: How many stay.
-        weights: What takes the place of weights, by initializer, in the shape before the cut; read when it is written.
+        config: Number of features that stay.
+        weights: New weights, by initializer, in the shape from before the cut. They are read when they are written.
+            Default: none.
 
     Raises:
         InputError: The stream is not one that can be cut; see `leptonc.ir.residual`.
@@ -79,10 +81,10 @@ class SliceWidth(Pass):
         self._weights = weights or {}
 
     def run(self, model: ir.Model) -> int:
-        found = residual(model)
+        stream = residual(model)
         for name, read in self._weights.items():
             change(model.graph.initializers[name], read)
-        stays = np.arange(found.size) < self.config.kept
+        stays = np.arange(stream.size) < self.config.kept
         if not stays.all():
-            cut(model.graph, found.spread, "width", {"width": stays})
-        return len(found.weights())
+            cut(model.graph, stream.spread, "width", {"width": stays})
+        return len(stream.weights())

@@ -1,4 +1,4 @@
-"""The pass that quantizes what linear layers read: one scale a value, known before the model runs."""
+"""The pass that quantizes the inputs of linear layers, with one scale a value, known before the model runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from leptonc.passes.base import Config, Pass
 from leptonc.passes.feature import Feature
 from leptonc.passes.quantize.weights import quantized_of
 
-FEATURE_KEY = "lepton.feature"  # of a rounded value: what it is on the calibration text
+FEATURE_KEY = "lepton.feature"  # key of a rounded value's statistics on the calibration text
 WIDE_ZERO = 2**15  # the zero point of 16-bit codes
 
 
@@ -25,10 +25,10 @@ class QuantizeActivationsConfig(Config):
     """Which linear layers read integers.
 
     Attributes:
-        symmetric: Whether codes are signed with zero in the middle, as TensorRT takes them; else they are unsigned.
-        layers: Module path of each linear layer, with the scale and the zero point of its input.
-        outliers: Module path of some of them, with the features of the input that stay float.
-        wide: Module path of those that read integers of 16 bits, zero in the middle; the others' have 8.
+        symmetric: Whether codes are signed with zero in the middle, as TensorRT takes them. Default: they are unsigned.
+        layers: Module path of each linear layer, with scale and zero point of its input.
+        outliers: Module path of some of these layers, with the features of the input that stay float.
+        wide: Module paths of layers that read integers of 16 bits, with zero in the middle. Others read 8 bits.
     """
 
     symmetric: bool = False
@@ -48,17 +48,16 @@ class QuantizeActivationsConfig(Config):
 
 
 class QuantizeActivations(Pass):
-    """Puts QuantizeLinear and DequantizeLinear before linear layers, one pair for all that read a value alike.
+    """Puts QuantizeLinear and DequantizeLinear before linear layers, one pair for all layers that read a value alike.
 
-    Outliers, features whose range is far beyond the others', go past them: a float product of these few is added, and
-    the layer itself has zeros for them, so that they may saturate (the decomposition of Dettmers et al., LLM.int8(),
-    2022, with features known before the model runs). The graph stays in the dialect: it computes with the rounded
-    activations.
+    Outliers are features whose range is far beyond the others'. Their product is computed in float and added, and the
+    layer itself has zeros for them, so that they may saturate (the decomposition of Dettmers et al., LLM.int8(), 2022,
+    with features known before the model runs). The graph stays in the dialect: it computes with rounded activations.
 
     Args:
-        config: Which layers.
-        inputs: What they read, by path, without what goes past the integers; for passes that come later it lies in the
-            meta of the rounded values.
+        config: The layers.
+        inputs: Statistics of the layers' inputs without outliers, by path. Rounded values have them in their meta, for
+            later passes. Default: none.
     """
 
     name = "quantize-activations"
@@ -96,9 +95,9 @@ class QuantizeActivations(Pass):
 
 
 def round_value(before: ir.Node, x: ir.Value, scale: float, zero: int, kind: ir.DataType) -> ir.Value:
-    """Inserts QuantizeLinear and DequantizeLinear of `x` before a node that reads it; returns the rounded value.
+    """Inserts QuantizeLinear and DequantizeLinear of `x` before a node, and returns the rounded value.
 
-    `kind` is the type of the codes.
+    The codes have the type `kind`.
     """
     graph = before.graph
     if graph is None:
@@ -118,12 +117,13 @@ def round_value(before: ir.Node, x: ir.Value, scale: float, zero: int, kind: ir.
 
 
 def go_past(linear: Linear, features: NDArray[np.int64]) -> ir.Value:
-    """Adds the product of some features of a linear layer's input to its output; the layer itself has zeros for them.
+    """Adds the product of some features of a linear layer's input to its output. The layer itself has zeros for them.
 
-    The zeros are in its weight, or in its input where the weight is quantized already, and other graphs' too.
+    The zeros are in the layer's weight. Where that is quantized already and shared with other graphs, they are in the
+    layer's input.
 
     Returns:
-        The input that the layer has without them.
+        The layer's input without these features.
     """
     graph, tensor = linear.node.graph, linear.weight.const_value
     if graph is None or tensor is None:
@@ -137,14 +137,15 @@ def go_past(linear: Linear, features: NDArray[np.int64]) -> ir.Value:
         return np.asarray(tensor.numpy(), np.float32)
 
     def few() -> ir.TensorProtocol:
-        found = whole()
-        # Three axes, because two are what tells a linear layer from other products.
-        return ir.tensor(np.ascontiguousarray(found[:, features].T if by_rows else found[features])[None], name=name)
+        values = whole()
+        # It has three axes, because a product with a matrix of two would count as a linear layer.
+        picked_rows = values[:, features].T if by_rows else values[features]
+        return ir.tensor(np.ascontiguousarray(picked_rows)[None], name=name)
 
     def rest() -> ir.TensorProtocol:
-        found = whole().copy()
-        found[(slice(None), features) if by_rows else features] = 0
-        return ir.tensor(found, name=linear.weight.name)
+        values = whole().copy()
+        values[(slice(None), features) if by_rows else features] = 0
+        return ir.tensor(values, name=linear.weight.name)
 
     shape, x = ir.Shape((1, len(features), rows)), linear.x
     weight = edit.initializer(
@@ -162,11 +163,11 @@ def go_past(linear: Linear, features: NDArray[np.int64]) -> ir.Value:
     picked, last = edit.ints(graph, features.tolist()), linear.y.producer()
     if last is None:
         raise ValueError(f"{linear.path} has no output")
-    (some,) = edit.insert(linear.node, "Gather", [linear.x, picked], {"axis": -1}, name=f"{name}/Gather")
-    (past,) = edit.insert(linear.node, "MatMul", [some, weight], name=f"{name}/MatMul")
+    (outliers_only,) = edit.insert(linear.node, "Gather", [linear.x, picked], {"axis": -1}, name=f"{name}/Gather")
+    (past,) = edit.insert(linear.node, "MatMul", [outliers_only, weight], name=f"{name}/MatMul")
     total = edit.append(last, "Add", [linear.y, past], name=f"{name}/Add")
     lead = list(linear.x.shape)[:-1] if linear.x.shape is not None else []
-    some.shape, past.shape = ir.Shape([*lead, len(features)]), linear.y.shape
-    some.type = past.type = ir.TensorType(ir.DataType.FLOAT)
+    outliers_only.shape, past.shape = ir.Shape([*lead, len(features)]), linear.y.shape
+    outliers_only.type = past.type = ir.TensorType(ir.DataType.FLOAT)
     total.shape, total.type = linear.y.shape, linear.y.type
     return x

@@ -13,14 +13,14 @@ from leptonc.passes.quantize.weights import QuantizeWeightsConfig, Solve
 
 
 class ChooseCodes(Pass):
-    """Runs what chooses codes while the graph still takes a text, and keeps them; the graph stays as it is.
+    """Chooses codes while the graph can still run over a text, and keeps them. The graph stays as it is.
 
     Args:
         config: How the weights will be stored.
-        solve: What chooses the codes.
+        solve: Chooses the codes.
 
     Attributes:
-        codes: By the name of the weight.
+        codes: Codes by the name of the weight.
     """
 
     name = "choose-codes"

@@ -1,7 +1,7 @@
-"""Codes that keep a layer's outputs, not its weights: a clipping search, and GPTQ.
+"""Codes that keep a layer's outputs near, rather than its weights: a clipping search, and GPTQ.
 
-Both look at the second moments H = X^T X [in, in] of the layer's inputs X: rounding a weight W [out, in] to Q costs
-tr((W - Q) H (W - Q)^T) in the layer's outputs.
+Both use the second moments H = X^T X [in, in] of the layer's inputs X. Rounding a weight W [out, in] to Q makes an
+error of tr((W - Q) H (W - Q)^T) in the layer's outputs.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from leptonc.passes.quantize.channels import Neighbours, channel_codes
 
 CLIPS = tuple(float(c) for c in np.linspace(0.6, 1.0, 17))  # parts of a block's range that are tried
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3)  # parts of the mean second moment that are tried
-CACHED = 2**17  # elements that are searched at a time: a processor's cache has room for them
+CACHED = 2**17  # elements that are searched at a time, which fit in a processor's cache
 
 
 def output_error(
     weight: NDArray[Any], parts: Codes, form: Format, hessian: NDArray[Any], shift: NDArray[Any] | None = None
 ) -> float:
-    """Returns how large the outputs' error is, as a part of the outputs: tr(D H D^T) / tr(W H W^T), D = W - Q.
+    """Returns the outputs' error as a part of their energy: tr(D H D^T) / tr(W H W^T), D = W - Q.
 
     Args:
         weight: float32 [out, in].
-        parts: Its codes.
-        form: Their format.
+        parts: The weight's codes.
+        form: The format of the codes.
         hessian: Second moments of the inputs, float32 [in, in].
-        shift: Of `shift_of`, where the codes are of W + W shift: then that is W.
+        shift: Result of `shift_of`, with which W + W shift counts as W. Default: no shift.
     """
     off = whole = 0.0
     for rows in chunks(weight):
-        part = Codes(*(None if each is None else each[rows] for each in parts))  # type: ignore[arg-type]
+        part = Codes(*(None if array is None else array[rows] for array in parts))  # type: ignore[arg-type]
         aim = _shifted(weight[rows], shift)
         off += energy(aim - dequantize(part, form), hessian)
         whole += energy(aim, hessian)
@@ -49,30 +49,30 @@ def _shifted(rows: NDArray[Any], shift: NDArray[Any] | None) -> NDArray[Any]:
 def _by_rows(
     weight: NDArray[Any], form: Format, elements: int, choose: Callable[[NDArray[Any]], Codes]
 ) -> Codes:  # fmt: skip
-    """Chooses the codes of some rows after the other; results have their place before temporaries are made."""
+    """Chooses codes a chunk of rows at a time. The results are allocated before temporaries, to keep the heap whole."""
     rows, columns = weight.shape
     blocks = -(-columns // form.size)
-    found = Codes(
+    all_codes = Codes(
         np.empty((rows, columns), np.uint8), np.empty((rows, blocks), np.float32),
         None if form.symmetric else np.empty((rows, blocks), np.uint8),
     )  # fmt: skip
-    for some in chunks(weight, elements):
-        for whole, part in zip(found, choose(weight[some]), strict=True):
+    for chunk in chunks(weight, elements):
+        for whole, part in zip(all_codes, choose(weight[chunk]), strict=True):
             if whole is not None and part is not None:
-                whole[some] = part
-    return found
+                whole[chunk] = part
+    return all_codes
 
 
 def clip_search(weight: NDArray[Any], form: Format, importance: NDArray[Any]) -> Codes:
-    """Quantizes each block to the part of its range that costs least.
+    """Quantizes each block over the part of its range that has the least error.
 
     Args:
         weight: float32 [out, in].
         form: The format.
-        importance: Weight of each input's squared error, [in]; its mean square, say.
+        importance: Weight of each input's squared error, [in], such as the input's mean square.
 
     Returns:
-        The nearest codes on the best of the grids `CLIPS`, never worse by that measure than rounding to nearest.
+        The nearest codes for the best of `CLIPS`. By that error they are never worse than rounding to nearest.
     """
     return _by_rows(weight, form, CACHED, lambda rows: _searched(rows, form, importance))
 
@@ -125,21 +125,20 @@ def gptq(
     weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None = None,
     shift: NDArray[Any] | None = None,
 ) -> Codes:  # fmt: skip
-    """Quantizes one input channel after the other; those that come later make up for the errors so far.
+    """Quantizes one input channel after the other; later channels make up for the errors so far.
 
-    Frantar et al., GPTQ (2022): channels in the order of their second moments, updates of those that are further off
-    made together, and scales fixed before by `clip_search`, so that groups stay blocks of neighbouring channels
-    whatever the order.
+    Frantar et al., GPTQ (2022). Channels come in the order of their second moments. Scales are fixed before by
+    `clip_search`, so that blocks are of neighbouring channels in any order.
 
     Args:
         weight: float32 [out, in].
         form: The format.
         hessian: Second moments of the inputs, [in, in].
-        factor: Of the moments, where it is known.
-        shift: Of `shift_of`, [in, in]: codes are of W + W shift.
+        factor: Factor of the moments. Default: it is computed.
+        shift: Result of `shift_of`, [in, in]: W + W shift is quantized. Default: no shift.
 
     Returns:
-        Codes of GPTQ, or those of the clipping search for rows where they are better on these very inputs.
+        Codes of GPTQ; for rows where the clipping search has less error on these inputs, its codes.
     """
     factor = factorize(hessian) if factor is None else factor
     return _by_rows(weight, form, CHUNK, lambda rows: _solved(_shifted(rows, shift), form, hessian, factor))
@@ -148,16 +147,16 @@ def gptq(
 def damping_of(
     weights: Sequence[tuple[NDArray[Any], Format]], learnt: NDArray[Any], held: NDArray[Any], more: float = 0
 ) -> float:  # fmt: skip
-    """Chooses the damping of GPTQ's moments whose codes are off least on inputs that they were not chosen by.
+    """Chooses the damping of GPTQ's moments whose codes have the least error on held-out inputs.
 
     Args:
-        weights: Some outputs of each layer that reads the inputs, float32 [n, in], and its format.
-        learnt: Second moments of inputs that codes are tried with, [in, in].
-        held: Of others.
-        more: What is added to each damping.
+        weights: Some rows of the weight of each layer that reads the inputs, float32 [n, in], and its format.
+        learnt: Second moments of the inputs that codes are chosen by, [in, in].
+        held: Second moments of held-out inputs, [in, in].
+        more: Added to each damping. Default: 0.
 
     Returns:
-        One of `DAMPINGS`: from the middle one on, towards less error for as long as there is less.
+        One of `DAMPINGS`. The search begins in the middle, and goes on as long as the error falls.
     """
     tried = [(rows, form, _searched_codes(rows, form, learnt), energy(rows, held)) for rows, form in weights]
     errors: dict[int, float] = {}
@@ -184,7 +183,7 @@ def _solved(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: F
     if factor is None:
         return searched
     solved = _decided(weight, form, searched, factor)
-    costs = [energies(weight - dequantize(each, form), hessian) for each in (solved, searched)]
+    costs = [energies(weight - dequantize(candidate, form), hessian) for candidate in (solved, searched)]
     codes = np.where((costs[0] <= costs[1])[:, None], solved.codes, searched.codes)
     return searched._replace(codes=codes)
 
@@ -198,12 +197,12 @@ def _decided(weight: NDArray[Any], form: Format, searched: Codes, factor: Factor
 
 
 class _Columns:
-    """The channels of one weight on their way to codes, on the grids of `searched`."""
+    """Quantizes the channels of one weight, with the scales and zero points of `searched`."""
 
     def __init__(self, weight: NDArray[Any], form: Format, searched: Codes, factor: Factor) -> None:
         order = factor.order
         grids = spread(searched.scales, searched.zeros, form, weight.shape[1])
-        self.scale, self.zero = (np.ascontiguousarray(each[:, order].T) for each in grids)
+        self.scale, self.zero = (np.ascontiguousarray(grid[:, order].T) for grid in grids)
         self.inverted = inverse(self.scale)
         self.rest = np.ascontiguousarray(weight[:, order].T, np.float32)
         self.codes = np.empty(self.rest.shape, np.uint8)
@@ -213,16 +212,16 @@ class _Columns:
     def solve(self) -> NDArray[np.uint8]:
         """Returns the codes [out, in]."""
         decide(self.rest, self.factor, self._channel)
-        found = np.empty(self.codes.shape[::-1], np.uint8)
-        found[:, self.factor.order] = self.codes.T
-        return found
+        codes = np.empty(self.codes.shape[::-1], np.uint8)
+        codes[:, self.factor.order] = self.codes.T
+        return codes
 
     def _channel(self, at: int) -> NDArray[np.float32]:
         scale, zero = self.scale[at], self.zero[at]
         code = np.rint(self.rest[at] * self.inverted[at])
         code += zero
         np.clip(code, 0, self.top, out=code)
-        if self.neighbours is not None:  # the later of two makes room, and those after it make up for that
+        if self.neighbours is not None:  # the later of two neighbours is limited, and later channels make up for that
             code = self.neighbours.limit(at, code)
         self.codes[at] = code
         rounded: NDArray[np.float32] = (code - zero) * scale

@@ -1,4 +1,4 @@
-"""The pass that puts the numbers that codes stand for in the codes' place."""
+"""The pass that replaces codes by the numbers that they stand for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class CodesToNumbersConfig(Config):
 
 
 class CodesToNumbers(Pass):
-    """Gives linear layers, in the place of DequantizeLinear and its codes, the numbers that these make.
+    """Replaces DequantizeLinear and codes of linear layers by the dequantized numbers.
 
-    Numbers can be multiplied, as smoothing does; codes that another graph has too cannot. What the numbers are made of
-    stays in their meta. Weights that others read too, as a tied head's, stay as they are.
+    Smoothing can multiply numbers, but not codes that another graph shares. The meta of the numbers has the codes.
+    Weights with other readers, such as a tied head's, stay as they are.
     """
 
     name = "codes-to-numbers"

@@ -1,7 +1,7 @@
-"""SmoothQuant: what makes activations hard to quantize is moved into the weights, and the graph computes the same.
+"""SmoothQuant: scales move from activations, which are hard to quantize, to weights. The graph computes the same.
 
-Xiao et al., SmoothQuant (2022): y = (x / s) (s W), a scale for each feature of x. The division costs nothing where it
-can be folded into what makes x: the gain of a norm, the rows of the linear layer before (`up_proj` before `down_proj`,
+Xiao et al., SmoothQuant (2022): y = (x / s) (s W), with a scale for each feature of x. The division is free where it
+can be folded into the gain of a norm, or into the rows of the linear layer before (`up_proj` before `down_proj`,
 `v_proj` before `o_proj`).
 """
 
@@ -28,16 +28,16 @@ GATES = ("Mul",)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value that linear layers read can be divided, feature by feature, at no cost.
+    """A value that linear layers read, and that can be divided feature by feature at no cost.
 
     Attributes:
         x: The value.
-        readers: The linear layers that read it; nothing else does.
+        readers: The linear layers that read it. It has no other readers.
         norm: The norm that makes it, or None.
-        linear: The linear layer whose outputs `rows` become it, or None.
-        rows: Where in that layer's outputs its features begin.
-        heads: Query heads, and key/value heads, that the features are split in: features of query heads that share a
-            key/value head share a scale. (1, 1) where there are none.
+        linear: The linear layer whose outputs become it, or None.
+        rows: Index of the value's first feature among that layer's outputs.
+        heads: Numbers of query heads and of key/value heads of the features. Features of query heads that share a
+            key/value head share a scale. Default: (1, 1), for no heads.
     """
 
     x: ir.Value
@@ -52,28 +52,28 @@ class Place:
         return self.readers[0].shape[1]
 
     def shared(self, scales: NDArray[Any]) -> NDArray[np.float32]:
-        """Returns the nearest scales [width] that can be folded: the geometric mean over heads that share one."""
+        """Returns the nearest scales [width] that can be folded: the geometric mean over heads that share a scale."""
         queries, keys = self.heads
         split = np.log(scales).reshape(keys, queries // keys, -1)
-        found: NDArray[np.float32] = np.exp(
+        shared: NDArray[np.float32] = np.exp(
             np.broadcast_to(split.mean(1, keepdims=True), split.shape).reshape(-1)
         ).astype(np.float32)
-        return found
+        return shared
 
     def source(self, scales: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the scales [source's features] of what makes the value, of its scales [width]."""
+        """Returns scales of the features of the value's source, for scales [width] of the value."""
         queries, keys = self.heads
         return np.ascontiguousarray(scales.reshape(keys, queries // keys, -1)[:, 0].reshape(-1))
 
 
 def places(model: ir.Model) -> dict[str, Place]:
-    """Returns where the inputs of linear layers can be divided, by the name of the value."""
-    found = {name: place for name, group in _groups(model).items() if (place := _place(tuple(group))) is not None}
-    return {name: place for name, place in found.items() if all(_alone(each.weight) for each in place.readers)}
+    """Returns the places where inputs of linear layers can be divided, by the name of the value."""
+    candidates = {name: place for name, group in _groups(model).items() if (place := _place(tuple(group))) is not None}
+    return {name: place for name, place in candidates.items() if all(_alone(reader.weight) for reader in place.readers)}
 
 
 def _groups(model: ir.Model) -> dict[str, list[Linear]]:
-    """The linear layers that read each value, by its name."""
+    """Returns the linear layers that read each value, by the value's name."""
     groups: dict[str, list[Linear]] = {}
     for linear in linears(model):
         groups.setdefault(str(linear.x.name), []).append(linear)
@@ -87,7 +87,7 @@ def _alone(value: ir.Value | None) -> bool:
 
 def _place(readers: tuple[Linear, ...]) -> Place | None:
     x = readers[0].x
-    nodes = {each.node for each in readers}
+    nodes = {reader.node for reader in readers}
     if x.is_graph_output() or any(use.node not in nodes for use in x.uses()):
         return None
     maker = x.producer()
@@ -103,16 +103,16 @@ def _place(readers: tuple[Linear, ...]) -> Place | None:
 
 
 def _behind(x: ir.Value, readers: tuple[Linear, ...], value: ir.Value | None) -> Place | None:
-    """A factor of a product that a linear layer makes, whole or split from others."""
-    found = _rows(value)
-    if found is None:
+    """Returns the place for a product of which a linear layer makes one factor, whole or by a Split."""
+    origin = _rows(value)
+    if origin is None:
         return None
-    linear, start, count = found
+    linear, start, count = origin
     return Place(x, readers, linear=linear, rows=start) if count == readers[0].shape[1] else None
 
 
 def _rows(value: ir.Value | None) -> tuple[Linear, int, int] | None:
-    """Returns the linear layer that makes a value which one node reads, and which of its outputs it is made of."""
+    """Returns the linear layer that makes a value with a single reader, with first index and number of its outputs."""
     if value is None or edit.only_user(value) is None or value.shape is None:
         return None
     node, start, count = value.producer(), 0, int(value.shape[-1])  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def _rows(value: ir.Value | None) -> tuple[Linear, int, int] | None:
 
 
 def _maker(value: ir.Value | None) -> Linear | None:
-    """The linear layer whose output, bias and all, a value is."""
+    """Returns the linear layer whose output, with its bias, a value is, or None."""
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "Add" and not node.domain:
         node = next((made for read in node.inputs if (made := edit.producer(read, "MatMul")) is not None), None)
@@ -141,7 +141,7 @@ def _maker(value: ir.Value | None) -> Linear | None:
 
 
 def _attention(x: ir.Value, readers: tuple[Linear, ...], reshape: ir.Node) -> Place | None:
-    """Heads merged again after attention: the values that went in are linear in the layer before."""
+    """Returns the place for the merged heads of an attention, which are linear in its values' linear layer."""
     turn = edit.producer(reshape.inputs[0], "Transpose") if reshape.op_type == "Reshape" else None
     attention = turn.inputs[0].producer() if turn is not None and turn.inputs[0] is not None else None
     if attention is None or attention.op_type not in ("Attention", "CachedAttention"):
@@ -157,30 +157,29 @@ def _attention(x: ir.Value, readers: tuple[Linear, ...], reshape: ir.Node) -> Pl
     split = edit.producer(back.inputs[0], "Reshape") if back is not None else None
     if split is None or edit.only_user(value) is not attention or edit.only_user(split.outputs[0]) is not back:
         return None
-    found = _rows(split.inputs[0])
+    origin = _rows(split.inputs[0])
     queries, keys = int(query.shape[1]), int(value.shape[1])  # type: ignore[arg-type]
     width = int(value.shape[3])  # type: ignore[arg-type]
-    if found is None or found[2] != keys * width or readers[0].shape[1] != queries * width or queries % keys:
+    if origin is None or origin[2] != keys * width or readers[0].shape[1] != queries * width or queries % keys:
         return None
-    return Place(x, readers, linear=found[0], rows=found[1], heads=(queries, keys))
+    return Place(x, readers, linear=origin[0], rows=origin[1], heads=(queries, keys))
 
 
 @dataclasses.dataclass(frozen=True)
 class SmoothLinearsConfig(Config):
-    """`strengths`: path of the first linear layer that reads a value, with the strength that it is smoothed by."""
+    """`strengths`: strength of smoothing, by path of the first linear layer that reads a value."""
 
     strengths: tuple[tuple[str, float], ...] = ()
 
 
 class SmoothLinears(Pass):
-    """Divides what linear layers read, feature by feature, and multiplies their weights: the graph computes the same.
+    """Divides inputs of linear layers, feature by feature, and multiplies the weights. The graph computes the same.
 
-    A value whose maker cannot be changed, because its weights are another graph's codes, is divided by a product.
+    Where the division cannot be folded, because the layer before has codes of another graph, a Mul is inserted.
 
     Args:
-        config: The strengths that the scales came from, for the record.
-        scales: float32 [width] by the path of the first linear layer that reads the value; each must be what
-            `Place.shared` makes of it.
+        config: The strengths of the scales, for the record.
+        scales: float32 [width], by path of the first linear layer that reads the value, as `Place.shared` returns them.
     """
 
     name = "smooth-linears"
@@ -206,7 +205,7 @@ class SmoothLinears(Pass):
 
 
 def fold(place: Place, scales: NDArray[np.float32]) -> None:
-    """Folds the division of a value by `scales` [width] into what makes it, and their product into what reads it."""
+    """Folds the division of a value by `scales` [width] into its source, and multiplies the weights of its readers."""
     inverse: NDArray[np.float32] = np.reciprocal(place.source(scales))
     if place.norm is not None:
         for value in place.norm.inputs[1:]:
@@ -225,7 +224,7 @@ def fold(place: Place, scales: NDArray[np.float32]) -> None:
 
 
 def _divide(readers: Sequence[Linear], scales: NDArray[np.float32]) -> None:
-    """Divides what linear layers read by `scales` [width], in the graph, and multiplies their weights."""
+    """Inserts a division of the input of linear layers by `scales` [width], and multiplies their weights."""
     first, x = readers[0].node, readers[0].x
     name = f"{x.name}.smooth"
     inverse = edit.initializer(first.graph, name, ir.tensor(np.reciprocal(scales), name=name))  # type: ignore[arg-type]
@@ -237,28 +236,28 @@ def _divide(readers: Sequence[Linear], scales: NDArray[np.float32]) -> None:
 
 
 def _weigh(linear: Linear, **factors: NDArray[np.float32]) -> None:
-    """Multiplies a layer's weight by factors of its `rows` [out], or of its `columns` [in], when it is read."""
-    for of, each in factors.items():
-        _multiply(linear.weight, each[:, None] if (of == "rows") == linear.transposed else each)
+    """Multiplies a layer's weight by factors of its `rows` [out] or `columns` [in], when the weight is read."""
+    for side, factor in factors.items():
+        _multiply(linear.weight, factor[:, None] if (side == "rows") == linear.transposed else factor)
     if (codes := quantized_of(linear.weight)) is not None:
         linear.weight.meta[KEY] = codes.multiplied(**factors)
 
 
 def _divided(value: ir.Value, inverse: NDArray[np.float32]) -> None:
-    """Multiplies a gain or a bias, and marks it: another graph may have it, by the same name, as it was."""
+    """Multiplies a gain or a bias, and stores it by another name: another graph may have the old values."""
     _multiply(value, inverse)
     value.meta[STORAGE_KEY] = f"{value.name}.smooth"
 
 
 def _multiply(value: ir.Value, factors: NDArray[Any]) -> None:
-    """Multiplies an initializer by what broadcasts to it, when it is read."""
+    """Multiplies an initializer by factors that broadcast to it, when it is read."""
     tensor: Any = value.const_value
 
     def read() -> ir.TensorProtocol:
         product: Callable[..., NDArray[np.float32]] = np.multiply
         return ir.tensor(product(np.asarray(tensor.numpy(), np.float32), factors), name=value.name)
 
-    # Where the numbers came from is not said: they are no longer the checkpoint's.
+    # Without the key of a checkpoint's own numbers, because these are others.
     value.const_value = ir.LazyTensor(
         read, dtype=ir.DataType.FLOAT, shape=tensor.shape, name=value.name, cache=False
     )

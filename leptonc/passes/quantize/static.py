@@ -1,4 +1,4 @@
-"""What calibration decided about activations, and the passes that carry it out."""
+"""Calibration's decisions on activations, and the passes that carry them out."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class StaticActivations:
     """How the inputs of linear layers become integers.
 
     Attributes:
-        rounding: The layers, with the scale and the zero point of what they read.
-        smoothing: The strengths of what is smoothed.
-        scales: float32 [width] that inputs are divided by, by the path of the first layer that reads them.
-        inputs: What each layer of `rounding` reads, by path.
+        rounding: The layers, with scale and zero point of their inputs.
+        smoothing: Strengths of smoothing.
+        scales: Scales float32 [width] that inputs are divided by, by path of the first layer that reads them.
+        inputs: Statistics of the inputs of each layer of `rounding`, by path.
     """
 
     rounding: QuantizeActivationsConfig
@@ -38,8 +38,8 @@ class StaticActivations:
     @property
     def importance(self) -> dict[str, NDArray[Any]]:
         """Mean square of each input of each layer, by path."""
-        return {path: each.square for path, each in self.inputs.items()}
+        return {path: feature.square for path, feature in self.inputs.items()}
 
     def passes(self) -> list[Pass]:
-        """The passes that come before those that quantize weights."""
+        """Returns the passes, which come before those that quantize weights."""
         return [SmoothLinears(self.smoothing, self.scales), QuantizeActivations(self.rounding, self.inputs)]

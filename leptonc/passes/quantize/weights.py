@@ -18,15 +18,15 @@ from leptonc.passes.quantize.blocks import Codes, Format, Quantized, dequantize,
 from leptonc.passes.quantize.channels import channel_codes
 
 METHODS = ("rtn", "gptq", "awq")
-# Chooses the codes of linear layers from what a text makes of the graph: codes by the name of a weight. Its second
-# argument gives the format of a layer, None where the weights stay as they are.
+# Chooses codes of linear layers by running the graph over a text; returns them by the name of the weight. The second
+# argument returns the format of a layer, or None where its weights stay as they are.
 Solve = Callable[[ir.Model, Callable[[Linear], Format | None]], Mapping[str, Codes]]
-# Codes of some rows of a weight, float32 [n, in], given the step between them.
+# Returns codes of some rows of a weight, float32 [n, in], for the step between the rows.
 Some = Callable[[np.ndarray[Any, Any], int], Codes]
 BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
-ROWS = 96  # outputs of a layer that are looked at to tell what rounding changes, spread evenly: others are alike
+ROWS = 96  # rows of a weight, evenly spread, on which the error of rounding is measured
 KEPT = 32  # bits of weights that stay as they are
-RAISED_SIZE = 64  # weights of a block in 8 bits among weights of 4: finer ones gain nothing that shows
+RAISED_SIZE = 64  # block size of weights in 8 bits among weights in 4: smaller blocks gain nothing that shows
 KEY = "lepton.quantized"
 _FLOAT8_MAX = 448
 
@@ -36,9 +36,9 @@ class LayerFormat:
     """The format of some linear layers, where it is not that of all others.
 
     Attributes:
-        bits: 2, 4 or 8; 32 for weights that stay as they are.
+        bits: 2, 4 or 8. 32: the weights stay as they are.
         block_size: As in `QuantizeWeightsConfig`.
-        symmetric: Likewise.
+        symmetric: As in `QuantizeWeightsConfig`.
         paths: Module paths of the layers.
     """
 
@@ -54,23 +54,23 @@ class QuantizeWeightsConfig(Config):
 
     Attributes:
         bits: 2, 4 or 8.
-        block_size: Weights along the input that share a scale: a power of two, 16 to 256; 0 for a whole output channel.
-            Unsigned blocks of an embedding are halved until they, and bytes of zero points, fill its rows: kernels
-            look up such rows without dequantizing all of them.
+        block_size: Weights along the input that share a scale: a power of two from 16 to 256. 0: an output channel.
+            Unsigned blocks of an embedding are halved until they, and the bytes of zero points, fill its rows, because
+            kernels look up such rows without dequantizing all of them.
         symmetric: Whether the zero point is the middle code, and not stored.
-        signed: Whether codes are signed integers with scales above zero, as TensorRT takes them; they are
-            symmetric then, and a layer that blocks do not divide keeps its weights.
-        floating: Whether codes are float8 (E4M3, as OCP specifies it) in place of integers, with
-            one scale above zero for an output channel; for bits 8, block_size 0 and signed.
-        embeddings: Whether embedding tables, and the head tied to one, are quantized.
-        method: How codes are chosen; "rtn" is round to nearest. "gptq" looks at the inputs of the layers, which must
-            be given: see `leptonc.passes.quantize.gptq`; so does "awq", whose scales `SmoothLinears` folded before.
-        embedding_bits: Bits of embedding tables, and of the head tied to one; 0 for `bits`, or 4 where those are fewer.
-        layers: Formats of linear layers that differ.
+        signed: Whether codes are signed integers with scales above zero, as TensorRT takes them. They are symmetric
+            then, and a layer that blocks do not divide keeps its weights.
+        floating: Whether codes are float8 (E4M3, as OCP specifies it), with one scale above zero for an output channel.
+            It goes with bits 8, block_size 0 and signed. Default: codes are integers.
+        embeddings: Whether embedding tables, and a head tied to one, are quantized.
+        method: Method that chooses codes. "rtn" is round to nearest. "gptq" uses the inputs of the layers; see
+            `leptonc.passes.quantize.gptq`. "awq" uses them too, after `SmoothLinears` folded its scales.
+        embedding_bits: Bits of embedding tables, and of a head tied to one. Default: `bits`, and 4 at least.
+        layers: Formats of linear layers that differ. Default: none.
         channels: Module paths of linear layers whose weights are signed integers of 8 bits with one scale an output
-            channel, for products with 8-bit activations; see `leptonc.passes.quantize.channels`.
+            channel, for products with 8-bit activations; see `leptonc.passes.quantize.channels`. Default: none.
         half_scales: Whether scales are numbers that float16 holds, for backends that store them so.
-        skip: Module paths, and parts of them, whose weights stay float32.
+        skip: Module paths, and parts of them, whose weights stay float32. Default: none.
     """
 
     bits: int = 4
@@ -92,7 +92,7 @@ class QuantizeWeightsConfig(Config):
                 f"expected weights of 2, 4 or 8 bits and embeddings of 4 or 8, found {self.bits} and "
                 f"{self.embedding_bits}"
             )
-        for size in (self.block_size, *(each.block_size for each in self.layers)):
+        for size in (self.block_size, *(layer.block_size for layer in self.layers)):
             if size not in BLOCK_SIZES:
                 raise InputError(f"expected a block size of 16, 32, 64, 128 or 256, found {size}")
         if self.signed and not self.symmetric:
@@ -103,7 +103,7 @@ class QuantizeWeightsConfig(Config):
             raise InputError(f"expected a method among {', '.join(METHODS)}, found {self.method!r}")
 
     def form(self, columns: int, *, table: bool = False, path: str = "") -> Format:
-        """The format of a weight with so many inputs; `table`: of an embedding, `path`: of the layer there."""
+        """Returns the format of a weight with so many inputs: an embedding's with `table`, or that of layer `path`."""
         if path in self.channels:
             return Format(8, columns, True, positive=True, paired=not self.signed)
         if table:
@@ -120,17 +120,17 @@ class QuantizeWeightsConfig(Config):
         if self.signed:
             return form
         smaller = (dataclasses.replace(form, size=size) for size in BLOCK_SIZES[:0:-1] if size <= form.size)
-        return next((each for each in smaller if each.fills(columns)), form)
+        return next((smaller_form for smaller_form in smaller if smaller_form.fills(columns)), form)
 
     def raised(self, columns: int) -> Format:
-        """The format of a weight that has 8 bits among others of 4: symmetric, in blocks of `RAISED_SIZE` if it can.
+        """Returns the format of a weight of 8 bits among others of 4: symmetric, in blocks of `RAISED_SIZE` that fit.
 
-        Signed codes have whole channels.
+        Signed codes have one block a channel.
         """
         return self._format(8, self._raised_size(columns) or columns, True)
 
     def raised_layers(self, columns: Mapping[str, int]) -> tuple[LayerFormat, ...]:
-        """That format for some linear layers, by path the count of their inputs."""
+        """Returns the raised formats of linear layers, for the numbers of their inputs by path."""
         sizes = {path: self._raised_size(count) for path, count in columns.items()}
         return tuple(
             LayerFormat(8, size, True, tuple(path for path in sizes if sizes[path] == size))
@@ -143,7 +143,10 @@ class QuantizeWeightsConfig(Config):
         return self.block_size if columns % RAISED_SIZE else max(RAISED_SIZE, self.block_size)
 
     def form_of(self, linear: Linear, tables: Container[ir.Value | None] = ()) -> Format | None:
-        """The format of a linear layer; None where its weights stay as they are. `tables`: of embeddings."""
+        """Returns the format of a linear layer, or None where its weights stay as they are.
+
+        `tables` has the tables of embeddings.
+        """
         table = linear.weight in tables
         if self.keeps(linear.path) or (table and not self.embeddings):
             return None
@@ -160,7 +163,7 @@ class QuantizeWeightsConfig(Config):
 
     @cached_property
     def _own(self) -> dict[str, LayerFormat]:
-        return {path: each for each in self.layers for path in each.paths}
+        return {path: layer for layer in self.layers for path in layer.paths}
 
     def _format(self, bits: int, size: int, symmetric: bool) -> Format:
         return Format(bits, size, symmetric, self.signed, self.half_scales)
@@ -174,8 +177,8 @@ class QuantizeWeights(Pass):
 
     Args:
         config: How weights are stored.
-        solve: What another method than rtn chooses codes with.
-        importance: For layers of `channels`, by path, how much an error of each input's weights counts, [in].
+        solve: Chooses codes, for every method but rtn. Default: none, for rtn.
+        importance: Weight of each input's squared error, [in], by path, for layers of `channels`. Default: 1 for all.
     """
 
     name = "quantize-weights"
@@ -193,8 +196,9 @@ class QuantizeWeights(Pass):
         self._solve = solve
         self._solved: Mapping[str, Codes] = {}
         self._tables: set[str] = set()
-        # Quantized linear layers by path; where weights are the source's, also what gives codes of some rows of them.
-        self.off: dict[str, float] = {}  # of weights that passes made, known once their codes are
+        # By path, the error of rounding a weight that a pass made; known once its codes are.
+        self.off: dict[str, float] = {}
+        # Quantized linear layers by path. Where a weight is the source's own, also a function for codes of some rows.
         self.made: dict[str, tuple[tuple[int, int], Format, Some | None]] = {}
         self.kept: list[str] = []  # linear layers whose weights stay as they are, because blocks do not divide them
 
@@ -233,7 +237,7 @@ class QuantizeWeights(Pass):
     def _codes(
         self, graph: ir.Graph, weight: ir.Value, by_rows: bool, done: dict[str, ir.Value], path: str = ""
     ) -> ir.Value:
-        """Returns the dequantized weight [out, in], made once a weight and placed before all that read it."""
+        """Returns the dequantized weight [out, in], which is made once a weight, before all its readers."""
         name = str(weight.name)
         if name in done:
             return done[name]
@@ -249,11 +253,11 @@ class QuantizeWeights(Pass):
         own = tensor is not None and tensor.metadata_props.get("lepton.source")
 
         def codes_of() -> Codes:
-            if (found := self._solved.get(name)) is None:
-                found = self._round(path, weight := read(), form)
+            if (codes := self._solved.get(name)) is None:
+                codes = self._round(path, weight := read(), form)
                 if not own:
-                    self.off[path] = _part_off(weight, found, form)
-            return found
+                    self.off[path] = _part_off(weight, codes, form)
+            return codes
 
         if self.config.floating:
             done[name] = float8(graph, read, shape, name, graph[0])
@@ -271,32 +275,32 @@ class QuantizeWeights(Pass):
         return round_to_nearest(weight, form)
 
     def _some(self, path: str, name: str, form: Format, rows: np.ndarray[Any, Any], step: int) -> Codes:
-        """Codes of every `step`-th row of a weight, which are `rows`."""
-        found = self._solved.get(name)
-        if found is None:
+        """Returns the codes of every `step`-th row of a weight; `rows` are these rows."""
+        codes = self._solved.get(name)
+        if codes is None:
             return self._round(path, rows, form)
-        return Codes(*(None if part is None else part[::step] for part in found))  # type: ignore[arg-type]
+        return Codes(*(None if part is None else part[::step] for part in codes))  # type: ignore[arg-type]
 
 
 def _part_off(weight: np.ndarray[Any, Any], codes: Codes, form: Format) -> float:
-    """Returns what rounding changed in some rows of a weight, as a part of their energy."""
+    """Returns the error of rounding some rows of a weight, as a part of their energy."""
     step = max(1, len(weight) // ROWS)
-    rows, some = weight[::step], Codes(*(None if part is None else part[::step] for part in codes))  # type: ignore[arg-type]
-    off = np.square(rows - dequantize(some, form), dtype=np.float64).sum()
+    rows, row_codes = weight[::step], Codes(*(None if part is None else part[::step] for part in codes))  # type: ignore[arg-type]
+    off = np.square(rows - dequantize(row_codes, form), dtype=np.float64).sum()
     return float(off / max(np.square(rows, dtype=np.float64).sum(), np.finfo(np.float64).tiny))
 
 
 def dequantized(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir.Value:
-    """Registers a quantized weight's lazy parts and inserts its DequantizeLinear; returns the value [out, in]."""
+    """Registers a quantized weight's lazy parts, inserts its DequantizeLinear, and returns the value [out, in]."""
     form, (rows, columns) = weight.form, weight.shape
-    kind = ir.DataType.UINT8 if form.bits == 8 else ir.DataType.UINT4  # codes of 2 bits, too, until they are packed
+    kind = ir.DataType.UINT8 if form.bits == 8 else ir.DataType.UINT4  # codes of 2 bits too, until they are packed
     blocks = -(-columns // form.size)
     codes = _part(graph, f"{name}.codes", kind, (rows, columns), lambda: weight.parts().codes)
     scales = _part(graph, f"{name}.scales", ir.DataType.FLOAT, (rows, blocks), lambda: weight.parts().scales)
 
     def zeros() -> np.ndarray[Any, Any]:
-        found = weight.parts().zeros
-        return found if found is not None else np.full((rows, blocks), form.middle, np.uint8)
+        stored = weight.parts().zeros
+        return stored if stored is not None else np.full((rows, blocks), form.middle, np.uint8)
 
     zero = _part(graph, f"{name}.zeros", kind, (rows, blocks), zeros)
     codes.meta[KEY] = weight
@@ -304,17 +308,17 @@ def dequantized(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) 
 
 
 def signed(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir.Value:
-    """Like `dequantized`, with signed codes and scales above zero; one scale an output channel is stored as one axis.
+    """Like `dequantized`, with signed codes and scales above zero. Scales of output channels are stored as one axis.
 
-    Zero points are zeros: TensorRT takes the type of the codes from them up to 10.3, and refuses scales that are zero.
+    Zero points are zeros, because TensorRT up to 10.3 takes the type of codes from them. It refuses scales of zero.
     """
     form, (rows, columns) = weight.form, weight.shape
     kind = ir.DataType.INT4 if form.bits == 4 else ir.DataType.INT8
     blocks = -(-columns // form.size)
 
     def codes() -> np.ndarray[Any, Any]:
-        found: np.ndarray[Any, Any] = weight.parts().codes.astype(np.int16) - form.middle
-        return found
+        signed_codes: np.ndarray[Any, Any] = weight.parts().codes.astype(np.int16) - form.middle
+        return signed_codes
 
     stored = _part(graph, f"{name}.codes", kind, (rows, columns), codes)
     stored.meta[KEY] = weight
@@ -322,8 +326,9 @@ def signed(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir
     shape: tuple[int, ...] = (rows,) if by_channel else (rows, blocks)
 
     def scales() -> np.ndarray[Any, Any]:
-        found = weight.parts().scales
-        return np.where(found > 0, found, np.float32(1)).reshape(shape)  # a block of zeros is zero with any scale
+        stored_scales = weight.parts().scales
+        # A block of zeros is zero with any scale.
+        return np.where(stored_scales > 0, stored_scales, np.float32(1)).reshape(shape)
 
     parts = [
         stored, _part(graph, f"{name}.scales", ir.DataType.FLOAT, shape, scales),
@@ -336,9 +341,9 @@ def signed(graph: ir.Graph, weight: Quantized, name: str, before: ir.Node) -> ir
 def float8(
     graph: ir.Graph, read: Callable[[], np.ndarray[Any, Any]], shape: tuple[int, int], name: str, before: ir.Node
 ) -> ir.Value:
-    """Registers a weight [out, in] as float8 E4M3 with a scale for each output channel; returns the dequantized value.
+    """Registers a weight [out, in] as float8 E4M3 with a scale for each output channel, and returns the value.
 
-    The largest magnitude of a channel becomes 448, the largest number of the format; the weight is read for each part.
+    The largest magnitude of a channel becomes 448, the largest number of the format. Each part reads the weight anew.
     """
     kind = ir.DataType.FLOAT8E4M3FN
 
@@ -377,5 +382,5 @@ def _dequantize(
 
 def quantized_of(linear_weight: ir.Value) -> Quantized | None:
     """Returns the quantized weight whose codes an initializer holds, or None."""
-    found: Quantized | None = linear_weight.meta.get(KEY)
-    return found
+    quantized: Quantized | None = linear_weight.meta.get(KEY)
+    return quantized

@@ -51,7 +51,7 @@ def test_several_inputs_read_each_weight_once(monkeypatch: pytest.MonkeyPatch) -
     as_tensor = graph_module.as_tensor
     monkeypatch.setattr(graph_module, "as_tensor", lambda value: read.append(value.name) or as_tensor(value))
     with torch.no_grad():
-        together = graph.each([{n: writable(x) for n, x in text.items()} for text in texts])
+        together = graph.many([{n: writable(x) for n, x in text.items()} for text in texts])
     for wanted, (found,) in zip(alone, together, strict=True):
         np.testing.assert_array_equal(found.numpy(), wanted)
     uses = {n: sum(1 for node in model.graph for v in node.inputs if v is not None and v.name == n) for n in read}
