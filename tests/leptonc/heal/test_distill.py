@@ -81,14 +81,14 @@ def test_of_many_windows_only_those_that_it_comes_to_are_run(tmp_path: Path, mon
     """Eight windows are judged on at most; the original runs on a window once, just before it is needed."""
     student, original = pair("tiny-llama")
     seen: list[tuple[int, ...]] = []
-    plain = objective.Halves.each
+    plain = objective.Halves.many
 
-    def each(self: Any, windows: Any, variables: Any) -> Any:
+    def many(self: Any, windows: Any, variables: Any) -> Any:
         if self.model is original:
             seen.extend(map(tuple, windows))
         return plain(self, windows, variables)
 
-    monkeypatch.setattr(objective.Halves, "each", each)
+    monkeypatch.setattr(objective.Halves, "many", many)
     windows = [np.asarray(models.token_ids(24, seed), np.int64) for seed in range(100)]
     healed = run(student, original, 3, tmp_path, windows=windows)
     assert (healed.windows, healed.held_out) == (6, 8)
