@@ -13,6 +13,9 @@ from typing import Any
 
 from leptonc.artifact import plots
 from leptonc.artifact.plots import Axis, Dot, number
+from leptonc.report import Report, as_plain
+from leptonc.report.section import Section
+from leptonc.report.variant import Matrix, VariantReport
 from runtime_edge.manifest import Manifest, Variant
 
 _PAGE = """<!DOCTYPE html>
@@ -58,11 +61,12 @@ def behind(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
-def facts(found: Mapping[str, Any], without: Iterable[str] = ()) -> str:
-    """Names and values of nested data; lists of records become tables behind a line."""
+def facts(record: Mapping[str, Any] | Section | None, without: Iterable[str] = ()) -> str:
+    """Names and values of nested data; lists of records become tables behind a line. Of nothing it is empty."""
+    known = as_plain(record) if isinstance(record, Section) else record or {}
     left_out = set(without)
     rows, tables = [], []
-    for name, value in _flat({k: v for k, v in found.items() if k not in left_out}):
+    for name, value in _flat({k: v for k, v in known.items() if k not in left_out}):
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             tables.append(behind(f"{name}: {len(value)} rows", table(value)))
         else:
@@ -71,7 +75,7 @@ def facts(found: Mapping[str, Any], without: Iterable[str] = ()) -> str:
     return listed + "".join(tables)
 
 
-def report_page(manifest: Manifest, report: Mapping[str, Any]) -> bytes:
+def report_page(manifest: Manifest, report: Report) -> bytes:
     """Returns `report.html`.
 
     Args:
@@ -82,34 +86,35 @@ def report_page(manifest: Manifest, report: Mapping[str, Any]) -> bytes:
     parts.append(f"<p>{escape(manifest.task)}, {escape(manifest.architecture)}, {manifest.parameters:,} parameters</p>")
     parts.append(_section("Warnings", _warnings(report)))
     for variant in manifest.variants:
-        parts.append(_variant(manifest, variant, report.get("variants", {}).get(variant.name, {})))
+        parts.append(_variant(manifest, variant, (report.variants or {}).get(variant.name, VariantReport())))
     parts += [_section(title, make(report)) for title, make in _WHOLE]
     parts.append(_section("Passes", _passes(manifest)))
-    parts.append(_section("Recipe", facts(report.get("recipe", {}))))
+    parts.append(_section("Recipe", facts(report.recipe)))
     parts.append(_section("Where it came from", facts({**manifest.source, "built with": dict(manifest.toolchain)})))
     known = {"schema_version", "variants", "recipe", "fidelity", "pruning", "structure", "bytes", "warnings"}
     parts.append(_section("More", facts(report, known)))
     return page(f"{manifest.name}: report", "".join(parts)).encode()
 
 
-def _variant(manifest: Manifest, variant: Variant, found: Mapping[str, Any]) -> str:
+def _variant(manifest: Manifest, variant: Variant, report: VariantReport) -> str:
     sizes = {file.path: file.size for file in manifest.files}
     stored = sum(sizes.get(path, 0) for path in (variant.graph, *variant.blobs))
     cards = [("graph and weights", f"{stored / 1e6:,.1f} MB"), ("weights", variant.weights)]
     if variant.activations != "none":
         cards.append(("activations", variant.activations))
-    for what, about in (("against float32", found), ("prompts against float32", found.get("prefill", {}))):
-        if "fidelity" in about:
+    prompts = report.prefill.fidelity if report.prefill is not None else None
+    for what, fidelity in (("against float32", report.fidelity), ("prompts against float32", prompts)):
+        if fidelity is not None:
             from leptonc.evaluate.measure import loss
 
-            how, lost = loss(about["fidelity"])
+            how, lost = loss(as_plain(fidelity))
             cards.append((f"{what}: {how}", f"{lost:.2f} %"))
     shown = "".join(f"<div>{escape(name)}<b>{escape(value)}</b></div>" for name, value in cards)
     parts = [f'<div class="cards">{shown}</div>']
     for title, make in _SECTIONS:
-        content = make(found)
+        content = make(report)
         parts.append(f"<h3>{title}</h3>{content}" if content else "")
-    rest = {name: value for name, value in found.items() if name not in ("linears", "embeddings", "fidelity")}
+    rest = {name: v for name, v in as_plain(report).items() if name not in ("linears", "embeddings", "fidelity")}
     parts.append(f"<h3>Everything reported</h3>{facts(rest)}" if rest else "")
     return f"<h2>{escape(variant.target)}, {escape(variant.backend)}</h2>{''.join(parts)}"
 
@@ -121,8 +126,8 @@ def _section(title: str, content: str) -> str:
 # Sections of a variant
 
 
-def _fidelity(found: Mapping[str, Any]) -> str:
-    return facts(found["fidelity"]) if "fidelity" in found else ""
+def _fidelity(report: VariantReport) -> str:
+    return facts(report.fidelity)
 
 
 def _place(path: str) -> tuple[str, str, str]:
@@ -131,52 +136,56 @@ def _place(path: str) -> tuple[str, str, str]:
     return (match[1], match[2], match[3] or "") if match else ("", "", path)
 
 
-def _axes(rows: Rows) -> tuple[list[str], list[str]]:
+def _axes(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     """Numbers of the layers, and kinds of linear layers in them."""
-    places = [_place(str(row["path"])) for row in rows]
+    places = [_place(path) for path in paths]
     return list(dict.fromkeys(p[1] or p[2] for p in places)), list(dict.fromkeys(p[2] if p[1] else "" for p in places))
 
 
-def _embeddings(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _embeddings(report: VariantReport) -> list[tuple[str, Matrix]]:
     """Rows of embeddings by a name that stands in the place of a layer's number."""
-    return [{**row, "path": "embedding"} for row in found.get("embeddings", [])]
+    return [("embedding", row) for row in report.embeddings or ()]
 
 
-def _precision(found: Mapping[str, Any]) -> str:
-    rows = [*_embeddings(found), *found.get("linears", [])]
+def _linears(report: VariantReport) -> list[tuple[str, Matrix]]:
+    return [(row.path, row) for row in report.linears or ()]
+
+
+def _precision(report: VariantReport) -> str:
+    rows = [*_embeddings(report), *_linears(report)]
     if not rows:
         return ""
-    layers, kinds = _axes(rows)
-    forms = sorted({str(row["weights"]) for row in rows})
+    layers, kinds = _axes([path for path, _ in rows])
+    forms = sorted({row.weights for _, row in rows})
     cells = {}
-    for row in rows:
-        _, layer, kind = _place(row["path"])
-        form = str(row["weights"])
-        blocks = f", blocks of {row['block_size']}" if "block_size" in row else ""
-        cells[kind if layer else "", layer or kind] = (forms.index(form), 1.0, f"{row['path']}: {form}{blocks}")
+    for path, row in rows:
+        _, layer, kind = _place(path)
+        blocks = f", blocks of {row.block_size}" if row.block_size is not None else ""
+        title = f"{path}: {row.weights}{blocks}"
+        cells[kind if layer else "", layer or kind] = (forms.index(row.weights), 1.0, title)
     picture = plots.grid("Number format of each matrix of weights", kinds, layers, cells) + plots.key(forms)
-    listed = [*found.get("embeddings", []), *found.get("linears", [])]
-    return picture + behind("as a table, with bytes and losses", table([_readable(row) for row in listed]))
+    return picture + behind("as a table, with bytes and losses", table([_readable(row) for _, row in rows]))
 
 
-def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: " × ".join(map(str, v)) if k == "shape" else v for k, v in row.items()}
+def _readable(row: Matrix) -> dict[str, Any]:
+    return {k: " × ".join(map(str, v)) if k == "shape" else v for k, v in as_plain(row).items()}
 
 
-def _by_kind(rows: Rows, field: str) -> tuple[list[str], list[Dot], list[str]]:
-    known = [row for row in rows if field in row]
-    layers, kinds = _axes(known)
+def _by_kind(values: Sequence[tuple[str, float]]) -> tuple[list[str], list[Dot], list[str]]:
+    """Returns layers, points and kinds of values that module paths have."""
+    layers, kinds = _axes([path for path, _ in values])
     points = []
-    for row in known:
-        _, layer, kind = _place(row["path"])
-        title = f"{row['path']}: {number(row[field])}"
-        points.append(Dot(layers.index(layer or kind), row[field], kinds.index(kind if layer else ""), title))
+    for path, value in values:
+        _, layer, kind = _place(path)
+        title = f"{path}: {number(value)}"
+        points.append(Dot(layers.index(layer or kind), value, kinds.index(kind if layer else ""), title))
     return layers, points, [kind or "outside the layers" for kind in kinds]
 
 
-def _noise(found: Mapping[str, Any]) -> str:
+def _noise(report: VariantReport) -> str:
     # Behind the layers, whose numbers the axis has.
-    layers, points, kinds = _by_kind([*found.get("linears", []), *_embeddings(found)], "snr_db")
+    rows = [*_linears(report), *_embeddings(report)]
+    layers, points, kinds = _by_kind([(path, row.snr_db) for path, row in rows if row.snr_db is not None])
     if not points:
         return ""
     x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("dB", [point.y for point in points])
@@ -185,43 +194,40 @@ def _noise(found: Mapping[str, Any]) -> str:
     return about + plots.dots("Signal-to-noise of each linear layer's output", points, x, y) + plots.key(kinds)
 
 
-def _sensitivity(found: Mapping[str, Any]) -> str:
-    whole = [*found.get("linears", []), *_embeddings(found)]
-    rows = [row for row in whole if row.get("sensitivity", 0) > 0]
-    layers, points, kinds = _by_kind(rows, "sensitivity")
+def _sensitivity(report: VariantReport) -> str:
+    rows = [*_linears(report), *_embeddings(report)]
+    known = [(path, row.sensitivity) for path, row in rows if row.sensitivity is not None]
+    layers, points, kinds = _by_kind([(path, value) for path, value in known if value > 0])
     if not points:
         return ""
     x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("divergence", [point.y for point in points], log=True)
-    rounded = "what it reads to 8 bits" if found.get("quantization", {}).get("activations") else "one layer to 4 bits"
+    inputs = report.quantization is not None and report.quantization.activations is not None
+    rounded = "what it reads to 8 bits" if inputs else "one layer to 4 bits"
     about = f"<p class='soft'>What rounding {rounded} alone does to the model's output: less is better.</p>"
     return about + plots.dots("Sensitivity of each linear layer", points, x, y) + plots.key(kinds)
 
 
-def _sizes(found: Mapping[str, Any]) -> str:
-    rows = [*_embeddings(found), *found.get("linears", [])]
+def _sizes(report: VariantReport) -> str:
+    rows = [*_embeddings(report), *_linears(report)]
     if not rows:
         return ""
-    layers, kinds = _axes(rows)
+    layers, kinds = _axes([path for path, _ in rows])
     sums: dict[tuple[str, str], float] = {}
-    for row in rows:
-        _, layer, kind = _place(row["path"])
+    for path, row in rows:
+        _, layer, kind = _place(path)
         at = (layer or kind, kind if layer else "")
-        sums[at] = sums.get(at, 0.0) + row["bytes"] / 1e6
+        sums[at] = sums.get(at, 0.0) + row.bytes / 1e6
     stacks = [(layer, [sums.get((layer, kind), 0.0) for kind in kinds]) for layer in layers]
     names = [kind or "outside the layers" for kind in kinds]
     return plots.columns("Megabytes of each layer's weights", stacks, "MB") + plots.key(names)
 
 
-def _ranges(found: Mapping[str, Any]) -> str:
+def _ranges(report: VariantReport) -> str:
     # Where a graph for prompts has them, the other has none.
-    inputs = [
-        each for part in ("quantization", "prefill")
-        for each in found.get(part, {}).get("activations", {}).get("inputs", [])
-    ]  # fmt: skip
-    rows = [
-        {"path": each["layers"][0], "largest": max(map(abs, each["range"]))} for each in inputs if each.get("layers")
-    ]
-    layers, points, kinds = _by_kind([row for row in rows if row["largest"] > 0], "largest")
+    parts = [part.activations for part in (report.quantization, report.prefill) if part is not None]
+    inputs = [value for part in parts if part is not None for value in part.inputs if value.layers]
+    largest = [(value.layers[0], max(map(abs, value.range))) for value in inputs]
+    layers, points, kinds = _by_kind([(path, value) for path, value in largest if value > 0])
     if not points:
         return ""
     x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("largest", [point.y for point in points], log=True)
@@ -229,7 +235,7 @@ def _ranges(found: Mapping[str, Any]) -> str:
     return about + plots.dots("Ranges of activations", points, x, y) + plots.key(kinds)
 
 
-_SECTIONS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+_SECTIONS: tuple[tuple[str, Callable[[VariantReport], str]], ...] = (
     ("Quality against the original in float32", _fidelity),
     ("Number formats", _precision),
     ("Signal-to-noise", _noise),
@@ -243,16 +249,15 @@ _SECTIONS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
 _LEFT = re.compile(r"(\d+) of (\d+) (\w+)")
 
 
-def _pruning(report: Mapping[str, Any]) -> str:
-    found = report.get("pruning")
-    if not found:
+def _pruning(report: Report) -> str:
+    if report.pruning is None:
         return ""
     cells: dict[tuple[str, str], tuple[int, float, str]] = {}
     kinds: dict[str, None] = {}
     layers: dict[str, None] = {}
-    for name, left in found.get("blocks", {}).items():
+    for name, left in sorted((report.pruning.blocks or {}).items()):
         _, layer, kind = _place(name)
-        parts = _LEFT.findall(str(left)) or [("0", "1", "all")]
+        parts = _LEFT.findall(left) or [("0", "1", "all")]
         for some, whole, space in parts:
             row = f"{kind} {space}".strip()
             kinds[row] = layers[layer or name] = None
@@ -260,24 +265,24 @@ def _pruning(report: Mapping[str, Any]) -> str:
     ordered = sorted(layers, key=lambda layer: (not layer.isdigit(), int(layer) if layer.isdigit() else 0, layer))
     picture = plots.grid("What is left of each layer", list(kinds), ordered, cells) if cells else ""
     about = "<p class='soft'>How full a box is, is what is left of a block.</p>" if picture else ""
-    return about + picture + facts(found)
+    return about + picture + facts(report.pruning)
 
 
-def _warnings(report: Mapping[str, Any]) -> str:
-    told = "".join(f"<li>{escape(str(each))}</li>" for each in report.get("warnings", ()))
+def _warnings(report: Report) -> str:
+    told = "".join(f"<li>{escape(warning)}</li>" for warning in report.warnings or ())
     return f"<ul>{told}</ul>" if told else ""
 
 
-def _structure(report: Mapping[str, Any]) -> str:
-    return facts(report.get("structure", {}))
+def _structure(report: Report) -> str:
+    return facts(report.structure)
 
 
-def _bytes(report: Mapping[str, Any]) -> str:
-    sizes = report.get("bytes", {})
+def _bytes(report: Report) -> str:
+    sizes = as_plain(report.bytes) if report.bytes is not None else {}
     return table([{"part": name, "bytes": size} for name, size in sizes.items()]) if sizes else ""
 
 
-_WHOLE: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+_WHOLE: tuple[tuple[str, Callable[[Report], str]], ...] = (
     ("What was pruned", _pruning),
     ("Bytes", _bytes),
     ("Structure", _structure),

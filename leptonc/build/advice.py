@@ -7,11 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from leptonc.artifact.report import Row, Shapes, embedding_rows, linear_rows, worst
+import msgspec
+
+from leptonc.artifact.matrices import Shapes, embedding_rows, linear_rows, worst
 from leptonc.backends import backend_of
 from leptonc.backends.traits import traits_of
 from leptonc.formats import FORMATS
 from leptonc.passes.quantize.blocks import Format
+from leptonc.report.quantization import Quantization
+from leptonc.report.variant import Matrix
 from leptonc.variant import VariantBuild
 from runtime_edge.toml_writer import toml
 
@@ -25,12 +29,13 @@ INPUTS = 3  # inputs of layers in the graph for prompts that it names
 def add_rows(variant: VariantBuild, shapes: Shapes, rounded: Mapping[str, Rounded]) -> None:
     """Gives the report of a variant, measured if it is to be, `linears` and `embeddings`: see `linear_rows`."""
     noise = variant.sample.noise if variant.plan.check else {}
-    about, kept = variant.report.get("quantization", {}), kept_of(variant)
-    variant.report["linears"] = linear_rows(shapes.linears, rounded, noise, about, kept=kept)
-    variant.report["embeddings"] = embedding_rows(shapes, rounded, noise, about, kept=kept)
+    about = msgspec.convert(variant.report.get("quantization", {}), Quantization)
+    unquantized = unquantized_format(variant)
+    variant.report["linears"] = linear_rows(shapes.linears, rounded, noise, about, unquantized=unquantized)
+    variant.report["embeddings"] = embedding_rows(shapes, rounded, noise, about, unquantized=unquantized)
 
 
-def kept_of(variant: VariantBuild) -> str:
+def unquantized_format(variant: VariantBuild) -> str:
     """Returns what the format of weights that are not quantized is called: fp32, fp16 or fp8."""
     return traits_of(variant.plan.target).unquantized(variant.plan.scheme)
 
@@ -44,31 +49,31 @@ def advice(variant: VariantBuild) -> str | None:
     Returns:
         The hint; None where nothing is known.
     """
-    tables = [_raised(variant, row) for row in variant.report["embeddings"] if FORMATS[row["weights"]].higher]
-    found, kept = worst(variant.report["linears"])[:NAMED], kept_of(variant)
-    if not found:
+    tables = [_raised(variant, row) for row in variant.report["embeddings"] if FORMATS[row.weights].higher]
+    layers, unquantized = worst(variant.report["linears"])[:NAMED], unquantized_format(variant)
+    if not layers:
         return "\n".join(tables) or None
-    raised = FORMATS[found[0]["weights"]].higher
-    higher = raised or kept
-    rule: dict[str, Any] = {"match": [row["path"] for row in found], "weights": higher}
-    cost = -sum(row["bytes"] for row in found)
-    blocks = raised is not None and kept == "fp32"  # TensorRT's int8 has a scale a channel
+    raised = FORMATS[layers[0].weights].higher
+    higher = raised or unquantized
+    rule: dict[str, Any] = {"match": [row.path for row in layers], "weights": higher}
+    cost = -sum(row.bytes for row in layers)
+    blocks = raised is not None and unquantized == "fp32"  # TensorRT's int8 has a scale a channel
     if blocks:
-        rule["block_size"] = 64 if all(row["shape"][1] % 64 == 0 for row in found) else 32
-        if not all(row["symmetric"] for row in found):
+        rule["block_size"] = 64 if all(row.shape[1] % 64 == 0 for row in layers) else 32
+        if not all(row.symmetric for row in layers):
             rule["symmetric"] = True
-    for rows, columns in (row["shape"] for row in found):
+    for rows, columns in (row.shape for row in layers):
         if raised is None:
             cost += rows * columns * FORMATS[higher].width
         else:
             form = Format(FORMATS[higher].bits, rule.get("block_size", columns), True, half=blocks)
             cost += form.stored_bytes((rows, columns))
-    listed = ", ".join(_worth(row) for row in found)
+    listed = ", ".join(_worth(row) for row in layers)
     if variant.plan.budget is not None:
         room = math.ceil((variant.plan.budget + cost) / 1e5) / 10
         what = f"--weights auto:{room:g}MB has room for them, or a recipe"
     else:
-        what = "a recipe raises these" if higher == kept else f"--weights {higher} raises all; a recipe these"
+        what = "a recipe raises these" if higher == unquantized else f"--weights {higher} raises all; a recipe these"
     lines = [f"these layers lose most: {listed}. In {higher} they take {cost:,} bytes more.", *tables, f"{what}:"]
     return "\n".join([*lines, toml({"layers": [rule]}).strip()])
 
@@ -86,21 +91,21 @@ def prompts_advice(variant: VariantBuild) -> str:
     lines = [f"in the graph for prompts, what these read loses most in 8 bits: {listed}."] if found else []
     if about["weights"] != "int8":
         own = {path for each in inputs if each["bits"] < 32 for path in each["layers"]}
-        more = sum(math.prod(row["shape"]) for row in variant.report["linears"] if row["path"] in own)
+        more = sum(math.prod(row.shape) for row in variant.report["linears"] if row.path in own)
         lines.append(f"--prefill int8, with weights of its own, loses less and takes about {more:,} bytes more;")
     lines.append(f"without --prefill, prompts go through the other graph, and there are {about['bytes']:,} bytes less")
     return "\n".join(lines)
 
 
-def _raised(variant: VariantBuild, row: Row) -> str:
+def _raised(variant: VariantBuild, row: Matrix) -> str:
     """What an embedding of few bits takes in 8, which backends that quantize embeddings have."""
     plan = variant.plan
     config = dataclasses.replace(backend_of(plan.target).config_of(plan, variant.choices), embedding_bits=8)
-    more = config.form(row["shape"][1], table=True).stored_bytes(tuple(row["shape"])) - row["bytes"]
-    whose = f"{row['path']} and {row['head']}, tied to it, have" if "head" in row else f"{row['path']} has"
-    lost = f" ({row['snr_db']:g} dB)" if "snr_db" in row else ""
-    return f"{whose} {row['weights']}{lost}: --embeddings int8 takes {more:,} bytes more."
+    more = config.form(row.shape[1], table=True).stored_bytes(row.shape) - row.bytes
+    whose = f"{row.path} and {row.head}, tied to it, have" if row.head is not None else f"{row.path} has"
+    lost = f" ({row.snr_db:g} dB)" if row.snr_db is not None else ""
+    return f"{whose} {row.weights}{lost}: --embeddings int8 takes {more:,} bytes more."
 
 
-def _worth(row: Row) -> str:
-    return f"{row['path']} ({row['snr_db']:g} dB)" if "snr_db" in row else str(row["path"])
+def _worth(row: Matrix) -> str:
+    return f"{row.path} ({row.snr_db:g} dB)" if row.snr_db is not None else row.path

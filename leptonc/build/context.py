@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from leptonc.artifact.report import Shapes
+from leptonc.artifact.matrices import Shapes
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.build.calibration_text import Calibration
 from leptonc.build.plan import BuildPlan

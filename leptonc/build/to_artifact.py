@@ -16,7 +16,7 @@ from leptonc.build.plan import artifact_plan
 from leptonc.build.steps import TO_ARTIFACT
 from leptonc.options import BuildOptions
 from leptonc.progress import Progress
-from leptonc.report import Report, as_record, report_of, to_json
+from leptonc.report import Report, report_of, to_json
 from runtime_edge.manifest import PAGE_NAME, REPORT_NAME, Manifest
 
 
@@ -26,7 +26,7 @@ class BuildResult:
 
     path: Path
     manifest: Manifest
-    report: dict[str, Any]
+    report: Report
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -47,7 +47,7 @@ def build(
         LeptonError: Whatever was wrong; nothing is left at `options.out` then.
     """
     result = run(options, ENDING, progress, texts)
-    return BuildResult(result.path, result.about, as_record(result.report), result.seconds)
+    return BuildResult(result.path, result.about, result.report, result.seconds)
 
 
 def _finish(context: BuildContext) -> tuple[Manifest, Report]:
@@ -56,7 +56,7 @@ def _finish(context: BuildContext) -> tuple[Manifest, Report]:
     _add_variants(context)
     report = report_of({**context.report, "bytes": sizes_of(writer)})
     records = tuple(variant.record for variant in context.variants if variant.record is not None)
-    writer.add(PAGE_NAME, report_page(manifest_of(context, records), as_record(report)))
+    writer.add(PAGE_NAME, report_page(manifest_of(context, records), report))
     writer.add(REPORT_NAME, to_json(report))
     manifest = manifest_of(context, records)
     writer.write_manifest(manifest)

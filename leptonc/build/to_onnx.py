@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from leptonc.build.context import BuildContext
 from leptonc.build.emitted import about_of
@@ -16,7 +15,7 @@ from leptonc.build.to_artifact import sizes_of
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.progress import Progress
-from leptonc.report import Report, as_record, report_of, to_json
+from leptonc.report import Report, report_of, to_json
 from leptonc.sources.emitted import About, encode
 from runtime_edge.files import listing
 from runtime_edge.manifest import EMITTED_NAME, REPORT_NAME
@@ -28,7 +27,7 @@ class EmitResult:
 
     path: Path
     about: About
-    report: dict[str, Any]
+    report: Report
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -46,7 +45,7 @@ def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
         LeptonError: Whatever was wrong; nothing is left at `options.out` then.
     """
     result = run(options, ENDING, progress)
-    return EmitResult(result.path, result.about, as_record(result.report), result.seconds)
+    return EmitResult(result.path, result.about, result.report, result.seconds)
 
 
 def _plan(options: BuildOptions) -> BuildPlan:

@@ -84,7 +84,7 @@ def build(emit: str | None, recipe: str | None, as_json: bool, **values: Any) ->
 
 def _emit(wanted: BuildOptions, as_json: bool) -> None:
     from leptonc.build.to_onnx import emit
-    from leptonc.cli.summary import facts, pruned
+    from leptonc.cli.summary import facts, figures, pruned
     from runtime_edge.cli.console import StageProgress, megabytes, print_json, print_pairs
 
     result = emit(wanted, progress=StageProgress())
@@ -92,7 +92,7 @@ def _emit(wanted: BuildOptions, as_json: bool) -> None:
     if as_json:
         print_json({"path": str(result.path), "about": result.about, "report": report, "seconds": result.seconds})
         return
-    rows = [("graph", str(result.path)), ("size", megabytes(sum(report["bytes"].values()))), *pruned(report)]
-    rows += [("recovery", facts(report["recovery"]))] if "recovery" in report else []
-    rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in report.get("fidelity", {}).items()]
-    print_pairs([*rows, ("time", f"{sum(result.seconds.values()):.1f} s")])
+    rows = [("graph", str(result.path)), ("size", megabytes(report.bytes.total if report.bytes else 0))]
+    rows += pruned(report)
+    rows += [("recovery", facts(report.recovery))] if report.recovery is not None else []
+    print_pairs([*rows, *figures(report.fidelity), ("time", f"{sum(result.seconds.values()):.1f} s")])

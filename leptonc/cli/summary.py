@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from leptonc.report import Report, as_plain
+from leptonc.report.quality import Fidelity
+from leptonc.report.section import Section
+from leptonc.report.variant import VariantReport
+
+if TYPE_CHECKING:
+    from leptonc.build.to_artifact import BuildResult
 
 # What a backend reports of a variant besides its fidelity, in the order that it is shown.
 _ABOUT = ("left_out", "preflight", "engine", "rehearsal", "kept_in_half_precision", "recovery", "sparsity")
@@ -10,19 +20,27 @@ _ABOUT = ("left_out", "preflight", "engine", "rehearsal", "kept_in_half_precisio
 _OF_PROMPTS = ("kl_divergence", "top1_agreement", "perplexity")
 
 
-def facts(found: object) -> str:
+def facts(value: object) -> str:
     """Returns a part of the report in one line."""
-    if isinstance(found, dict):  # without tables, which are for the page
-        plain = {name: value for name, value in found.items() if not _is_table(value)}
-        return ", ".join(f"{name.replace('_', ' ')} {facts(value)}" for name, value in plain.items())
-    return " ".join(map(str, found)) if isinstance(found, list) else str(found)
+    if isinstance(value, Section):
+        return facts(msgspec.to_builtins(value))
+    if isinstance(value, dict):  # without tables, which are for the page
+        plain = {name: item for name, item in value.items() if not _is_table(item)}
+        return ", ".join(f"{name.replace('_', ' ')} {facts(item)}" for name, item in plain.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _is_table(found: object) -> bool:
-    return isinstance(found, list) and any(isinstance(row, dict) for row in found)
+def figures(fidelity: Fidelity | None) -> list[tuple[str, str]]:
+    """Returns a row for each figure that was measured."""
+    known = msgspec.to_builtins(fidelity) if fidelity is not None else {}
+    return [(f"  {name.replace('_', ' ')}", str(value)) for name, value in known.items()]
 
 
-def summary(result: Any) -> list[tuple[str, str]]:
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(row, dict) for row in value)
+
+
+def summary(result: BuildResult) -> list[tuple[str, str]]:
     """Returns the rows for a `leptonc.build.to_artifact.BuildResult`: names and texts."""
     from runtime_edge.cli.console import megabytes
     from runtime_edge.process import most_resident
@@ -31,37 +49,36 @@ def summary(result: Any) -> list[tuple[str, str]]:
     rows = [("artifact", str(result.path)), ("size", megabytes(size))]
     rows += pruned(result.report)
     for variant in result.manifest.variants:
-        found = result.report["variants"][variant.name]
-        rows += [("target", f"{variant.target}, {variant.backend}, weights {variant.weights}"), *_bounded(found)]
-        rows += [(each.replace("_", " "), facts(found[each])) for each in _ABOUT if found.get(each)]
-        prompts = found.get("prefill", {}).get("fidelity", {})
-        other = {f"prompts: {name}": prompts[name] for name in _OF_PROMPTS if name in prompts}
-        measured = found.get("fidelity", {}) | other
-        rows += [(f"  {name.replace('_', ' ')}", str(value)) for name, value in measured.items()]
+        report = (result.report.variants or {}).get(variant.name, VariantReport())
+        rows += [("target", f"{variant.target}, {variant.backend}, weights {variant.weights}"), *_bounded(report)]
+        rows += [(name.replace("_", " "), facts(value)) for name in _ABOUT if (value := getattr(report, name))]
+        rows += figures(report.fidelity)
+        prompts = report.prefill.fidelity if report.prefill is not None else None
+        measured = [(name, getattr(prompts, name)) for name in _OF_PROMPTS if prompts is not None]
+        rows += [(f"  prompts: {name.replace('_', ' ')}", str(value)) for name, value in measured if value is not None]
     stages = [seconds for name, seconds in result.seconds.items() if not name.startswith("pass ")]
     memory = [("memory", f"{megabytes(most)} at most")] if (most := most_resident()) else []
     return [*rows, ("time", f"{sum(stages):.1f} s"), *memory]
 
 
-def _bounded(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _bounded(report: VariantReport) -> list[tuple[str, str]]:
     """What a variant takes of the size that was asked for, and what it loses: the two that a budget trades."""
     from leptonc.evaluate.measure import loss
 
-    budget, measured = found.get("quantization", {}).get("budget"), found.get("fidelity")
-    if not budget:
+    budget = report.quantization.budget if report.quantization is not None else None
+    if budget is None:
         return []
-    taken, whole = budget["least"] + budget["spent"], budget["bytes"]
+    taken, whole = budget.least + budget.spent, budget.bytes
     rows = [("  budget", f"{taken / whole:.1%} of the {whole:,} bytes asked for: {taken:,} of weights and graph")]
-    if measured:
-        what, lost = loss(measured)
+    if report.fidelity is not None:
+        what, lost = loss(as_plain(report.fidelity))
         rows.append(("  loss", f"{what} by {lost:.2f} %"))
     return rows
 
 
-def pruned(report: dict[str, Any]) -> list[tuple[str, str]]:
+def pruned(report: Report) -> list[tuple[str, str]]:
     """Returns the row for what pruning removed, if it did."""
-    found = report.get("pruning")
-    if not found:
+    pruning = report.pruning
+    if pruning is None:
         return []
-    left = found["weights"]["after"]
-    return [("pruned", f"{found['removed_percent']:g} % of the layers' weights, {left:,} left")]
+    return [("pruned", f"{pruning.removed_percent:g} % of the layers' weights, {pruning.weights.after:,} left")]

@@ -18,7 +18,7 @@ from leptonc.report.variant import VariantReport
 SCHEMA_VERSION = 1  # counts up when a field changes its meaning or goes
 
 
-class Emitted(Section, frozen=True, kw_only=True):
+class Emitted(Section, kw_only=True):
     """What was reported of the graph that a model was read from.
 
     Attributes:
@@ -30,7 +30,7 @@ class Emitted(Section, frozen=True, kw_only=True):
     fidelity: Fidelity
 
 
-class Shape(Section, frozen=True, kw_only=True):
+class Shape(Section, kw_only=True):
     """Sizes of the captured model, after pruning.
 
     Attributes:
@@ -48,7 +48,7 @@ class Shape(Section, frozen=True, kw_only=True):
     mlp_channels: list[int]
 
 
-class Sizes(Section, frozen=True, kw_only=True):
+class Sizes(Section, kw_only=True):
     """Bytes of an artifact's parts.
 
     Attributes:
@@ -63,8 +63,13 @@ class Sizes(Section, frozen=True, kw_only=True):
     tokenizer: int
     plans: int | None = None
 
+    @property
+    def total(self) -> int:
+        """Bytes of all of them."""
+        return self.weights + self.graph + self.tokenizer + (self.plans or 0)
 
-class Report(Section, frozen=True, kw_only=True):
+
+class Report(Section, kw_only=True):
     """A whole report.
 
     Attributes:
@@ -97,12 +102,12 @@ class Report(Section, frozen=True, kw_only=True):
 
 
 def report_of(record: Mapping[str, Any]) -> Report:
-    """Returns a report of what steps recorded.
+    """Returns a report of what steps recorded: sections, or mappings that are what sections hold.
 
     Raises:
         msgspec.ValidationError: A section does not fit the schema, which is a bug of the step that made it.
     """
-    return msgspec.convert({"schema_version": SCHEMA_VERSION, **record}, Report)
+    return msgspec.convert(msgspec.to_builtins({"schema_version": SCHEMA_VERSION, **record}), Report)
 
 
 def to_json(report: Report) -> bytes:
@@ -110,7 +115,7 @@ def to_json(report: Report) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report, order="sorted"), indent=2) + b"\n"
 
 
-def as_record(section: Section) -> dict[str, Any]:
+def as_plain(section: Section) -> dict[str, Any]:
     """Returns a section as JSON has it, its names sorted."""
     record: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(section, order="sorted"))
     return record

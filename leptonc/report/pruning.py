@@ -6,7 +6,7 @@ from leptonc.report.quality import Fidelity
 from leptonc.report.section import CalibrationText, Change, Section
 
 
-class FittedLayer(Section, frozen=True, kw_only=True):
+class FittedLayer(Section, kw_only=True):
     """A linear layer whose weights make up for inputs that went.
 
     Attributes:
@@ -24,7 +24,7 @@ class FittedLayer(Section, frozen=True, kw_only=True):
     after: float
 
 
-class DenseLayer(Section, frozen=True, kw_only=True):
+class DenseLayer(Section, kw_only=True):
     """A linear layer that a pattern of zeros leaves out.
 
     Attributes:
@@ -36,7 +36,7 @@ class DenseLayer(Section, frozen=True, kw_only=True):
     why: str
 
 
-class SparseError(Section, frozen=True, kw_only=True):
+class SparseError(Section, kw_only=True):
     """A linear layer of which half of the weights are zero.
 
     Attributes:
@@ -50,7 +50,7 @@ class SparseError(Section, frozen=True, kw_only=True):
     by_magnitude: float
 
 
-class PrunedQuality(Section, frozen=True, kw_only=True):
+class PrunedQuality(Section, kw_only=True):
     """The pruned graph in float32 beside the original.
 
     Attributes:
@@ -62,7 +62,7 @@ class PrunedQuality(Section, frozen=True, kw_only=True):
     compensated: Fidelity | None = None
 
 
-class LatencyGoal(Section, frozen=True, kw_only=True):
+class LatencyGoal(Section, kw_only=True):
     """How a share of the time became a share of the weights.
 
     Attributes:
@@ -80,7 +80,7 @@ class LatencyGoal(Section, frozen=True, kw_only=True):
     share_percent: float
 
 
-class Speed(Section, frozen=True, kw_only=True):
+class Speed(Section, kw_only=True):
     """Times on the machine that built the artifact.
 
     Attributes:
@@ -98,7 +98,7 @@ class Speed(Section, frozen=True, kw_only=True):
     times_as_fast: float
 
 
-class Pruning(Section, frozen=True, kw_only=True):
+class Pruning(Section, kw_only=True):
     """What was pruned.
 
     Attributes:

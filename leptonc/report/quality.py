@@ -5,45 +5,45 @@ from __future__ import annotations
 from leptonc.report.section import Section
 
 
-class Fidelity(Section, frozen=True, kw_only=True):
+class Fidelity(Section, kw_only=True):
     """Outputs beside those of the original in float32, on the same text.
 
     Attributes:
-        text: The file's name of the text, or `built-in`.
         tokens: Tokens that a causal model was compared on.
         texts: Texts that an encoder was compared on.
         max_abs_diff: Largest difference of an output (logits, embeddings or scores).
         mean_abs_diff: Mean difference of outputs.
         kl_divergence: Mean over positions of KL(original || artifact), nats.
-        top1_agreement: Fraction of positions, or of texts, with the same most likely token or label.
-        perplexity: Of the text as the artifact reads it.
-        perplexity_reference: Of the text as the original reads it.
         cosine_min: Least cosine similarity of a text's outputs.
         cosine_mean: Mean cosine similarity of a text's outputs.
+        top1_agreement: Fraction of positions, or of texts, with the same most likely token or label.
         score_error: Mean difference of scores; of scores without bounds, as a part of their mean magnitude.
+        perplexity_reference: Of the text as the original reads it.
+        perplexity: Of the text as the artifact reads it.
+        text: The file's name of the text, or `built-in`.
         reference: The original, where it is not the model that the source names.
-        executed: What ran in the engine's place, where the engine's GPU is not here.
         sentence_transformers: How the original compares with sentence-transformers.
+        executed: What ran in the engine's place, where the engine's GPU is not here.
     """
 
-    text: str | None = None
     tokens: int | None = None
     texts: int | None = None
     max_abs_diff: float | None = None
     mean_abs_diff: float | None = None
     kl_divergence: float | None = None
-    top1_agreement: float | None = None
-    perplexity: float | None = None
-    perplexity_reference: float | None = None
     cosine_min: float | None = None
     cosine_mean: float | None = None
+    top1_agreement: float | None = None
     score_error: float | None = None
+    perplexity_reference: float | None = None
+    perplexity: float | None = None
+    text: str | None = None
     reference: str | None = None
-    executed: str | None = None
     sentence_transformers: str | None = None
+    executed: str | None = None
 
 
-class Judged(Section, frozen=True, kw_only=True):
+class Judged(Section, kw_only=True):
     """A student on the texts that it does not learn from.
 
     Attributes:
@@ -59,7 +59,7 @@ class Judged(Section, frozen=True, kw_only=True):
     perplexity_reference: float | None = None
 
 
-class Recovery(Section, frozen=True, kw_only=True):
+class Recovery(Section, kw_only=True):
     """What healing did: a compressed model that learned from the original.
 
     Attributes:

@@ -8,7 +8,7 @@ from leptonc.report.quality import Recovery
 from leptonc.report.section import CalibrationText, Section
 
 
-class Budget(Section, frozen=True, kw_only=True):
+class Budget(Section, kw_only=True):
     """What became of a bound on size.
 
     Attributes:
@@ -24,7 +24,7 @@ class Budget(Section, frozen=True, kw_only=True):
     embeddings: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
-class LayerSensitivity(Section, frozen=True, kw_only=True):
+class LayerSensitivity(Section, kw_only=True):
     """What 4 bits in one layer do to the model's output.
 
     Attributes:
@@ -38,7 +38,7 @@ class LayerSensitivity(Section, frozen=True, kw_only=True):
     error: float
 
 
-class SolvedLayer(Section, frozen=True, kw_only=True):
+class SolvedLayer(Section, kw_only=True):
     """A linear layer whose codes were chosen by what it makes of the text.
 
     Attributes:
@@ -52,7 +52,7 @@ class SolvedLayer(Section, frozen=True, kw_only=True):
     damping: float | None = None
 
 
-class ScaledInput(Section, frozen=True, kw_only=True):
+class ScaledInput(Section, kw_only=True):
     """A value whose features were divided by scales, so that the weights of some have finer codes.
 
     Attributes:
@@ -68,7 +68,7 @@ class ScaledInput(Section, frozen=True, kw_only=True):
     unscaled: float
 
 
-class QuantizedInput(Section, frozen=True, kw_only=True):
+class QuantizedInput(Section, kw_only=True):
     """A value that linear layers read, and its integers.
 
     Attributes:
@@ -96,7 +96,7 @@ class QuantizedInput(Section, frozen=True, kw_only=True):
     divergence: float
 
 
-class Activations(Section, frozen=True, kw_only=True):
+class Activations(Section, kw_only=True):
     """How the inputs of linear layers became integers.
 
     Attributes:
@@ -114,7 +114,7 @@ class Activations(Section, frozen=True, kw_only=True):
     inputs: list[QuantizedInput]
 
 
-class Quantization(Section, frozen=True, kw_only=True):
+class Quantization(Section, kw_only=True):
     """What a calibration text chose for a variant.
 
     Attributes:

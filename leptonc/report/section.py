@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 
 
-class Section(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Section(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A part of `report.json`. A field that is None is not written: what was not done or measured is not there."""
 
 
-class Change(Section, frozen=True, kw_only=True):
+class Change(Section, kw_only=True):
     """A count before and after something.
 
     Attributes:
@@ -21,7 +21,7 @@ class Change(Section, frozen=True, kw_only=True):
     after: int
 
 
-class CalibrationText(Section, frozen=True, kw_only=True):
+class CalibrationText(Section, kw_only=True):
     """The text that something was measured on.
 
     Attributes:

@@ -7,7 +7,7 @@ from leptonc.report.quantization import Activations, Quantization
 from leptonc.report.section import CalibrationText, Section
 
 
-class Matrix(Section, frozen=True, kw_only=True):
+class Matrix(Section, kw_only=True):
     """The weights of a linear layer, or of an embedding.
 
     Attributes:
@@ -33,7 +33,7 @@ class Matrix(Section, frozen=True, kw_only=True):
     sensitivity: float | None = None
 
 
-class Prefill(Section, frozen=True, kw_only=True):
+class Prefill(Section, kw_only=True):
     """The second graph, which prompts go through.
 
     Attributes:
@@ -51,27 +51,27 @@ class Prefill(Section, frozen=True, kw_only=True):
     fidelity: Fidelity | None = None
 
 
-class Preflight(Section, frozen=True, kw_only=True):
+class Preflight(Section, kw_only=True):
     """What a model takes of a device's memory, reckoned before anything is built.
 
     Attributes:
         weights_mb: Megabytes of the weights.
         cache_mb: Megabytes of keys and values at the full length.
         workspace_mb: Megabytes of activations.
+        decode_tokens_per_s_at_most: Tokens a second that the memory's bandwidth allows.
         memory_mb: Megabytes that the device has for a model.
         longest_that_fits: Tokens of context that fit.
-        decode_tokens_per_s_at_most: Tokens a second that the memory's bandwidth allows.
     """
 
     weights_mb: float
     cache_mb: float
     workspace_mb: float
+    decode_tokens_per_s_at_most: float | None = None
     memory_mb: float | None = None
     longest_that_fits: int | None = None
-    decode_tokens_per_s_at_most: float | None = None
 
 
-class EngineBuild(Section, frozen=True, kw_only=True):
+class EngineBuild(Section, kw_only=True):
     """An engine that was built here.
 
     Attributes:
@@ -91,7 +91,7 @@ class EngineBuild(Section, frozen=True, kw_only=True):
     compute_capabilities: list[str]
 
 
-class Rehearsal(Section, frozen=True, kw_only=True):
+class Rehearsal(Section, kw_only=True):
     """A trial on this machine of a build that the device does.
 
     Attributes:
@@ -117,7 +117,7 @@ class Rehearsal(Section, frozen=True, kw_only=True):
     note: str
 
 
-class SparseMatrix(Section, frozen=True, kw_only=True):
+class SparseMatrix(Section, kw_only=True):
     """What a lowered graph stores of one linear layer.
 
     Attributes:
@@ -139,7 +139,7 @@ class SparseMatrix(Section, frozen=True, kw_only=True):
     nonzero: int
 
 
-class Sparsity(Section, frozen=True, kw_only=True):
+class Sparsity(Section, kw_only=True):
     """Whether the lowered graph has the pattern of zeros.
 
     Attributes:
@@ -155,7 +155,7 @@ class Sparsity(Section, frozen=True, kw_only=True):
     note: str | None = None
 
 
-class VariantReport(Section, frozen=True, kw_only=True):
+class VariantReport(Section, kw_only=True):
     """One variant.
 
     Attributes:

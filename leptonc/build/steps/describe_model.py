@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from leptonc.artifact.report import shapes_of
+from leptonc.artifact.matrices import shapes_of
 from leptonc.build.context import BuildContext
 from leptonc.build.step import ModelStep
 from leptonc.ir.structure import structure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from leptonc.artifact.report import rounded_of
+from leptonc.artifact.matrices import rounded_of
 from leptonc.build.advice import add_rows
 from leptonc.build.context import BuildContext
 from leptonc.build.step import VariantStep

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from leptonc.artifact.report import rounded_of
+from leptonc.artifact.matrices import rounded_of
 from leptonc.backends import backend_of
 from leptonc.backends.traits import traits_of
 from leptonc.build.context import BuildContext

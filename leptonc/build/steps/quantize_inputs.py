@@ -11,8 +11,6 @@ from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.static_inputs import static_inputs
 from leptonc.build.step import Need, VariantStep, layer_need
-from leptonc.calibrate.calibrators import calibrators
-from leptonc.errors import InputError
 from leptonc.variant import VariantBuild, VariantPlan
 
 
@@ -28,14 +26,6 @@ class QuantizeInputs(VariantStep):
 
     def texts(self, plan: BuildPlan) -> int:
         return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
-
-    def check(self, plan: BuildPlan) -> None:
-        calibrators(plan.options.calibrator)
-        if plan.options.activations not in ("none", "int8"):
-            raise InputError(
-                f"expected activations none or int8, found {plan.options.activations}",
-                hint="with none, kernels for int8 and int4 weights round activations as they run, in blocks",
-            )
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         yield layer_need(sizes)

@@ -18,6 +18,12 @@ import runtime_edge
 from leptonc.artifact.page import report_page
 from leptonc.artifact.plots import Axis, Dot, dots, number
 from leptonc.evaluate.measure import loss
+from leptonc.report import Report, report_of
+from leptonc.report.pruning import Pruning
+from leptonc.report.quality import Judged, Recovery
+from leptonc.report.quantization import Activations, Quantization, QuantizedInput
+from leptonc.report.section import Change
+from leptonc.report.variant import Matrix, VariantReport
 from runtime_edge.manifest import PassRecord
 
 VOID = {"meta"}
@@ -95,7 +101,7 @@ def test_an_artifacts_page_is_one_file_with_the_reports_figures(
     listed = msgspec.structs.replace(
         manifest, report=None, files=tuple(f for f in manifest.files if not f.path.startswith("report."))
     )
-    assert report_page(listed, report) == page  # of the manifest and the report alone
+    assert report_page(listed, report_of(report)) == page  # of the manifest and the report alone
     assert leptonc("inspect", path, "--html", tmp_path / "copy.html").code == 0
     assert (tmp_path / "copy.html").read_bytes() == page
 
@@ -120,22 +126,36 @@ def test_sections_follow_from_what_is_reported(artifact: Callable[..., Path]) ->
         manifest, name="<b>bold</b> & co", passes=(PassRecord(name="p", version=1, config={"cuts": [1, 2, 3, 4, 5]}),)
     )
     linears = [
-        {"path": f"model.layers.{i}.mlp.up_proj", "shape": [8, 8], "weights": w, "bytes": 100, "sensitivity": 10.0**-i}
+        Matrix(path=f"model.layers.{i}.mlp.up_proj", shape=(8, 8), weights=w, bytes=100, sensitivity=10.0**-i)
         for i, w in enumerate(("int4", "int8", "fp32"))
     ]
-    inputs = [{"layers": [row["path"]], "range": [-3.0, 10.0 * (i + 1)]} for i, row in enumerate(linears)]
-    report = {
-        "variants": {
-            "cpu": {
-                "linears": linears,
-                "quantization": {"activations": {"inputs": inputs}},
-                "recovery": {"before": {"kl": 0.5}, "after": {"kl": 0.25}, "note": "<script>x</script>"},
-            }
-        },
-        "pruning": {"asked": "25%", "blocks": {"model.layers.0/mlp": "96 of 128 channels", "model.layers.1/mlp": "gone",
-                    "model.layers.0/attention": "1 of 2 groups, 3 of 4 heads"}},
-        "warnings": ["the head is <b>not</b> tied", "config.json sets num_beams to 3"],
+    inputs = [
+        QuantizedInput(
+            layers=[row.path], bits=8, range=(-3.0, 10.0 * (i + 1)), scale=1.0, zero=0, outliers=[], smoothing=0.0,
+            error=0.0, error_unsmoothed=0.0, divergence=0.0,
+        )
+        for i, row in enumerate(linears)
+    ]  # fmt: skip
+    activations = Activations(
+        calibrator="search", int8_share=1.0, int16_share=0.0, int8_share_of="all", inputs=inputs
+    )  # fmt: skip
+    recovery = Recovery(
+        text="<script>x</script>", steps=1, seconds=1.0, learned_from=1, held_out=1, before=Judged(kl_divergence=0.5),
+        after=Judged(kl_divergence=0.25),
+    )  # fmt: skip
+    quantization = Quantization(activations=activations)
+    blocks = {
+        "model.layers.0/mlp": "96 of 128 channels", "model.layers.1/mlp": "gone",
+        "model.layers.0/attention": "1 of 2 groups, 3 of 4 heads",
     }  # fmt: skip
+    warnings = ["the head is <b>not</b> tied", "config.json sets num_beams to 3"]
+    report = Report(
+        variants={"cpu": VariantReport(linears=linears, quantization=quantization, recovery=recovery)},
+        pruning=Pruning(
+            asked="25%", method="reconstruction", blocks=blocks, weights=Change(before=4, after=3), removed_percent=25.0
+        ),
+        warnings=warnings,
+    )  # fmt: skip
     page = report_page(manifest, report)
     read = contained(page)
     assert b"<b>bold" not in page
@@ -143,13 +163,14 @@ def test_sections_follow_from_what_is_reported(artifact: Callable[..., Path]) ->
         assert expected in read.text, expected
     for title in ("model.layers.0/mlp: 96 of 128 channels", "model.layers.1/mlp: gone", "attention heads", "30", "25%"):
         assert title in read.text, title
-    assert {"recovery before kl", "recovery after kl", "0.25", "cuts 5 of them"} <= set(read.cells)
+    assert {"recovery before kl divergence", "recovery after kl divergence"} <= set(read.cells)
+    assert {"0.25", "cuts 5 of them"} <= set(read.cells)
     assert "Signal-to-noise" not in read.text  # not measured
     assert page.index(b"<h2>Warnings</h2>") < page.index(b"What was pruned")
-    for told in report["warnings"]:
+    for told in warnings:
         assert page.decode().count(f"<li>{escape(told)}</li>") == 1
-    assert b"Warnings" not in report_page(manifest, {})
-    assert contained(report_page(manifest, {}))  # nothing known is a page too
+    assert b"Warnings" not in report_page(manifest, Report())
+    assert contained(report_page(manifest, Report()))  # nothing known is a page too
 
 
 def test_a_page_of_two_graphs_shows_the_one_for_prompts(artifact: Callable[..., Path], text: Path) -> None:

@@ -13,6 +13,7 @@ from leptonc.build.steps import spend_budget
 from leptonc.build.to_artifact import BuildResult, build
 from leptonc.errors import BoundError, InputError
 from leptonc.options import BuildOptions
+from leptonc.report import as_plain
 
 
 @pytest.mark.parametrize("source", ["sample:tiny-llama", "sample:tiny-bert-classifier"])
@@ -20,12 +21,12 @@ def test_gptq_runs_and_says_what_it_looked_at(source: str, text: Path, tmp_path:
     options = {"weights": "int4", "symmetric": False, "embeddings": "int8"}
     plain = build(BuildOptions(source, out=tmp_path / "a", **options))  # type: ignore[arg-type]
     solved = build(BuildOptions(source, out=tmp_path / "b", method="gptq", calibration=text, **options))  # type: ignore[arg-type]
-    about = solved.report["variants"]["cpu"]["quantization"]
+    about = as_plain(solved.report)["variants"]["cpu"]["quantization"]
     assert about["method"] == "gptq"
     assert about["calibration"]["text"] == "text.txt"
     assert all(0 <= each["error"] < 0.1 for each in about["linears"])
     assert about["linears"]
-    assert solved.report["bytes"]["weights"] == plain.report["bytes"]["weights"]
+    assert as_plain(solved.report)["bytes"]["weights"] == as_plain(plain.report)["bytes"]["weights"]
     assert not [p for p in solved.path.rglob("*") if p.name.startswith(".")]
     runtime_edge.verify(solved.path)
 
@@ -53,14 +54,14 @@ def test_awq_scales_channels_and_says_so(text: Path, tmp_path: Path) -> None:
     options = {"weights": "int4", "symmetric": False, "eval_text": text}
     plain = build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", **options))  # type: ignore[arg-type]
     scaled = build(BuildOptions("sample:tiny-llama", out=tmp_path / "b", method="awq", calibration=text, **options))  # type: ignore[arg-type]
-    about = scaled.report["variants"]["cpu"]["quantization"]
+    about = as_plain(scaled.report)["variants"]["cpu"]["quantization"]
     assert about["method"] == "awq"
     assert about["scaling"]
     assert all(each["error"] < each["unscaled"] for each in about["scaling"])
     assert [each.name for each in scaled.manifest.passes[:2]] == ["smooth-linears", "quantize-weights"]
-    kl = [each.report["fidelity"]["kl_divergence"] for each in (scaled, plain)]
+    kl = [as_plain(each.report)["fidelity"]["kl_divergence"] for each in (scaled, plain)]
     assert kl[0] < kl[1]
-    assert scaled.report["bytes"]["weights"] == plain.report["bytes"]["weights"]
+    assert as_plain(scaled.report)["bytes"]["weights"] == as_plain(plain.report)["bytes"]["weights"]
 
 
 def test_chats_are_read_as_the_runtime_writes_them(tmp_path: Path) -> None:
@@ -75,7 +76,8 @@ def test_chats_are_read_as_the_runtime_writes_them(tmp_path: Path) -> None:
         for name, file, flag in (("p", "a.jsonl", False), ("c", "a.jsonl", True), ("g", "b.jsonl", False))
     )
     tokens = [
-        each.report["variants"]["cpu"]["quantization"]["calibration"]["tokens"] for each in (plain, chat, given)
+        as_plain(made.report)["variants"]["cpu"]["quantization"]["calibration"]["tokens"]
+        for made in (plain, chat, given)
     ]
     with runtime_edge.load(plain.path) as model:
         assert tokens[1] == tokens[2] == len(model.tokenize(talk["messages"]))
@@ -105,7 +107,7 @@ def test_a_model_writes_its_own_text(tmp_path: Path) -> None:
         build(BuildOptions("sample:tiny-llama", out=tmp_path / str(i), weights="int4", method="gptq", seed=seed))
         for i, seed in enumerate((3, 3, 4))
     ]
-    about = found[0].report["variants"]["cpu"]["quantization"]["calibration"]
+    about = as_plain(found[0].report)["variants"]["cpu"]["quantization"]["calibration"]
     assert about == {"text": "written by the model, seed 3", "samples": 32, "tokens": 32 * 512}
     blobs = [sorted(file.path for file in each.manifest.files if file.path.startswith("blobs/")) for each in found]
     assert blobs[0] == blobs[1] != blobs[2]
@@ -114,7 +116,7 @@ def test_a_model_writes_its_own_text(tmp_path: Path) -> None:
 def test_an_encoder_has_a_text_of_ours(tmp_path: Path) -> None:
     source = "sample:tiny-bert-classifier"
     result = build(BuildOptions(source, out=tmp_path / "a", weights="int4", method="gptq"))
-    about = result.report["variants"]["cpu"]["quantization"]["calibration"]
+    about = as_plain(result.report)["variants"]["cpu"]["quantization"]["calibration"]
     assert about["text"] == "built-in"
     assert about["samples"] == 64
 
@@ -131,7 +133,7 @@ def test_an_encoder_has_a_text_of_ours(tmp_path: Path) -> None:
 )
 def test_a_budget_is_kept_and_spent_on_what_matters(source: str, target: str, text: Path, tmp_path: Path) -> None:
     def size(result: BuildResult) -> int:
-        return int(result.report["bytes"]["weights"] + result.report["bytes"]["graph"])
+        return int(as_plain(result.report)["bytes"]["weights"] + as_plain(result.report)["bytes"]["graph"])
 
     plain = {"target": target, "weights": "int4"}
     plain |= {"symmetric": False, "embeddings": "int8"} if target == "cpu" else {}
@@ -140,9 +142,9 @@ def test_a_budget_is_kept_and_spent_on_what_matters(source: str, target: str, te
     wanted = f"auto:{budget / 1000:.3f}kB"
     result = build(BuildOptions(source, target=target, out=tmp_path / "a", weights=wanted, calibration=text))
     assert budget - 8_000 < size(result) <= budget
-    about = result.report["variants"][target]["quantization"]
-    measure = "kl_divergence" if "kl_divergence" in result.report["fidelity"] else "mean_abs_diff"
-    assert result.report["fidelity"][measure] < lowest.report["fidelity"][measure]
+    about = as_plain(result.report)["variants"][target]["quantization"]
+    measure = "kl_divergence" if "kl_divergence" in as_plain(result.report)["fidelity"] else "mean_abs_diff"
+    assert as_plain(result.report)["fidelity"][measure] < as_plain(lowest.report)["fidelity"][measure]
     bits = {each["path"]: each["bits"] for each in about["sensitivity"]}
     # With a tied head an embedding is one of what is chosen among, where there is a format for it.
     table = [path for path in bits if path.endswith(("embed_tokens", "word_embeddings"))]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import runtime_edge
 from leptonc.build.to_artifact import build
 from leptonc.options import BuildOptions
+from leptonc.report import as_plain
 from leptonc.sources import open_source
 from sample_models.export import write_directory
 
@@ -65,7 +66,7 @@ def embedding_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedding(embedding_directory: Path) -> Iterator[runtime_edge.Model]:
     out = embedding_directory.parent / "model.lepton"
     result = build(BuildOptions(str(embedding_directory), weights="fp32", out=out))
-    fidelity = result.report["variants"]["cpu"]["fidelity"]
+    fidelity = as_plain(result.report)["variants"]["cpu"]["fidelity"]
     assert fidelity["max_abs_diff"] < 1e-5
     assert ("sentence_transformers" in fidelity) == (find_spec("sentence_transformers") is not None)
     with runtime_edge.load(out) as model:
@@ -115,7 +116,7 @@ def scoring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ru
     arrays |= {name: array[:1].copy() for name, array in arrays.items() if name.startswith("classifier.")}
     safetensors.numpy.save_file(arrays, path / "model.safetensors", metadata={"format": "pt"})
     result = build(BuildOptions(str(path), weights="fp32", out=path.parent / "model.lepton"))
-    fidelity = result.report["variants"]["cpu"]["fidelity"]
+    fidelity = as_plain(result.report)["variants"]["cpu"]["fidelity"]
     assert "top1_agreement" not in fidelity  # with one label it says nothing
     assert fidelity["score_error"] < 1e-6
     with runtime_edge.load(result.path) as model:
@@ -166,7 +167,7 @@ def test_a_target_that_cuts_shorter_than_the_model_is_told_of(tmp_path: Path) ->
     def warnings(**options: Any) -> list[str]:
         out = tmp_path / "m.lepton"
         result = build(BuildOptions("sample:tiny-bert", weights="fp32", out=out, force=True, **options))
-        found: list[str] = result.report.get("warnings", [])
+        found: list[str] = as_plain(result.report).get("warnings", [])
         return found
 
     assert warnings(target="cpu,max_seq_len=24") == [

@@ -14,6 +14,7 @@ from leptonc.calibrate.texts import built_in_texts
 from leptonc.errors import InputError, MissingExtraError
 from leptonc.heal import distill
 from leptonc.options import BuildOptions
+from leptonc.report import as_plain
 
 pytestmark = pytest.mark.usefixtures("short_windows")
 
@@ -39,9 +40,9 @@ def test_a_healed_build_has_its_size_and_says_what_it_learned(source: str, text:
     healed = built(tmp_path / "b", text, source=source, heal="12steps")
     again = built(tmp_path / "c", text, source=source, heal="12steps")
     plain = built(tmp_path / "a", None, source=source)
-    assert healed.report["bytes"]["weights"] == plain.report["bytes"]["weights"]
+    assert as_plain(healed.report)["bytes"]["weights"] == as_plain(plain.report)["bytes"]["weights"]
     assert blobs(healed) == blobs(again) != blobs(plain)
-    about = healed.report["variants"]["cpu"]["recovery"]
+    about = as_plain(healed.report)["variants"]["cpu"]["recovery"]
     assert (about["steps"], about["text"]) == (12, "text.txt")
     assert about["held_out"] >= 1
     before, after = (next(iter(about[when].values())) for when in ("before", "after"))
@@ -55,7 +56,7 @@ def test_of_a_file_there_is_more_to_learn_from_than_statistics_need(tmp_path: Pa
     path = tmp_path / "long.txt"
     path.write_text("\n".join(built_in_texts() * 20), encoding="utf-8")
     result = built(tmp_path / "m", path, heal="40steps", max_seq_len=24, method="gptq")
-    about = result.report["variants"]["cpu"]
+    about = as_plain(result.report)["variants"]["cpu"]
     assert about["quantization"]["calibration"]["samples"] == 32
     assert (about["recovery"]["learned_from"], about["recovery"]["held_out"]) == (40, 8)
 
@@ -134,8 +135,8 @@ def test_a_pruned_model_in_float32_recovers(rank: str | None, text: Path, tmp_pa
     options = {"weights": "fp32", "prune": "30%", "prune_method": "magnitude", "prune_compensation": "none"}
     plain = built(tmp_path / "a", text, **options)
     healed = built(tmp_path / "b", text, **options, heal="20steps", heal_rank=rank)
-    about = healed.report["variants"]["cpu"]["recovery"]
+    about = as_plain(healed.report)["variants"]["cpu"]["recovery"]
     assert about["rank"] == {None: 16, "3": 3, "full": "full"}[rank]
     assert about["after"]["kl_divergence"] < 0.98 * about["before"]["kl_divergence"]
-    assert healed.report["bytes"] == plain.report["bytes"]
+    assert as_plain(healed.report)["bytes"] == as_plain(plain.report)["bytes"]
     runtime_edge.verify(healed.path)

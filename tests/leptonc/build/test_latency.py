@@ -11,6 +11,7 @@ from leptonc.build.to_artifact import build
 from leptonc.calibrate.latency import seconds
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
+from leptonc.report import as_plain
 
 
 def test_what_lies_between_two_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +24,7 @@ def test_what_lies_between_two_measurements(tmp_path: Path, monkeypatch: pytest.
             prune_compensation="none", check=False,
         )
     )  # fmt: skip
-    about = result.report["pruning"]
+    about = as_plain(result.report)["pruning"]
     found = about["latency"]
     assert 40 < found["trial_percent"] < 60
     assert found["share_percent"] == pytest.approx(found["trial_percent"] / 2, abs=0.01)

@@ -16,6 +16,7 @@ from leptonc.build.to_artifact import BuildResult, build
 from leptonc.errors import BoundError, InputError
 from leptonc.evaluate.measure import loss
 from leptonc.options import BuildOptions, LayerRule
+from leptonc.report import as_plain
 from runtime_edge import kernels
 from runtime_edge.derived import PAIR, integers, read
 from runtime_edge.verify import read_manifest
@@ -43,18 +44,18 @@ def test_prompts_go_through_8_bits_and_tokens_through_4(source: str, text: Path,
     result = built(source, text, tmp_path / "a")
     (variant,) = result.manifest.variants
     assert (variant.weights, variant.prefill) == ("int4", "cpu.prefill.onnx")
-    about = result.report["variants"]["cpu"]
+    about = as_plain(result.report)["variants"]["cpu"]
     assert about["prefill"]["activations"]["int8_share"] >= 0.9
     # 8 bits with 8-bit inputs are much nearer to the original than 4 bits are.
     assert about["prefill"]["fidelity"]["kl_divergence"] < about["fidelity"]["kl_divergence"] / 1.5
-    layers = len(result.report["structure"]["heads"])
+    layers = len(as_plain(result.report)["structure"]["heads"])
     assert (
         len(variant.blobs) == 2 * layers + 1
     )  # what lies outside of the layers is stored once
     only = build(BuildOptions(f"sample:{source}", out=tmp_path / "b", weights="int4", eval_text=text))
     # The same weights; one graph runs all tokens through kernels for few of them, which may sum in another order.
     for name in ("perplexity", "kl_divergence"):
-        assert about["fidelity"][name] == pytest.approx(only.report["fidelity"][name], rel=2e-3)
+        assert about["fidelity"][name] == pytest.approx(as_plain(only.report)["fidelity"][name], rel=2e-3)
     inputs = [[len(n.input) for n in nodes_of(result.path / graph)] for graph in (variant.graph, variant.prefill)]
     assert inputs == [[12] * layers] * 2  # a sink of minus infinity: all scores at once
     long, short = list(range(3, 43)), list(range(3, 12))
@@ -96,16 +97,16 @@ def test_weights_that_both_graphs_share(
     result = built(source, text, tmp_path / "a", **{**options, "prefill": "shared"})
     (variant,) = result.manifest.variants
     assert (variant.prefill, variant.derived) == ("cpu.prefill.onnx", "cpu.prefill.json")
-    about = result.report["variants"]["cpu"]
+    about = as_plain(result.report)["variants"]["cpu"]
     assert about["prefill"]["activations"]["int8_share"] >= 0.9
     decode, prompts = (each["fidelity"]["kl_divergence"] for each in (about, about["prefill"]))
     assert prompts <= 1.15 * decode + 0.01  # what 8 bits add is little
     derived = read(result.path / "cpu.prefill.json", "", {f.path: f.size for f in result.manifest.files})
-    assert len(derived.weights) >= len(result.report["structure"]["heads"])
+    assert len(derived.weights) >= len(as_plain(result.report)["structure"]["heads"])
     if str(options.get("weights")).startswith("auto:"):
         whole = graph_bytes(result) + (result.path / variant.derived).stat().st_size
         assert 0.9 * BUDGET <= whole <= BUDGET
-        assert result.report["variants"]["cpu"]["quantization"]["budget"]["spent"] > 0
+        assert as_plain(result.report)["variants"]["cpu"]["quantization"]["budget"]["spent"] > 0
     if source != "tiny-llama":  # one of each model: builds take long
         twice = built(source, text, tmp_path / "b", check=False, **options)
         made = sum(each.rows * each.columns for each in derived.weights)
@@ -154,12 +155,12 @@ def test_a_layer_of_a_format_of_its_own(text: Path, tmp_path: Path) -> None:
     """It stays codes in both graphs; what reads what it makes has integers nonetheless."""
     rules = (LayerRule(match=("*.up_proj",), weights="int8"),)
     result = built("tiny-llama", text, tmp_path / "a", prefill="shared", layers=rules)
-    about = result.report["variants"]["cpu"]
+    about = as_plain(result.report)["variants"]["cpu"]
     decode, prompts = (each["fidelity"]["kl_divergence"] for each in (about, about["prefill"]))
     assert prompts <= 1.15 * decode + 0.01
     graph = onnx.load(result.path / "cpu.prefill.onnx", load_external_data=False).graph
     kinds = [node.op_type for node in graph.node if any("up_proj" in name for name in node.input)]
-    assert kinds.count("MatMulNBits") == len(result.report["structure"]["heads"])
+    assert kinds.count("MatMulNBits") == len(as_plain(result.report)["structure"]["heads"])
     derived = read(result.path / "cpu.prefill.json", "", {f.path: f.size for f in result.manifest.files})
     assert sum("down_proj" in each.name for each in derived.weights) == kinds.count("MatMulNBits")
 
@@ -202,7 +203,7 @@ def test_where_prompts_alone_lose_too_much_the_hint_is_about_them(
     weights: str, prefill: str, text: Path, tmp_path: Path
 ) -> None:
     result = built("tiny-llama", text, tmp_path / "a", weights=weights, prefill=prefill)
-    about = result.report["variants"]["cpu"]
+    about = as_plain(result.report)["variants"]["cpu"]
     (_, decodes), (_, prompts) = loss(about["fidelity"]), loss(about["prefill"]["fidelity"])
     assert decodes < prompts
     message = f"for cpu in prompts, found that perplexity rises by {prompts:.2f} %"

@@ -18,6 +18,7 @@ from leptonc.ir.groups import groups
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.plan import Cut
 from leptonc.passes.prune.request import parse_prune
+from leptonc.report import as_plain
 from leptonc.sources import open_source
 from leptonc.sources.base import ComputedTensor
 from sample_models import tiny_names
@@ -72,18 +73,18 @@ def test_a_share_by_text_and_by_weights(text: Path, tmp_path: Path) -> None:
                 prune_compensation=compensation, calibration=None if method == "magnitude" else text,
             )
         )  # fmt: skip
-        about = result.report["pruning"]
+        about = as_plain(result.report)["pruning"]
         assert abs(about["removed_percent"] - 30) < 3
         weights = about["weights"]
         gone = plain.manifest.parameters - result.manifest.parameters
         assert gone == weights["before"] - weights["after"]
         added = 4 * 64 * 6 if compensation == "bias" else 0  # float32 biases of six linear layers of 64 outputs
-        sizes = [each.report["bytes"]["weights"] for each in (plain, result)]
+        sizes = [as_plain(each.report)["bytes"]["weights"] for each in (plain, result)]
         assert sizes[0] - sizes[1] == pytest.approx(4 * gone - added, abs=64 * 30)
         decoder = result.manifest.decoder
         assert decoder is not None
-        assert [layer.kv_heads for layer in decoder.cache] == result.report["structure"]["kv_heads"]
-        assert result.report["fidelity"]["kl_divergence"] > 0.01  # it is another model
+        assert [layer.kv_heads for layer in decoder.cache] == as_plain(result.report)["structure"]["kv_heads"]
+        assert as_plain(result.report)["fidelity"]["kl_divergence"] > 0.01  # it is another model
         assert result.manifest.passes[0].name == "prune"
 
 
@@ -96,9 +97,9 @@ def test_reconstruction_keeps_closer_than_other_methods(tmp_path: Path) -> None:
                 force=True,
             )
         )  # fmt: skip
-        about = result.report["pruning"]
+        about = as_plain(result.report)["pruning"]
         assert 18 < about["removed_percent"] < 24
-        found[method] = result.report["fidelity"]["kl_divergence"]
+        found[method] = as_plain(result.report)["fidelity"]["kl_divergence"]
     assert found[None] < found["wanda"]
     assert about["calibration"]["text"] == "written by the model, seed 0"
 
@@ -109,14 +110,14 @@ def test_report_of_a_reconstruction(text: Path, tmp_path: Path) -> None:
             LLAMA, out=tmp_path / "m", weights="int4", method="gptq", prune="20%", check=False, calibration=text
         )
     )
-    about = result.report["pruning"]
+    about = as_plain(result.report)["pruning"]
     assert (about["method"], about["compensation"]) == ("reconstruction", "least-squares")
     blocks = [f"model.layers.{i}/{kind}" for i in range(3) for kind in ("attention", "mlp")]
     whole = [f"{name}#block" for name in blocks if name.endswith("attention")]  # at this share no MLP goes whole
     assert set(about["divergence"]) == {*blocks, *whole}
     assert about["divergence_expected"] > 0
     assert all(each["after"] <= each["before"] for each in about["fitted"])
-    assert result.report["variants"]["cpu"]["quantization"]["linears"]
+    assert as_plain(result.report)["variants"]["cpu"]["quantization"]["linears"]
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-bert-classifier"])
@@ -126,16 +127,16 @@ def test_quality_before_and_after_what_makes_up_for_cuts(name: str, text: Path, 
         f"sample:{name}", out=tmp_path / "m", weights="fp32", prune="20%", prune_method="wanda", calibration=text
     )
     result = build(options)
-    about = result.report["pruning"]
+    about = as_plain(result.report)["pruning"]
     taken = [record for record in result.manifest.passes if record.name == "prune"]
     cuts = tuple(Cut(*(each[field] for field in ("block", "space", "units"))) for each in taken[0].config["cuts"])
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(pruned.plan_of(cuts)))
-    plain = build(replace(options, prune=str(plan), prune_method=None, calibration=None, force=True)).report
+    plain = as_plain(build(replace(options, prune=str(plan), prune_method=None, calibration=None, force=True)).report)
     assert plain["pruning"]["compensation"] == "none"
     assert set(plain["pruning"]["quality"]) == {"cut"}
     for found, wanted in (
-        (about["quality"]["compensated"], result.report["fidelity"]),
+        (about["quality"]["compensated"], as_plain(result.report)["fidelity"]),
         (about["quality"]["cut"], plain["fidelity"]),
         (plain["pruning"]["quality"]["cut"], plain["fidelity"]),
     ):
@@ -153,12 +154,13 @@ def test_quality_before_and_after_what_makes_up_for_cuts(name: str, text: Path, 
 
 def test_compensations_are_never_worse_on_the_calibration_text(text: Path, tmp_path: Path) -> None:
     for compensation in ("least-squares", "sequential"):
-        about = build(
+        made = build(
             BuildOptions(
                 LLAMA, out=tmp_path / "m", weights="fp32", prune="20%", prune_method="wanda",
                 prune_compensation=compensation, check=False, force=True, calibration=text,
             )
-        ).report["pruning"]  # fmt: skip
+        )  # fmt: skip
+        about = as_plain(made.report)["pruning"]
         assert about["compensation"] == compensation
         assert about["fitted"]
         assert all(each["after"] <= each["before"] for each in about["fitted"])
@@ -169,11 +171,11 @@ def test_whole_layers_and_quantization(text: Path, tmp_path: Path) -> None:
     result = build(
         BuildOptions("sample:tiny-gemma3", out=tmp_path / "m", weights="int4", prune="layers:2", calibration=text)
     )
-    assert result.report["pruning"]["method"] == "influence"
-    assert result.report["structure"]["layers"] == 2
+    assert as_plain(result.report)["pruning"]["method"] == "influence"
+    assert as_plain(result.report)["structure"]["layers"] == 2
     assert len(result.manifest.decoder.cache) == 2  # type: ignore[union-attr]
-    influence = result.report["pruning"]["influence"]
-    gone = {name.partition("/")[0] for name in result.report["pruning"]["blocks"]}
+    influence = as_plain(result.report)["pruning"]["influence"]
+    gone = {name.partition("/")[0] for name in as_plain(result.report)["pruning"]["blocks"]}
     assert gone == set(sorted(influence, key=lambda path: influence[path])[:2])
     with runtime_edge.load(result.path) as model:
         assert len(model.generate("a", max_new_tokens=4).token_ids) == 4
@@ -219,11 +221,11 @@ def test_layers_of_different_shapes_for_tensorrt(tmp_path: Path) -> None:
     """The lowered graph in half precision, run on the CPU; what is cut is zero: as far from transformers as fp16."""
     path, plan = with_zeros("tiny-llama", tmp_path, 5)
     result = build(BuildOptions(str(path), "jetson-orin", out=tmp_path / "m", weights="fp16", prune=str(plan)))
-    heads = result.report["structure"]["kv_heads"]
+    heads = as_plain(result.report)["structure"]["kv_heads"]
     assert len(set(heads)) > 1
     assert [layer.kv_heads for layer in result.manifest.decoder.cache] == [n for n in heads if n]  # type: ignore[union-attr]
-    assert result.report["fidelity"]["kl_divergence"] < 1e-3
-    assert result.report["fidelity"]["top1_agreement"] > 0.98
+    assert as_plain(result.report)["fidelity"]["kl_divergence"] < 1e-3
+    assert as_plain(result.report)["fidelity"]["top1_agreement"] > 0.98
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

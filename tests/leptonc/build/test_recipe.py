@@ -15,6 +15,7 @@ from leptonc.build.recipe import _KINDS, NO_RECIPE, as_record, shipped, with_rec
 from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions, LayerRule
+from leptonc.report import as_plain
 from runtime_edge.toml_writer import toml
 
 LLAMA = "sample:tiny-llama"
@@ -219,7 +220,7 @@ def test_layers_have_what_the_recipe_says(tmp_path: Path) -> None:
     assert {tuple(each["paths"]) for each in record.config["layers"] if each["bits"] == 32} == {
         ("model.layers.1.mlp.down_proj",)
     }
-    assert result.report["recipe"]["layers"][0] == {
+    assert as_plain(result.report)["recipe"]["layers"][0] == {
         "match": ["model.layers.*.mlp.*"], "weights": "int8", "block_size": 64,
     }  # fmt: skip
 
@@ -234,12 +235,12 @@ def test_gptq_and_a_budget_leave_the_recipes_layers_alone(tmp_path: Path) -> Non
     bits = {path: each["bits"] for each in record.config["layers"] for path in each["paths"]}
     assert bits["model.layers.0.mlp.up_proj"] == 32
     assert [bits[f"model.layers.{i}.self_attn.v_proj"] for i in range(3)] == [8] * 3
-    named = {each["path"] for each in result.report["variants"]["cpu"]["quantization"]["sensitivity"]}
+    named = {each["path"] for each in as_plain(result.report)["variants"]["cpu"]["quantization"]["sensitivity"]}
     assert not any(path.endswith("v_proj") for path in named)
-    solved = {each["path"] for each in result.report["variants"]["cpu"]["quantization"]["linears"]}
+    solved = {each["path"] for each in as_plain(result.report)["variants"]["cpu"]["quantization"]["linears"]}
     assert "model.layers.0.mlp.up_proj" not in solved
     assert "model.layers.0.self_attn.v_proj" in solved
-    sizes = result.report["bytes"]
+    sizes = as_plain(result.report)["bytes"]
     assert sizes["weights"] + sizes["graph"] <= 235_000
 
 

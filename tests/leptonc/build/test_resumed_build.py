@@ -96,12 +96,14 @@ def test_an_interrupted_build_goes_on(
     with monkeypatch.context() as patch:
         calls = counted(patch, None)
         report = build(options).report
+        assert report.pruning is not None
+        assert report.pruning.calibration is not None
     assert blobs(out) == whole
     assert not kept.exists()
     done = list(STEPS)[: list(STEPS).index(stop)]
     assert not any(calls[name] for name in done if name != "cut")  # cutting takes no time, and is done again
     assert stop != "codes" or 0 < calls["codes"] < 22  # of 21 linear layers and the head, those of a layer at a time
-    assert report["pruning"]["calibration"]["text"] == "written by the model, seed 0"
+    assert report.pruning.calibration.text == "written by the model, seed 0"
     assert report["pruning"]["fitted"]
     assert len(report["variants"]["cpu"]["quantization"]["linears"]) == 22
 

@@ -17,6 +17,7 @@ from leptonc.calibrate import input_moments
 from leptonc.errors import InputError, ResumeWarning
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.width import SliceWidth
+from leptonc.report import as_plain
 
 LLAMA = "sample:tiny-llama"
 GIVEN: dict[str, Any] = {"weights": "fp32", "prune": "width:10%", "max_seq_len": 96}
@@ -37,7 +38,7 @@ def test_a_narrower_model(tmp_path: Path, leptonc: Callable[..., Any]) -> None:
     assert about["weights"]["after"] < about["weights"]["before"]
     with runtime_edge.load(out) as model:
         gone = plain.manifest.parameters - model.manifest.parameters
-        sizes = plain.report["bytes"]["weights"] - report["bytes"]["weights"]
+        sizes = as_plain(plain.report)["bytes"]["weights"] - report["bytes"]["weights"]
         assert sizes == pytest.approx(4 * gone, abs=64 * 30)
         assert gone > 0.1 * plain.manifest.parameters
         assert [each.name for each in model.manifest.passes][:3] == ["fold-norms", "rotate", "slice-width"]
@@ -50,7 +51,8 @@ def test_layers_make_up_for_what_goes(name: str, tmp_path: Path) -> None:
     """Norms before additions, norms that take a mean off, a head tied to the embedding: on the text, each layer errs
     less than without a fit.
     """
-    about = build(BuildOptions(f"sample:{name}", out=tmp_path / "m", **{**GIVEN, "check": False})).report["pruning"]
+    made = build(BuildOptions(f"sample:{name}", out=tmp_path / "m", **{**GIVEN, "check": False}))
+    about = as_plain(made.report)["pruning"]
     assert all(each["after"] <= each["before"] for each in about["fitted"])
     assert any(each["after"] < 0.99 * each["before"] for each in about["fitted"])
     with runtime_edge.load(tmp_path / "m") as model:
@@ -61,12 +63,12 @@ def test_quantized_and_for_tensorrt(tmp_path: Path) -> None:
     """What is narrower is quantized and lowered like any other."""
     given = {**GIVEN, "check": False}
     small = build(BuildOptions(LLAMA, out=tmp_path / "a", **{**given, "weights": "int4", "method": "gptq"}))
-    linears = small.report["variants"]["cpu"]["quantization"]["linears"]
+    linears = as_plain(small.report)["variants"]["cpu"]["quantization"]["linears"]
     assert len(linears) == 23  # seven a layer, the basis that is left before the head, and the head
     orin = build(BuildOptions(LLAMA, "jetson-orin", out=tmp_path / "b", **{**given, "weights": "fp16", "check": True}))
-    assert orin.report["pruning"]["width"]["after"] == 56
+    assert as_plain(orin.report)["pruning"]["width"]["after"] == 56
     plain = build(BuildOptions(LLAMA, out=tmp_path / "c", **GIVEN))
-    found = [each.report["fidelity"]["kl_divergence"] for each in (orin, plain)]
+    found = [as_plain(each.report)["fidelity"]["kl_divergence"] for each in (orin, plain)]
     assert found[0] == pytest.approx(found[1], rel=0.01)
 
 

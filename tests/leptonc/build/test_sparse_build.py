@@ -19,6 +19,7 @@ from leptonc.ir.dialect import DialectError
 from leptonc.ir.structure import layer_of, linears, weight_of
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.sparse import CheckSparsity
+from leptonc.report import as_plain
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX (the extra rtx) is not installed")
@@ -50,7 +51,7 @@ def test_what_is_stored_has_the_pattern(options: dict[str, Any], text: Path, tmp
     assert len(found) == 3 * 7 + 1
     for path, weight in found.items():
         assert most(weight) == (2 if layer_of(path) else 4), path
-    about = result.report["variants"]["jetson-orin"]["sparsity"]
+    about = as_plain(result.report)["variants"]["jetson-orin"]["sparsity"]
     assert (about["pattern"], "note" in about, "dense_on" in about) == ("2:4", False, False)
     rows = {row["path"]: row for row in about["linears"]}
     assert {path: row["nonzero"] for path, row in rows.items()} == {p: np.count_nonzero(w) for p, w in found.items()}
@@ -69,17 +70,17 @@ def test_what_is_stored_has_the_pattern(options: dict[str, Any], text: Path, tmp
 def test_sparsegpt_keeps_closer_and_the_report_says_what_was_done(text: Path, tmp_path: Path) -> None:
     plain = sparse(tmp_path / "a", eval_text=text)
     solved = sparse(tmp_path / "b", method=None, eval_text=text, calibration=text)
-    losses = [each.report["fidelity"]["kl_divergence"] for each in (plain, solved)]
+    losses = [as_plain(each.report)["fidelity"]["kl_divergence"] for each in (plain, solved)]
     assert losses[1] < losses[0]
-    about = solved.report["pruning"]
+    about = as_plain(solved.report)["pruning"]
     assert (about["asked"], about["method"], about["removed_percent"]) == ("2:4", "sparsegpt", 50.0)
     assert about["weights"] == {"before": 129024, "after": 64512}
     assert about["calibration"]["text"] == text.name
     assert about["left_dense"] == [{"path": "lm_head", "why": "it is outside the layers"}]
     assert len(about["linears"]) == 3 * 7
     assert all(each["error"] <= each["by_magnitude"] for each in about["linears"])
-    assert plain.report["pruning"]["weights"] == about["weights"]
-    assert "calibration" not in plain.report["pruning"]
+    assert as_plain(plain.report)["pruning"]["weights"] == about["weights"]
+    assert "calibration" not in as_plain(plain.report)["pruning"]
     for each in (plain, solved):
         assert each.manifest.variants[0].weights == "fp16"  # without being asked for
         (record,) = (record for record in each.manifest.passes if record.name == "sparsify")
@@ -91,7 +92,7 @@ def test_sparsegpt_keeps_closer_and_the_report_says_what_was_done(text: Path, tm
 def test_other_families(name: str, tmp_path: Path) -> None:
     """GPT-2's weights lie the other way round; an encoder has a head outside its layers."""
     result = build(BuildOptions(f"sample:{name}", ORIN, tmp_path / "m", prune="2:4", max_seq_len=64, check=False))
-    assert all(each["error"] <= each["by_magnitude"] for each in result.report["pruning"]["linears"])
+    assert all(each["error"] <= each["by_magnitude"] for each in as_plain(result.report)["pruning"]["linears"])
     for path, weight in stored(result).items():
         assert (most(weight) <= 2) == bool(layer_of(path)), path
 
@@ -100,14 +101,15 @@ def test_other_families(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", ["fp16", "int8"])
 def test_one_engine_for_capabilities_with_and_without_sparse_tensor_cores(weights: str, tmp_path: Path) -> None:
     result = sparse(tmp_path / "m", "rtx", weights=weights, check=False)
-    found = result.report["variants"]["rtx"]
+    found = as_plain(result.report)["variants"]["rtx"]
     assert found["engine"]["built"]
     assert found["sparsity"]["dense_on"] == "compute capabilities 7.5: they have no sparse tensor cores"
     assert "same plan" in found["sparsity"]["note"]
     engine = result.manifest.variants[0].engine
     assert engine is not None
     assert (engine.recipe.sparse_weights, len(engine.plans)) == (True, 1)
-    assert "dense_on" not in sparse(tmp_path / "n", "rtx-30", check=False).report["variants"]["rtx-30"]["sparsity"]
+    other = as_plain(sparse(tmp_path / "n", "rtx-30", check=False).report)
+    assert "dense_on" not in other["variants"]["rtx-30"]["sparsity"]
 
 
 def test_a_dense_build_says_nothing_of_it(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_a_dense_build_says_nothing_of_it(tmp_path: Path) -> None:
     engine = result.manifest.variants[0].engine
     assert engine is not None
     assert not engine.recipe.sparse_weights
-    assert "sparsity" not in result.report["variants"]["jetson-orin"]
+    assert "sparsity" not in as_plain(result.report)["variants"]["jetson-orin"]
 
 
 @pytest.mark.parametrize(

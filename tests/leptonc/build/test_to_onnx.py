@@ -22,6 +22,7 @@ from leptonc.build.to_onnx import emit
 from leptonc.errors import BoundError, InputError
 from leptonc.ir.groups import groups
 from leptonc.options import BuildOptions
+from leptonc.report import as_plain
 from leptonc.sources import open_source
 from sample_models import tiny_names
 from tests.leptonc import models, pruned
@@ -64,13 +65,13 @@ def test_it_builds_as_the_model_would_have(name: str, tmp_path: Path) -> None:
     for field in ("task", "architecture", "parameters", "tokenizer", "encoder", "decoder"):
         assert getattr(again.manifest, field) == getattr(plain.manifest, field)
     assert [each.name for each in again.manifest.passes] == [each.name for each in plain.manifest.passes]
-    assert again.report["structure"] == plain.report["structure"]
-    assert again.report["pruning"] == plain.report["pruning"]
-    fidelity = again.report["fidelity"]
+    assert as_plain(again.report)["structure"] == as_plain(plain.report)["structure"]
+    assert as_plain(again.report)["pruning"] == as_plain(plain.report)["pruning"]
+    fidelity = as_plain(again.report)["fidelity"]
     assert fidelity["reference"] == "the graph emitted as graph"
     assert fidelity.get("kl_divergence", 0) < 0.01  # of int8 alone: the pruned model itself is what it is held against
     assert fidelity.get("cosine_mean", 1) > 0.999
-    rows = again.report["variants"]["cpu"]["linears"]
+    rows = as_plain(again.report)["variants"]["cpu"]["linears"]
     assert all(30 < row["snr_db"] < 60 for row in rows)
 
 
@@ -98,13 +99,13 @@ def test_quality_is_that_of_a_float32_artifact(tmp_path: Path) -> None:
     options = BuildOptions(LLAMA, out=tmp_path / "graph", prune=plan(tmp_path, FIRST))
     emitted = emit(options)
     plain = build(replace(options, out=tmp_path / "plain", weights="fp32"))
-    for name, wanted in plain.report["fidelity"].items():
-        found = emitted.report["fidelity"][name]
+    for name, wanted in as_plain(plain.report)["fidelity"].items():
+        found = as_plain(emitted.report)["fidelity"][name]
         assert found == (wanted if isinstance(wanted, str) else pytest.approx(wanted, rel=1e-4)), name
-    assert json.loads((emitted.path / "report.json").read_text()) == json.loads(json.dumps(emitted.report))
+    assert json.loads((emitted.path / "report.json").read_text()) == as_plain(emitted.report)
     again = build(BuildOptions(str(emitted.path), out=tmp_path / "again", weights="fp32"))
-    assert again.report["fidelity"]["max_abs_diff"] <= 1e-4
-    assert again.report["emitted"]["fidelity"] == emitted.report["fidelity"]
+    assert as_plain(again.report)["fidelity"]["max_abs_diff"] <= 1e-4
+    assert as_plain(again.report)["emitted"]["fidelity"] == as_plain(emitted.report)["fidelity"]
 
 
 def test_pruned_twice_is_pruned_by_both_plans(tmp_path: Path) -> None:
@@ -115,11 +116,11 @@ def test_pruned_twice_is_pruned_by_both_plans(tmp_path: Path) -> None:
     plain = build(BuildOptions(LLAMA, out=tmp_path / "plain", weights="int8", prune=both, check=False))
     assert stored(again) == stored(plain)
     assert [each.name for each in again.manifest.passes[:2]] == ["prune", "prune"]
-    assert len(again.report["emitted"]["pruning"]) == 2
+    assert len(as_plain(again.report)["emitted"]["pruning"]) == 2
     assert again.manifest.source["from_id"] == "tiny-llama"
     last = build(BuildOptions(str(tmp_path / "2"), out=tmp_path / "last", weights="int8", prune="10%"))
     assert last.manifest.parameters < again.manifest.parameters
-    assert last.report["fidelity"]["reference"] == "the graph emitted as 2"
+    assert as_plain(last.report)["fidelity"]["reference"] == "the graph emitted as 2"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_what_calibrates_sees_the_same(options: dict[str, Any], tmp_path: Path) 
 def test_healed_before_it_is_emitted(tmp_path: Path) -> None:
     cuts = plan(tmp_path, FIRST)
     emitted = emit(BuildOptions(LLAMA, out=tmp_path / "graph", prune=cuts, heal="4steps", check=False))
-    recovery = emitted.report["recovery"]
+    recovery = as_plain(emitted.report)["recovery"]
     assert recovery["after"]["kl_divergence"] < recovery["before"]["kl_divergence"]
     assert [each.name for each in emitted.about.passes] == ["prune", "heal"]
     plain = build(
@@ -160,7 +161,7 @@ def test_healed_before_it_is_emitted(tmp_path: Path) -> None:
 def test_it_heals_after_it_was_read(tmp_path: Path) -> None:
     emit(BuildOptions(LLAMA, out=tmp_path / "graph", prune=plan(tmp_path, FIRST), check=False))
     found = build(BuildOptions(str(tmp_path / "graph"), out=tmp_path / "m", weights="int4", heal="10steps"))
-    recovery = found.report["variants"]["cpu"]["recovery"]
+    recovery = as_plain(found.report)["variants"]["cpu"]["recovery"]
     assert recovery["after"]["kl_divergence"] < recovery["before"]["kl_divergence"]
 
 
@@ -168,9 +169,9 @@ def test_it_heals_after_it_was_read(tmp_path: Path) -> None:
 def test_other_targets(target: str, tmp_path: Path) -> None:
     emit(BuildOptions(LLAMA, out=tmp_path / "graph", prune=plan(tmp_path, SECOND), check=False))
     found = build(BuildOptions(str(tmp_path / "graph"), target, out=tmp_path / "m", weights="int8"))
-    assert found.report["fidelity"]["kl_divergence"] < 0.01
+    assert as_plain(found.report)["fidelity"]["kl_divergence"] < 0.01
     assert [layer.kv_heads for layer in found.manifest.decoder.cache] == [2, 2, 1]  # type: ignore[union-attr]
-    assert found.report["fidelity"]["reference"] == "the graph emitted as graph"
+    assert as_plain(found.report)["fidelity"]["reference"] == "the graph emitted as graph"
 
 
 def test_fewer_positions_and_no_more(tmp_path: Path) -> None:

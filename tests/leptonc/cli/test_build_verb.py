@@ -14,9 +14,16 @@ import pytest
 import leptonc.build.to_artifact as compiler
 import runtime_edge
 from leptonc.options import kinds_of, options_of
+from leptonc.report import Report, as_plain
+from leptonc.report.quality import Fidelity
+from leptonc.report.quantization import Budget, Quantization
+from leptonc.report.section import CalibrationText
+from leptonc.report.variant import Prefill, Preflight, VariantReport
 
 SOURCE = "sample:tiny-llama"
-REPORT = {"variants": {"cpu": {"fidelity": {"max_abs_diff": 0.5}, "preflight": {"weights_mb": 1.5, "fits": True}}}}
+PREFLIGHT = Preflight(weights_mb=1.5, cache_mb=0.5, workspace_mb=0.25)
+VARIANTS = {"cpu": VariantReport(fidelity=Fidelity(max_abs_diff=0.5), preflight=PREFLIGHT)}
+REPORT = Report(variants=VARIANTS)
 TARGET = "cpu, onnxruntime, weights fp32"
 
 
@@ -85,7 +92,7 @@ def test_what_a_person_sees(leptonc: Callable[..., Any]) -> None:
         "artifact": "made.lepton",
         "size": "0.4 MB",
         "target": TARGET,
-        "preflight": "weights mb 1.5, fits True",
+        "preflight": "weights mb 1.5, cache mb 0.5, workspace mb 0.25",
         "max abs diff": "0.5",
         "time": "1.2 s",
     }
@@ -96,9 +103,9 @@ def test_what_a_person_sees(leptonc: Callable[..., Any]) -> None:
 def test_the_size_that_was_asked_for_and_the_loss_are_side_by_side(
     leptonc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = {"bytes": 92_000_000, "least": 80_000_000, "spent": 11_500_000}
-    fidelity = {"perplexity": 30.6, "perplexity_reference": 30.0}
-    monkeypatch.setitem(REPORT["variants"], "cpu", {"quantization": {"budget": budget}, "fidelity": fidelity})
+    budget = Budget(bytes=92_000_000, least=80_000_000, spent=11_500_000)
+    fidelity = Fidelity(perplexity=30.6, perplexity_reference=30.0)
+    monkeypatch.setitem(VARIANTS, "cpu", VariantReport(quantization=Quantization(budget=budget), fidelity=fidelity))
     lines = [line.strip() for line in leptonc("build", SOURCE).out.splitlines()]
     at = next(at for at, line in enumerate(lines) if line.startswith("budget"))
     assert re.sub(" +", " ", lines[at]) == (
@@ -109,9 +116,12 @@ def test_the_size_that_was_asked_for_and_the_loss_are_side_by_side(
 
 @pytest.mark.usefixtures("asked")
 def test_prompts_stand_beside_what_decodes(leptonc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = {"kl_divergence": 0.25, "perplexity": 20.5, "tokens": 512}
-    about = {"fidelity": {"kl_divergence": 0.125, "perplexity": 19.5}, "prefill": {"fidelity": prompts}}
-    monkeypatch.setitem(REPORT["variants"], "cpu", about)
+    prompts = Prefill(
+        weights="int8", calibration=CalibrationText(text="t", samples=1, tokens=1),
+        fidelity=Fidelity(kl_divergence=0.25, perplexity=20.5, tokens=512),
+    )  # fmt: skip
+    about = VariantReport(fidelity=Fidelity(kl_divergence=0.125, perplexity=19.5), prefill=prompts)
+    monkeypatch.setitem(VARIANTS, "cpu", about)
     rows = [line.strip().split("  ", 1) for line in leptonc("build", SOURCE).out.splitlines()]
     found = [(name, value.strip()) for name, value in rows]
     measured = [("kl divergence", "0.125"), ("perplexity", "19.5")]
@@ -126,7 +136,7 @@ def test_what_a_program_sees(leptonc: Callable[..., Any]) -> None:
     found = json.loads(leptonc("build", SOURCE, "--json").out)
     assert found["path"] == "made.lepton"
     assert found["manifest"]["name"] == "tiny"
-    assert found["report"] == REPORT
+    assert found["report"] == as_plain(REPORT)
     assert found["seconds"] == {"one": 1.25}
 
 

@@ -18,6 +18,7 @@ from leptonc.evaluate.noise import TOKENS
 from leptonc.options import BuildOptions
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest
 from leptonc.passes.quantize.weights import ROWS
+from leptonc.report import as_plain
 from tests.leptonc import models
 
 
@@ -28,7 +29,7 @@ def test_decibels_of_a_decoder(name: str, bits: int, symmetric: bool, tmp_path: 
     text.write_text("The river runs through the town and under the old bridge. " * 40)
     options = {"weights": f"int{bits}", "symmetric": symmetric, "eval_text": text}
     result = build(BuildOptions(f"sample:{name}", out=tmp_path / "m", **options))  # type: ignore[arg-type]
-    rows = {row["path"]: row for row in result.report["variants"]["cpu"]["linears"]}
+    rows = {row["path"]: row for row in as_plain(result.report)["variants"]["cpu"]["linears"]}
     ids = Tokenizer.from_file(str(result.path / "tokenizer.json")).encode(text.read_text()).ids[:512]
     model = models.reference(name)
     seen: dict[str, Any] = {}
@@ -59,7 +60,7 @@ def test_decibels_of_a_decoder(name: str, bits: int, symmetric: bool, tmp_path: 
 def test_more_bits_are_less_noise_whatever_chooses_the_codes(tmp_path: Path) -> None:
     def decibels(source: str, **options: Any) -> list[float]:
         out = tmp_path / f"{source}{len(list(tmp_path.iterdir()))}"
-        report = build(BuildOptions(f"sample:{source}", out=out, **options)).report
+        report = as_plain(build(BuildOptions(f"sample:{source}", out=out, **options)).report)
         return [row["snr_db"] for row in report["variants"]["cpu"]["linears"] if row["weights"] != "fp32"]
 
     text = tmp_path / "text.txt"
@@ -73,7 +74,7 @@ def test_more_bits_are_less_noise_whatever_chooses_the_codes(tmp_path: Path) -> 
 def test_layers_that_read_integers_have_the_noise_of_both_sides(text: Path, tmp_path: Path) -> None:
     """As wide as the worse side makes it, and by it the hint says which layers to raise."""
     options: dict[str, Any] = {"weights": "int8", "activations": "int8", "calibration": text, "eval_text": text}
-    made = build(BuildOptions("sample:tiny-llama", out=tmp_path / "m", **options)).report["variants"]["cpu"]
+    made = as_plain(build(BuildOptions("sample:tiny-llama", out=tmp_path / "m", **options)).report)["variants"]["cpu"]
     inputs = made["quantization"]["activations"]["inputs"]
     weights = {each["path"]: each["error"] for each in made["quantization"]["linears"]}
     rows = {row["path"]: row for row in made["linears"]}
@@ -100,11 +101,12 @@ def test_a_budget_with_room_for_the_layers_that_lose_most(text: Path, tmp_path: 
     with pytest.raises(BoundError) as caught:
         build(options("200kB", max_loss=-50.0))
     hint = str(caught.value.hint)
-    rows = build(options("200kB")).report["variants"]["cpu"]["linears"]
+    rows = as_plain(build(options("200kB")).report)["variants"]["cpu"]["linears"]
     four = sorted((row for row in rows if row["weights"] == "int4"), key=lambda row: -row["sensitivity"])
     assert four[0]["path"] in hint.partition("In int8 they take")[0]
     (size,) = re.findall(r"--weights (auto:[\d.]+MB) has room for them, or a recipe:", hint)
-    more = {row["path"]: row for row in build(options(size.partition(":")[2])).report["variants"]["cpu"]["linears"]}
+    other = as_plain(build(options(size.partition(":")[2])).report)["variants"]["cpu"]["linears"]
+    more = {row["path"]: row for row in other}
     assert sum(row["bytes"] for row in more.values()) > sum(row["bytes"] for row in rows)
     assert more[four[0]["path"]]["weights"] == "int8"
 
@@ -115,7 +117,7 @@ def test_weights_that_were_changed_before_have_their_own_noise(tmp_path: Path, t
     def rows(name: str, **options: Any) -> list[dict[str, Any]]:
         out = tmp_path / f"{name}{len(list(tmp_path.iterdir()))}"
         asked = BuildOptions("sample:tiny-llama", out=out, rotate=True, eval_text=text, **options)
-        found: list[dict[str, Any]] = build(asked).report["variants"]["cpu"]["linears"]
+        found: list[dict[str, Any]] = as_plain(build(asked).report)["variants"]["cpu"]["linears"]
         return found
 
     four, eight = rows("four", weights="int4"), rows("eight", weights="int8")
@@ -155,17 +157,17 @@ def test_a_bound_that_is_not_met_names_the_layers_and_the_recipe_that_raises_the
         build(options("m", max_loss=0.001))
     hint = str(caught.value.hint)
     assert not (tmp_path / "m").exists()
-    plain = build(options("m")).report
+    plain = as_plain(build(options("m")).report)
     rows = sorted(plain["variants"]["cpu"]["linears"], key=lambda row: row["snr_db"])
     assert f"these layers lose most: {rows[0]['path']} ({rows[0]['snr_db']:g} dB), {rows[1]['path']}" in hint
     (tmp_path / "r.toml").write_text(hint[hint.index("[[layers]]") :])
-    raised = build(with_recipe(options("n"), str(tmp_path / "r.toml"))).report
+    raised = as_plain(build(with_recipe(options("n"), str(tmp_path / "r.toml"))).report)
     cost = sum(row["bytes"] for row in raised["variants"]["cpu"]["linears"]) - sum(row["bytes"] for row in rows)
     assert f"In int8 they take {cost:,} bytes more" in hint
     better = {"tiny-sentence": ("cosine_mean", 1), "tiny-llama": ("kl_divergence", -1)}[source]
     assert better[1] * (raised["fidelity"][better[0]] - plain["fidelity"][better[0]]) > 0
     (before,) = plain["variants"]["cpu"]["embeddings"]
-    (after,) = build(options("e", embeddings="int8", check=False)).report["variants"]["cpu"]["embeddings"]
+    (after,) = as_plain(build(options("e", embeddings="int8", check=False)).report)["variants"]["cpu"]["embeddings"]
     assert (before["weights"], after["weights"]) == ("int4", "int8")
     more = f"--embeddings int8 takes {after['bytes'] - before['bytes']:,} bytes more."
     whose = "embeddings.word_embeddings has int4"

@@ -20,6 +20,7 @@ from leptonc.evaluate import original
 from leptonc.evaluate.original import load_original
 from leptonc.frontend import ties
 from leptonc.frontend.tasks import TextGeneration, task_of
+from leptonc.report import as_plain
 from leptonc.sources import Source, open_source
 from sample_models.export import write_directory
 from tests.leptonc.sources.converter import write_gguf
@@ -66,7 +67,7 @@ def same(path: Path, auto: str = "AutoModelForCausalLM") -> None:
 def test_the_fault_of_a_tied_head_shows(tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the fault brought back, our loader tying what the checkpoint has apart, the build ends."""
     options = BuildOptions(str(tied), out=tmp_path / "a.lepton", weights="fp32", max_seq_len=256, force=True)
-    right = build(options).report
+    right = as_plain(build(options).report)
     assert right["fidelity"]["top1_agreement"] == 1.0
     assert right["fidelity"]["max_abs_diff"] <= 1e-4
     assert "the config ties `lm_head.weight`" in right["warnings"][0]

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from leptonc.report import SCHEMA_VERSION, Report, as_record, report_of, to_json
+from leptonc.report import SCHEMA_VERSION, Report, as_plain, report_of, to_json
 from leptonc.report.document import described, document, sections
 from leptonc.report.quality import Fidelity
 
@@ -40,7 +40,7 @@ def test_what_is_written_reads_as_it_was_and_says_its_version() -> None:
         "variants": {"cpu": {"kept_in_half_precision": [], "quantization": {"budget": BUDGET}}},
     }
     report = report_of(record)
-    assert json.loads(to_json(report)) == as_record(report) == {"schema_version": SCHEMA_VERSION, **record}
+    assert json.loads(to_json(report)) == as_plain(report) == {"schema_version": SCHEMA_VERSION, **record}
     assert to_json(report_of(dict(reversed(record.items())))) == to_json(report)  # the order says nothing
 
 
@@ -49,12 +49,13 @@ BUDGET = {"bytes": 9, "least": 5, "spent": 4, "embeddings": None}  # null, and n
 
 def test_what_was_not_measured_is_not_written() -> None:
     assert to_json(Report()) == b"{}\n"
-    assert as_record(Fidelity(perplexity=2.0)) == {"perplexity": 2.0}
+    assert as_plain(Fidelity(perplexity=2.0)) == {"perplexity": 2.0}
 
 
-def test_a_section_that_is_made_already_stays_itself() -> None:
-    fidelity = Fidelity(tokens=3)
-    assert report_of({"fidelity": fidelity}).fidelity is fidelity
+def test_sections_are_taken_and_checked() -> None:
+    assert report_of({"fidelity": Fidelity(tokens=3)}).fidelity == Fidelity(tokens=3)
+    with pytest.raises(msgspec.ValidationError, match=r"Expected `int | null`, got `str` - at `\$.fidelity.tokens`"):
+        report_of({"fidelity": Fidelity(tokens="many")})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
+from leptonc.report import as_plain
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 
@@ -29,7 +30,7 @@ def test_pairs_on_both_sides_of_every_product(name: str, target: str, text: Path
     (variant,) = result.manifest.variants
     assert (variant.weights, variant.activations) == ("int8", "int8")
     model = ir.load(result.path / variant.graph)
-    about = result.report["variants"][variant.name]
+    about = as_plain(result.report)["variants"][variant.name]
     inputs = about["quantization"]["activations"]["inputs"]
     wanted = {path for each in inputs if each["bits"] == 8 for path in each["layers"]}
     found = set()
@@ -61,7 +62,7 @@ def test_pairs_on_both_sides_of_every_product(name: str, target: str, text: Path
         found.add(node.metadata_props["lepton.module"])
     assert found == wanted
     assert about["quantization"]["activations"]["int8_share"] >= 0.9
-    fidelity = result.report["fidelity"]
+    fidelity = as_plain(result.report)["fidelity"]
     assert fidelity.get("cosine_min", 1) > 0.995
     assert fidelity.get("kl_divergence", 0) < 0.02
     assert about["rehearsal"]["done"] if target.startswith("jetson") else variant.engine.plans  # type: ignore[union-attr]

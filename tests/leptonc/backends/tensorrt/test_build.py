@@ -21,6 +21,7 @@ from leptonc.backends.tensorrt.operators import unsupported
 from leptonc.build.to_artifact import BuildResult, build
 from leptonc.errors import BoundError, InputError
 from leptonc.options import BuildOptions
+from leptonc.report import as_plain
 from runtime_edge.errors import LeptonError
 from tests.leptonc import models
 
@@ -47,7 +48,7 @@ def graph_of(result: BuildResult, index: int = 0) -> ir.Model:
 
 
 def report_of(result: BuildResult, name: str = "jetson-orin") -> dict[str, Any]:
-    found: dict[str, Any] = result.report["variants"][name]
+    found: dict[str, Any] = as_plain(result.report)["variants"][name]
     return found
 
 
@@ -61,7 +62,7 @@ def pairs(names: Iterable[str]) -> list[Any]:
 def test_decoders(tmp_path: Path, name: str, target: str) -> None:
     """The half precision graph, run on the CPU: the report's own figures, and the operators that the version has."""
     result = built(tmp_path, name, target)
-    found = result.report["fidelity"]
+    found = as_plain(result.report)["fidelity"]
     assert found["tokens"] == LENGTH
     assert found["top1_agreement"] >= 0.98  # random weights: many logits nearly tie
     assert found["kl_divergence"] < 1e-3
@@ -82,7 +83,7 @@ def test_decoders(tmp_path: Path, name: str, target: str) -> None:
 @pytest.mark.parametrize(("name", "target"), pairs(models.ENCODERS))
 def test_encoders(tmp_path: Path, name: str, target: str) -> None:
     result = built(tmp_path, name, target)
-    assert result.report["fidelity"]["cosine_min"] > 0.9999
+    assert as_plain(result.report)["fidelity"]["cosine_min"] > 0.9999
     assert unsupported(graph_of(result), "tensorrt", "10.3" if target == JETPACK_6 else "10.16") == []
     if HAS_RTX:
         assert report_of(result)["rehearsal"]["done"], report_of(result)
@@ -210,7 +211,7 @@ def test_float8_from_ada_on(tmp_path: Path) -> None:
     nodes = [node for node in graph_of(result).graph if node.op_type == "DequantizeLinear"]
     assert len(nodes) == 3 * 7
     assert {node.inputs[0].dtype for node in nodes} == {ir.DataType.FLOAT8E4M3FN}  # type: ignore[union-attr]
-    assert 0.7 < result.report["fidelity"]["top1_agreement"] < 1
+    assert 0.7 < as_plain(result.report)["fidelity"]["top1_agreement"] < 1
     engine = result.manifest.variants[0].engine
     assert engine is not None
     assert engine.plans[0].compute_capabilities == ("8.9",)
@@ -309,7 +310,7 @@ def test_several_targets_share_what_is_equal(tmp_path: Path) -> None:
     cpu, arm, jetson = result.manifest.variants
     assert [v.name for v in (cpu, arm, jetson)] == ["cpu", "cpu-arm64", "jetson-orin"]
     assert cpu.blobs == arm.blobs
-    assert set(result.report["operations"]) == {"captured", "cpu", "cpu-arm64", "jetson-orin"}
+    assert set(as_plain(result.report)["operations"]) == {"captured", "cpu", "cpu-arm64", "jetson-orin"}
     with runtime_edge.load(result.path, backend="onnxruntime") as model:
         assert model.variant.name == "cpu"
         assert len(model.generate("a b c", max_new_tokens=3).token_ids) == 3

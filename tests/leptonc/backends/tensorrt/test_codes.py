@@ -12,6 +12,7 @@ import pytest
 from leptonc.build.to_artifact import BuildResult, build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
+from leptonc.report import as_plain
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 pytestmark = pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX (the extra rtx) is not installed")
@@ -31,14 +32,14 @@ def graph_of(result: BuildResult) -> ir.Model:
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_less_is_lost_in_the_same_form(method: str, target: str, text: Path, tmp_path: Path) -> None:
     plain, solved = (built("tiny-llama", target, tmp_path / each, text, each) for each in ("rtn", method))
-    losses = [each.report["fidelity"]["kl_divergence"] for each in (plain, solved)]
+    losses = [as_plain(each.report)["fidelity"]["kl_divergence"] for each in (plain, solved)]
     assert losses[1] < (0.9 if method == "gptq" else 1) * losses[0]
     shapes = [
         {name: (value.dtype, value.shape) for name, value in graph_of(each).graph.initializers.items()}
         for each in (plain, solved)
     ]
     assert shapes[0] == shapes[1]
-    found = next(iter(solved.report["variants"].values()))
+    found = next(iter(as_plain(solved.report)["variants"].values()))
     about = found["quantization"]
     assert about["method"] == method
     assert len(about["linears"]) == 7 * 3 - len(found["kept_in_half_precision"])  # blocks do not divide those
@@ -48,7 +49,7 @@ def test_less_is_lost_in_the_same_form(method: str, target: str, text: Path, tmp
 def test_layers_that_blocks_do_not_divide_keep_their_weights(text: Path, tmp_path: Path) -> None:
     """Nothing is solved for what is stored in half precision."""
     result = built("tiny-qwen2", "jetson-orin,jetpack=6.2", tmp_path / "a", text, "gptq")
-    about = next(iter(result.report["variants"].values()))
+    about = next(iter(as_plain(result.report)["variants"].values()))
     kept = set(about["kept_in_half_precision"])
     assert not kept & {each["path"] for each in about["quantization"]["linears"]}
     assert about["quantization"]["linears"] or kept
@@ -62,7 +63,7 @@ def test_int8_with_int8_activations(text: Path, tmp_path: Path) -> None:
         else built("tiny-llama", "rtx-30", tmp_path / each, text, each, **options)
         for each in ("rtn", "gptq")
     )
-    first, second = (each.report["fidelity"]["kl_divergence"] for each in (plain, solved))
+    first, second = (as_plain(each.report)["fidelity"]["kl_divergence"] for each in (plain, solved))
     assert second < 1.2 * first
     codes = [
         np.abs(value.const_value.numpy().astype(np.int32)).max()
