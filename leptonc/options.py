@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leptonc.formats import FORMATS
+from leptonc.passes.quantize.methods import METHODS
 
 _KEY = "option"  # of a field's metadata
 
@@ -151,10 +152,9 @@ class BuildOptions:
         None, usual="without; with auto: with", flags=("--symmetric/--asymmetric",),
     )  # fmt: skip
     method: str | None = option(
-        "How integer codes are chosen. rtn rounds to nearest. gptq keeps what the layers make of a text. awq gives "
-        "finer codes to the channels that a text sends most through.",
+        "How integer codes are chosen. " + " ".join(f"{name}: {method.meaning}." for name, method in METHODS.items()),
         None, usual="rtn; with auto, and for ONNX Runtime with --activations int8: gptq",
-        choices=("rtn", "gptq", "awq"),
+        choices=tuple(METHODS),
     )  # fmt: skip
     calibration: Path | None = option(
         "Text like what the model will read, .txt or .jsonl, for whatever measures the model: --method gptq, --weights "

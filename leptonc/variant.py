@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import targets
 from leptonc.options import LayerRule
 from leptonc.passes.base import Manager, Pass
+from leptonc.passes.quantize.methods import ROUNDING
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from leptonc.progress import Timed
     from runtime_edge.manifest import Variant
 
-ROUNDING = "rtn"  # the method that looks at no text: round to nearest
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import targets
 from leptonc.errors import InputError
+from leptonc.passes.quantize.methods import METHODS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -61,9 +62,11 @@ class Backend(Protocol):
 
 def check_method(plan: VariantPlan) -> None:
     """Refuses a method that 8-bit activations leave nothing for (raises `InputError`)."""
-    if plan.method == "awq" and (plan.activations != "none" or plan.prefill is not None):
+    if METHODS[plan.method].scales_channels and (plan.activations != "none" or plan.prefill is not None):
+        able = [name for name, method in METHODS.items() if not method.scales_channels]
         raise InputError(
-            "expected method rtn or gptq with 8-bit activations, whose smoothing scales the same channels, found awq",
+            f"expected method {' or '.join(able)} with 8-bit activations, whose smoothing scales the same channels, "
+            f"found {plan.method}",
             hint="--method gptq",
         )
 

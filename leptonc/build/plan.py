@@ -11,7 +11,8 @@ from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.request import Request, parse_prune
 from leptonc.passes.prune.sparse import PATTERN
-from leptonc.variant import ROUNDING, VariantPlan
+from leptonc.passes.quantize.methods import ROUNDING
+from leptonc.variant import VariantPlan
 
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kKMG])B", re.ASCII)
 _UNITS = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}

@@ -49,8 +49,10 @@ def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
 
 
 def _plan(options: BuildOptions) -> BuildPlan:
-    defaults = {option.name: option.default for option in dataclasses.fields(options)}
-    given = [name for name in LOWERED_OPTIONS if getattr(options, name) != defaults[name]]
+    given = [
+        option.name for option in dataclasses.fields(options)
+        if option.name in LOWERED_OPTIONS and getattr(options, option.name) != option.default
+    ]  # fmt: skip
     if given:
         raise InputError(
             f"expected nothing that says how a graph is lowered with --emit onnx, found {', '.join(given)}",

@@ -15,22 +15,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.inputs import inputs_of
+from leptonc.calibrate.methods import Layers, method_of
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.stage_session import Weights
 from leptonc.calibrate.staged_run import walk
 from leptonc.calibrate.stages import Stage, linear_stages
 from leptonc.calibrate.step_cache import StepCache
 from leptonc.ir.structure import Linear, as_stored, layer_of, linears, lookups, weight_of
-from leptonc.passes.columns import DAMPING, Factor, factorize, shift_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
-from leptonc.passes.quantize.gptq import clip_search, damping_of, gptq, output_error
 
 Arrays = dict[str, NDArray[Any]]
 MomentsOf = Callable[[str], Moments]  # takes the name of a value that a stage's linear layers read; works once a name
-# Weights make up for half of the error in their inputs, and for less where there are fewer than 8 tokens a feature.
-MADE_UP, TOKENS = 0.5, 8
-TRIED = 64  # outputs of a layer that its damping is chosen by
-LOOKED_UP = 0.1  # part of the mean second moment that is added for a head whose rows are embeddings too
 
 
 def choose_by_stage(
@@ -88,7 +83,7 @@ class Solver:
         memory: Bytes of activations that are kept in memory.
         stage: Opens a stage of progress with so many steps.
         report: Gets `linears`: each linear layer's path, and the error of its outputs as a part of their energy.
-        method: `gptq`, or `awq`, which only searches how far weights are clipped. Default: `gptq`.
+        method: A name of `leptonc.passes.quantize.methods.METHODS` that reads a text. Default: `gptq`.
         step_cache: Codes that earlier runs of this build chose; this run adds to it. Default: nothing is kept.
         name: Begins the names of the steps in the cache.
     """
@@ -98,7 +93,7 @@ class Solver:
         report: dict[str, Any], method: str = "gptq", step_cache: StepCache | None = None, name: str = "codes",
     ) -> None:  # fmt: skip
         self._windows, self._folder, self._memory = windows, folder, memory
-        self._stage, self._report, self._method = stage, report, method
+        self._stage, self._report, self._method = stage, report, method_of(method)
         self._step_cache, self._name = step_cache or StepCache(), name
 
     def __call__(self, model: ir.Model, form: Callable[[Linear], Format | None]) -> Mapping[str, Codes]:
@@ -143,12 +138,12 @@ class Solver:
                     weights[key] = as_stored(dequantize(codes[key], wanted_form), linear)
             return weights
 
-        solved = self._method == "gptq"
         few = any(wanted_form is not None and wanted_form.bits < 8 for wanted_form in map(wanted, linears(model)))
         with self._stage("pass calibrate", len(linear_stages(model))) as advance:
             choose_by_stage(
                 model, self._windows, choose, use, self._folder, memory=self._memory, advance=advance, step_cache=steps,
-                name=self._name, outside=True, with_exact=solved, hold_out=solved and few,
+                name=self._name, outside=True, with_exact=self._method.WITH_EXACT,
+                hold_out=self._method.HOLDS_OUT and few,
             )  # fmt: skip
         self._report["linears"] = errors
         return codes
@@ -161,30 +156,21 @@ class Solver:
         arrays: Arrays = {}
         for name, group in forms.items():
             moments = moments_of(name)
-            # A classifier has one token a text. Features that no text shows would be changed at random.
-            enough = moments.tokens >= moments.width or all(layer_of(linear.path) for linear, _ in group)
-            solved = self._method == "gptq" and enough and bool(group)
-            more = LOOKED_UP if any(linear.weight in tables for linear, _ in group) else 0.0
-            weights = [weight_of(linear) for linear, _ in group]
-            damping = _damping(moments, weights, [form for _, form in group], more) if solved else None
-            hessian, factor, shift = moments.hessian(), None, None
-            if solved:
-                # The damping that suits codes would leave much of the inputs' error in place.
-                factor = factorize(hessian, DAMPING + more)
-                shift = None if factor is None or more else _shift(moments, factor)
+            if not group:
+                continue
+            layers = Layers(
+                [weight_of(linear) for linear, _ in group], [form for _, form in group], moments,
+                looked_up=any(linear.weight in tables for linear, _ in group),
+                outside=not all(layer_of(linear.path) for linear, _ in group),
+            )  # fmt: skip
             del moments
-            if damping not in (None, DAMPING):
-                factor = factorize(hessian, damping + more)
-            for (linear, form), weight in zip(group, weights, strict=True):
+            for (linear, _), chosen in zip(group, self._method.choose(layers), strict=True):
                 key = str(linear.weight.name)
-                if solved:
-                    codes = gptq(weight, form, hessian, factor, shift)
-                else:
-                    codes = clip_search(weight, form, np.diag(hessian))
-                arrays |= {f"{key} {part}": array for part, array in codes._asdict().items() if array is not None}
-                arrays[f"{key} error"] = np.array(output_error(weight, codes, form, hessian, shift))
-                if damping is not None:
-                    arrays[f"{key} damping"] = np.array(damping)
+                parts = chosen.codes._asdict().items()
+                arrays |= {f"{key} {part}": array for part, array in parts if array is not None}
+                arrays[f"{key} error"] = np.array(chosen.error)
+                if chosen.damping is not None:
+                    arrays[f"{key} damping"] = np.array(chosen.damping)
         return arrays
 
 
@@ -209,23 +195,3 @@ class _StoredCodes(Mapping[str, Codes]):
 
     def __len__(self) -> int:
         return len(self._step)
-
-
-def _damping(
-    moments: Moments, weights: Sequence[NDArray[Any]], forms: Sequence[Format], more: float
-) -> float | None:  # fmt: skip
-    """Chooses the damping for all layers that read one value.
-
-    Returns None where the text is too short to choose by. With 8 bits the error is small at any damping: None too.
-    """
-    few = [(weight, form) for weight, form in zip(weights, forms, strict=True) if form.bits < 8]
-    parts = moments.held_out() if few else None
-    if parts is None:
-        return None
-    return damping_of([(weight[:: max(1, len(weight) // TRIED)], form) for weight, form in few], *parts, more)
-
-
-def _shift(moments: Moments, factor: Factor) -> NDArray[np.float32] | None:
-    """Returns how far weights move to make up for the error in their inputs; None where exact inputs are not known."""
-    off, part = moments.off(), MADE_UP * min(1, moments.tokens / (TOKENS * moments.width))
-    return None if off is None else shift_of(off, factor, part)

@@ -34,9 +34,10 @@ from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
+from leptonc.passes.quantize.methods import ROUNDING
 from leptonc.passes.quantize.numbers import CodesToNumbers, CodesToNumbersConfig
 from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
-from leptonc.variant import ROUNDING, Choices, VariantBuild, VariantPlan
+from leptonc.variant import Choices, VariantBuild, VariantPlan
 from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, PREFILL_LEAST
 from runtime_edge.manifest import Manifest, Variant
 

@@ -34,8 +34,9 @@ from leptonc.memory import give_back
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.quantize.choose import ChooseCodes
+from leptonc.passes.quantize.methods import ROUNDING
 from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
-from leptonc.variant import ROUNDING, Choices, VariantBuild, VariantPlan
+from leptonc.variant import Choices, VariantBuild, VariantPlan
 from runtime_edge.manifest import Engine, Manifest, Variant
 from runtime_edge.tensorrt.flavours import first_version, flavour, parses
 

@@ -67,5 +67,6 @@ TO_ARTIFACT: tuple[Step, ...] = (StoreTokenizer(), AttachFiles(), *MODEL_STEPS, 
 TO_ONNX: tuple[Step, ...] = (*MODEL_STEPS, HealGraph(), WriteEmitted(), CheckEmitted())
 
 # What only an artifact's steps own: an emission refuses it.
-_EMITTED_OPTIONS = {name for step in TO_ONNX for name in step.options}
-LOWERED_OPTIONS = tuple(sorted({name for step in TO_ARTIFACT for name in step.options} - _EMITTED_OPTIONS))
+LOWERED_OPTIONS = frozenset(name for step in TO_ARTIFACT for name in step.options) - frozenset(
+    name for step in TO_ONNX for name in step.options
+)

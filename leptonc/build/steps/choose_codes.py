@@ -11,7 +11,8 @@ from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep, layer_need
 from leptonc.calibrate.code_solver import Solver
-from leptonc.variant import ROUNDING, VariantBuild, VariantPlan
+from leptonc.passes.quantize.methods import METHODS
+from leptonc.variant import VariantBuild, VariantPlan
 
 
 class ChooseCodes(VariantStep):
@@ -22,7 +23,7 @@ class ChooseCodes(VariantStep):
     text_option: ClassVar[str] = "--method gptq"
 
     def applies(self, plan: VariantPlan) -> bool:
-        return plan.method != ROUNDING
+        return bool(METHODS[plan.method].module)
 
     def texts(self, plan: BuildPlan) -> int:
         return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)

@@ -28,7 +28,8 @@ from leptonc.passes.prune.sparse import (
     magnitude,
     nonzero,
 )
-from leptonc.variant import ROUNDING, VariantPlan
+from leptonc.passes.quantize.methods import ROUNDING
+from leptonc.variant import VariantPlan
 
 
 class PrunePattern(ModelStep):

@@ -11,6 +11,7 @@ from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.static_inputs import static_inputs
 from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.passes.quantize.methods import METHODS
 from leptonc.variant import VariantBuild, VariantPlan
 
 
@@ -32,6 +33,6 @@ class QuantizeInputs(VariantStep):
         yield Need("weighing layers", WEIGHING + sizes.largest, keeps_activations=True)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
-        about, solved = variant.report["quantization"], variant.plan.method == "gptq"
+        about, solved = variant.report["quantization"], METHODS[variant.plan.method].makes_up
         inputs = static_inputs(context.calibration, variant, about, "activations", solved=solved)
         return variant.choosing(inputs=inputs)

@@ -14,17 +14,18 @@ from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep, layer_need
 from leptonc.calibrate.scaling import Scaling, scalings
 from leptonc.calibrate.stages import linear_stages
+from leptonc.passes.quantize.methods import METHODS
 from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
 from leptonc.variant import VariantBuild, VariantPlan
 
 
 class ScaleChannels(VariantStep):
-    """Does what `--method awq` asks for before codes are chosen."""
+    """Comes before the codes of a method that scales channels, which `--method awq` asks for."""
 
     name: ClassVar[str] = "scaling"
 
     def applies(self, plan: VariantPlan) -> bool:
-        return plan.method == "awq"
+        return METHODS[plan.method].scales_channels
 
     def texts(self, plan: BuildPlan) -> int:
         return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)

@@ -16,8 +16,8 @@ from leptonc.ir.structure import Linear, linears, lookups
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.quantize.blocks import Codes, Format, Quantized, dequantize, round_to_nearest
 from leptonc.passes.quantize.channels import channel_codes
+from leptonc.passes.quantize.methods import METHODS
 
-METHODS = ("rtn", "gptq", "awq")
 # Chooses codes of linear layers by running the graph over a text; returns them by the name of the weight. The second
 # argument returns the format of a layer, or None where its weights stay as they are.
 Solve = Callable[[ir.Model, Callable[[Linear], Format | None]], Mapping[str, Codes]]

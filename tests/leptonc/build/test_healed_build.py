@@ -133,7 +133,7 @@ def test_the_command_line_shows_how_it_goes(leptonc: Any, text: Path, tmp_path: 
 def test_a_pruned_model_in_float32_recovers(rank: str | None, text: Path, tmp_path: Path) -> None:
     """From the original as it was before anything was cut out, through low-rank terms that are folded in."""
     options = {"weights": "fp32", "prune": "30%", "prune_method": "magnitude", "prune_compensation": "none"}
-    plain = built(tmp_path / "a", text, **options)
+    plain = built(tmp_path / "a", None, **options)  # which reads no text
     healed = built(tmp_path / "b", text, **options, heal="20steps", heal_rank=rank)
     about = as_plain(healed.report)["variants"]["cpu"]["recovery"]
     assert about["rank"] == {None: 16, "3": 3, "full": "full"}[rank]

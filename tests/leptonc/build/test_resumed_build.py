@@ -15,7 +15,8 @@ from leptonc.build.calibration_text import Calibration
 from leptonc.build.steps import quantize_cache, scale_channels, spend_budget
 from leptonc.build.steps.lower import Lower
 from leptonc.build.to_artifact import build
-from leptonc.calibrate import code_solver, input_moments, reconstruct
+from leptonc.calibrate import input_moments, reconstruct
+from leptonc.calibrate.methods import gptq
 from leptonc.errors import InputError, ResumeWarning
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.remove import Prune
@@ -29,7 +30,7 @@ STEPS = {  # what is interrupted, and at which call
     "moments": (input_moments, "moments", 1),
     "choice": (reconstruct, "measure", 1),
     "cut": (Prune, "run", 1),
-    "codes": (code_solver, "gptq", 12),
+    "codes": (gptq, "gptq", 12),
 }
 MEASURED: list[tuple[dict[str, Any], dict[str, Callable[[Any], Any]]]] = [  # a build; its steps, and what damages each
     (

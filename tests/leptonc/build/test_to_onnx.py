@@ -271,7 +271,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sample_models.export.write_model_files", interrupted)
+    monkeypatch.setattr("leptonc.build.steps.write_emitted.write_model_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         emit(BuildOptions(LLAMA, out=tmp_path / "graph"))
     assert list(tmp_path.iterdir()) == []

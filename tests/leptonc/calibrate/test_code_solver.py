@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from leptonc.calibrate import code_solver
-from leptonc.calibrate.code_solver import LOOKED_UP, Solver
+from leptonc.calibrate.code_solver import Solver
 from leptonc.calibrate.inputs import inputs_of
+from leptonc.calibrate.methods import gptq as gptq_method
+from leptonc.calibrate.methods.gptq import LOOKED_UP
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.staged_run import walk
 from leptonc.calibrate.stages import Stage
@@ -190,7 +191,7 @@ def test_later_layers_make_up_for_earlier_ones(name: str, tmp_path: Path, monkey
     paths = [each.path for each in linears(model) if layer_of(each.path)]
 
     def off(texts: list[np.ndarray], made_up: float) -> float:
-        monkeypatch.setattr(code_solver, "MADE_UP", made_up)
+        monkeypatch.setattr(gptq_method, "MADE_UP", made_up)
         codes = solver(tmp_path, MANY)(model, lambda each: form if each.path in paths else None)
         errors: dict[str, list[float]] = {}
 
@@ -208,6 +209,6 @@ def test_later_layers_make_up_for_earlier_ones(name: str, tmp_path: Path, monkey
         walk(model, [inputs_of(model, each) for each in texts], see, use, tmp_path, with_exact=True)
         return sum(errors[paths[-1]])
 
-    some, none = code_solver.MADE_UP, 0
+    some, none = gptq_method.MADE_UP, 0
     assert off(MANY, some) < 0.97 * off(MANY, none)
     assert off(HELD_OUT, some) < off(HELD_OUT, none)
