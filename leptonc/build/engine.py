@@ -109,7 +109,7 @@ def run(
             name = options.eval_text.name if options.eval_text else "built-in"
             sample = Sample(source, captured, text, name, writer.scratch)
             variants = variants_of(plan, captured, sample, clock)
-            cache = open_step_cache(plan, captured, steps)
+            cache = open_step_cache(plan, captured, ending.steps)
             calibration = Calibration(
                 captured, sample, options.calibration, options.seed, memory, writer.scratch, clock, options.chat,
                 plan.texts, {} if texts is None else texts, cache,

@@ -42,7 +42,8 @@ def check_resume(plan: BuildPlan) -> None:
 def open_step_cache(plan: BuildPlan, captured: Captured, steps: Sequence[Step]) -> StepCache:
     """Returns what an interrupted build of the same model with the same options left, and this one leaves.
 
-    Steps whose version is another than it was count as other options.
+    Steps of another version count as other options; `steps` are all of the order, so that a build may go on without its
+    check.
     """
     options = plan.options
     if options.resume is None:
@@ -50,7 +51,7 @@ def open_step_cache(plan: BuildPlan, captured: Captured, steps: Sequence[Step]) 
     cuts = options.prune if options.prune is not None and options.prune.endswith(".json") else None
     files = [_digest(path) for path in (options.calibration, Path(cuts) if cuts else None) if path is not None]
     asked: dict[str, Any] = {name: value for name, value in as_record(options).items() if name not in BESIDE}
-    asked["steps"] = {step.name: step.version for step in steps}
+    asked["steps"] = {step.name: step.version for step in steps if step.version > 1}
     return StepCache(options.resume, mark_of(captured.model, asked, options.target, files))
 
 
