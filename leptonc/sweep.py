@@ -72,19 +72,19 @@ def points(schemes: Sequence[str], recipes: Sequence[str], base: BuildOptions) -
     Raises:
         InputError: There is none, one occurs twice, or a recipe cannot be read.
     """
-    found = []
+    wanted = []
     for scheme in schemes:
-        said: Mapping[str, Any] = NAMED.get(scheme, {"weights": scheme})
+        fields: Mapping[str, Any] = NAMED.get(scheme, {"weights": scheme})
         options = base
-        if said["weights"] in ("fp32", "fp16"):
+        if fields["weights"] in ("fp32", "fp16"):
             plain: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(base) if f.name in _QUANTIZED}
             options = dataclasses.replace(base, **plain)
-        found.append(Point(scheme, _read(dataclasses.replace(options, **said))))
-    found += [Point(Path(each).stem, _read(with_recipe(base, each))) for each in recipes]
-    names = [point.stem for point in found]
-    if not found:
+        wanted.append(Point(scheme, _read(dataclasses.replace(options, **fields))))
+    wanted += [Point(Path(recipe).stem, _read(with_recipe(base, recipe))) for recipe in recipes]
+    names = [point.stem for point in wanted]
+    if not wanted:
         raise InputError("expected at least one scheme or recipe, found none", hint="--schemes int4,int8,auto:95MB")
-    if base.calibration is not None and all(point.options.calibration is None for point in found):
+    if base.calibration is not None and all(point.options.calibration is None for point in wanted):
         raise InputError(
             f"expected a scheme or recipe that reads {base.calibration}, found {', '.join(names)}",
             hint="--schemes int4,auto:95MB, or --method gptq",
@@ -92,7 +92,7 @@ def points(schemes: Sequence[str], recipes: Sequence[str], base: BuildOptions) -
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"expected each scheme and recipe once, found {', '.join(twice)} twice")
-    return found
+    return wanted
 
 
 class Sweep:
@@ -143,19 +143,19 @@ class Sweep:
 def _origin(source: str) -> dict[str, str]:
     from leptonc.sources import open_source
 
-    with open_source(source) as found:
-        return dict(found.origin)
+    with open_source(source) as opened:
+        return dict(opened.origin)
 
 
 def _asked(options: BuildOptions, origin: Mapping[str, str]) -> dict[str, Any]:
     """What decides a point's bytes, as JSON has it."""
     texts = {name: getattr(options, name) for name in ("calibration", "eval_text")}
-    said = {
+    asked = {
         "leptonc": __version__, "origin": origin, "target": options.target, "recipe": as_record(options),
         "sha256": {name: _digest(path) for name, path in texts.items() if path is not None},
     }  # fmt: skip
-    found: dict[str, Any] = json.loads(json.dumps(said))
-    return found
+    plain: dict[str, Any] = json.loads(json.dumps(asked))
+    return plain
 
 
 def _known(artifact: Path, beside: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:

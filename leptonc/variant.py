@@ -74,7 +74,7 @@ class VariantPlan:
     def calibrated(self) -> bool:
         """Whether it takes a text to choose its numbers."""
         asked = (self.budget, self.prefill, self.kv_cache)
-        return self.method != ROUNDING or self.activations != "none" or any(each is not None for each in asked)
+        return self.method != ROUNDING or self.activations != "none" or any(wish is not None for wish in asked)
 
     @property
     def graph(self) -> str:
@@ -177,7 +177,7 @@ class VariantBuild:
         """What the variant's record calls the weights."""
         scheme = self.plan.scheme
         counts: dict[str, int] = {}
-        for each in self.choices.layers:
-            name = f"int{each.bits}" if each.bits <= 8 else "float"
-            counts[name] = counts.get(name, 0) + len(each.paths) * (name != scheme)
+        for form in self.choices.layers:
+            name = f"int{form.bits}" if form.bits <= 8 else "float"
+            counts[name] = counts.get(name, 0) + len(form.paths) * (name != scheme)
         return ", ".join([scheme, *(f"{count} layers {name}" for name, count in sorted(counts.items()) if count)])

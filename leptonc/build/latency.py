@@ -55,16 +55,16 @@ def share_for(
             hint="--prune 25% asks for a share of the weights",
         )
     captured = calibration.captured
-    found = groups(captured.model)
-    alike = {block.name: np.zeros(block.units) for block in found.blocks}
+    prunable = groups(captured.model)
+    alike = {block.name: np.zeros(block.units) for block in prunable.blocks}
     cuts: tuple[Cut, ...] = ()
     for trial in SHARES:
         try:
-            cuts = cheapest(found, alike, trial, multiple=multiple, uniform=True)
+            cuts = cheapest(prunable, alike, trial, multiple=multiple, uniform=True)
             break
         except InputError:
             continue
-    before = found.total
+    before = prunable.total
     with calibration.clock.stage("prune latency", 2) as advance:
         whole = _time(captured.model.clone(), variant, calibration)
         advance(1)

@@ -50,11 +50,11 @@ def with_recipe(options: BuildOptions, recipe: str | None, given: Collection[str
     if recipe is None:
         return options
     path = recipe_file(recipe)
-    found = read_recipe(path, type(options))
-    text = found.get("calibration")
+    values = read_recipe(path, type(options))
+    text = values.get("calibration")
     if text is not None:
-        found["calibration"] = path.parent / text
-    return dataclasses.replace(options, **{name: value for name, value in found.items() if name not in given})
+        values["calibration"] = path.parent / text
+    return dataclasses.replace(options, **{name: value for name, value in values.items() if name not in given})
 
 
 def check_values(options: BuildOptions) -> None:
@@ -117,7 +117,7 @@ def read_recipe(path: Path, options: type[BuildOptions]) -> dict[str, Any]:
     tables = raw.pop("layers", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise InputError(f"{where}: expected `layers` to be tables, found {tables!r}", hint="write [[layers]]")
-    found = _fields(where, raw, options, NO_RECIPE)
+    fields = _fields(where, raw, options, NO_RECIPE)
     rules = []
     for number, table in enumerate(tables, 1):
         place = f"{where}: [[layers]] {number}"
@@ -132,7 +132,7 @@ def read_recipe(path: Path, options: type[BuildOptions]) -> dict[str, Any]:
         if not values:
             raise InputError(f"{place}: expected something to say of its layers, found match alone")
         rules.append(LayerRule(match=tuple(patterns), **values))
-    return {**found, "layers": tuple(rules)}
+    return {**fields, "layers": tuple(rules)}
 
 
 # What a field's type reads: what it is called, and the value or None.
@@ -148,7 +148,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 def _fields(where: str, raw: Mapping[str, Any], record: type[Any], without: Sequence[str]) -> dict[str, Any]:
     """Checks the fields of a table against those of a dataclass."""
     kinds = {name: kind for name, kind in kinds_of(record).items() if name not in without}
-    found = {}
+    values = {}
     for name, value in raw.items():
         if name not in kinds:
             hint = near(name, list(kinds))
@@ -156,21 +156,21 @@ def _fields(where: str, raw: Mapping[str, Any], record: type[Any], without: Sequ
                 hint = f"{name} belongs to one build: give it on the command line"
             raise InputError(f"{where}: unknown field {name!r}", hint=hint)
         expected, read = _KINDS[kinds[name]]
-        found[name] = read(value)
-        if found[name] is None:
+        values[name] = read(value)
+        if values[name] is None:
             raise InputError(f"{where}: expected {name} to be {expected}, found {value!r}")
-    return found
+    return values
 
 
 def number(value: object) -> float | None:
     """Returns a finite number, or one that a text holds, with a percent sign or without; None for anything else."""
     try:
-        found = float(value.strip().removesuffix("%")) if isinstance(value, str) else value
+        parsed = float(value.strip().removesuffix("%")) if isinstance(value, str) else value
     except ValueError:
         return None
-    if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(found):
+    if not isinstance(parsed, int | float) or isinstance(parsed, bool) or not math.isfinite(parsed):
         return None
-    return float(found)
+    return float(parsed)
 
 
 def as_record(options: BuildOptions) -> dict[str, Any]:
@@ -178,15 +178,15 @@ def as_record(options: BuildOptions) -> dict[str, Any]:
 
     Of a file it has the name alone: where it lay is nobody's affair.
     """
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if field.name not in NO_RECIPE and value != field.default:
-            found[field.name] = Path(value).name if isinstance(value, Path | str) else value
+            record[field.name] = Path(value).name if isinstance(value, Path | str) else value
             if field.name == "prune":  # the file of a plan, or no file
-                found[field.name] = Path(value).name
+                record[field.name] = Path(value).name
     rules = [
         {k: list(v) if k == "match" else v for k, v in dataclasses.asdict(rule).items() if v is not None}
         for rule in options.layers
     ]
-    return {**found, **({"layers": rules} if rules else {})}
+    return {**record, **({"layers": rules} if rules else {})}

@@ -58,7 +58,7 @@ def open_step_cache(plan: BuildPlan, captured: Captured, steps: Sequence[Step]) 
 def _digest(path: Path) -> str:
     """Returns a digest of a file, or of all files of a folder."""
     digest = hashlib.sha256()
-    for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if each.is_file():
-            digest.update(each.read_bytes())
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.read_bytes())
     return digest.hexdigest()

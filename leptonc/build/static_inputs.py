@@ -42,14 +42,14 @@ def static_inputs(
     symmetric = traits_of(plan.target).symmetric_inputs
     weights = SOLVED if solved else ROUNDED
 
-    def look(folder: Path, **more: Any) -> list[Choice]:
+    def gather(folder: Path, **more: Any) -> list[Choice]:
         texts = calibration.texts_for(LOOKS)
         return without_layers(
             choices(model, texts, plan.calibrator, folder, symmetric=symmetric, weights=weights, **more)
         )  # fmt: skip
 
     chosen = calibration.cached_walk(
-        f"{name}-{plan.name}", "activations", model, list[Choice], look, lambda bare: with_layers(bare, model),
+        f"{name}-{plan.name}", "activations", model, list[Choice], gather, lambda bare: with_layers(bare, model),
         cut=linear_stages,
     )  # fmt: skip
     errors = calibration.cached_walk(
@@ -58,11 +58,11 @@ def static_inputs(
         lambda errors: {choice.path: errors[choice.path] for choice in chosen},
     )  # fmt: skip
     fixed = {path for form in variant.choices.layers for path in form.paths}
-    kept = {choice.path for choice in chosen if any(linear.path in fixed for linear in choice.linears)}
+    unquantized = {choice.path for choice in chosen if any(linear.path in fixed for linear in choice.linears)}
     wide: set[str] = set()
     if symmetric:  # TensorRT has integers of 8 bits alone
-        kept |= kept_higher(chosen, errors)
+        unquantized |= kept_higher(chosen, errors)
     else:
-        wide = widened(chosen, errors) - kept
-    about["activations"] = describe(chosen, errors, kept, plan.calibrator, wide)
-    return static_of(chosen, kept, symmetric=symmetric, wide=wide)
+        wide = widened(chosen, errors) - unquantized
+    about["activations"] = describe(chosen, errors, unquantized, plan.calibrator, wide)
+    return static_of(chosen, unquantized, symmetric=symmetric, wide=wide)

@@ -225,7 +225,7 @@ class _Fit:
         """Returns the weights, by initializer."""
         from leptonc.calibrate.compensate import compensate
 
-        each, shapes = self.calibration, {linear.path: linear.shape for linear in linears(self.original)}
+        calibration, shapes = self.calibration, {linear.path: linear.shape for linear in linears(self.original)}
         consumers = [
             linear
             for linear in groups(self.student).consumers
@@ -233,19 +233,19 @@ class _Fit:
         ]
 
         def make() -> Mapping[str, NDArray[np.float32]]:
-            with each.clock.stage("heal fit", len(consumers) + 1) as advance:
+            with calibration.clock.stage("heal fit", len(consumers) + 1) as advance:
                 return compensate(
-                    self.original, windows, consumers, {}, each.scratch, student=self.student, memory=each.memory,
-                    advance=advance,
+                    self.original, windows, consumers, {}, calibration.scratch, student=self.student,
+                    memory=calibration.memory, advance=advance,
                 )[0]  # fmt: skip
 
-        return each.step_cache.arrays("heal-fit", make)
+        return calibration.step_cache.arrays("heal-fit", make)
 
 
 def _facts(measured: Any) -> dict[str, float]:
     """Figures of the held-out windows; those that do not apply are left out."""
     logits = bool(measured.perplexity)
-    found = {"kl_divergence" if logits else "error": measured.loss}
+    figures = {"kl_divergence" if logits else "error": measured.loss}
     if logits:
-        found |= {"perplexity": measured.perplexity, "perplexity_reference": measured.perplexity_teacher}
-    return {name: float(f"{value:.6g}") for name, value in found.items()}
+        figures |= {"perplexity": measured.perplexity, "perplexity_reference": measured.perplexity_teacher}
+    return {name: float(f"{value:.6g}") for name, value in figures.items()}

@@ -95,12 +95,12 @@ def _check_variant(plan: VariantPlan) -> None:
 def _sparsify(context: BuildContext, method: str) -> dict[str, Any]:
     """Gives the captured model 2:4 weights in place; returns what to report. `method` is one of `METHODS`."""
     model, calibration = context.captured.model, context.calibration
-    found = {str(linear.weight.name): linear for linear in candidates(model)}
+    layers = {str(linear.weight.name): linear for linear in candidates(model)}
     about: dict[str, Any] = {"asked": PATTERN, "method": method, "left_dense": dense_layers(model)}
     weights: Mapping[str, Callable[[], NDArray[np.float32]]]
     if method == "magnitude":
         # What a layer has now is what it reads then: the pass gives its initializer another tensor.
-        weights = {name: partial(_largest, linear, linear.weight.const_value) for name, linear in found.items()}
+        weights = {name: partial(_largest, linear, linear.weight.const_value) for name, linear in layers.items()}
     else:
         windows = calibration.windows
         about["calibration"] = calibration.describe()

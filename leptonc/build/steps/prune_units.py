@@ -150,33 +150,33 @@ class Pruning:
 
     def run(self, context: BuildContext) -> dict[str, Any]:
         """Prunes the captured model in place; returns what the report says of it."""
-        captured, kept = context.captured, self.calibration.step_cache
-        found = groups(captured.model)
-        found.require()
+        captured, cache = context.captured, self.calibration.step_cache
+        prunable = groups(captured.model)
+        prunable.require()
         if self.request.cuts:
-            by_block(found, self.request.cuts)  # refused before the text is written
+            by_block(prunable, self.request.cuts)  # refused before the text is written
             self.method = "plan"
         if self.request.layers:
             self.method = "influence"
-            if self.request.layers >= len(found.layers):
+            if self.request.layers >= len(prunable.layers):
                 raise InputError(
                     f"expected fewer layers to prune than the model has, found {self.request.layers} of "
-                    f"{len(found.layers)}",
+                    f"{len(prunable.layers)}",
                     hint="--prune layers:N cuts N layers",
                 )
         about: dict[str, Any] = {"asked": self.request.text, "method": self.method, "compensation": self.compensation}
         if self._reads_text:
             about["calibration"] = self.calibration.describe()
-        seen = self._seen(captured, found)
-        chosen = kept.json("prune-cuts", lambda: self._choose(captured, found, seen))
-        cuts = tuple(Cut(*each) for each in chosen["cuts"])
+        moments = self._moments(captured, prunable)
+        chosen = cache.json("prune-cuts", lambda: self._choose(captured, prunable, moments))
+        cuts = tuple(Cut(*cut) for cut in chosen["cuts"])
         about |= chosen["about"]
-        stay = by_block(found, cuts)
-        about["blocks"] = _picture(found, stay)
-        weights = self._fitted(captured, found, seen, stay, about)
-        seen.drop()
-        before, macs = found.total, multiplications(captured.model)
-        biases = self._biases(found, stay, self._features(captured, found)) if self.compensation == "bias" else {}
+        stay = by_block(prunable, cuts)
+        about["blocks"] = _picture(prunable, stay)
+        weights = self._fitted(captured, prunable, moments, stay, about)
+        moments.drop()
+        before, macs = prunable.total, multiplications(captured.model)
+        biases = self._biases(prunable, stay, self._features(captured, prunable)) if self.compensation == "bias" else {}
         plain = captured.model.clone() if self.check and (weights or biases) else None
         context.run_passes([Prune(PruneConfig(cuts, self.method, self.compensation), weights, biases)])
         if self.check:
@@ -192,111 +192,116 @@ class Pruning:
     def _reads_text(self) -> bool:
         return _reads_text(self.request, self.method, self.compensation)
 
-    def _seen(self, captured: Captured, found: Groups) -> InputMoments:
-        each = self.calibration
-        windows = each.windows if self._reads_text else []
+    def _moments(self, captured: Captured, prunable: Groups) -> InputMoments:
+        calibration = self.calibration
+        windows = calibration.windows if self._reads_text else []
         return InputMoments(
-            captured.model, found.consumers, windows, each.scratch, memory=each.memory, clock=each.clock.stage,
-            step_cache=each.step_cache,
+            captured.model, prunable.consumers, windows, calibration.scratch, memory=calibration.memory,
+            clock=calibration.clock.stage, step_cache=calibration.step_cache,
         )  # fmt: skip
 
-    def _choose(self, captured: Captured, found: Groups, seen: InputMoments) -> dict[str, Any]:
+    def _choose(self, captured: Captured, prunable: Groups, moments: InputMoments) -> dict[str, Any]:
         """Returns the cuts, and what the report says of them."""
         cuts = self.request.cuts
         about: dict[str, Any] = {}
         if self.request.layers:
-            cuts = self._layers(captured, found, about)
+            cuts = self._layers(captured, prunable, about)
         elif self.request.share and self.method == RECONSTRUCTION:
-            cuts, about = reconstruction(seen, found, self.request.share, multiple=self.multiple)
+            cuts, about = reconstruction(moments, prunable, self.request.share, multiple=self.multiple)
         elif self.request.share:
             about["allocation"] = self.allocation
-            importance = self._importance(captured, found)
+            importance = self._importance(captured, prunable)
             if self.method == "flap":
-                importance = {name: _standard(each) for name, each in importance.items()}
+                importance = {name: _standard(scores) for name, scores in importance.items()}
             cuts = cheapest(
-                found, importance, self.request.share, multiple=self.multiple, uniform=self.allocation == "uniform",
+                prunable, importance, self.request.share, multiple=self.multiple, uniform=self.allocation == "uniform",
                 by_weight=self.method != "flap",
             )  # fmt: skip
         return {"cuts": [dataclasses.astuple(cut) for cut in cuts], "about": about}
 
-    def _importance(self, captured: Captured, found: Groups) -> dict[str, NDArray[np.float64]]:
+    def _importance(self, captured: Captured, prunable: Groups) -> dict[str, NDArray[np.float64]]:
         """Returns each unit's importance, by block."""
         if self.method == "taylor":
-            return self._taylor(captured, found)
-        known = self._features(captured, found) if self.method != "magnitude" else {}
-        return {block.name: scores(block, self.method, known) for block in found.blocks}
+            return self._taylor(captured, prunable)
+        known = self._features(captured, prunable) if self.method != "magnitude" else {}
+        return {block.name: scores(block, self.method, known) for block in prunable.blocks}
 
-    def _taylor(self, captured: Captured, found: Groups) -> dict[str, NDArray[np.float64]]:
+    def _taylor(self, captured: Captured, prunable: Groups) -> dict[str, NDArray[np.float64]]:
         from leptonc.heal.taylor import taylor
 
-        values = {linear.path: str(linear.x.name) for block in found.blocks for linear in block.consumers}
-        each = self.calibration
-        with each.clock.stage("prune gradients", len(windows := each.part(GRADIENTS))) as advance:
+        values = {linear.path: str(linear.x.name) for block in prunable.blocks for linear in block.consumers}
+        calibration = self.calibration
+        with calibration.clock.stage("prune gradients", len(windows := calibration.part(GRADIENTS))) as advance:
             gates = taylor(captured.model, windows, list(values.values()), advance)
         inputs = {path: gates[name] for path, name in values.items()}
-        return {block.name: by_unit(block, inputs) for block in found.blocks}
+        return {block.name: by_unit(block, inputs) for block in prunable.blocks}
 
     def _fitted(
-        self, captured: Captured, found: Groups, seen: InputMoments, stay: Mapping[str, Any], about: dict[str, Any]
+        self, captured: Captured, prunable: Groups, moments: InputMoments, stay: Mapping[str, Any],
+        about: dict[str, Any],
     ) -> dict[str, Callable[[], NDArray[np.float32]]]:
-        """Returns weights that make up for what goes; `about` is told."""
+        """Returns weights that make up for what goes; `about` gets what the report says of them."""
         if self.compensation not in ("least-squares", "sequential"):
             return {}
-        each = self.calibration
+        calibration = self.calibration
         report: list[dict[str, Any]] = []
 
         def make() -> dict[str, NDArray[Any]]:
             nonlocal report
             if self.compensation == "least-squares":
-                made, report = fitted(seen, found, stay, each.scratch)
+                made, report = fitted(moments, prunable, stay, calibration.scratch)
             else:
                 made, report = in_sequence(
-                    captured.model, found, stay, each.windows, each.scratch, memory=each.memory,
-                    clock=each.clock.stage,
+                    captured.model, prunable, stay, calibration.windows, calibration.scratch, memory=calibration.memory,
+                    clock=calibration.clock.stage,
                 )  # fmt: skip
-            each.step_cache.json("prune-fitted", lambda: report)  # there before the weights are
+            calibration.step_cache.json("prune-fitted", lambda: report)  # there before the weights are
             return made
 
-        made = each.step_cache.arrays("prune-weights", make)
-        about["fitted"] = each.step_cache.json("prune-fitted", lambda: report)
+        made = calibration.step_cache.arrays("prune-weights", make)
+        about["fitted"] = calibration.step_cache.json("prune-fitted", lambda: report)
         return {name: partial(np.asarray, array) for name, array in made.items()}
 
-    def _walk(self, what: Callable[..., Any], captured: Captured, found: Groups) -> Any:
-        each = self.calibration
-        batches = [inputs_of(captured.model, window) for window in each.windows]
-        with each.clock.stage("prune calibrate", len(stages(captured.model))) as advance:
-            return what(captured.model, found, batches, each.scratch, memory=each.memory, advance=advance)
+    def _walk(self, what: Callable[..., Any], captured: Captured, prunable: Groups) -> Any:
+        calibration = self.calibration
+        batches = [inputs_of(captured.model, window) for window in calibration.windows]
+        with calibration.clock.stage("prune calibrate", len(stages(captured.model))) as advance:
+            return what(
+                captured.model, prunable, batches, calibration.scratch, memory=calibration.memory, advance=advance
+            )
 
-    def _features(self, captured: Captured, found: Groups) -> dict[str, Feature]:
-        known: dict[str, Feature] = self._walk(features, captured, found)
+    def _features(self, captured: Captured, prunable: Groups) -> dict[str, Feature]:
+        known: dict[str, Feature] = self._walk(features, captured, prunable)
         return known
 
-    def _layers(self, captured: Captured, found: Groups, about: dict[str, Any]) -> tuple[Cut, ...]:
+    def _layers(self, captured: Captured, prunable: Groups, about: dict[str, Any]) -> tuple[Cut, ...]:
         """Cuts the layers that turn the residual stream least."""
-        known: dict[str, float] = self._walk(influence, captured, found)
+        known: dict[str, float] = self._walk(influence, captured, prunable)
         about["influence"] = {path: float(f"{value:.4g}") for path, value in known.items()}
         chosen = sorted(known, key=lambda path: known[path])[: self.request.layers]
-        return tuple(Cut(block.name, BLOCK) for block in found.blocks if block.layer in chosen)
+        return tuple(Cut(block.name, BLOCK) for block in prunable.blocks if block.layer in chosen)
 
     def _quality(self, model: ir.Model, plain: ir.Model | None, cuts: tuple[Cut, ...]) -> dict[str, Any]:
         """Compares what is left with the original; `plain` is the whole graph, where something makes up for cuts."""
-        found: dict[str, Any] = {}
+        quality: dict[str, Any] = {}
         graphs = {"cut": model} if plain is None else {"cut": plain, "compensated": model}
         if plain is not None:
             Manager().run(plain, [Prune(PruneConfig(cuts))])
         with self.calibration.clock.stage("prune check", len(graphs)) as advance:
             for name, graph in graphs.items():
                 compared = self.calibration.sample.compare_graph(graph)
-                found[name] = {key: value for key, value in compared.items() if key in QUALITY}
+                quality[name] = {key: value for key, value in compared.items() if key in QUALITY}
                 advance(1)
-        return found
+        return quality
 
     @staticmethod
-    def _biases(found: Groups, stay: Mapping[str, Any], known: Mapping[str, Feature]) -> dict[str, NDArray[np.float32]]:
-        """What the removed units gave on average, for the bias of what summed over them."""
+    def _biases(
+        prunable: Groups, stay: Mapping[str, Any], known: Mapping[str, Feature]
+    ) -> dict[str, NDArray[np.float32]]:  # fmt: skip
+        """Returns what the removed units gave on average, for the bias of what summed over them."""
         made: dict[str, NDArray[np.float32]] = {}
         for name, masks in stay.items():
-            block = found.block(name)
+            block = prunable.block(name)
             for linear in block.consumers if masks is not None else ():
                 gone = ~masks["channels" if block.kind == "mlp" else "heads"]
                 gone = np.repeat(gone, linear.shape[1] // len(gone))
@@ -307,15 +312,15 @@ class Pruning:
 
 def _standard(importance: NDArray[np.float64]) -> NDArray[np.float64]:
     """FLAP compares layers by how far a unit is from its layer's mean, in standard deviations."""
-    found: NDArray[np.float64] = (importance - importance.mean()) / max(float(importance.std()), 1e-30)
-    return found
+    standard: NDArray[np.float64] = (importance - importance.mean()) / max(float(importance.std()), 1e-30)
+    return standard
 
 
-def _picture(found: Groups, stay: Mapping[str, Any]) -> dict[str, str]:
+def _picture(prunable: Groups, stay: Mapping[str, Any]) -> dict[str, str]:
     """What is left of each block that was cut: "1216 of 1536 channels", "2 of 3 groups, 6 of 9 heads", "gone"."""
     return {
         name: "gone"
         if masks is None
         else ", ".join(f"{int(mask.sum())} of {len(mask)} {space}" for space, mask in sorted(masks.items()))
-        for name, masks in ((b.name, stay[b.name]) for b in found.blocks if b.name in stay)
+        for name, masks in ((b.name, stay[b.name]) for b in prunable.blocks if b.name in stay)
     }

@@ -87,8 +87,8 @@ def _cut(context: BuildContext, request: Request, compensation: str) -> dict[str
         )
     size = residual(model).size
     step = step_within(size, multiple)
-    kept = int((1 - share) * size + 1e-9) // step * step
-    if kept == 0:
+    width = int((1 - share) * size + 1e-9) // step * step
+    if width == 0:
         raise InputError(
             f"expected a width of which at least {step} features stay, found {asked} of {size}",
             hint="a smaller share",
@@ -96,25 +96,25 @@ def _cut(context: BuildContext, request: Request, compensation: str) -> dict[str
     windows = calibration.windows
     before, macs, stored = layer_weights(model), multiplications(model), count_weights(model)
     context.run_passes([FoldNorms()])
-    firsts = [each[0] for each in by_value(residual(model).readers).values()]
-    seen = InputMoments(
+    firsts = [layer[0] for layer in by_value(residual(model).readers).values()]
+    moments = InputMoments(
         model, firsts, windows, scratch, memory=calibration.memory, clock=calibration.clock.stage,
         step_cache=calibration.step_cache,
     )  # fmt: skip
-    seen.gather()
-    basis = principal_axes(seen[each] for each in firsts)
+    moments.gather()
+    basis = principal_axes(moments[layer] for layer in firsts)
     context.run_passes([Rotate(RotateConfig(METHOD), basis)])
     about: dict[str, Any] = {
         "asked": asked, "method": METHOD, "compensation": compensation,
         "calibration": calibration.describe(),
-        "width": {"before": size, "after": kept},
+        "width": {"before": size, "after": width},
     }  # fmt: skip
     weights: Weights = {}
     if compensation != "none":
-        weights, about["fitted"] = fitted_width(model, residual(model), seen, basis, kept, scratch)
-    seen.drop()
-    config = SliceWidthConfig(kept, size, compensation)
-    context.run_passes([SliceWidth(config, {name: partial(np.asarray, each) for name, each in weights.items()})])
+        weights, about["fitted"] = fitted_width(model, residual(model), moments, basis, width, scratch)
+    moments.drop()
+    config = SliceWidthConfig(width, size, compensation)
+    context.run_passes([SliceWidth(config, {name: partial(np.asarray, layer) for name, layer in weights.items()})])
     captured.resized(count_weights(model) - stored)
     after = layer_weights(model)
     about["weights"] = {"before": before, "after": after}

@@ -49,21 +49,21 @@ class _Prices:
     nodes: int
     fixed: frozenset[str]
 
-    def is_table(self, each: Sensitivity) -> bool:
-        return self.table is not None and each.path == self.table.path
+    def is_table(self, layer: Sensitivity) -> bool:
+        return self.table is not None and layer.path == self.table.path
 
-    def free(self, each: Sensitivity) -> bool:
+    def free(self, layer: Sensitivity) -> bool:
         """Whether it can be raised."""
-        return each.path not in self.fixed and not self.config.ragged(each.path, each.shape[1])
+        return layer.path not in self.fixed and not self.config.ragged(layer.path, layer.shape[1])
 
-    def __call__(self, each: Sensitivity) -> int:
-        width, table = each.shape[1], self.is_table(each)
+    def __call__(self, layer: Sensitivity) -> int:
+        width, table = layer.shape[1], self.is_table(layer)
         low = self.config.form(width, table=table)
         if table:
             high = dataclasses.replace(self.config, embedding_bits=8).form(width, table=True)
         else:
             high = self.config.raised(width)
-        return int(high.stored_bytes(each.shape)) - int(low.stored_bytes(each.shape)) + self.nodes
+        return int(high.stored_bytes(layer.shape)) - int(low.stored_bytes(layer.shape)) + self.nodes
 
 
 class SpendBudget(VariantStep):
@@ -84,7 +84,7 @@ class SpendBudget(VariantStep):
         return plan.budget is not None
 
     def texts(self, plan: BuildPlan) -> int:
-        return max((texts_for_codes(each) for each in plan.variants if self.applies(each)), default=0)
+        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
 
     def preflight(self, plan: BuildPlan, captured: Captured) -> None:
         for variant in plan.variants if plan.prune is None else ():
@@ -105,8 +105,8 @@ def _spend(calibration: Calibration, variant: VariantBuild, budget: int) -> Vari
     """Returns the variant with what the budget has room for; its report says what that is."""
     model, about = variant.graph, variant.report["quantization"]
     tables = backend_of(variant.plan.target).config_of(variant.plan, variant.choices).embeddings
-    look = next(embeddings(model), None) if tables and variant.plan.embeddings is None else None
-    if look is not None:
+    table_node = next(embeddings(model), None) if tables and variant.plan.embeddings is None else None
+    if table_node is not None:
         variant = variant.choosing(embeddings="int4")
     size = size_of(variant, model, calibration.scratch)
     if size > budget:
@@ -116,16 +116,16 @@ def _spend(calibration: Calibration, variant: VariantBuild, budget: int) -> Vari
             "nothing was written",
             hint=f"{less} less",
         )
-    prices = _prices(variant, look)
+    prices = _prices(variant, table_node)
     about["budget"] = {"bytes": budget, "least": size, "spent": 0}
-    unmeasured = [_unmeasured(each.path, each.shape) for each in linears(model)]
+    unmeasured = [_unmeasured(layer.path, layer.shape) for layer in linears(model)]
     unmeasured += [prices.table] if prices.table else []
-    if any(prices(each) <= budget - size for each in unmeasured if prices.free(each)):
-        found = [each for each in _measured(calibration, variant, model, prices) if prices.free(each)]
-        about["budget"]["spent"], raised, variant = _raise(calibration, variant, model, found, prices, budget, size)
+    if any(prices(layer) <= budget - size for layer in unmeasured if prices.free(layer)):
+        measured = [layer for layer in _measured(calibration, variant, model, prices) if prices.free(layer)]
+        about["budget"]["spent"], raised, variant = _raise(calibration, variant, model, measured, prices, budget, size)
         about["sensitivity"] = [
-            {"path": each.path, "bits": 8 if each.path in raised else 4, "error": float(f"{each.error:.4g}")}
-            for each in found
+            {"path": layer.path, "bits": 8 if layer.path in raised else 4, "error": float(f"{layer.error:.4g}")}
+            for layer in measured
         ]
     if tables:
         about["budget"]["embeddings"] = variant.choices.embeddings or variant.plan.embeddings
@@ -140,7 +140,7 @@ def refuse_too_small(budget: int | None, model: ir.Model) -> None:
     """
     if budget is None:
         return
-    codes = sum(math.prod(map(int, each.shape)) for each in linears(model)) // 2
+    codes = sum(math.prod(map(int, layer.shape)) for layer in linears(model)) // 2
     if codes > budget:
         raise BoundError(
             f"expected a budget that weights of 4 bits fit, found {budget:,} bytes for codes of {codes:,}; "
@@ -149,15 +149,15 @@ def refuse_too_small(budget: int | None, model: ir.Model) -> None:
         )
 
 
-def _prices(variant: VariantBuild, look: ir.Node | None) -> _Prices:
+def _prices(variant: VariantBuild, table_node: ir.Node | None) -> _Prices:
     """What `look`, an embedding that may be raised, and all layers of the variant take more."""
-    table = None if look is None else _unmeasured(module_of(look), look.inputs[0].shape)  # type: ignore[union-attr, arg-type]
+    table = None if table_node is None else _unmeasured(module_of(table_node), table_node.inputs[0].shape)  # type: ignore[union-attr, arg-type]
     # The graphs of encoders join no layers.
     joins = traits_of(variant.plan.target).joins_linears and variant.captured.interface.writes_text
     nodes = NODES if joins else 0
     if variant.plan.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
         nodes = 2 * nodes + DESCRIBED
-    fixed = frozenset(path for each in variant.choices.layers for path in each.paths)
+    fixed = frozenset(path for form in variant.choices.layers for path in form.paths)
     return _Prices(backend_of(variant.plan.target).config_of(variant.plan, variant.choices), table, nodes, fixed)
 
 
@@ -173,7 +173,7 @@ def _measured(calibration: Calibration, variant: VariantBuild, model: ir.Model, 
 
 
 def _raise(
-    calibration: Calibration, variant: VariantBuild, model: ir.Model, found: Sequence[Sensitivity], prices: _Prices,
+    calibration: Calibration, variant: VariantBuild, model: ir.Model, measured: Sequence[Sensitivity], prices: _Prices,
     budget: int, size: int,
 ) -> tuple[int, Collection[str], VariantBuild]:  # fmt: skip
     """Gives 8 bits to what gains most for its bytes, where `size` bytes of the budget are taken already.
@@ -183,11 +183,11 @@ def _raise(
     """
     fewest, left = variant.choices.layers, budget - size
     while True:
-        raised, spent = raise_within(found, prices, left)
-        chosen = [each for each in found if each.path in raised]
+        raised, spent = raise_within(measured, prices, left)
+        chosen = [layer for layer in measured if layer.path in raised]
         if prices.table:
             variant = variant.choosing(embeddings="int8" if any(map(prices.is_table, chosen)) else "int4")
-        layers = {each.path: each.shape[1] for each in chosen if not prices.is_table(each)}
+        layers = {layer.path: layer.shape[1] for layer in chosen if not prices.is_table(layer)}
         variant = variant.choosing(layers=fewest + prices.config.raised_layers(layers))
         over = size_of(variant, model, calibration.scratch) - budget
         if over <= 0 or not chosen:
