@@ -145,13 +145,13 @@ class Sparsity(Section, kw_only=True):
     Attributes:
         pattern: The pattern.
         linears: The linear layers.
-        dense_on: Compute capabilities without sparse tensor cores.
+        dense_on: Which compute capabilities have no sparse tensor cores, and so run the weights as dense ones.
         note: What the engine's library does with the pattern.
     """
 
     pattern: str
     linears: list[SparseMatrix]
-    dense_on: list[str] | None = None
+    dense_on: str | None = None
     note: str | None = None
 
 
