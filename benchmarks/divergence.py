@@ -28,9 +28,10 @@ def main() -> None:
     from leptonc.evaluate.fidelity import compare_logits
     from leptonc.evaluate.reference import Reference
     from leptonc.frontend.capture import capture
+    from leptonc.report.quality import Fidelity
     from leptonc.sources import open_source
 
-    found: dict[str, list[dict[str, float]]] = {str(path): [] for path in args.artifacts}
+    found: dict[str, list[Fidelity]] = {str(path): [] for path in args.artifacts}
     with open_source(args.source) as source:
         reference = Reference(source, capture(source, max_seq_len=args.tokens).task)
         models = {str(path): runtime_edge.load(path) for path in args.artifacts}
@@ -47,10 +48,10 @@ def main() -> None:
             print(f"window {at + 1} of {args.windows}", file=sys.stderr)
 
     def mean(path: str, field: str) -> float:
-        return sum(each[field] for each in found[path]) / args.windows
+        return sum(getattr(each, field) for each in found[path]) / args.windows
 
     def perplexity(path: str, field: str) -> float:
-        return math.exp(sum(math.log(each[field]) for each in found[path]) / args.windows)
+        return math.exp(sum(math.log(getattr(each, field)) for each in found[path]) / args.windows)
 
     print(
         json.dumps(

@@ -51,7 +51,14 @@ MAY_IMPORT = {
         "leptonc.errors",
         "runtime_edge.writing",
     },
-    "leptonc.sources": {"leptonc.sources", "leptonc.errors", "leptonc.memory", "runtime_edge", "sample_models"},
+    "leptonc.sources": {
+        "leptonc.sources",
+        "leptonc.report",
+        "leptonc.errors",
+        "leptonc.memory",
+        "runtime_edge",
+        "sample_models",
+    },
     "leptonc.frontend": {
         "leptonc.frontend",
         "leptonc.ir",

@@ -105,9 +105,9 @@ def _variant(manifest: Manifest, variant: Variant, report: VariantReport) -> str
     prompts = report.prefill.fidelity if report.prefill is not None else None
     for what, fidelity in (("against float32", report.fidelity), ("prompts against float32", prompts)):
         if fidelity is not None:
-            from leptonc.evaluate.measure import loss
+            from leptonc.evaluate.bounds import loss
 
-            how, lost = loss(as_plain(fidelity))
+            how, lost = loss(fidelity)
             cards.append((f"{what}: {how}", f"{lost:.2f} %"))
     shown = "".join(f"<div>{escape(name)}<b>{escape(value)}</b></div>" for name, value in cards)
     parts = [f'<div class="cards">{shown}</div>']

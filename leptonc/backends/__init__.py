@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import targets
 from leptonc.errors import InputError
 from leptonc.passes.quantize.methods import METHODS
+from leptonc.report.quality import Fidelity
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,7 +54,7 @@ class Backend(Protocol):
     def record(self, variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
         """Returns the variant's record, its graph and weights being written."""
 
-    def measure(self, variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
+    def measure(self, variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> Fidelity:
         """Runs what is written, `manifest` having this variant alone, and compares it with the original."""
 
     def compile(self, variant: VariantBuild, writer: ArtifactWriter, model: ir.Model, record: Variant) -> Variant:

@@ -15,6 +15,7 @@ from leptonc.evaluate.text import load_text
 from leptonc.frontend.captured import Captured
 from leptonc.ir.dialect import count_ops
 from leptonc.progress import Timed
+from leptonc.report.quality import Fidelity
 from leptonc.sources import Source, open_source
 from leptonc.variant import VariantBuild
 
@@ -84,7 +85,7 @@ def first_report(plan: BuildPlan, source: Source, captured: Captured, clock: Tim
     if captured.unused:
         report["unused"] = list(captured.unused)
     if (emitted := source.emitted) is not None:
-        report["emitted"] = {"pruning": list(emitted.pruning), "fidelity": emitted.fidelity or {}}
+        report["emitted"] = {"pruning": list(emitted.pruning), "fidelity": emitted.fidelity or Fidelity()}
         if emitted.pruning:
             report["pruning"] = emitted.pruning[-1]
     return report

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from leptonc.build.context import BuildContext
+from leptonc.report.pruning import Pruning
 from leptonc.sources.emitted import About
 
 
@@ -10,7 +13,7 @@ def about_of(context: BuildContext, files: tuple[str, ...] = ()) -> About:
     """Returns what describes the graph; `files` are those of the directory, once all are written."""
     captured, source, report = context.captured, context.source, context.report
     before = source.emitted
-    pruned = (report["pruning"],) if context.plan.prune is not None else ()
+    pruned = (msgspec.convert(report["pruning"], Pruning),) if context.plan.prune is not None else ()
     return About(
         task=captured.task.name, parameters=captured.parameters, max_seq_len=captured.max_seq_len,
         origin=dict(before.origin if before is not None else source.origin), passes=tuple(context.records),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from leptonc.report import Report, as_plain
+from leptonc.report import Report
 from leptonc.report.quality import Fidelity
 from leptonc.report.section import Section
 from leptonc.report.variant import VariantReport
@@ -63,7 +63,7 @@ def summary(result: BuildResult) -> list[tuple[str, str]]:
 
 def _bounded(report: VariantReport) -> list[tuple[str, str]]:
     """What a variant takes of the size that was asked for, and what it loses: the two that a budget trades."""
-    from leptonc.evaluate.measure import loss
+    from leptonc.evaluate.bounds import loss
 
     budget = report.quantization.budget if report.quantization is not None else None
     if budget is None:
@@ -71,7 +71,7 @@ def _bounded(report: VariantReport) -> list[tuple[str, str]]:
     taken, whole = budget.least + budget.spent, budget.bytes
     rows = [("  budget", f"{taken / whole:.1%} of the {whole:,} bytes asked for: {taken:,} of weights and graph")]
     if report.fidelity is not None:
-        what, lost = loss(as_plain(report.fidelity))
+        what, lost = loss(report.fidelity)
         rows.append(("  loss", f"{what} by {lost:.2f} %"))
     return rows
 

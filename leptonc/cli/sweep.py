@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from leptonc.cli.fields import options_from
 from leptonc.errors import require
 from leptonc.options import BuildOptions
+from leptonc.report.quality import Fidelity
 from runtime_edge.cli import options
 
 _PROMPT, _NEW, _BATCH, _REPETITIONS = 512, 64, 32, 4
@@ -115,14 +117,14 @@ def sweep(
 
 def _relative(records: list[dict[str, Any]]) -> None:
     """Gives each point its loss: over the point fp32's perplexity where that was measured, else its own report's."""
-    from leptonc.evaluate.measure import loss
+    from leptonc.evaluate.bounds import loss
 
     plain = next((r["perplexity"] for r in records if r["name"] == "fp32" and "perplexity" in r), None)
     for record in records:
         if plain and "perplexity" in record:
             record["loss_percent"] = round(100 * (record["perplexity"] / plain - 1), 3)
         elif record.get("fidelity"):
-            record["loss_percent"] = round(loss(record["fidelity"])[1], 3)
+            record["loss_percent"] = round(loss(msgspec.convert(record["fidelity"], Fidelity))[1], 3)
 
 
 class _Measuring:

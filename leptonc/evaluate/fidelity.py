@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from leptonc.report.quality import Fidelity
 
 Floats = NDArray[np.float32]
 
@@ -28,7 +29,7 @@ def log_softmax(logits: Floats) -> Floats:
 
 def compare_logits(
     reference: Iterable[tuple[int, Floats]], artifact: Iterable[tuple[int, Floats]], token_ids: list[int]
-) -> dict[str, Any]:
+) -> Fidelity:
     """Compares two causal models on one text.
 
     Args:
@@ -37,8 +38,7 @@ def compare_logits(
         token_ids: The text.
 
     Returns:
-        max_abs_diff, mean_abs_diff: of logits; kl_divergence: mean over positions of KL(reference || artifact) in nats;
-        top1_agreement: fraction of positions with the same most likely token; perplexity of both on the text.
+        Differences of logits, their divergence and agreement, and the perplexity of both.
     """
     worst, total, count = 0.0, 0.0, 0
     kl, agree, nll_reference, nll_artifact = 0.0, 0, 0.0, 0.0
@@ -56,15 +56,15 @@ def compare_logits(
         nll_artifact -= float(q[at, following].sum(dtype=torch.float64))
         kl += float(torch.sub(p, q, out=q).mul_(p.exp_()).sum(dtype=torch.float64))
     positions, predicted = len(token_ids), max(1, len(token_ids) - 1)
-    return {
-        "tokens": positions,
-        "max_abs_diff": significant(worst),
-        "mean_abs_diff": significant(total / max(1, count)),
-        "kl_divergence": significant(max(0.0, kl / positions)),
-        "top1_agreement": significant(agree / positions),
-        "perplexity_reference": significant(math.exp(nll_reference / predicted)),
-        "perplexity": significant(math.exp(nll_artifact / predicted)),
-    }
+    return Fidelity(
+        tokens=positions,
+        max_abs_diff=significant(worst),
+        mean_abs_diff=significant(total / max(1, count)),
+        kl_divergence=significant(max(0.0, kl / positions)),
+        top1_agreement=significant(agree / positions),
+        perplexity_reference=significant(math.exp(nll_reference / predicted)),
+        perplexity=significant(math.exp(nll_artifact / predicted)),
+    )
 
 
 def _aligned(
@@ -90,11 +90,11 @@ def scores(logits: Floats, function: str) -> Floats:
         return np.exp(log_softmax(logits))
     if function == "none":
         return logits
-    found: Floats = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
-    return found
+    sigmoid: Floats = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    return sigmoid
 
 
-def compare_rows(reference: Floats, artifact: Floats, *, function: str | None) -> dict[str, Any]:
+def compare_rows(reference: Floats, artifact: Floats, *, function: str | None) -> Fidelity:
     """Compares an encoder's outputs, float32 [n, dim].
 
     Args:
@@ -110,16 +110,16 @@ def compare_rows(reference: Floats, artifact: Floats, *, function: str | None) -
     diff = np.abs(reference - artifact)
     norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(artifact, axis=1)
     cosine = (reference * artifact).sum(1) / np.maximum(norms, 1e-12)
-    found: dict[str, Any] = {
-        "texts": len(reference),
-        "max_abs_diff": significant(float(diff.max())),
-        "mean_abs_diff": significant(float(diff.mean(dtype=np.float64))),
-        "cosine_min": significant(float(cosine.min()), 8),
-        "cosine_mean": significant(float(cosine.mean(dtype=np.float64)), 8),
-    }
-    if function is None:
-        return found
-    if function == "none" or reference.shape[1] == 1:
+    compared = Fidelity(
+        texts=len(reference),
+        max_abs_diff=significant(float(diff.max())),
+        mean_abs_diff=significant(float(diff.mean(dtype=np.float64))),
+        cosine_min=significant(float(cosine.min()), 8),
+        cosine_mean=significant(float(cosine.mean(dtype=np.float64)), 8),
+    )
+    if function == "none" or (function is not None and reference.shape[1] == 1):
         size = float(np.abs(reference).mean(dtype=np.float64)) if function == "none" else 1.0
-        return {**found, "score_error": significant(float(diff.mean(dtype=np.float64)) / max(size, 1e-12))}
-    return {**found, "top1_agreement": significant(float((reference.argmax(1) == artifact.argmax(1)).mean()))}
+        compared.score_error = significant(float(diff.mean(dtype=np.float64)) / max(size, 1e-12))
+    elif function is not None:
+        compared.top1_agreement = significant(float((reference.argmax(1) == artifact.argmax(1)).mean()))
+    return compared

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from leptonc.errors import OVERFLOWS, BoundError, CaptureError, InputError
+from leptonc.errors import InputError
 from leptonc.evaluate import fidelity, library
 from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Original, Reference
 from leptonc.evaluate.text import sentences
 from leptonc.frontend.capture import Captured
 from leptonc.ir.ports import inputs_of
+from leptonc.report.quality import Fidelity
 from leptonc.sources.base import Source, text_limit
 from runtime_edge.part_record import LABEL_LOGITS, POOLING_MASK
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 TOKENS = 512  # of text that a causal model is measured on
 SENTENCES = 32  # that an encoder is
-_ROUNDING = 1e-3  # nats of divergence, or percent; float32's own order of sums costs less than a thousandth of that
 
 
 @dataclass
@@ -118,12 +118,12 @@ class Sample:
         texts, skipped = self.encoded
         return [inputs_of(self.captured.model, np.asarray(ids, np.int64), skipped) for ids in texts]
 
-    def compare_decoder(self, blocks: Iterable[tuple[int, NDArray[np.float32]]]) -> dict[str, Any]:
+    def compare_decoder(self, blocks: Iterable[tuple[int, NDArray[np.float32]]]) -> Fidelity:
         """Compares logits of `token_ids`, (position, float32 [n, vocab]) in order, with the original's in float32."""
         reference = self._original(watching := OutputNoise(self.rounded))
-        found = fidelity.compare_logits(reference.logits(self.token_ids), blocks, self.token_ids)
+        compared = fidelity.compare_logits(reference.logits(self.token_ids), blocks, self.token_ids)
         self.noise = watching.decibels()
-        return {**found, **self._about()}
+        return self._named(compared)
 
     def _original(self, watching: OutputNoise) -> Original:
         """What there is of the original: transformers' model or, where that was left behind, the emitted graph."""
@@ -133,10 +133,12 @@ class Sample:
 
         return GraphReference(emitted_graph(self.source), self.scratch, watching)
 
-    def _about(self) -> dict[str, Any]:
-        emitted = {} if self.source.emitted is None else {"reference": f"the graph emitted as {self.source.name}"}
-        compared = {} if self.library is None else {"sentence_transformers": self.library}
-        return {"text": self.name, **emitted, **compared}
+    def _named(self, compared: Fidelity) -> Fidelity:
+        """Returns a comparison that says what was compared on which text."""
+        reference = None if self.source.emitted is None else f"the graph emitted as {self.source.name}"
+        return msgspec.structs.replace(
+            compared, text=self.name, reference=reference, sentence_transformers=self.library
+        )  # fmt: skip
 
     def reference_rows(self) -> NDArray[np.float32]:
         """Returns what the original computes in float32 for each of `texts`, [n, dim]."""
@@ -153,7 +155,7 @@ class Sample:
                 self.library = library.compare(place, [text for text, _ in both], np.stack([row for _, row in both]))
         return found
 
-    def compare_graph(self, model: ir.Model) -> dict[str, Any]:
+    def compare_graph(self, model: ir.Model) -> Fidelity:
         """Compares a captured graph of the same task, run in float32 a layer at a time, with the original."""
         from leptonc.evaluate.graph import GraphReference
 
@@ -165,7 +167,7 @@ class Sample:
 
     def compare_encoder(
         self, reference: NDArray[np.float32], found: NDArray[np.float32], *, logits: bool
-    ) -> dict[str, Any]:
+    ) -> Fidelity:
         """Compares with `reference_rows`, both [n, dim].
 
         Args:
@@ -177,61 +179,4 @@ class Sample:
         if function is not None:
             reference = fidelity.scores(reference, function)
             found = fidelity.scores(found, function) if logits else found
-        return {**fidelity.compare_rows(reference, found, function=function), **self._about()}
-
-
-def judge(found: dict[str, Any], bound: float | None, whom: str, hint: str) -> None:
-    """Holds what a comparison found against a bound in percent; None bounds nothing.
-
-    Args:
-        found: What `compare_decoder` or `compare_encoder` returned.
-        bound: Largest loss.
-        whom: What lost it, for the message.
-        hint: What helps.
-
-    Raises:
-        BoundError: It lost more.
-        InputError: What it lost is no number: outputs, of the original most often, are not finite.
-    """
-    what, lost = loss(found)
-    if bound is not None and lost > bound:
-        raise BoundError(
-            f"expected a loss of at most {bound:g} % for {whom}, found that {what} by {lost:.2f} %; nothing was "
-            "written",
-            hint=hint,
-        )
-    if not math.isfinite(lost):
-        raise InputError(
-            f"expected finite outputs on the text that is measured, found that {what} by {lost} % for {whom}",
-            hint=OVERFLOWS,
-        )
-
-
-def require_same(found: dict[str, Any], whom: str) -> None:
-    """Refuses an artifact that lost nothing on purpose, all of it being float32, and answers otherwise all the same.
-
-    Args:
-        found: What `compare_decoder` or `compare_encoder` returned.
-        whom: What was measured.
-
-    Raises:
-        CaptureError: It differs from the original by more than float32's rounding.
-    """
-    how, lost = ("divergence of the next token is", found["kl_divergence"]) if "kl_divergence" in found else loss(found)
-    if lost > _ROUNDING:
-        raise CaptureError(
-            f"expected {whom} in float32 to answer as transformers' own forward pass does, found that the {how} "
-            f"{lost:.3g}, more than rounding explains",
-            hint="this architecture, or an option of its config.json, is not supported yet",
-        )
-
-
-def loss(found: dict[str, Any]) -> tuple[str, float]:
-    """Returns the loss of quality that a comparison found: what fell or rose, and by how many percent."""
-    if "perplexity" in found:
-        return "perplexity rises", 100 * (found["perplexity"] / found["perplexity_reference"] - 1)
-    if "score_error" in found:
-        return "scores move", 100 * found["score_error"]
-    if "top1_agreement" in found:
-        return "agreement of labels falls", 100 * (1 - found["top1_agreement"])
-    return "cosine similarity falls", 100 * (1 - found["cosine_mean"])
+        return self._named(fidelity.compare_rows(reference, found, function=function))

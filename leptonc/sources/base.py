@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
+from leptonc.report.pruning import Pruning
+from leptonc.report.quality import Fidelity
+
 if TYPE_CHECKING:
     from runtime_edge.manifest import PassRecord
 
@@ -109,8 +112,8 @@ class Emitted:
     max_seq_len: int
     origin: dict[str, str]
     passes: tuple[PassRecord, ...] = ()
-    pruning: tuple[dict[str, Any], ...] = ()
-    fidelity: dict[str, Any] | None = None
+    pruning: tuple[Pruning, ...] = ()
+    fidelity: Fidelity | None = None
 
 
 @dataclass

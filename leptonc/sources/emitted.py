@@ -20,6 +20,8 @@ from typing import Any
 import msgspec
 
 from leptonc.errors import InputError, require
+from leptonc.report.pruning import Pruning
+from leptonc.report.quality import Fidelity
 from leptonc.sources.base import Emitted, Source
 from leptonc.sources.hf import model_files
 from leptonc.sources.jsonfile import read_bytes, read_json
@@ -58,8 +60,8 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_seq_len: Positive
     origin: dict[str, str]
     passes: tuple[PassRecord, ...] = ()
-    pruning: tuple[dict[str, Any], ...] = ()
-    fidelity: dict[str, Any] | None = None
+    pruning: tuple[Pruning, ...] = ()
+    fidelity: Fidelity | None = None
     files: tuple[str, ...] = ()
 
 

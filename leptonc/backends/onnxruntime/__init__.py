@@ -37,6 +37,7 @@ from leptonc.passes.last_logits import LastLogits
 from leptonc.passes.quantize.methods import ROUNDING
 from leptonc.passes.quantize.numbers import CodesToNumbers, CodesToNumbersConfig
 from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
+from leptonc.report.quality import Fidelity
 from leptonc.variant import Choices, VariantBuild, VariantPlan
 from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, PREFILL_LEAST
 from runtime_edge.manifest import Manifest, Variant
@@ -215,7 +216,7 @@ def compile(variant: VariantBuild, writer: ArtifactWriter, model: ir.Model, reco
     return record
 
 
-def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
+def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> Fidelity:
     """See `Backend.measure`: the runtime runs the artifact as it will on the device."""
     import runtime_edge
 

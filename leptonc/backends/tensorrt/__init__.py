@@ -36,6 +36,7 @@ from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.quantize.choose import ChooseCodes
 from leptonc.passes.quantize.methods import ROUNDING
 from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
+from leptonc.report.quality import Fidelity
 from leptonc.variant import Choices, VariantBuild, VariantPlan
 from runtime_edge.manifest import Engine, Manifest, Variant
 from runtime_edge.tensorrt.flavours import first_version, flavour, parses
@@ -214,7 +215,7 @@ def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
     )  # fmt: skip
 
 
-def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> dict[str, Any]:
+def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> Fidelity:
     """See `Backend.measure`: ONNX Runtime runs the lowered graph, in float arithmetic, before an engine is built."""
     sample, path = variant.sample, writer.path / variant.plan.graph
     if variant.captured.interface.writes_text:
@@ -222,14 +223,15 @@ def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -
         short = writer.path / f"{variant.plan.name}.check.onnx"  # beside the blobs that it refers to
         ir.save(_as_run(variant, ir.load(path)), short)
         try:
-            found = sample.compare_decoder(logits_blocks(short, sample.token_ids, rows))
+            fidelity = sample.compare_decoder(logits_blocks(short, sample.token_ids, rows))
         finally:
             short.unlink()
     else:
         reference = sample.reference_rows()
         got = encoder_rows(open_session(path), sample.encoder_batches())
-        found = sample.compare_encoder(reference, got, logits=True)
-    return {**found, "executed": "the lowered graph, by ONNX Runtime on the CPU"}
+        fidelity = sample.compare_encoder(reference, got, logits=True)
+    fidelity.executed = "the lowered graph, by ONNX Runtime on the CPU"
+    return fidelity
 
 
 def compile(variant: VariantBuild, writer: ArtifactWriter, model: ir.Model, record: Variant) -> Variant:

@@ -9,8 +9,8 @@ from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import CHECKING, ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
+from leptonc.evaluate.bounds import judge, require_same
 from leptonc.evaluate.graph import emitted_graph
-from leptonc.evaluate.measure import judge, require_same
 from leptonc.sources import open_source
 from leptonc.variant import VariantBuild, VariantPlan
 

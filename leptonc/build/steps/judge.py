@@ -8,7 +8,7 @@ from leptonc.build.advice import advice, prompts_advice
 from leptonc.build.context import BuildContext
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import VariantStep
-from leptonc.evaluate.measure import judge, require_same
+from leptonc.evaluate.bounds import judge, require_same
 from leptonc.variant import VariantBuild, VariantPlan
 
 _FEWER = "more bits (--weights int8), smaller blocks (--block-size 16), --asymmetric or no --prune lose less"

@@ -35,6 +35,8 @@ from leptonc.passes.prune.importance import METHODS, by_unit, cheapest, scores
 from leptonc.passes.prune.plan import BLOCK, Cut, by_block
 from leptonc.passes.prune.remove import Prune, PruneConfig
 from leptonc.passes.prune.request import Request
+from leptonc.report.pruning import PrunedQuality
+from leptonc.report.quality import Fidelity
 
 ALLOCATIONS = ("uniform", "global")
 COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
@@ -281,18 +283,18 @@ class Pruning:
         chosen = sorted(known, key=lambda path: known[path])[: self.request.layers]
         return tuple(Cut(block.name, BLOCK) for block in prunable.blocks if block.layer in chosen)
 
-    def _quality(self, model: ir.Model, plain: ir.Model | None, cuts: tuple[Cut, ...]) -> dict[str, Any]:
+    def _quality(self, model: ir.Model, plain: ir.Model | None, cuts: tuple[Cut, ...]) -> PrunedQuality:
         """Compares what is left with the original; `plain` is the whole graph, where something makes up for cuts."""
-        quality: dict[str, Any] = {}
+        quality: dict[str, Fidelity] = {}
         graphs = {"cut": model} if plain is None else {"cut": plain, "compensated": model}
         if plain is not None:
             Manager().run(plain, [Prune(PruneConfig(cuts))])
         with self.calibration.clock.stage("prune check", len(graphs)) as advance:
             for name, graph in graphs.items():
                 compared = self.calibration.sample.compare_graph(graph)
-                quality[name] = {key: value for key, value in compared.items() if key in QUALITY}
+                quality[name] = Fidelity(**{figure: getattr(compared, figure) for figure in QUALITY})
                 advance(1)
-        return quality
+        return PrunedQuality(**quality)
 
     @staticmethod
     def _biases(

@@ -17,10 +17,10 @@ import pytest
 import runtime_edge
 from leptonc.artifact.page import report_page
 from leptonc.artifact.plots import Axis, Dot, dots, number
-from leptonc.evaluate.measure import loss
+from leptonc.evaluate.bounds import loss
 from leptonc.report import Report, report_of
 from leptonc.report.pruning import Pruning
-from leptonc.report.quality import Judged, Recovery
+from leptonc.report.quality import Fidelity, Judged, Recovery
 from leptonc.report.quantization import Activations, Quantization, QuantizedInput
 from leptonc.report.section import Change
 from leptonc.report.variant import Matrix, VariantReport
@@ -179,7 +179,7 @@ def test_a_page_of_two_graphs_shows_the_one_for_prompts(artifact: Callable[..., 
     read = contained((path / "report.html").read_bytes())
     found = json.loads((path / "report.json").read_text())["variants"]["cpu"]
     for what, about in (("against float32", found), ("prompts against float32", found["prefill"])):
-        how, lost = loss(about["fidelity"])
+        how, lost = loss(Fidelity(**about["fidelity"]))
         assert f"{what}: {how}\n{lost:.2f} %" in read.text
     assert "Ranges of activations" in read.text
     for each in found["prefill"]["activations"]["inputs"]:

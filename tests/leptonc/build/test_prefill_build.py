@@ -14,7 +14,7 @@ import runtime_edge
 from leptonc.artifact.pack import pack
 from leptonc.build.to_artifact import BuildResult, build
 from leptonc.errors import BoundError, InputError
-from leptonc.evaluate.measure import loss
+from leptonc.evaluate.bounds import loss
 from leptonc.options import BuildOptions, LayerRule
 from leptonc.report import as_plain
 from runtime_edge import kernels
@@ -203,8 +203,12 @@ def test_where_prompts_alone_lose_too_much_the_hint_is_about_them(
     weights: str, prefill: str, text: Path, tmp_path: Path
 ) -> None:
     result = built("tiny-llama", text, tmp_path / "a", weights=weights, prefill=prefill)
-    about = as_plain(result.report)["variants"]["cpu"]
-    (_, decodes), (_, prompts) = loss(about["fidelity"]), loss(about["prefill"]["fidelity"])
+    assert result.report.variants is not None
+    variant = result.report.variants["cpu"]
+    assert variant.fidelity is not None
+    assert variant.prefill is not None
+    assert variant.prefill.fidelity is not None
+    (_, decodes), (_, prompts) = loss(variant.fidelity), loss(variant.prefill.fidelity)
     assert decodes < prompts
     message = f"for cpu in prompts, found that perplexity rises by {prompts:.2f} %"
     bound = (decodes + prompts) / 2
@@ -212,7 +216,7 @@ def test_where_prompts_alone_lose_too_much_the_hint_is_about_them(
         built("tiny-llama", text, tmp_path / "b", weights=weights, prefill=prefill, max_loss=bound)
     assert not (tmp_path / "b").exists()
     hint = str(caught.value.hint)
-    inputs = [each for each in about["prefill"]["activations"]["inputs"] if each["bits"] == 8]
+    inputs = [each for each in as_plain(variant.prefill)["activations"]["inputs"] if each["bits"] == 8]
     worst = sorted(inputs, key=lambda each: each["divergence"])[-3:]
     named = [f"{' and '.join(each['layers'])} ({each['divergence']:.2g} nats)" for each in reversed(worst)]
     assert f"what these read loses most in 8 bits: {', '.join(named)}." in hint

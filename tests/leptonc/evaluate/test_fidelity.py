@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from leptonc.errors import InputError
 from leptonc.evaluate.fidelity import compare_logits, compare_rows, log_softmax, scores, significant
 from leptonc.evaluate.text import load_text, sentences
+from leptonc.report import as_plain
+from leptonc.report.quality import Fidelity
 
 LENGTH, VOCAB = 29, 50
 RANDOM = np.random.default_rng(0)
@@ -39,7 +41,7 @@ def exact(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     ("left", "right"), [([29], [29]), ([10, 19], [29]), ([29], [1] * 29), ([7, 7, 15], [3, 20, 6]), ([1] * 29, [28, 1])]
 )
 def test_figures_whatever_the_blocks(left: list[int], right: list[int]) -> None:
-    found = compare_logits(blocks(WANT, left), blocks(GOT, right), IDS)
+    found = as_plain(compare_logits(blocks(WANT, left), blocks(GOT, right), IDS))
     p, q = exact(WANT), exact(GOT)
     at = np.arange(LENGTH - 1)
     expected = {
@@ -59,21 +61,21 @@ def test_figures_whatever_the_blocks(left: list[int], right: list[int]) -> None:
 
 
 def test_a_model_against_itself() -> None:
-    found = compare_logits(blocks(WANT, [29]), blocks(WANT, [29]), IDS)
-    assert (found["max_abs_diff"], found["mean_abs_diff"], found["kl_divergence"]) == (0, 0, 0)
-    assert found["top1_agreement"] == 1
-    assert found["perplexity"] == found["perplexity_reference"]
+    same = compare_logits(blocks(WANT, [29]), blocks(WANT, [29]), IDS)
+    assert (same.max_abs_diff, same.mean_abs_diff, same.kl_divergence) == (0, 0, 0)
+    assert same.top1_agreement == 1
+    assert same.perplexity == same.perplexity_reference
 
 
 def test_kl_divergence_is_of_the_reference_from_the_artifact() -> None:
-    one = compare_logits(blocks(WANT, [29]), blocks(GOT, [29]), IDS)["kl_divergence"]
-    other = compare_logits(blocks(GOT, [29]), blocks(WANT, [29]), IDS)["kl_divergence"]
+    one = compare_logits(blocks(WANT, [29]), blocks(GOT, [29]), IDS).kl_divergence
+    other = compare_logits(blocks(GOT, [29]), blocks(WANT, [29]), IDS).kl_divergence
     assert one != pytest.approx(other, rel=1e-3)
 
 
 def test_a_single_token() -> None:
-    found = compare_logits(blocks(WANT[:1], [1]), blocks(GOT[:1], [1]), IDS[:1])
-    assert (found["tokens"], found["perplexity"], found["perplexity_reference"]) == (1, 1, 1)
+    alone = compare_logits(blocks(WANT[:1], [1]), blocks(GOT[:1], [1]), IDS[:1])
+    assert (alone.tokens, alone.perplexity, alone.perplexity_reference) == (1, 1, 1)
 
 
 def test_log_softmax_of_large_numbers() -> None:
@@ -84,17 +86,17 @@ def test_log_softmax_of_large_numbers() -> None:
 
 
 def test_rows_of_embeddings() -> None:
-    found = compare_rows(WANT, GOT, function=None)
+    found = as_plain(compare_rows(WANT, GOT, function=None))
     cosine = [float(np.dot(w, g) / np.linalg.norm(w) / np.linalg.norm(g)) for w, g in zip(WANT, GOT, strict=True)]
     assert found["texts"] == LENGTH
     assert found["cosine_min"] == pytest.approx(min(cosine), rel=1e-5)
     assert found["cosine_mean"] == pytest.approx(np.mean(cosine), rel=1e-5)
     assert found["max_abs_diff"] == pytest.approx(np.abs(WANT - GOT).max(), rel=1e-5)
     assert "top1_agreement" not in found
-    agree = compare_rows(WANT, GOT, function="softmax")["top1_agreement"]
+    agree = compare_rows(WANT, GOT, function="softmax").top1_agreement
     assert agree == pytest.approx((WANT.argmax(1) == GOT.argmax(1)).mean(), rel=1e-5)
     zero = np.zeros((2, 3), np.float32)
-    assert compare_rows(zero, zero, function=None)["cosine_min"] == 0
+    assert compare_rows(zero, zero, function=None).cosine_min == 0
 
 
 def test_scores() -> None:
@@ -152,7 +154,7 @@ def test_sentences() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "refused"),
+    ("figures", "refused"),
     [
         ({"kl_divergence": 2e-6, "perplexity": 20.0, "perplexity_reference": 20.1}, False),
         ({"kl_divergence": 0.01, "perplexity": 20.0, "perplexity_reference": 20.0}, True),
@@ -163,12 +165,12 @@ def test_sentences() -> None:
     ],
     ids=str,
 )
-def test_float32_that_answers_otherwise_is_refused(found: dict[str, float], refused: bool) -> None:
+def test_float32_that_answers_otherwise_is_refused(figures: dict[str, float], refused: bool) -> None:
     from leptonc.errors import CaptureError
-    from leptonc.evaluate.measure import require_same
+    from leptonc.evaluate.bounds import require_same
 
     if refused:
         with pytest.raises(CaptureError, match="expected cpu in float32 to answer as transformers"):
-            require_same(found, "cpu")
+            require_same(Fidelity(**figures), "cpu")
     else:
-        require_same(found, "cpu")
+        require_same(Fidelity(**figures), "cpu")

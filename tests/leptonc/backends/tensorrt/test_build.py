@@ -176,9 +176,9 @@ def test_quantized_weights_have_the_quality_of_their_codes(tmp_path: Path, targe
     graph = result.path / result.manifest.variants[0].graph
     found = np.concatenate([block for _, block in logits_blocks(graph, ids, 200)])
     beside = compare_logits([(0, by_hand)], [(0, found)], ids)
-    assert beside["kl_divergence"] < 1e-4
-    assert beside["max_abs_diff"] < 0.1  # half precision
-    lost = [compare_logits([(0, exact)], [(0, each)], ids)["kl_divergence"] for each in (by_hand, found)]
+    assert (beside.kl_divergence or 0.0) < 1e-4
+    assert (beside.max_abs_diff or 0.0) < 0.1  # half precision
+    lost = [compare_logits([(0, exact)], [(0, each)], ids).kl_divergence for each in (by_hand, found)]
     assert lost[1] == pytest.approx(lost[0], rel=0.05 if bits == 4 else 0.3)
     if HAS_RTX:
         assert about["engine"]["built"] if target == "rtx-30" else about["rehearsal"]["done"]

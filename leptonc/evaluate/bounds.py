@@ -1,0 +1,72 @@
+"""What was lost, and bounds on it: `--max-loss`, and float32's own rounding."""
+
+from __future__ import annotations
+
+import math
+
+from leptonc.errors import OVERFLOWS, BoundError, CaptureError, InputError
+from leptonc.report.quality import Fidelity
+
+_ROUNDING = 1e-3  # nats of divergence, or percent; float32's own order of sums costs less than a thousandth of that
+
+
+def judge(fidelity: Fidelity, bound: float | None, whom: str, hint: str) -> None:
+    """Holds what was measured against a bound in percent; None bounds nothing.
+
+    Args:
+        fidelity: What was measured.
+        bound: Largest loss.
+        whom: What lost it, for the message.
+        hint: What helps.
+
+    Raises:
+        BoundError: It lost more.
+        InputError: What it lost is no number: outputs, of the original most often, are not finite.
+    """
+    what, lost = loss(fidelity)
+    if bound is not None and lost > bound:
+        raise BoundError(
+            f"expected a loss of at most {bound:g} % for {whom}, found that {what} by {lost:.2f} %; nothing was "
+            "written",
+            hint=hint,
+        )
+    if not math.isfinite(lost):
+        raise InputError(
+            f"expected finite outputs on the text that is measured, found that {what} by {lost} % for {whom}",
+            hint=OVERFLOWS,
+        )
+
+
+def require_same(fidelity: Fidelity, whom: str) -> None:
+    """Refuses an artifact that lost nothing on purpose, all of it being float32, and answers otherwise all the same.
+
+    Args:
+        fidelity: What was measured.
+        whom: What was measured.
+
+    Raises:
+        CaptureError: It differs from the original by more than float32's rounding.
+    """
+    if fidelity.kl_divergence is not None:
+        how, lost = "divergence of the next token is", fidelity.kl_divergence
+    else:
+        how, lost = loss(fidelity)
+    if lost > _ROUNDING:
+        raise CaptureError(
+            f"expected {whom} in float32 to answer as transformers' own forward pass does, found that the {how} "
+            f"{lost:.3g}, more than rounding explains",
+            hint="this architecture, or an option of its config.json, is not supported yet",
+        )
+
+
+def loss(fidelity: Fidelity) -> tuple[str, float]:
+    """Returns the loss of quality: what fell or rose, and by how many percent."""
+    if fidelity.perplexity is not None and fidelity.perplexity_reference is not None:
+        return "perplexity rises", 100 * (fidelity.perplexity / fidelity.perplexity_reference - 1)
+    if fidelity.score_error is not None:
+        return "scores move", 100 * fidelity.score_error
+    if fidelity.top1_agreement is not None:
+        return "agreement of labels falls", 100 * (1 - fidelity.top1_agreement)
+    if fidelity.cosine_mean is None:
+        raise ValueError("nothing was measured that tells a loss")
+    return "cosine similarity falls", 100 * (1 - fidelity.cosine_mean)
