@@ -164,7 +164,7 @@ def compensate(
 
     weights: Weights = {}
     paths = {linear.path for linear in consumers}
-    with StagedRun(folder, memory=memory, advance=advance) as run:
+    with StagedRun(folder, memory=memory, advance=advance, trim=False) as run:
         whole, cut = (_Side(run, linear, windows, paths) for linear in (model, student or model))
         differs = student is not None
         for at, stage in run.over(cut.graph.stages):

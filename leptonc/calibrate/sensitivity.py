@@ -140,7 +140,7 @@ def measure(
         InputError: The model's output is not finite.
     """
     cut = stages(model, outside=True)
-    with StagedRun(folder, memory=memory, advance=advance) as run:
+    with StagedRun(folder, memory=memory, advance=advance, trim=False) as run:
         change_of = OutputChange(model, run.folder, first=first)
         graph = run.graph(model, [inputs_of(model, window) for window in windows], cut, keep=[change_of.name])
         branches: dict[str, Branch] = {}  # by path of the trial

@@ -40,6 +40,8 @@ class StagedRun:
         folder: For temporary files. None: the system's folder.
         memory: Bytes of activations that are kept in memory. Others wait on disk. Default: 1 GiB.
         advance: Called with 1 after each stage. Default: nothing is called.
+        trim: Whether memory that was freed goes back to the system after each stage. It need not where every stage
+            takes as much again, and page faults would cost time. Default: it does.
 
     Attributes:
         folder: A temporary folder, which is gone afterwards.
@@ -50,9 +52,10 @@ class StagedRun:
     store: Store
 
     def __init__(
-        self, folder: Path | None, *, memory: int = MEMORY, advance: Callable[[int], Any] = lambda _: None
-    ) -> None:
-        self._parent, self._memory, self._advance = folder, memory, advance
+        self, folder: Path | None, *, memory: int = MEMORY, advance: Callable[[int], Any] = lambda _: None,
+        trim: bool = True,
+    ) -> None:  # fmt: skip
+        self._parent, self._memory, self._advance, self._trim = folder, memory, advance, trim
         self._graphs: list[GraphRun] = []
         self._stack = ExitStack()
 
@@ -92,7 +95,8 @@ class StagedRun:
             for graph in self._graphs:
                 graph.drop(at)
             self.drop_cycles()
-            give_back()
+            if self._trim:
+                give_back()
             self._advance(1)
 
 

@@ -78,7 +78,7 @@ class GraphReference:
 
     def _run(self, texts: Sequence[Text], cut: Sequence[Stage], name: str) -> list[NDArray[Any]]:
         """Runs stages one after the other, and returns the value `name` of each text."""
-        with StagedRun(self._folder) as run:
+        with StagedRun(self._folder, trim=False) as run:
             graph = run.graph(self._model, texts, cut, keep=[name])
             for at, stage in run.over(cut):
                 made = stage.made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -106,6 +107,7 @@ def padded(names: Iterable[str], lengths: tuple[int, ...] = (19, 11, 1), pad: in
 
 
 _CAPTURED: dict[tuple[str, int], Captured] = {}
+MANY_OBJECTS = 100_000  # torch and transformers alone have more
 _capture = frontend.capture  # the context `shared` puts the next function in its place
 
 
@@ -116,8 +118,16 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     key = (json.dumps([source.origin, source.config], sort_keys=True), max_seq_len)
     if key not in _CAPTURED:
         _CAPTURED[key] = _capture(source, max_seq_len=max_seq_len)
+        set_aside()  # what the first capture imports has most of a process's objects
     graphs = {name: graph.clone() for name, graph in _CAPTURED[key].graphs.items()}
     return dataclasses.replace(_CAPTURED[key], graphs=graphs)
+
+
+def set_aside() -> None:
+    """Sets objects aside from Python's collector where there are many: a walk over a graph runs it once a stage."""
+    if len(gc.get_objects()) > MANY_OBJECTS:
+        gc.collect()
+        gc.freeze()
 
 
 def captured(name: str, max_seq_len: int = MAX_SEQ_LEN) -> Captured:

@@ -5,7 +5,6 @@ Each is a function of what it is kept under, and has tests of its own that run i
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-
-MANY = 100_000  # objects that Python's collector looks at each time: torch and transformers alone have more
 
 _WRITTEN: dict[Any, list[NDArray[np.int64]]] = {}
 
@@ -46,9 +43,7 @@ def shared() -> Iterator[None]:
     from leptonc.frontend import capture as frontend
     from tests.leptonc import models
 
-    if len(gc.get_objects()) > MANY:
-        gc.collect()
-        gc.freeze()
+    models.set_aside()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frontend, "capture", models.capture)
         patch.setattr(calibration_text, "generate", generate_once(calibration_text.generate))

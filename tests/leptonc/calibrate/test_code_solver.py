@@ -186,29 +186,30 @@ def test_an_embedding_and_its_head_have_the_codes_that_were_chosen(bits: int, tm
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-bert-classifier"])
 def test_later_layers_make_up_for_earlier_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the last layers read is nearer to what it was, on other texts than the codes come from, too."""
+    """The inputs of the last layers are nearer to the exact ones, also on other texts than the codes come from."""
     model, form = captured(name), Format(3, 16, False)
-    paths = [each.path for each in linears(model) if layer_of(each.path)]
+    paths = [linear.path for linear in linears(model) if layer_of(linear.path)]
 
-    def off(texts: list[np.ndarray], made_up: float) -> float:
+    def weights(made_up: float) -> dict[str, np.ndarray]:
         monkeypatch.setattr(gptq_method, "MADE_UP", made_up)
-        codes = solver(tmp_path, MANY)(model, lambda each: form if each.path in paths else None)
-        errors: dict[str, list[float]] = {}
+        codes = solver(tmp_path, MANY)(model, lambda linear: form if linear.path in paths else None)
+        chosen = [linear for linear in linears(model) if str(linear.weight.name) in codes]
+        return {
+            str(linear.weight.name): as_stored(dequantize(codes[str(linear.weight.name)], form), linear)
+            for linear in chosen
+        }
 
-        def see(at: Stage, value: str, x: np.ndarray, exact: np.ndarray) -> None:
-            for each in at.linears[value]:
-                errors.setdefault(each.path, []).append(float(np.square(x - exact).sum()))
+    def off(texts: list[np.ndarray], quantized: dict[str, np.ndarray]) -> float:
+        errors: dict[str, float] = {}
 
-        def use(at: Stage) -> dict[str, np.ndarray]:
-            some = [each for group in at.linears.values() for each in group if str(each.weight.name) in codes]
-            return {
-                str(each.weight.name): as_stored(dequantize(codes[str(each.weight.name)], form), each)
-                for each in some
-            }
+        def observer(at: Stage, value: str, x: np.ndarray, exact: np.ndarray) -> None:
+            for linear in at.linears[value]:
+                errors[linear.path] = errors.get(linear.path, 0.0) + float(np.square(x - exact).sum())
 
-        walk(model, [inputs_of(model, each) for each in texts], see, use, tmp_path, with_exact=True)
-        return sum(errors[paths[-1]])
+        batches = [inputs_of(model, text) for text in texts]
+        walk(model, batches, observer, lambda _: quantized, tmp_path, with_exact=True)
+        return errors[paths[-1]]
 
-    some, none = gptq_method.MADE_UP, 0
+    some, none = weights(gptq_method.MADE_UP), weights(0)
     assert off(MANY, some) < 0.97 * off(MANY, none)
     assert off(HELD_OUT, some) < off(HELD_OUT, none)
