@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import runtime_edge
+from leptonc.build import memory_bound
 from leptonc.build.to_artifact import BuildResult, build
 from leptonc.calibrate.texts import built_in_texts
 from leptonc.errors import InputError, MissingExtraError
@@ -140,3 +141,24 @@ def test_a_pruned_model_in_float32_recovers(rank: str | None, text: Path, tmp_pa
     assert about["after"]["kl_divergence"] < 0.98 * about["before"]["kl_divergence"]
     assert as_plain(healed.report)["bytes"] == as_plain(plain.report)["bytes"]
     runtime_edge.verify(healed.path)
+
+
+def test_a_bound_on_memory_is_healings_too(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it may keep in memory is what the bound leaves beside the student, its gradients and moments."""
+    given: list[int] = []
+
+    def watched(*_: Any, memory: int, **__: Any) -> None:
+        given.append(memory)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill, "heal", watched)
+    monkeypatch.setattr(memory_bound, "resident", lambda: 10**9)
+    for bound in (None, 3.0, 4.0):
+        with pytest.raises(KeyboardInterrupt):
+            built(tmp_path / "m", text, heal="1steps", memory_gb=bound)
+    usual, few, many = given
+    assert usual == memory_bound.ACTIVATIONS
+    assert many - few == 10**9
+    assert 10**9 < few < 2 * 10**9 - memory_bound.CALIBRATING
+    with pytest.raises(InputError, match=r"at least 1\.\d GB for this model, found --memory-gb 1: 1\.00 GB are taken"):
+        built(tmp_path / "m", text, heal="1steps", memory_gb=1.0)
