@@ -184,7 +184,7 @@ def test_an_embedding_and_its_head_have_the_codes_that_were_chosen(bits: int, tm
     assert equal == (bits == 8)
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-bert-classifier"])
+@pytest.mark.parametrize("name", models.others_apart(["tiny-llama", "tiny-bert-classifier"]))
 def test_later_layers_make_up_for_earlier_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The inputs of the last layers are nearer to the exact ones, also on other texts than the codes come from."""
     model, form = captured(name), Format(3, 16, False)

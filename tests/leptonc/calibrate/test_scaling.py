@@ -71,7 +71,7 @@ def test_scales_of_channels() -> None:
     np.testing.assert_array_equal(scaled_by(np.zeros(3), 1.0), np.ones(3))
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-gemma3", "tiny-phi3"])
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-gemma3"])
 def test_the_graph_computes_the_same(name: str, tmp_path: Path) -> None:
     model = models.captured(name).model
     found = scalings(model, [IDS], lambda linear: Format(4, 16, False), tmp_path)

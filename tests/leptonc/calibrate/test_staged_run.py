@@ -52,8 +52,7 @@ def seen_by(name: str, folder: Path, memory: int, *, whole: bool = False) -> dic
     return {path: np.stack(each) for path, each in found.items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("memory", [0, 2**30])
+@pytest.mark.parametrize(("name", "memory"), zip(NAMES, (0, 2**30, 0, 2**30), strict=True))
 def test_layers_see_what_they_see_in_the_whole_graph(name: str, memory: int, tmp_path: Path) -> None:
     found, wanted = seen_by(name, tmp_path, memory), seen_by(name, tmp_path, 0, whole=True)
     assert list(found) == list(wanted)
@@ -161,7 +160,7 @@ def test_values_stay_until_their_last_reader(tmp_path: Path) -> None:
         graph, doubled = run.graph(model, texts, cut, keep=["c"]), run.graph(model, texts, cut, keep=["c"])
         known: list[list[str]] = []
         for at, stage in run.over(cut):
-            graph.run(at, see=lambda text, values: shown.append((text, sorted(values))))
+            graph.run(at, observer=lambda text, values: shown.append((text, sorted(values))))
             doubled.run(at, {"w": np.array([2, 4, 6], np.float32)} if stage.path == "a" else None)
             known.append(sorted(graph.values[0]))  # before what this stage was the last to read is dropped
         assert graph.values[1].keys() == {"x", "c"}

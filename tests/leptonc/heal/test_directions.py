@@ -29,7 +29,7 @@ def read_by(model: ir.Model, linear: Linear) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-bert-classifier"])
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-bert-classifier"])
 def test_all_directions_vary_alike_and_none_varies_more(name: str) -> None:
     model = models.captured(name, max_seq_len=64).model
     trainable = low_rank(model, RANK)

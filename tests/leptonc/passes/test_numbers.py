@@ -38,7 +38,7 @@ def scales_of(model: ir.Model) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3", "tiny-qwen2", "tiny-phi3", "tiny-gpt2"])
+@pytest.mark.parametrize("name", ["tiny-gemma3", "tiny-qwen2", "tiny-phi3"])
 def test_the_graph_computes_the_same(name: str, tmp_path: Path) -> None:
     scales, model = scales_of(models.captured(name).model), quantized(name)
     codes = {each.path: quantized_of(each.weight).parts().codes for each in inside(model)}  # type: ignore[union-attr]
