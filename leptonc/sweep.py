@@ -135,7 +135,7 @@ class Sweep:
         sizes, (variant, *_) = report["bytes"], runtime_edge.verify(artifact).variants
         return {
             "name": point.name, "artifact": str(artifact), "weights": variant.weights,
-            "activations": variant.activations, "bytes": sizes["weights"] + sizes["graph"], "reused": reused,
+            "activations": variant.main.activations, "bytes": sizes["weights"] + sizes["graph"], "reused": reused,
             "fidelity": report.get("fidelity", {}), **known["measured"],
         }  # fmt: skip
 

@@ -77,11 +77,6 @@ class VariantPlan:
         return self.method != ROUNDING or self.activations != "none" or any(wish is not None for wish in asked)
 
     @property
-    def graph(self) -> str:
-        """Name of the graph's file."""
-        return f"{self.name}.onnx"
-
-    @property
     def prefill_graph(self) -> str:
         """Name of the file of the graph for prefill."""
         return f"{self.name}.prefill.onnx"
@@ -130,6 +125,7 @@ class VariantBuild:
         clock: Times stages.
         choices: What is chosen so far.
         report: What there is to report of it so far; steps add to it.
+        part: The part whose graph is built. Default: the model's first.
         prefix: What names of its stages begin with. Default: nothing, where it is the only variant.
         model: Its graph while it is built. Default: none yet.
         prompts: The graph for prompts while it is built. Default: none.
@@ -144,6 +140,7 @@ class VariantBuild:
     clock: Timed
     choices: Choices = field(default_factory=Choices)
     report: dict[str, Any] = field(default_factory=dict)
+    part: str = ""
     prefix: str = ""
     model: ir.Model | None = None
     prompts: ir.Model | None = None
@@ -157,6 +154,11 @@ class VariantBuild:
         if self.model is None:
             raise ValueError(f"variant {self.plan.name} has no graph yet")
         return self.model
+
+    @property
+    def file(self) -> str:
+        """Name of the graph's file."""
+        return f"{self.plan.name}.onnx" if len(self.captured.graphs) == 1 else f"{self.plan.name}.{self.part}.onnx"
 
     def written(self) -> VariantBuild:
         """Returns the variant without its graphs, when they are written."""

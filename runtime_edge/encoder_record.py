@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from runtime_edge.records import Name, Positive, Record, Text, require, unique
+from runtime_edge import part_record as roles
+from runtime_edge.part_record import Part
+from runtime_edge.records import Name, Positive, Record, Text, require
 
-# `pooling_mask` is the attention mask without the tokens of a prompt, for models that leave it out of the pooling.
-ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pooling_mask")
+INPUTS = (roles.TOKEN_IDS, roles.ATTENTION_MASK, roles.SEGMENTS, roles.POOLING_MASK)
+OUTPUTS = (roles.EMBEDDINGS, roles.LABEL_LOGITS)
 FUNCTIONS = ("softmax", "sigmoid", "none")  # that make scores of logits
 SIDES = ("right", "left")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
 class Encoder(Record, frozen=True, kw_only=True):
-    """An encoder with one output row a text, or a pair of texts.
+    """An encoder with one output row a text, or a pair of texts: the only part of its model, and its settings.
 
-    `inputs` are the graph's inputs among ENCODER_INPUTS, each int64 [batch, length]. `output` is `embeddings` (float32
-    [batch, dim]) or `logits` (float32 [batch, dim], `labels` naming the columns).
+    `inputs` are names of the graph's inputs, each int64 [batch, length], and `roles` what each is for. `output` is the
+    name of embeddings, or of logits of `labels`, float32 [batch, dim].
 
     `function` makes the scores of `classify` from logits, `rerank_function` those of `rerank`; an empty `function` is
     the sigmoid where `multi_label` holds, else the softmax, as format 7 has it. `prompts` are put before texts, by
@@ -31,6 +34,7 @@ class Encoder(Record, frozen=True, kw_only=True):
     """
 
     inputs: tuple[str, ...]
+    roles: tuple[str, ...]
     output: str
     dim: Positive
     max_seq_len: Positive
@@ -52,18 +56,36 @@ class Encoder(Record, frozen=True, kw_only=True):
         return self.function or ("sigmoid" if self.multi_label else "softmax")
 
 
-def check_encoder(encoder: Encoder, output: str) -> None:
-    """Raises ArtifactError where an encoder whose task has the output `output` contradicts itself."""
-    unique("encoder.inputs", encoder.inputs)
+def encoder_of(parts: Sequence[Part], settings: Mapping[str, Any]) -> Encoder | None:
+    """Returns the encoder that a model is; nothing where it has other parts.
+
+    Raises:
+        msgspec.ValidationError: Its settings are not an encoder's.
+    """
+    if len(parts) != 1 or parts[0].states or parts[0].input(roles.TOKEN_IDS) is None:
+        return None
+    (part,), output = parts, parts[0].outputs[0]
+    width = output.dims[-1] if output.dims else ""
+    if len(part.outputs) != 1 or output.role not in OUTPUTS or not isinstance(width, int):
+        return None
+    fields = {
+        "inputs": tuple(port.name for port in part.inputs), "roles": tuple(port.role for port in part.inputs),
+        "output": output.name, "dim": width,
+    }  # fmt: skip
+    return msgspec.convert({**settings, **fields}, Encoder)
+
+
+def check_encoder(encoder: Encoder, role: str) -> None:
+    """Raises ArtifactError where an encoder, whose output has a role, contradicts itself."""
     require(
-        "input_ids" in encoder.inputs and set(encoder.inputs) <= set(ENCODER_INPUTS),
-        f"encoder.inputs: expected input_ids and others of {', '.join(ENCODER_INPUTS)}, found {list(encoder.inputs)}",
+        roles.TOKEN_IDS in encoder.roles and set(encoder.roles) <= set(INPUTS),
+        f"parts: expected inputs for token_ids and others of {', '.join(INPUTS)}, found {list(encoder.roles)}",
     )
-    require(encoder.output == output, f"encoder.output: expected {output!r}, found {encoder.output!r}")
-    if output == "logits":
+    if role == roles.LABEL_LOGITS:
         require(
             len(encoder.labels) == encoder.dim,
-            f"encoder.labels: expected {encoder.dim} labels (dim), found {len(encoder.labels)}",
+            f"settings.labels: expected {encoder.dim} labels, as many as the output's numbers, found "
+            f"{len(encoder.labels)}",
         )
     choices = {
         "function": ("", *FUNCTIONS), "rerank_function": ("", *FUNCTIONS), "truncation_side": SIDES,
@@ -72,17 +94,17 @@ def check_encoder(encoder: Encoder, output: str) -> None:
     for field, allowed in choices.items():
         value = getattr(encoder, field)
         names = ", ".join(filter(None, allowed))
-        require(value in allowed, f"encoder.{field}: expected one of {names}, found {value!r}")
+        require(value in allowed, f"settings.{field}: expected one of {names}, found {value!r}")
     require(
         encoder.default_prompt is None or encoder.default_prompt in encoder.prompts,
-        f"encoder.default_prompt: expected one of encoder.prompts, found {encoder.default_prompt!r}",
+        f"settings.default_prompt: expected one of prompts, found {encoder.default_prompt!r}",
     )
     require(
         (encoder.rerank_max_seq_len or 1) <= encoder.max_seq_len,
-        f"encoder.rerank_max_seq_len: expected at most {encoder.max_seq_len} (max_seq_len), found "
+        f"settings.rerank_max_seq_len: expected at most {encoder.max_seq_len} (max_seq_len), found "
         f"{encoder.rerank_max_seq_len}",
     )
     require(
         (encoder.truncate_dim or 1) <= encoder.dim,
-        f"encoder.truncate_dim: expected at most {encoder.dim} (dim), found {encoder.truncate_dim}",
+        f"settings.truncate_dim: expected at most {encoder.dim} (dim), found {encoder.truncate_dim}",
     )

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from runtime_edge.divisions import Divisions
 from runtime_edge.errors import ArtifactError
-from runtime_edge.manifest import Decoder, Encoder, Manifest, Variant
+from runtime_edge.manifest import Graph as GraphRecord
+from runtime_edge.manifest import Manifest
+from runtime_edge.part_record import KEY_VALUE, Part
 from runtime_edge.wire import BYTES, Wire, mapped_graph
 
 MAX_NODES = 200_000  # SmolLM2-135M has 400
@@ -71,39 +73,40 @@ class Graph:
     outputs: Mapping[str, Value]
 
 
-def check_graph(path: Path, name: str, manifest: Manifest, variant: Variant) -> None:
+def check_graph(path: Path, manifest: Manifest, record: GraphRecord) -> None:
     """Checks a graph's operators, and against the manifest what it takes and gives.
 
     Args:
         path: The `.onnx` file; `externaldata.external_data` went over it.
-        name: What messages call it.
         manifest: The artifact's.
-        variant: The variant that the graph is of. Engines of TensorRT check inputs and outputs as they open.
+        record: The graph's. Engines of TensorRT check inputs and outputs as they open.
 
     Raises:
         ArtifactError: An operator that no artifact has, a subgraph or a function; inputs, outputs, types or dimensions
             that are not what the manifest says.
     """
+    name = record.file
     graph = read_graph(path, name)
-    if variant.engine is not None:
+    if record.engine is not None:
         return
-    if manifest.decoder is not None:
-        inputs, outputs = _decoder(manifest.decoder, name)
-    else:
-        assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
-        inputs, outputs = _encoder(manifest.encoder)
+    part = next(part for part in manifest.parts if part.name == record.part)
+    _check_states(part, name)
+    past = {buffer.input: _value(buffer.dtype, buffer.dims) for buffer in part.buffers}
+    present = {buffer.output: _value(buffer.dtype, buffer.dims) for buffer in part.buffers}
+    inputs = {port.name: _value(port.dtype, port.dims) for port in (*part.inputs, *record.added)} | past
+    outputs = {port.name: _value(port.dtype, port.dims) for port in part.outputs} | present
     for what, expected, actual in (("inputs", inputs, graph.inputs), ("outputs", outputs, graph.outputs)):
         if expected.keys() != actual.keys():
             missing, extra = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
             raise ArtifactError(
-                f"{name}: expected the {what} that its task has, found {len(missing)} missing {missing[:3]} and "
+                f"{name}: expected the {what} that its part has, found {len(missing)} missing {missing[:3]} and "
                 f"{len(extra)} unknown {extra[:3]}",
                 hint=_REBUILD,
             )
         for key, value in expected.items():
             if not _agree(value, actual[key]):
                 raise ArtifactError(
-                    f"{name}: {key}: expected {_described(value)} as {_source(key)} says, found "
+                    f"{name}: {key}: expected {_described(value)} as the manifest says, found "
                     f"{_described(actual[key])}",
                     hint=_REBUILD,
                 )
@@ -293,36 +296,27 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _decoder(decoder: Decoder, name: str) -> tuple[dict[str, Value], dict[str, Value]]:
-    if decoder.cache_dtype not in ORT_CACHE_DTYPES:
+def _check_states(part: Part, name: str) -> None:
+    """Bounds what a token takes of states: the runtime owns their buffers."""
+    unknown = [buffer.dtype for buffer in part.buffers if buffer.dtype not in ORT_CACHE_DTYPES]
+    if unknown:
         raise ArtifactError(
-            f"{name}: expected a cache of {', '.join(ORT_CACHE_DTYPES)} for ONNX Runtime, found {decoder.cache_dtype}",
+            f"{name}: expected a cache of {', '.join(ORT_CACHE_DTYPES)} for ONNX Runtime, found {unknown[0]}",
             hint=_REBUILD,
         )
-    numbers = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in decoder.cache)
-    if numbers * ORT_CACHE_DTYPES[decoder.cache_dtype] > MAX_TOKEN_BYTES:
+    size = 0
+    for state in part.states:
+        for buffer in state.buffers if state.kind == KEY_VALUE else ():
+            _, heads, _, width = buffer.dims
+            size += int(heads) * int(width) * ORT_CACHE_DTYPES[buffer.dtype]
+    if size > MAX_TOKEN_BYTES:
         raise ArtifactError(
-            f"{name}: expected a cache of at most {MAX_TOKEN_BYTES} bytes for a token, found {numbers} numbers of "
-            f"{decoder.cache_dtype}",
-            hint=_REBUILD,
+            f"{name}: expected states of at most {MAX_TOKEN_BYTES} bytes for a token, found {size}", hint=_REBUILD
         )
-    inputs = {
-        "input_ids": Value("int64", (None, None)),
-        "past_length": Value("int64", (None,)),
-        "logits_to_keep": Value("int64", (None,)),
-    }
-    outputs = {"logits": Value("float32", (None, None, decoder.vocab_size))}
-    for index, layer in enumerate(decoder.cache):
-        for part, width in (("key", layer.key_dim), ("value", layer.value_dim)):
-            cache = Value(decoder.cache_dtype, (None, layer.kv_heads, None, width))
-            inputs[f"past_key_values.{index}.{part}"] = cache
-            outputs[f"present.{index}.{part}"] = cache
-    return inputs, outputs
 
 
-def _encoder(encoder: Encoder) -> tuple[dict[str, Value], dict[str, Value]]:
-    inputs = {name: Value("int64", (None, None)) for name in encoder.inputs}
-    return inputs, {encoder.output: Value("float32", (None, encoder.dim))}
+def _value(dtype: str, dims: Sequence[int | str]) -> Value:
+    return Value(dtype, tuple(size if isinstance(size, int) else None for size in dims))
 
 
 def _agree(expected: Value, actual: Value) -> bool:
@@ -340,7 +334,3 @@ def _agree(expected: Value, actual: Value) -> bool:
 def _described(value: Value) -> str:
     sizes = "of any shape" if value.dims is None else str([("?" if size is None else size) for size in value.dims])
     return f"{value.dtype} {sizes}"
-
-
-def _source(key: str) -> str:
-    return "decoder.cache of the manifest" if key.startswith(("past_key", "present")) else "the manifest"

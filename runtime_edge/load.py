@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from runtime_edge.backends import BACKENDS
 from runtime_edge.backends import backend as backend_module
@@ -17,7 +17,9 @@ from runtime_edge.stamps import Watched
 from runtime_edge.verify import check_contents, check_listing, check_opened, start_hashing
 
 if TYPE_CHECKING:
-    from runtime_edge.backends import DecoderSession, EncoderSession
+    from collections.abc import Mapping
+
+    from runtime_edge.backends import Session
     from runtime_edge.manifest import Manifest, Variant
     from runtime_edge.model import Model
     from runtime_edge.text import TextCodec
@@ -74,21 +76,13 @@ def load(
         check_opened(root, hashes)
         watched = _watched(root, opened.variant, hashes)
         return _model(
-            manifest, opened.variant, count, codec, opened.session, opened.backend, opened.why, kept, watched
+            manifest, opened.variant, count, codec, opened.sessions, opened.backend, opened.why, kept, watched
         )
-    graph = root / variant.graph
-    session: DecoderSession | EncoderSession
-    if manifest.decoder is not None:
-        session = module.open_decoder(
-            graph, manifest.decoder, count, activations=variant.activations, **variant.beside(root)
-        )
-    else:
-        assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
-        session = module.open_encoder(graph, manifest.encoder, count, activations=variant.activations)
+    sessions = {part.name: module.open_part(root, manifest, variant, part, count) for part in manifest.parts}
     codec = parsing.result()
     check_opened(root, hashes)  # what was opened by its name is what was hashed
     watched = _watched(root, variant, hashes)
-    return _model(manifest, variant, count, codec, session, variant.backend, [], kept, watched)
+    return _model(manifest, variant, count, codec, sessions, variant.backend, [], kept, watched)
 
 
 def _watched(root: Path, variant: Variant, hashes: Hashes) -> Watched:
@@ -128,22 +122,16 @@ def _model(
     variant: Variant,
     threads: int,
     codec: TextCodec,
-    session: DecoderSession | EncoderSession,
+    sessions: Mapping[str, Session],
     backend: str,
     why: list[str],
     conversations: int,
     watched: Watched,
 ) -> Model:
     from runtime_edge.model import Model
-    from runtime_edge.tasks.decoding import Decoding
-    from runtime_edge.tasks.embed import Encoding
+    from runtime_edge.tasks import room
 
-    task: Decoding | Encoding
-    if manifest.decoder is not None:
-        task = Decoding(cast("DecoderSession", session), manifest.decoder, codec, conversations)
-    else:
-        assert manifest.encoder is not None
-        task = Encoding(cast("EncoderSession", session), manifest.encoder, codec)
+    task = room(manifest.task).start(manifest, sessions, codec, conversations)
     return Model(manifest, variant, threads, codec, task, backend, why, watched)
 
 
@@ -160,7 +148,7 @@ def choose_variant(manifest: Manifest, backend: str | None = None) -> Variant:
     kinds = tuple(name for name in BACKENDS if name != "onnxruntime-cuda")
     wanted = kinds if backend is None else ("onnxruntime",) if backend == "onnxruntime-cuda" else (backend,)
     for variant in manifest.variants:
-        if variant.backend in wanted:
+        if variant.backend in wanted and all(variant.graph(part.name) is not None for part in manifest.parts):
             return variant
     found = ", ".join(f"{variant.name} ({variant.backend})" for variant in manifest.variants)
     message = f"variants: expected one for {', '.join(wanted)}, found {found}"

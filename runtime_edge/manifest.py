@@ -7,8 +7,9 @@ An artifact is a directory:
     report.html             the same for people, one file
     tokenizer.json          the tokenizer, in the `tokenizers` library's format
     chat_template.jinja     the chat template, where the model has one; chat_template.<name>.jinja others
-    <variant>.onnx          one graph a variant, its weights outside
-    <variant>.prefill.onnx  a second one for prefill, where it has one
+    <variant>.onnx          the graph of a model of one part, its weights outside
+    <variant>.<part>.onnx   the graph of a part, where the model has several
+    <variant>.prefill.onnx  a second one for prompts, where it has one
     <variant>.prefill.json  how that one's weights are made as it is opened, where they are not stored
     blobs/<sha256>          weights, named by their content
 
@@ -17,12 +18,13 @@ Every file but the manifest itself is listed in `files` with its size and sha256
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from runtime_edge.encoder_record import ENCODER_INPUTS, Encoder, check_encoder
+from runtime_edge.decoder_record import CacheLayer, Decoder, decoder_of
+from runtime_edge.earlier import PARTS_VERSION, upgraded
+from runtime_edge.encoder_record import Encoder, encoder_of
 from runtime_edge.engine_record import (
     ENGINE_DTYPES,
     FLAVOURS,
@@ -35,17 +37,22 @@ from runtime_edge.engine_record import (
 )
 from runtime_edge.errors import ArtifactError, FormatVersionError
 from runtime_edge.files import MANIFEST_NAME
-from runtime_edge.records import Count, Positive, Record, Sha256, Size, require, unique
+from runtime_edge.part_record import Part, Port, check_parts
+from runtime_edge.records import Count, Name, Positive, Record, Sha256, Size, require, unique
+from runtime_edge.tasks import room
 
 __all__ = [
-    "ENCODER_INPUTS",
     "ENGINE_DTYPES",
     "FLAVOURS",
+    "CacheLayer",
     "Count",
+    "Decoder",
     "Encoder",
     "Engine",
     "InputShapes",
+    "Part",
     "Plan",
+    "Port",
     "Positive",
     "Profile",
     "Recipe",
@@ -56,9 +63,9 @@ __all__ = [
 
 FORMAT = "lepton"
 # 2: engines; 3: graphs for prefill; 4: sparse weights; 5: derived weights; 6: runs without logits; 7: derived weights
-# whose inputs are multiplied; 8: what is done to an encoder's text and to its output. What earlier versions said reads
-# as before.
-FORMAT_VERSION = 8
+# whose inputs are multiplied; 8: what is done to an encoder's text and to its output; 9: parts, and graphs of them.
+# `runtime_edge.earlier` reads what came before 9.
+FORMAT_VERSION = 9
 REPORT_NAME = "report.json"
 EMITTED_NAME = "lepton.json"  # of a graph that `build --emit onnx` wrote: no artifact, and inspected like one
 PAGE_NAME = "report.html"
@@ -66,12 +73,11 @@ PAGE_NAME = "report.html"
 TEXT_GENERATION = "text-generation"
 TEXT_EMBEDDING = "text-embedding"
 TEXT_CLASSIFICATION = "text-classification"
-TASKS = (TEXT_GENERATION, TEXT_EMBEDDING, TEXT_CLASSIFICATION)
 DERIVED = "derived"  # what a graph names in the place of a blob, for a weight that is made as it is opened
 CACHE_DTYPES = {**ENGINE_DTYPES, "int8": 1}  # of a graph's
-ENCODER_OUTPUT = {TEXT_EMBEDDING: "embeddings", TEXT_CLASSIFICATION: "logits"}
+ANY, PROMPTS = "any", "prompts"
+PURPOSES = (ANY, PROMPTS)
 
-MAX_VOCAB = 2**31  # tokens of a model that does not say how many it has
 MAX_MANIFEST_BYTES = 16 * 2**20  # checked before anything is allocated from it
 
 
@@ -101,63 +107,60 @@ class Tokenizer(Record, frozen=True, kw_only=True):
     vocab_size: Positive | None = None
 
 
-class CacheLayer(Record, frozen=True, kw_only=True):
-    """Key/value cache of one layer: buffers [batch, kv_heads, length, head_dim], keys' and values' width."""
+class Graph(Record, frozen=True, kw_only=True):
+    """A graph of a part: `file` is run by the variant's backend and reads `blobs`.
 
-    kv_heads: Positive
-    key_dim: Positive
-    value_dim: Positive
-    window: Positive | None = None
-
-
-class Decoder(Record, frozen=True, kw_only=True):
-    """A causal language model. `cache[i]` describes `past_key_values.{i}.key` and `.value`.
-
-    `keeps_none` says that graphs of ONNX Runtime take 0 for `logits_to_keep`: all but the cache is left out then.
+    `added` are inputs that its lowering gave it beside the part's own. `activations` is none or int8. `purpose` is
+    `any`, or `prompts` for a graph that is faster for many tokens at once, over the same states; `derived` says which
+    of its weights are made from stored ones, and how: see `runtime_edge.derived`. A backend of TensorRT has `engine`;
+    its plans are run in the graph's place.
     """
 
-    vocab_size: Positive
-    max_seq_len: Positive
-    cache: tuple[CacheLayer, ...]
-    cache_dtype: str = "float32"
-    keeps_none: bool = False
+    part: Name
+    file: str
+    purpose: str = ANY
+    activations: str = "none"
+    added: Annotated[tuple[Port, ...], msgspec.Meta(max_length=8)] = ()
+    blobs: tuple[str, ...] = ()
+    derived: str | None = None
+    engine: Engine | None = None
 
 
 class Variant(Record, frozen=True, kw_only=True):
-    """The model compiled for one target: `graph` is run by `backend` and reads `blobs`.
-
-    A backend of TensorRT has `engine`; its plans are run in the graph's place. `prefill` is a decoder's second graph,
-    with the same inputs, outputs and cache, in a form that is faster for many tokens at once; `derived` says which of
-    its weights are made from stored ones, and how: see `runtime_edge.derived`.
-    """
+    """The model compiled for one target: `graphs` of its parts, which `backend` runs."""
 
     name: str
     target: str
     backend: str
-    graph: str
     weights: str
-    activations: str = "none"
-    blobs: tuple[str, ...] = ()
-    engine: Engine | None = None
-    prefill: str | None = None
-    derived: str | None = None
+    graphs: Annotated[tuple[Graph, ...], msgspec.Meta(min_length=1, max_length=2**10)]
+
+    def graph(self, part: str, purpose: str = ANY) -> Graph | None:
+        """Returns the graph of a part for a purpose; nothing where there is none."""
+        return next((graph for graph in self.graphs if (graph.part, graph.purpose) == (part, purpose)), None)
 
     @property
-    def graphs(self) -> tuple[str, ...]:
-        """All graphs."""
-        return (self.graph,) if self.prefill is None else (self.graph, self.prefill)
+    def main(self) -> Graph:
+        """The first graph."""
+        return self.graphs[0]
 
     @property
-    def parts(self) -> list[tuple[str, str]]:
+    def engine(self) -> Engine | None:
+        """What TensorRT builds of the first graph."""
+        return self.main.engine
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """Blobs of all graphs."""
+        return tuple(sorted({blob for graph in self.graphs for blob in graph.blobs}))
+
+    @property
+    def references(self) -> list[tuple[str, str]]:
         """All files that are this variant's: the field that names each, and its path."""
-        found = [*(("graph", graph) for graph in self.graphs), *(("blobs", blob) for blob in self.blobs)]
-        found += [] if self.derived is None else [("derived", self.derived)]
-        return found + ([] if self.engine is None else [("plans", plan.file) for plan in self.engine.plans])
-
-    def beside(self, root: Path) -> dict[str, Path | None]:
-        """What `Backend.open_decoder` takes beside the graph, for an artifact at `root`."""
-        found = {"prefill": self.prefill, "derived": self.derived}
-        return {name: None if path is None else root / path for name, path in found.items()}
+        found = [("graphs", graph.file) for graph in self.graphs] + [("blobs", blob) for blob in self.blobs]
+        found += [("derived", graph.derived) for graph in self.graphs if graph.derived is not None]
+        engines = [graph.engine for graph in self.graphs if graph.engine is not None]
+        return found + [("plans", plan.file) for engine in engines for plan in engine.plans]
 
 
 class PassRecord(Record, frozen=True, kw_only=True):
@@ -169,7 +172,11 @@ class PassRecord(Record, frozen=True, kw_only=True):
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """What `manifest.json` holds. `task` is text-generation, text-embedding or text-classification."""
+    """What `manifest.json` holds.
+
+    `task` says what the model is for, `parts` what it consists of, in the order that they run, and `settings` what the
+    task must know beside its parts: which they are is the task's, see `runtime_edge.tasks`.
+    """
 
     format: str
     format_version: Count
@@ -179,13 +186,23 @@ class Manifest(Record, frozen=True, kw_only=True):
     parameters: Size
     source: dict[str, str]
     tokenizer: Tokenizer
+    parts: Annotated[tuple[Part, ...], msgspec.Meta(max_length=2**8)]
     variants: tuple[Variant, ...]
     files: tuple[File, ...]
-    decoder: Decoder | None = None
-    encoder: Encoder | None = None
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
     passes: tuple[PassRecord, ...] = ()
     toolchain: dict[str, str] = msgspec.field(default_factory=dict)
     report: str | None = None
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """The model as a decoder over a key/value cache; nothing where it is none."""
+        return decoder_of(self.parts, self.settings)
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The model as an encoder with one row a text; nothing where it is none."""
+        return encoder_of(self.parts, self.settings)
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -222,10 +239,13 @@ def decode(data: bytes) -> Manifest:
                 f"{MANIFEST_NAME}: expected format_version at most {FORMAT_VERSION}, found {header.format_version}",
                 hint="this artifact was written by a later toolchain: upgrade with `pip install -U lepton-edge`",
             )
-        manifest = msgspec.json.decode(data, type=Manifest)
+        if header.format_version < PARTS_VERSION:
+            manifest = msgspec.convert(upgraded(data), Manifest)
+        else:
+            manifest = msgspec.json.decode(data, type=Manifest)
+        _check(manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{MANIFEST_NAME}: expected a manifest as JSON, found: {error}") from error
-    _check(manifest)
     return manifest
 
 
@@ -234,6 +254,7 @@ def _check(manifest: Manifest) -> None:
     paths = [file.path for file in manifest.files]
     unique("files", (path.casefold() for path in paths))
     unique("variants", (variant.name for variant in manifest.variants))
+    check_parts(manifest.parts)
     references = [("tokenizer.file", manifest.tokenizer.file)]
     if manifest.tokenizer.chat_template is not None:
         references.append(("tokenizer.chat_template", manifest.tokenizer.chat_template))
@@ -241,46 +262,44 @@ def _check(manifest: Manifest) -> None:
     if manifest.report is not None:
         references.append(("report", manifest.report))
     for variant in manifest.variants:
-        references += [(f"variant {variant.name!r}: {field}", path) for field, path in variant.parts]
-        require(
-            variant.prefill is None or (manifest.decoder is not None and variant.backend == "onnxruntime"),
-            f"variant {variant.name!r}: prefill: expected one for a decoder that onnxruntime runs, and for no other",
-        )
-        require(
-            variant.derived is None or variant.prefill is not None,
-            f"variant {variant.name!r}: derived: expected it beside a graph for prefill, found none",
-        )
-        check_engine(variant.engine, variant.name, variant.backend)
+        references += [(f"variant {variant.name!r}: {field}", path) for field, path in variant.references]
+        _check_graphs(manifest, variant)
     listed = set(paths)
-    made = any(variant.derived is not None for variant in manifest.variants)
+    made = any(graph.derived is not None for variant in manifest.variants for graph in variant.graphs)
     require(not made or DERIVED not in listed, f"files: expected none called {DERIVED!r} beside derived weights")
     for where, path in references:
         require(path in listed, f"{where}: expected a file listed in `files`, found {path!r}")
     require(bool(manifest.variants), "variants: expected at least one, found none")
-    require(manifest.task in TASKS, f"task: expected one of {', '.join(TASKS)}, found {manifest.task!r}")
-    if manifest.task == TEXT_GENERATION:
-        _check_decoder(manifest)
-    else:
-        encoder = manifest.encoder
-        if encoder is None:
-            raise ArtifactError(f"{MANIFEST_NAME}: task {manifest.task}: expected `encoder`, found none")
-        check_encoder(encoder, ENCODER_OUTPUT[manifest.task])
-        # Formats before 8 do not say how many tokens an encoder has.
-        _check_ids(manifest.tokenizer, manifest.tokenizer.vocab_size or MAX_VOCAB)
+    served = {graph.part for variant in manifest.variants for graph in variant.graphs if graph.purpose == ANY}
+    for part in manifest.parts:
+        require(part.name in served, f"variants: expected a graph of part {part.name!r} in one of them, found none")
+    room(manifest.task).check(manifest)
 
 
-def _check_decoder(manifest: Manifest) -> None:
-    decoder = manifest.decoder
-    if decoder is None:
-        raise ArtifactError(f"{MANIFEST_NAME}: task {manifest.task}: expected `decoder`, found none")
-    require(
-        decoder.cache_dtype in CACHE_DTYPES,
-        f"decoder.cache_dtype: expected one of {', '.join(CACHE_DTYPES)}, found {decoder.cache_dtype!r}",
-    )
-    _check_ids(manifest.tokenizer, decoder.vocab_size)
+def _check_graphs(manifest: Manifest, variant: Variant) -> None:
+    where, parts = f"variant {variant.name!r}", {part.name: part for part in manifest.parts}
+    unique(f"{where}: graphs", (f"{graph.part} for {graph.purpose}" for graph in variant.graphs))
+    for graph in variant.graphs:
+        part = parts.get(graph.part)
+        require(part is not None, f"{where}: graphs: expected a part among {', '.join(parts)}, found {graph.part!r}")
+        require(
+            graph.purpose in PURPOSES,
+            f"{where}: graphs: expected a purpose among {', '.join(PURPOSES)}, found {graph.purpose!r}",
+        )
+        require(
+            graph.purpose != PROMPTS or (part is not None and bool(part.states) and variant.backend == "onnxruntime"),
+            f"{where}: expected a graph for prompts of a part with states that onnxruntime runs, and of no other",
+        )
+        require(
+            graph.derived is None or graph.purpose == PROMPTS,
+            f"{where}: derived: expected it for a graph for prompts, found it for {graph.file!r}",
+        )
+    for graph in variant.graphs:
+        check_engine(graph.engine, variant.name, variant.backend)
 
 
-def _check_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
+def check_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises ArtifactError where a tokenizer's record names tokens that a model of `vocab_size` tokens has not."""
     named: list[tuple[str, int | None]] = [("eos_token_ids", token) for token in tokenizer.eos_token_ids]
     named += [("bos_token_id", tokenizer.bos_token_id), ("pad_token_id", tokenizer.pad_token_id)]
     for name, token in named:

@@ -12,6 +12,7 @@ from runtime_edge.errors import RequestError
 from runtime_edge.manifest import TEXT_CLASSIFICATION, TEXT_EMBEDDING, TEXT_GENERATION, Manifest, Variant
 from runtime_edge.messages import ChatOptions
 from runtime_edge.stamps import Watched
+from runtime_edge.tasks import Running, room
 from runtime_edge.tasks.decoding import Decoding, closed_error
 from runtime_edge.tasks.embed import Classification, Encoding, Floats
 from runtime_edge.tasks.generate import TextGeneration
@@ -19,12 +20,6 @@ from runtime_edge.text import TextCodec
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_METHODS = {
-    TEXT_GENERATION: "generate, stream, score, logits",
-    TEXT_EMBEDDING: "encode, encode_query, encode_document",
-    TEXT_CLASSIFICATION: "classify, rerank",
-}
 
 
 class Context(TextGeneration):
@@ -59,7 +54,7 @@ class Model(TextGeneration):
         variant: Variant,
         threads: int,
         codec: TextCodec,
-        task: Decoding | Encoding,
+        task: Running,
         backend: str,
         why: list[str],
         watched: Watched,
@@ -71,7 +66,7 @@ class Model(TextGeneration):
         self._why = why  # the session adds to it
         self._watched = watched
         self._codec: TextCodec | None = codec
-        self._task: Decoding | Encoding | None = task
+        self._task: Running | None = task
 
     @property
     def why(self) -> tuple[str, ...]:
@@ -242,7 +237,12 @@ class Model(TextGeneration):
             raise self._other_task(wanted)
         return task
 
-    def _open_task(self) -> Decoding | Encoding:
+    @property
+    def task(self) -> Any:
+        """The task that the model is for, with methods of its own: see `runtime_edge.tasks` (raises `ClosedError`)."""
+        return self._open_task()
+
+    def _open_task(self) -> Running:
         task = self._task  # read once: another thread may close the model meanwhile
         if task is None:
             raise closed_error()
@@ -259,5 +259,5 @@ class Model(TextGeneration):
         task = self.manifest.task
         return RequestError(
             f"{self.manifest.name}: expected a model for {wanted}, found one for {task}",
-            hint=f"this model has {_METHODS[task]}",
+            hint=f"this model has {room(task).METHODS}",
         )

@@ -10,7 +10,7 @@ Names of sizes ("batch", "length") stand for numbers that are known when a graph
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta
@@ -77,6 +77,7 @@ class State(Record, frozen=True, kw_only=True):
 class Part(Record, frozen=True, kw_only=True):
     """A part of a model: what each of its graphs takes and gives, in order, and what it keeps between runs."""
 
+    name: Name
     inputs: Annotated[tuple[Port, ...], Meta(max_length=64)]
     outputs: Annotated[tuple[Port, ...], Meta(max_length=64)]
     states: Annotated[tuple[State, ...], Meta(max_length=2**12)] = ()
@@ -95,12 +96,13 @@ class Part(Record, frozen=True, kw_only=True):
         return tuple(buffer for state in self.states for buffer in state.buffers)
 
 
-def check_parts(parts: Mapping[str, Part]) -> None:
+def check_parts(parts: Sequence[Part]) -> None:
     """Raises ArtifactError where parts contradict themselves or each other."""
     require(bool(parts), "parts: expected at least one, found none")
+    unique("parts", (part.name for part in parts))
     made: dict[str, Port] = {}
-    for name, part in parts.items():
-        where = f"parts.{name}"
+    for part in parts:
+        name, where = part.name, f"parts.{part.name}"
         require(bool(name) and "/" not in name, f"parts: expected names without a slash, found {name!r}")
         require(bool(part.outputs), f"{where}: outputs: expected at least one, found none")
         unique(f"{where}: inputs", [*(p.name for p in part.inputs), *(b.input for b in part.buffers)])

@@ -16,7 +16,7 @@ from runtime_edge.stamps import check_same, read_regular
 
 if TYPE_CHECKING:
     from runtime_edge.externaldata import ExternalData
-    from runtime_edge.manifest import Manifest, Variant
+    from runtime_edge.manifest import Graph, Manifest, Variant
 
 _MAX_PATH = 512
 _REBUILD = "the artifact is damaged or was changed: copy it again, or rebuild it with `leptonc build`"
@@ -86,14 +86,15 @@ def check_contents(root: Path, manifest: Manifest, hashes: Hashes) -> None:
             )
     for variant in manifest.variants:
         for graph in variant.graphs:
-            if not graph.endswith(".onnx"):  # by another name ONNX Runtime would read it in another format
-                raise ArtifactError(f"variant {variant.name!r}: expected a graph named *.onnx, found {graph!r}")
-            _check_graph(manifest, variant, graph, external_data(root / graph, graph))
-            check_graph(root / graph, graph, manifest, variant)
-        if variant.derived is not None:
-            from runtime_edge.derived import read
+            path = graph.file
+            if not path.endswith(".onnx"):  # by another name ONNX Runtime would read it in another format
+                raise ArtifactError(f"variant {variant.name!r}: expected a graph named *.onnx, found {path!r}")
+            _check_graph(manifest, variant, graph, external_data(root / path, path))
+            check_graph(root / path, manifest, graph)
+            if graph.derived is not None:
+                from runtime_edge.derived import read
 
-            read(root / variant.derived, variant.derived, _blobs(manifest, variant, variant.derived))
+                read(root / graph.derived, graph.derived, _blobs(manifest, variant, graph.derived))
 
 
 def check_opened(root: Path, hashes: Hashes) -> None:
@@ -146,21 +147,20 @@ def _blobs(manifest: Manifest, variant: Variant, file: str) -> dict[str, int]:
     return {blob[len(lead) :]: sizes[blob] for blob in variant.blobs if blob.startswith(lead)}
 
 
-def _check_graph(manifest: Manifest, variant: Variant, graph: str, entries: Iterable[ExternalData]) -> None:
+def _check_graph(manifest: Manifest, variant: Variant, graph: Graph, entries: Iterable[ExternalData]) -> None:
     from runtime_edge.manifest import DERIVED
 
-    sizes = _blobs(manifest, variant, graph)
-    made = variant.derived is not None and graph == variant.prefill
+    file, sizes = graph.file, _blobs(manifest, variant, graph.file)
     for entry in entries:
         path = entry.location
-        if made and path == DERIVED:  # no file: the session is given the weight, or does not open
+        if graph.derived is not None and path == DERIVED:  # no file: the session is given the weight, or does not open
             continue
         if path not in sizes:
             raise ArtifactError(
-                f"{graph}: expected external data in the blobs of variant {variant.name!r}, found {path!r}"
+                f"{file}: expected external data in the blobs of variant {variant.name!r}, found {path!r}"
             )
         if entry.offset + entry.length > sizes[path]:
             raise ArtifactError(
-                f"{graph}: expected external data within the {sizes[path]} bytes of {path}, "
+                f"{file}: expected external data within the {sizes[path]} bytes of {path}, "
                 f"found {entry.length} bytes at offset {entry.offset}"
             )

@@ -67,6 +67,7 @@ MAY_IMPORT = {
         "leptonc.quiet",
         "runtime_edge.encoder_record",
         "runtime_edge.part_record",
+        "runtime_edge.tasks.names",
     },
 }
 # What the runtime must run without.

@@ -7,12 +7,15 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import msgspec
+
 from leptonc import __version__
 from leptonc.frontend.capture import Captured
 from leptonc.sources.base import Source
 from leptonc.sources.generation import effective, token_ids
 from leptonc.sources.tokenizer_parts import split, value_of
-from runtime_edge.manifest import CacheLayer, Decoder, Encoder, Tokenizer
+from runtime_edge.manifest import Tokenizer
+from runtime_edge.part_record import Part
 
 TOOLCHAIN = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tokenizers", "numpy")
 
@@ -77,31 +80,22 @@ def settings_of(captured: Captured, source: Source) -> dict[str, Any]:
     return captured.task.settings(captured.parts, captured.config, source, captured.max_seq_len)
 
 
-def decoder_of(captured: Captured, cache_dtype: str = "float32") -> Decoder | None:
-    """Returns a causal model's record; None for other tasks."""
-    if not captured.interface.is_stateful:
-        return None
-    (part,) = captured.parts.values()
-    layers = []
-    for state in part.states:
-        key, value = (buffer.dims for buffer in state.buffers)
-        layers.append(
-            CacheLayer(kv_heads=int(key[1]), key_dim=int(key[3]), value_dim=int(value[3]), window=state.window)
-        )
-    return Decoder(
-        vocab_size=int(part.outputs[0].dims[-1]), max_seq_len=captured.max_seq_len, cache=tuple(layers),
-        cache_dtype=cache_dtype, keeps_none=True,
-    )  # fmt: skip
+def parts_of(captured: Captured, cache_dtype: str | None = None) -> tuple[Part, ...]:
+    """Returns the records of a model's parts, in the order that they run.
 
-
-def encoder_of(captured: Captured, source: Source) -> Encoder | None:
-    """Returns an encoder's record; None for causal models."""
-    if captured.interface.is_stateful:
-        return None
-    (part,) = captured.parts.values()
-    return Encoder(
-        inputs=tuple(port.name for port in part.inputs), output=part.outputs[0].name, dim=int(part.outputs[0].dims[-1]),
-        **settings_of(captured, source),
+    Args:
+        captured: The model.
+        cache_dtype: Element type of keys and values in graphs of ONNX Runtime. Default: as they were captured.
+    """
+    if cache_dtype is None:
+        return tuple(captured.parts.values())
+    replace = msgspec.structs.replace
+    return tuple(
+        replace(part, states=tuple(
+            replace(state, buffers=tuple(replace(buffer, dtype=cache_dtype) for buffer in state.buffers))
+            for state in part.states
+        ))
+        for part in captured.parts.values()
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import msgspec
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.errors import InputError
 from runtime_edge.files import listing
-from runtime_edge.manifest import PAGE_NAME, Manifest, Variant
+from runtime_edge.manifest import FORMAT_VERSION, PAGE_NAME, Manifest, Variant
 from runtime_edge.verify import check_listing
 
 
@@ -36,14 +36,14 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
     wanted = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report, PAGE_NAME}
     wanted |= set(manifest.tokenizer.chat_templates.values())
     for variant in variants:
-        wanted |= {path for _, path in variant.parts}
+        wanted |= {path for _, path in variant.references}
     files = tuple(file for file in manifest.files if file.path in wanted)
     if out.exists() and out.samefile(artifact):
         raise InputError(f"expected another place than the artifact's own, found {out}", hint="choose another with -o")
     with ArtifactWriter(out, replace=replace) as writer:
         for file in files:
             writer.copy(file, artifact / file.path)
-        packed = msgspec.structs.replace(manifest, variants=variants, files=files)
+        packed = msgspec.structs.replace(manifest, format_version=FORMAT_VERSION, variants=variants, files=files)
         writer.write_manifest(packed)
         writer.commit()
     return packed

@@ -98,10 +98,10 @@ def report_page(manifest: Manifest, report: Report) -> bytes:
 
 def _variant(manifest: Manifest, variant: Variant, report: VariantReport) -> str:
     sizes = {file.path: file.size for file in manifest.files}
-    stored = sum(sizes.get(path, 0) for path in (variant.graph, *variant.blobs))
+    stored = sum(sizes.get(path, 0) for path in (variant.main.file, *variant.blobs))
     cards = [("graph and weights", f"{stored / 1e6:,.1f} MB"), ("weights", variant.weights)]
-    if variant.activations != "none":
-        cards.append(("activations", variant.activations))
+    if variant.main.activations != "none":
+        cards.append(("activations", variant.main.activations))
     prompts = report.prefill.fidelity if report.prefill is not None else None
     for what, fidelity in (("against float32", report.fidelity), ("prompts against float32", prompts)):
         if fidelity is not None:

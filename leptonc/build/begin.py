@@ -61,9 +61,11 @@ def captured_model(plan: BuildPlan, source: Source, clock: Timed) -> Captured:
 
 def variants_of(plan: BuildPlan, captured: Captured, sample: Sample, clock: Timed) -> tuple[VariantBuild, ...]:
     """Returns the variants, each with the formats of layers that its rules name (raises `LeptonError`)."""
+    part = next(iter(captured.graphs))
+    prefixes = [f"{variant.name}: " if plan.several else "" for variant in plan.variants]
     variants = tuple(
-        VariantBuild(variant, captured, sample, clock, prefix=f"{variant.name}: " if plan.several else "")
-        for variant in plan.variants
+        VariantBuild(variant, captured, sample, clock, part=part, prefix=prefix)
+        for variant, prefix in zip(plan.variants, prefixes, strict=True)
     )
     if not plan.lowered:
         return variants

@@ -23,6 +23,7 @@ from leptonc.frontend.capture import Captured
 from leptonc.ir.ports import inputs_of
 from leptonc.report.quality import Fidelity
 from leptonc.sources.base import Source, text_limit
+from runtime_edge.encoder_record import encoder_of
 from runtime_edge.part_record import LABEL_LOGITS, POOLING_MASK
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ class Sample:
     @cached_property
     def encoder(self) -> Encoder:
         """The encoder's record in the manifest."""
-        from leptonc.artifact.describe import encoder_of
+        from leptonc.artifact.describe import settings_of
 
-        found = encoder_of(self.captured, self.source)
+        found = encoder_of(tuple(self.captured.parts.values()), settings_of(self.captured, self.source))
         assert found is not None  # asked of encoders alone
         return found
 

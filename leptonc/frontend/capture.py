@@ -172,7 +172,7 @@ class _Converter:
                     result.name = port.name
                 b.graph.outputs.extend([*results, *self.presents])
         model = b.finish()
-        ports.describe(model, self.form.inputs, self.form.outputs)
+        ports.describe(model, self.traced.part, self.form.inputs, self.form.outputs)
         return model
 
     def _inputs(self) -> None:

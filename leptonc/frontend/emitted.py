@@ -46,7 +46,7 @@ def read(source: Source, emitted: Emitted, *, max_seq_len: int) -> Captured:
     interface = task.interface(config)
     form = _one_part(interface, emitted)
     _check_interface(model, emitted, form, vocab=getattr(config, "vocab_size", 0))
-    ports.describe(model, form.inputs, form.outputs)
+    ports.describe(model, next(iter(interface.parts)), form.inputs, form.outputs)
     rows = [int(node.inputs[1].shape[0]) for node in model.graph if node.op_type == "RotaryEmbedding"]  # type: ignore[index, union-attr, arg-type]
     if min(rows, default=emitted.max_seq_len) < emitted.max_seq_len:
         _fail(emitted, f"tables for {emitted.max_seq_len} positions", f"ones for {min(rows)}")

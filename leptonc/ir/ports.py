@@ -19,19 +19,21 @@ from leptonc.ir.dialect import attribute
 from runtime_edge import part_record as roles
 from runtime_edge.part_record import Buffer, Dims, Part, Port, State
 
-_PORTS = "lepton.ports"
+_PART, _ADDED = "lepton.part", "lepton.added"
+_TYPES = {"int64": ir.DataType.INT64}
 
 
-def describe(model: ir.Model, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
-    """Says what a captured graph's inputs and outputs are for; the graph carries it, and so do its clones.
+def describe(model: ir.Model, name: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
+    """Says which part a captured graph is, and what its inputs and outputs are for; its clones carry it too.
 
     Args:
         model: The graph.
+        name: The part's name.
         inputs: A port for each input that is no state's, by name. A size that is a name here and a number in the graph
             is the number.
         outputs: The same of outputs.
     """
-    model.graph.meta[_PORTS] = (tuple(inputs), tuple(outputs))
+    model.graph.meta[_PART] = Part(name=name, inputs=tuple(inputs), outputs=tuple(outputs))
 
 
 def part_of(model: ir.Model) -> Part:
@@ -41,9 +43,9 @@ def part_of(model: ir.Model) -> Part:
         ValueError: Nobody described the graph.
     """
     graph = model.graph
-    if _PORTS not in graph.meta:
+    said = _described(graph)
+    if said is None:
         raise ValueError("the graph carries no description of its inputs")
-    inputs, outputs = graph.meta[_PORTS]
     values = {str(value.name): value for value in (*graph.inputs, *graph.outputs)}
     states = []
     for node in graph:
@@ -53,10 +55,10 @@ def part_of(model: ir.Model) -> Part:
             window = int(attribute(node, "window", 0)) or None
             states.append(State(kind=roles.KEY_VALUE, buffers=buffers, window=window))
     return Part(
-        inputs=tuple(_sized(port, values[port.name]) for port in inputs),
-        outputs=tuple(_sized(port, values[port.name]) for port in outputs),
-        states=tuple(states),
-    )
+        name=said.name, states=tuple(states),
+        inputs=tuple(_sized(port, values[port.name]) for port in said.inputs),
+        outputs=tuple(_sized(port, values[port.name]) for port in said.outputs),
+    )  # fmt: skip
 
 
 def _sized(port: Port, value: ir.Value) -> Port:
@@ -75,23 +77,38 @@ def _dims(value: ir.Value, names: Dims) -> Dims:
     return tuple(size if isinstance(size, int) else name for size, name in zip(sizes, names, strict=True))
 
 
+def add_input(graph: ir.Graph, port: Port) -> ir.Value:
+    """Gives a graph an input that its part does not have, as lowerings do; returns it."""
+    value = ir.Value(name=port.name, shape=ir.Shape(list(port.dims)), type=ir.TensorType(_TYPES[port.dtype]))
+    graph.inputs.append(value)
+    graph.meta[_ADDED] = (*added(graph), port)
+    return value
+
+
+def added(graph: ir.Graph) -> tuple[Port, ...]:
+    """Returns the inputs that lowerings gave a graph."""
+    ports: tuple[Port, ...] = graph.meta.get(_ADDED, ())
+    return ports
+
+
 def input_of(graph: ir.Graph, role: str) -> str | None:
     """Returns the name of a graph's input of a role; nothing where it has none, or where nobody described it."""
-    return _name(_described(graph)[0], role)
+    said = _described(graph)
+    port = None if said is None else said.input(role)
+    return None if port is None else port.name
 
 
 def output_of(graph: ir.Graph, role: str) -> str | None:
     """Returns the name of a graph's output of a role; nothing where it has none, or where nobody described it."""
-    return _name(_described(graph)[1], role)
+    said = _described(graph)
+    port = None if said is None else said.output(role)
+    return None if port is None else port.name
 
 
-def _described(graph: ir.Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    found: tuple[tuple[Port, ...], tuple[Port, ...]] = graph.meta.get(_PORTS, ((), ()))
-    return found
-
-
-def _name(ports: Sequence[Port], role: str) -> str | None:
-    return next((port.name for port in ports if port.role == role), None)
+def _described(graph: ir.Graph) -> Part | None:
+    """The part as it was described, its states left out."""
+    said: Part | None = graph.meta.get(_PART)
+    return said
 
 
 def text_values(token_ids: NDArray[np.int64], *, past: int = 0, skipped: int = 0) -> dict[str, NDArray[Any]]:
@@ -122,7 +139,8 @@ def inputs_of(model: ir.Model, token_ids: NDArray[np.int64], skipped: int = 0) -
     Raises:
         ValueError: The graph has an input that a text does not give.
     """
-    given, names = text_values(token_ids[None], skipped=skipped), {p.name: p.role for p in _described(model.graph)[0]}
+    said, given = _described(model.graph), text_values(token_ids[None], skipped=skipped)
+    names = {} if said is None else {port.name: port.role for port in said.inputs}
     found: dict[str, NDArray[Any]] = {}
     for value in model.graph.inputs:
         name = str(value.name)

@@ -8,12 +8,13 @@ import onnx_ir as ir
 
 from leptonc.ir import edit
 from leptonc.ir.dialect import attribute
-from leptonc.ir.ports import input_of, output_of
+from leptonc.ir.ports import add_input, input_of, output_of
 from leptonc.ir.spread import ELEMENTWISE
 from leptonc.ir.structure import Linear, linear_of
 from leptonc.passes.base import Pass
-from runtime_edge.part_record import NEXT_TOKEN_LOGITS, PAST_LENGTH
+from runtime_edge.part_record import LAST_POSITIONS, NEXT_TOKEN_LOGITS, PAST_LENGTH, Port
 
+KEEP = Port(name="logits_to_keep", role=LAST_POSITIONS, dtype="int64", dims=(1,))
 CAPS = frozenset({"Div", "Mul", "Tanh", "Add", "Sub", "Clip", "Cast"})
 POINTWISE = ELEMENTWISE | {"QuantizeLinear", "DequantizeLinear"}
 AXES = {"RMSNormalization": -1, "LayerNormalization": -1, "Gather": 0, "Split": 0}  # the default axis
@@ -114,8 +115,7 @@ class LastLogits(Pass):
         head = head_of(graph)
         if head is None:
             return 0
-        keep = ir.Value(name="logits_to_keep", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
-        graph.inputs.append(keep)
+        keep = add_input(graph, KEEP)
         last: list[ir.Value] = []
 
         def select(value: ir.Value, before: ir.Node) -> ir.Value:

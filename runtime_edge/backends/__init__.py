@@ -1,6 +1,6 @@
 """What the tasks need of a backend, and which backends there are.
 
-A backend is a module with `preload`, `open_decoder` and `open_encoder`, imported when an artifact needs it. Artifacts
+A backend is a module with `preload` and `open_part`, imported when an artifact needs it. Artifacts
 that have engines of TensorRT go through `choice`, which tries what `BACKENDS` names in that order.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
     from runtime_edge.cache import TokenCache
     from runtime_edge.ending import Stop
-    from runtime_edge.manifest import Decoder, Encoder
+    from runtime_edge.manifest import Manifest, Variant
+    from runtime_edge.part_record import Part
 
+    Session: TypeAlias = "DecoderSession | EncoderSession"
     Floats = NDArray[np.float32]
     Ints = NDArray[np.int64]
 
@@ -73,7 +75,7 @@ class DecoderSession(Protocol):
 
 
 class EncoderSession(Protocol):
-    """An encoder graph that is ready to run, from any thread.
+    """A graph without states that is ready to run, from any thread.
 
     Attributes:
         workers: How many batches run side by side in less time than one after another.
@@ -83,8 +85,8 @@ class EncoderSession(Protocol):
     workers: int
     batch_tokens: int | None
 
-    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True, stop: Stop | None = None) -> Floats:
-        """Runs one batch; `inputs` int64 [batch, length] by name; returns float32 [batch, dim].
+    def run(self, inputs: Mapping[str, NDArray[Any]], *, alone: bool = True, stop: Stop | None = None) -> Floats:
+        """Runs one batch; `inputs` by name, as the part has them; returns the part's first output, float32.
 
         `alone` is false where `workers` threads run batches at the same time. `stop` is as of a decoder's state.
         """
@@ -102,20 +104,22 @@ class Backend(Protocol):
     def preload(self) -> None:
         """Imports what it runs on (raises `MissingDependencyError`): `load` has it done while it verifies."""
 
-    def open_decoder(
-        self, graph: Path, decoder: Decoder, threads: int, *, activations: str = "none", prefill: Path | None = None,
-        derived: Path | None = None,
-    ) -> DecoderSession:  # fmt: skip
-        """Opens a `text-generation` graph, and the one that it has for prefill or None.
+    def open_part(self, root: Path, manifest: Manifest, variant: Variant, part: Part, threads: int) -> Session:
+        """Opens the graphs that a variant has of a part.
 
-        `activations` are the first graph's, none or int8; the other's are int8. `derived` says how its weights are
-        made. Raises `MissingDependencyError`, `ArtifactError`.
+        A part that keeps keys and values is a `DecoderSession`, one that keeps nothing an `EncoderSession`.
+
+        Args:
+            root: The artifact's directory; every file was compared with the manifest.
+            manifest: Its manifest.
+            variant: One of its variants, which has a graph of the part.
+            part: One of its parts.
+            threads: Threads to compute with.
+
+        Raises:
+            MissingDependencyError: What it runs on is not installed.
+            ArtifactError: A graph is not what the manifest says.
         """
-
-    def open_encoder(
-        self, graph: Path, encoder: Encoder, threads: int, *, activations: str = "none"
-    ) -> EncoderSession:
-        """Opens an encoder's graph, whose `activations` are none or int8 (raises the same)."""
 
 
 def backend(name: str) -> Backend:

@@ -27,20 +27,18 @@ from runtime_edge.tensorrt.device import Device, this_device
 from runtime_edge.tensorrt.plans import FoundPlan, check_fits, ensure_plan, find_plan
 
 if TYPE_CHECKING:
-    from runtime_edge.backends import DecoderSession, EncoderSession
-
-    Session = DecoderSession | EncoderSession
+    from runtime_edge.backends import Session
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What was opened: the backend's name, the variant, the session, and why nothing before it."""
+    """What was opened: the backend's name, the variant, a session of each part, and why nothing before it."""
 
     backend: str
     variant: Variant
-    session: Session
+    sessions: dict[str, Session]
     why: list[str]
 
 
@@ -75,8 +73,11 @@ class _Ladder:
 
     def climb(self, wanted: str | None) -> Opened:
         names = [wanted] if wanted is not None else [*FLAVOURS, "onnxruntime-cuda", "onnxruntime"]
-        engines = [variant for variant in self._manifest.variants if variant.engine and variant.backend in names]
-        graphs = [variant for variant in self._manifest.variants if variant.backend == "onnxruntime"]
+        parts = self._manifest.parts
+        whole = [one for one in self._manifest.variants if all(one.graph(part.name) is not None for part in parts)]
+        # An engine runs a model of one part.
+        engines = [one for one in whole if one.engine and one.backend in names and len(parts) == 1]
+        graphs = [one for one in whole if one.backend == "onnxruntime"]
         found = self._engines(engines)
         if found is None and "onnxruntime-cuda" in names:
             found = self._graphs("onnxruntime-cuda", graphs)
@@ -137,39 +138,32 @@ class _Ladder:
             ) from error
 
     def _open_plan(self, variant: Variant, device: Device, plan: FoundPlan) -> Opened | None:
-        def opening() -> Session:
+        def opening() -> dict[str, Session]:
             from runtime_edge.backends import tensorrt
 
             spec, manifest = variant.engine, self._manifest
             assert spec is not None  # chosen for it
             kernels = _kernels(plan, device)
-            if manifest.decoder is not None:
-                return tensorrt.open_decoder(plan.path, spec, manifest.decoder, kernels, self._why)
-            assert manifest.encoder is not None  # verified: a manifest has the one that its task needs
-            return tensorrt.open_encoder(plan.path, spec, manifest.encoder, kernels)
+            (part,) = manifest.parts
+            return {part.name: tensorrt.open_part(plan.path, spec, manifest, part, kernels, self._why)}
 
-        session = self._try(variant, variant.backend, opening)
-        return None if session is None else Opened(variant.backend, variant, session, self._why)
+        sessions = self._try(variant, variant.backend, opening)
+        return None if sessions is None else Opened(variant.backend, variant, sessions, self._why)
 
     def _graphs(self, backend: str, variants: Sequence[Variant]) -> Opened | None:
         for variant in variants:
 
-            def opening(variant: Variant = variant) -> Session:
+            def opening(variant: Variant = variant) -> dict[str, Session]:
                 providers = onnxruntime.gpu_providers() if backend == "onnxruntime-cuda" else onnxruntime.CPU
-                manifest, graph = self._manifest, self._root / variant.graph
-                if manifest.decoder is not None:
-                    return onnxruntime.open_decoder(
-                        graph, manifest.decoder, self._threads, providers, activations=variant.activations,
-                        **variant.beside(self._root),
-                    )  # fmt: skip
-                assert manifest.encoder is not None  # verified, as above
-                return onnxruntime.open_encoder(
-                    graph, manifest.encoder, self._threads, providers, activations=variant.activations
-                )
+                root, manifest = self._root, self._manifest
+                return {
+                    part.name: onnxruntime.open_part(root, manifest, variant, part, self._threads, providers)
+                    for part in manifest.parts
+                }
 
-            session = self._try(variant, backend, opening)
-            if session is not None:
-                return Opened(backend, variant, session, self._why)
+            sessions = self._try(variant, backend, opening)
+            if sessions is not None:
+                return Opened(backend, variant, sessions, self._why)
         return None
 
     def _try(self, variant: Variant, backend: str, call: Callable[[], T]) -> T | None:

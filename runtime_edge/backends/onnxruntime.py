@@ -1,15 +1,16 @@
 """ONNX Runtime: sessions, and buffers bound to them in place.
 
-A decoder graph has the inputs `input_ids` int64 [1, seq], `past_length` int64 [1], `logits_to_keep` int64 [1] and
-`past_key_values.{i}.key`, `.value`; its outputs are `logits` float32 [1, n, vocab] and `present.{i}.key`, `.value`.
-Past and present are one buffer, which attention writes in place. All that a decode step reads or writes is bound
-once: a step sets two integers and runs.
+A decoder graph has inputs for token ids int64 [1, seq], the past's length int64 [1], `logits_to_keep` int64 [1] and the
+caches; its outputs are logits float32 [1, n, vocab] and the caches. Its part says what they are called. Past and
+present are one buffer, which attention writes in place. All that a decode step reads or writes is bound once: a step
+sets two integers and runs.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,29 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge import kernels, ort
-from runtime_edge.backends import windows
+from runtime_edge.backends.ort_session import CPU as CPU
+from runtime_edge.backends.ort_session import SLOWER as SLOWER
+from runtime_edge.backends.ort_session import OrtSession
 from runtime_edge.cache import KVCache
-from runtime_edge.ending import Terminated
-from runtime_edge.errors import ArtifactError, EngineError, MissingDependencyError
+from runtime_edge.decoder_record import Decoder, decoder_of
+from runtime_edge.errors import ArtifactError, MissingDependencyError
 from runtime_edge.files import Background, listing
-from runtime_edge.manifest import Decoder, Encoder
+from runtime_edge.manifest import PROMPTS, Manifest, Variant
+from runtime_edge.part_record import Part
 
 if TYPE_CHECKING:
     from runtime_edge.backends import Floats, Ints
     from runtime_edge.ending import Stop
 
-CPU = ("CPUExecutionProvider",)
+LOGITS_TO_KEEP = "logits_to_keep"  # the input that lowerings give a decoder
 _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")  # in this order: TensorRT's builds for each new shape
 # Tokens a run: attention's scores take chunk x length a head, of which a run computes also those of later tokens, and
 # what 256 tokens make in a layer stays in a core's cache.
 PREFILL_CHUNK = 256
 PREFILL_LEAST = 16  # tokens that the graph for prefill is worth: below, both take about the same time
-# Threads of a session that has done its run spin, some 50 ms, on cores that another one wants: a prompt behind
-# a step of the other graph took 1.2 times as long. Between two steps less passes than this. 1.23 spins on.
-SPIN_US = "1000"
-# On the CPU the kernel that this makes takes 3 to 6 times as long as the sum and the norm that it replaces.
-SLOWER = ("SkipLayerNormFusion",)
-FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is no file
 BATCH_TOKENS = 32  # MiniLM-L6 in static int8: one text of 23 tokens takes 2.2 ms, 32 of 14 take 18
 MOST_TWICE = 256 * 2**20  # bytes of an encoder's artifact, up to which its weights are held twice for many texts
 
@@ -53,7 +51,7 @@ class OrtDecoder:
         prefill: Path | None = None, derived: Path | None = None,
     ) -> None:  # fmt: skip
         self.decoder = decoder
-        self.cache_inputs, self.cache_outputs = _cache_names(len(decoder.cache))
+        self.names = decoder.names
         # Weights are prepared by one thread a session.
         opening = partial(self._open, threads=threads, providers=providers)
         second = None if prefill is None else Background(lambda: opening(prefill, activations="int8", derived=derived))
@@ -65,13 +63,13 @@ class OrtDecoder:
 
     def _open(
         self, graph: Path, threads: int, providers: Sequence[str], activations: str, derived: Path | None = None
-    ) -> _Session:
+    ) -> OrtSession:
         # On a GPU the cache's type may be another.
         ours = kernels.chosen(self.decoder, activations) if tuple(providers) == CPU else ()
-        session = _Session(graph, threads, providers, derived, ours)
+        session = OrtSession(graph, threads, providers, derived, ours)
         session.expect(
-            inputs=("input_ids", "past_length", "logits_to_keep", *self.cache_inputs),
-            outputs=("logits", *self.cache_outputs),
+            inputs=(self.names.token_ids, self.names.past_length, LOGITS_TO_KEEP, *self.names.past),
+            outputs=(self.names.logits, *self.names.present),
         )
         return session
 
@@ -106,11 +104,12 @@ class OrtDecoderState:
         self._row: Floats = self._logits[0, 0]
         self._step, self._many = owner.session.binding(), owner.session.binding()
         self._long = self._many if owner.prefill_session is None else owner.prefill_session.binding()
+        names = owner.names
         for binding in self._bindings:
-            _bind_input(binding, "past_length", self._past)
-        _bind_input(self._step, "logits_to_keep", self._one)
-        _bind_input(self._step, "input_ids", self._token)
-        _bind_output(self._step, "logits", self._logits)
+            _bind_input(binding, names.past_length, self._past)
+        _bind_input(self._step, LOGITS_TO_KEEP, self._one)
+        _bind_input(self._step, names.token_ids, self._token)
+        _bind_output(self._step, names.logits, self._logits)
 
     @property
     def _bindings(self) -> tuple[Any, ...]:
@@ -161,18 +160,27 @@ class OrtDecoderState:
         self.reserve(len(tokens) + count)
         self._chunk[0, :count] = token_ids
         self._past[0] = len(tokens)
-        _bind_input(binding, "logits_to_keep", keep)
-        _bind_input(binding, "input_ids", self._chunk[:, :count])
-        _bind_output(binding, "logits", logits)
+        names = self._owner.names
+        _bind_input(binding, LOGITS_TO_KEEP, keep)
+        _bind_input(binding, names.token_ids, self._chunk[:, :count])
+        _bind_output(binding, names.logits, logits)
         session.run(binding, self.stop)
         tokens.extend(token_ids)  # only now: an interrupted run leaves rows that count as garbage
 
     def _bind_cache(self) -> None:
-        owner = self._owner
+        names = self._owner.names
         for binding in self._bindings:
-            for past, present, buffer in zip(owner.cache_inputs, owner.cache_outputs, self.cache.buffers, strict=True):
+            for past, present, buffer in zip(names.past, names.present, self.cache.buffers, strict=True):
                 _bind_input(binding, past, buffer)
                 _bind_output(binding, present, buffer)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a graph without states takes and gives: names of its inputs, and of its first output."""
+
+    inputs: tuple[str, ...]
+    output: str
 
 
 class OrtEncoder:
@@ -184,7 +192,7 @@ class OrtEncoder:
     """
 
     def __init__(
-        self, graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU, activations: str = "none"
+        self, graph: Path, encoder: Rows, threads: int, providers: Sequence[str] = CPU, activations: str = "none"
     ) -> None:
         self.encoder = encoder
         on_cpu = tuple(providers) == CPU
@@ -194,19 +202,19 @@ class OrtEncoder:
         self._graph = graph
         self._seen = _file_of(graph)
         self._lock = threading.Lock()
-        self._single: _Session | None = None
+        self._single: OrtSession | None = None
         self.session = self._open(threads, providers)
 
     def new_stop(self) -> Stop:
         """See `EncoderSession.new_stop`."""
         return self.session.new_stop()
 
-    def run(self, inputs: Mapping[str, Ints], *, alone: bool = True, stop: Stop | None = None) -> Floats:
+    def run(self, inputs: Mapping[str, NDArray[Any]], *, alone: bool = True, stop: Stop | None = None) -> Floats:
         """See `EncoderSession.run`."""
         session = self.session if alone or self.workers == 1 else self._side()
         return session.run_once(self.encoder.output, inputs, stop)
 
-    def _side(self) -> _Session:
+    def _side(self) -> OrtSession:
         """The session that runs beside itself."""
         with self._lock:
             if self._single is None:
@@ -214,8 +222,8 @@ class OrtEncoder:
                 self._single = found if _file_of(self._graph) == self._seen else self.session
             return self._single
 
-    def _open(self, threads: int, providers: Sequence[str]) -> _Session:
-        session = _Session(self._graph, threads, providers, ours=self._ours)
+    def _open(self, threads: int, providers: Sequence[str]) -> OrtSession:
+        session = OrtSession(self._graph, threads, providers, ours=self._ours)
         session.expect(inputs=self.encoder.inputs, outputs=(self.encoder.output,))
         return session
 
@@ -244,124 +252,38 @@ def gpu_providers() -> list[str]:
     return [found, *CPU]
 
 
+def open_part(
+    root: Path, manifest: Manifest, variant: Variant, part: Part, threads: int, providers: Sequence[str] = CPU
+) -> OrtDecoder | OrtEncoder:
+    """See `Backend.open_part`."""
+    graph, prompts = variant.graph(part.name), variant.graph(part.name, PROMPTS)
+    assert graph is not None  # the variant was chosen for it
+    if not part.states:
+        rows = Rows(tuple(port.name for port in part.inputs), part.outputs[0].name)
+        return open_encoder(root / graph.file, rows, threads, providers, activations=graph.activations)
+    decoder = decoder_of([part], manifest.settings)
+    if decoder is None:
+        raise ArtifactError(f"part {part.name}: expected one that makes the next token's logits, found another")
+    beside = None if prompts is None else root / prompts.file
+    derived = None if prompts is None or prompts.derived is None else root / prompts.derived
+    return open_decoder(
+        root / graph.file, decoder, threads, providers, activations=graph.activations, prefill=beside, derived=derived
+    )
+
+
 def open_decoder(
     graph: Path, decoder: Decoder, threads: int, providers: Sequence[str] = CPU, *, activations: str = "none",
     prefill: Path | None = None, derived: Path | None = None,
 ) -> OrtDecoder:  # fmt: skip
-    """See `Backend.open_decoder`."""
+    """Opens a decoder's graph, and the one that it has for prompts, whose weights `derived` may say how to make."""
     return OrtDecoder(graph, decoder, threads, providers, activations, prefill, derived)
 
 
 def open_encoder(
-    graph: Path, encoder: Encoder, threads: int, providers: Sequence[str] = CPU, *, activations: str = "none"
+    graph: Path, encoder: Rows, threads: int, providers: Sequence[str] = CPU, *, activations: str = "none"
 ) -> OrtEncoder:
-    """See `Backend.open_encoder`."""
+    """Opens the graph of a part without states."""
     return OrtEncoder(graph, encoder, threads, providers, activations)
-
-
-class _Session:
-    """An `onnxruntime.InferenceSession` whose errors are ours."""
-
-    def __init__(
-        self, graph: Path, threads: int, providers: Sequence[str], derived: Path | None = None,
-        ours: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        self._ort = ort.load()
-        self._errors = ort.errors()
-        self._name = graph.name
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
-        options.log_severity_level = 4  # what it would print is in the error that it raises
-        # SmolLM2-135M, int4: after one prompt of 512 tokens the arena costs 25 MB (273 for 247), but it stays there,
-        # where the C library's allocator fragments: after five prompts the peak is 285 MB for 338, after one of 3000
-        # tokens 397 for 412 to 454. A memory pattern would be kept for every length of prompt: 20 MB more.
-        options.enable_cpu_mem_arena = True
-        options.enable_mem_pattern = False
-        try:
-            kernels.register(options, ours)
-            if derived is not None:
-                self._derive(options, derived, threads, kernels.PRODUCT in ours)
-            left_out = SLOWER if tuple(providers) == CPU else ()
-            model: str | bytes = str(graph)
-            # Kernels of ours count windows as artifacts do, whatever version loads them.
-            changed = None if kernels.attends(ours) else windows.rewritten(graph, self._ort.__version__)
-            if changed is not None:
-                model = changed
-                options.add_session_config_entry(FOLDER, str(graph.parent))
-            self._session = self._ort.InferenceSession(
-                model, options, providers=list(providers), disabled_optimizers=left_out
-            )
-        except self._errors as error:
-            raise self._fault(f"a graph that ONNX Runtime {self._ort.__version__} opens", error) from error
-        # A provider whose libraries are missing is left out without an error. (A float32 cache stays in the host's
-        # memory on a GPU too: GroupQueryAttention of that type runs on the CPU.)
-        if providers[0] not in self._session.get_providers():
-            raise EngineError(
-                f"{graph.name}: expected ONNX Runtime's {providers[0]}, found that it does not load",
-                hint="are CUDA and cuDNN of the versions that this onnxruntime-gpu wants installed?",
-            )
-
-    def _derive(self, options: Any, derived: Path, threads: int, packed: bool) -> None:
-        """Gives a session the weights that its graph has not, in the order that our product wants where it runs."""
-        from runtime_edge.derived import make
-
-        made: dict[str, Any] = {}
-
-        def use(name: str, weight: NDArray[np.int8]) -> None:
-            made[name] = self._ort.OrtValue.ortvalue_from_numpy(kernels.packed(weight) if packed else weight)
-
-        make(derived, threads, use)
-        options.add_external_initializers(list(made), list(made.values()))
-        # Most kernels copy a weight, in an order of their own; one that does not, as ours, reads it here as it runs.
-        self._made = made
-
-    def expect(self, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """Raises `ArtifactError` unless the graph's inputs and outputs are these."""
-        for what, expected, nodes in (
-            ("inputs", inputs, self._session.get_inputs()),
-            ("outputs", outputs, self._session.get_outputs()),
-        ):
-            found = {node.name for node in nodes}
-            if found != set(expected):
-                missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
-                raise ArtifactError(
-                    f"{self._name}: expected the {what} that its task has, found {len(missing)} missing {missing[:3]} "
-                    f"and {len(extra)} unknown {extra[:3]}"
-                )
-
-    def binding(self) -> Any:
-        return self._session.io_binding()
-
-    def new_stop(self) -> Stop:
-        options: Stop = self._ort.RunOptions()
-        return options
-
-    def run(self, binding: Any, stop: Stop | None = None) -> None:
-        try:
-            self._session.run_with_iobinding(binding, stop)
-        except self._errors as error:
-            if stop is not None and stop.terminate:
-                raise Terminated from error
-            raise self._fault("a graph that runs", error) from error
-
-    def run_once(self, output: str, inputs: Mapping[str, Ints], stop: Stop | None = None) -> Floats:
-        try:
-            result: Floats = self._session.run([output], dict(inputs), stop)[0]
-        except self._errors as error:
-            if stop is not None and stop.terminate:
-                raise Terminated from error
-            raise self._fault("a graph that runs", error) from error
-        return result
-
-    def _fault(self, expected: str, error: Exception) -> ArtifactError:
-        hint = "is it of this machine's kind? `lepton-edge inspect` says what it was built for"
-        return ArtifactError(
-            f"{self._name}: expected {expected}, found: {str(error)[:500]}",
-            hint=ort.lacks(self._ort.__version__) or hint,
-        )
 
 
 def _file_of(path: Path) -> tuple[int, ...]:
@@ -371,11 +293,6 @@ def _file_of(path: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _cache_names(layers: int) -> tuple[list[str], list[str]]:
-    parts = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-    return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
 
 
 def _bind_input(binding: Any, name: str, array: NDArray[Any]) -> None:

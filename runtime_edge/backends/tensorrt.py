@@ -1,9 +1,9 @@
 """TensorRT and TensorRT-RTX: the cache stays on the GPU; token ids go there and the last logits come back.
 
-A decoder's engine has the inputs `input_ids` int64 [1, seq], `past_length` int64 [1], `logits_at` int64 [n] (rows whose
-logits are wanted) and `past_key_values.{i}.key`, `.value` [1, kv_heads, max_seq_len, dim]; its outputs are `logits`
-float32 [1, n, vocab] and `present.{i}.key`, `.value` like the past. Its profile `prefill` takes runs of tokens,
-`decode` single ones. Everything of a sequence happens in one stream; a decode step is replayed as a CUDA graph.
+A decoder's engine has inputs for token ids int64 [1, seq], the past's length int64 [1], `logits_at` int64 [n] (rows
+whose logits are wanted) and the caches [1, kv_heads, max_seq_len, dim]; its outputs are logits float32 [1, n, vocab]
+and caches like the past. Its part says what they are called. Its profile `prefill` takes runs of tokens, `decode`
+single ones. Everything of a sequence happens in one stream; a decode step is replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from runtime_edge.backends.buffers import Inputs, aligned, device_memory, free_h
 from runtime_edge.backends.engine import Context, LoadedEngine, Memory
 from runtime_edge.cache import TokenCache
 from runtime_edge.cuda import DeviceMemoryError
-from runtime_edge.errors import ClosedError, LeptonError
-from runtime_edge.manifest import ENGINE_DTYPES, Decoder, Encoder, Engine
+from runtime_edge.decoder_record import Decoder, decoder_of
+from runtime_edge.encoder_record import Encoder, encoder_of
+from runtime_edge.errors import ClosedError, EngineError, LeptonError
+from runtime_edge.manifest import ENGINE_DTYPES, Engine, Manifest
+from runtime_edge.part_record import Part
 
 if TYPE_CHECKING:
     from runtime_edge.backends import Floats, Ints
     from runtime_edge.ending import Stop
 
+LOGITS_AT = "logits_at"  # the input that lowerings give a decoder
 PREFILL, DECODE, BATCH = "prefill", "decode", "batch"
 _FLOAT32 = 4  # bytes
 
@@ -46,21 +50,20 @@ class TrtDecoder:
         shapes = [(layer.kv_heads, dim) for layer in decoder.cache for dim in (layer.key_dim, layer.value_dim)]
         # One set of buffers, each at a multiple of what TensorRT asks for.
         self.buffer_bytes = [aligned(heads * decoder.max_seq_len * dim * item) for heads, dim in shapes]
-        parts = [f"{layer}.{part}" for layer in range(len(decoder.cache)) for part in ("key", "value")]
-        self.past = [f"past_key_values.{part}" for part in parts]
-        self.present = [f"present.{part}" for part in parts]
+        self.names = names = decoder.names
+        self.past, self.present = names.past, names.present
         sets = 1 if self.in_place else 2
         self.memory = Memory(cache=sets * sum(self.buffer_bytes), length=decoder.max_seq_len)
         self.engine = LoadedEngine(plan, spec, self.memory, jit_cache, **native)
         cache = [(spec.cache_dtype, (1, heads, decoder.max_seq_len, dim)) for heads, dim in shapes]
         self.engine.expect(
             {
-                "input_ids": ("int64", (1, -1)),
-                "past_length": ("int64", (1,)),
-                "logits_at": ("int64", (-1,)),
+                names.token_ids: ("int64", (1, -1)),
+                names.past_length: ("int64", (1,)),
+                LOGITS_AT: ("int64", (-1,)),
                 **dict(zip(self.past, cache, strict=True)),
             },
-            {"logits": ("float32", (1, -1, decoder.vocab_size)), **dict(zip(self.present, cache, strict=True))},
+            {names.logits: ("float32", (1, -1, decoder.vocab_size)), **dict(zip(self.present, cache, strict=True))},
         )
         self._states: weakref.WeakSet[TrtDecoderState] = weakref.WeakSet()
 
@@ -118,10 +121,11 @@ class TrtDecoderState:
             self._rows_at, self._rows_held = 0, 0  # logits of many rows: allocated where they are asked for
             self._grown: list[int] = []
             held.callback(release_all, cuda, self._grown)
-            self.chunk = engine.greatest(PREFILL, "input_ids")[1]
-            self._most_rows = min(self.chunk, engine.greatest(PREFILL, "logits_at")[0])
-            self._one = Inputs(engine, held, {"past_length": 1, "logits_at": 1, "input_ids": 1})
-            self._many = Inputs(engine, held, {"past_length": 1, "logits_at": self._most_rows, "input_ids": self.chunk})
+            ids, past = self._ids, self._past = owner.names.token_ids, owner.names.past_length
+            self.chunk = engine.greatest(PREFILL, ids)[1]
+            self._most_rows = min(self.chunk, engine.greatest(PREFILL, LOGITS_AT)[0])
+            self._one = Inputs(engine, held, {past: 1, LOGITS_AT: 1, ids: 1})
+            self._many = Inputs(engine, held, {past: 1, LOGITS_AT: self._most_rows, ids: self.chunk})
             self._prefill: Context | None = engine.context(PREFILL, self._stream, workspace, one_shape=False)
             self._decode: Context | None = engine.context(DECODE, self._stream, workspace, one_shape=True)
         except DeviceMemoryError as error:
@@ -131,9 +135,9 @@ class TrtDecoderState:
         self._logits: Floats = cuda.pinned(vocab_size * _FLOAT32).view(np.float32)
         for context, inputs in ((self._prefill, self._many), (self._decode, self._one)):
             inputs.bind(context)
-            context.bind("logits", self._row_at)
-        self._decode.shape("input_ids", (1, 1))
-        self._decode.shape("logits_at", (1,))
+            context.bind(owner.names.logits, self._row_at)
+        self._decode.shape(ids, (1, 1))
+        self._decode.shape(LOGITS_AT, (1,))
         self._bound: dict[str, int | None] = {PREFILL: None, DECODE: None}
         self._bind_cache(PREFILL, self._prefill)
         self._bind_cache(DECODE, self._decode)
@@ -171,8 +175,8 @@ class TrtDecoderState:
             context = self._open(self._decode)
             tokens = self.cache.token_ids
             self.reserve(len(tokens) + 1)
-            self._one.views["input_ids"][0] = token_id
-            self._one.views["past_length"][0] = len(tokens)
+            self._one.views[self._ids][0] = token_id
+            self._one.views[self._past][0] = len(tokens)
             graph = self._graph(context)
             self._busy = True
             if graph is not None:
@@ -203,12 +207,12 @@ class TrtDecoderState:
         context, views, count = self._open(self._prefill), self._many.views, len(token_ids)
         tokens = self.cache.token_ids
         self.reserve(len(tokens) + count)
-        views["input_ids"][:count] = token_ids
-        views["logits_at"][: len(rows)] = rows
-        views["past_length"][0] = len(tokens)
-        context.shape("input_ids", (1, count))
-        context.shape("logits_at", (len(rows),))
-        context.bind("logits", address)
+        views[self._ids][:count] = token_ids
+        views[LOGITS_AT][: len(rows)] = rows
+        views[self._past][0] = len(tokens)
+        context.shape(self._ids, (1, count))
+        context.shape(LOGITS_AT, (len(rows),))
+        context.bind(self._owner.names.logits, address)
         self._bind_cache(PREFILL, context)
         self._busy = True
         self._many.upload(self._stream)
@@ -308,7 +312,7 @@ class TrtEncoder:
         engine, cuda, held, encoder = self.engine, self.engine.cuda, self._held, self.encoder
         needed = engine.memory(Memory())
         needed.check(engine.name, cuda.free_memory())
-        self._most, self._longest = engine.greatest(BATCH, "input_ids")
+        self._most, self._longest = engine.greatest(BATCH, encoder.inputs[0])
         try:
             self._stream = cuda.stream()
             held.callback(cuda.end_stream, self._stream)
@@ -328,7 +332,7 @@ class TrtEncoder:
 
     def run(self, inputs: Mapping[str, Ints], *, alone: bool = True, stop: Stop | None = None) -> Floats:
         """See `EncoderSession.run`; a batch larger than the engine's is run in parts, one batch after another."""
-        count, length = inputs["input_ids"].shape
+        count, length = inputs[self.encoder.inputs[0]].shape
         rows = np.empty((count, self.encoder.dim), np.float32)
         with self._lock:
             for start in range(0, count, self._most):
@@ -358,6 +362,17 @@ class TrtEncoder:
             self._context = None
             self._finalizer()
             self.engine.close()
+
+
+def open_part(
+    plan: Path, spec: Engine, manifest: Manifest, part: Part, jit_cache: Path | None, why: list[str]
+) -> TrtDecoder | TrtEncoder:
+    """Opens a plan of a part whose hash was checked; `why` as `TrtDecoder` has it, errors as `LoadedEngine`."""
+    if (decoder := decoder_of([part], manifest.settings)) is not None:
+        return open_decoder(plan, spec, decoder, jit_cache, why)
+    if (encoder := encoder_of([part], manifest.settings)) is not None:
+        return open_encoder(plan, spec, encoder, jit_cache)
+    raise EngineError(f"part {part.name}: expected a decoder over a cache, or an encoder with one row a text")
 
 
 def open_decoder(plan: Path, spec: Engine, decoder: Decoder, jit_cache: Path | None, why: list[str]) -> TrtDecoder:

@@ -174,7 +174,8 @@ def _encoder(encoder: Any) -> Iterator[tuple[str, str]]:
 
 def _variant(manifest: Any, variant: Any) -> Iterator[str]:
     """What a variant is, what it takes, and what is there of its engine."""
-    yield from (variant.target, variant.backend, f"weights {variant.weights}", f"activations {variant.activations}")
+    yield from (variant.target, variant.backend, f"weights {variant.weights}")
+    yield f"activations {variant.main.activations}"
     sizes = {file.path: file.size for file in manifest.files}
     others = {blob for other in manifest.variants if other is not variant for blob in other.blobs}
     yield f"{megabytes(sum(sizes[blob] for blob in variant.blobs))} of weights"

@@ -18,6 +18,7 @@ from runtime_edge.errors import ArtifactError, RequestError
 from runtime_edge.files import in_threads
 from runtime_edge.listed import listed
 from runtime_edge.manifest import Encoder
+from runtime_edge.part_record import ATTENTION_MASK, POOLING_MASK, SEGMENTS, TOKEN_IDS
 from runtime_edge.text import TextCodec
 from runtime_edge.tokenizer import BoundedTokenizer
 
@@ -201,7 +202,7 @@ class Encoding:
                 f"texts: expected single texts: the {least} special tokens of a pair are more than the "
                 f"{cutting.most} that the model reads"
             )
-        skipped = self._prompt_tokens(prompt) if prompt and "pooling_mask" in self.encoder.inputs else 0
+        skipped = self._prompt_tokens(prompt) if prompt and POOLING_MASK in self.encoder.roles else 0
         found = []
         for index, item in enumerate(cutting.tokenizer.encode_batch_fast(checked)):
             ids = item.ids
@@ -238,8 +239,8 @@ class Encoding:
             mask[row, :length] = 1
             types[row, :length] = each.types
             pooled[row, each.skipped : length] = 1
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "pooling_mask": pooled}
-        return ((name, arrays[name]) for name in self.encoder.inputs)
+        arrays = {TOKEN_IDS: ids, ATTENTION_MASK: mask, SEGMENTS: types, POOLING_MASK: pooled}
+        return ((name, arrays[role]) for name, role in zip(self.encoder.inputs, self.encoder.roles, strict=True))
 
 
 def _listed(texts: Any) -> Iterator[Any]:

@@ -86,7 +86,7 @@ def plan_key(manifest: Manifest, variant: Variant, device: Device) -> str:
     hashes = {file.path: file.sha256 for file in manifest.files}
     inputs = {
         "format": _FORMAT,
-        "graph": hashes[variant.graph],
+        "graph": hashes[variant.main.file],
         "blobs": sorted(hashes[blob] for blob in variant.blobs),
         "recipe": _engine(variant).recipe,
         "version": device.version,
@@ -132,7 +132,7 @@ def _cached(directory: Path, manifest: Manifest, variant: Variant, device: Devic
     if not described.exists():
         return None
     record = _read_record(described)
-    graph = next(file.sha256 for file in manifest.files if file.path == variant.graph)
+    graph = next(file.sha256 for file in manifest.files if file.path == variant.main.file)
     expected = (_FORMAT, key, device.version, device.capability, graph, _engine(variant).recipe)
     found = (record.format, record.key, record.version, record.compute_capability, record.graph, record.recipe)
     if expected != found:
@@ -252,11 +252,11 @@ def ensure_plan(
 
             build = build_plan
         times = times_path(device, cache) if wanted.has_timing_cache else None
-        plan = build(root / variant.graph, recipe, progress=progress, timing_cache=times)
+        plan = build(root / variant.main.file, recipe, progress=progress, timing_cache=times)
         if plan.version != device.version:
             raise EngineError(f"{wanted.title}: expected version {device.version} to build, found {plan.version}")
         for file in manifest.files:  # the key says what the plan was built from: it was read by name, for minutes
-            if file.path == variant.graph or file.path in variant.blobs:
+            if file.path == variant.main.file or file.path in variant.blobs:
                 _check_file(root / file.path, file.path, file.size, file.sha256, _REBUILD)
         _store(directory, key, manifest, variant, device, plan)
         stored = _cached(directory, manifest, variant, device)  # reads back what the disk really has
@@ -276,7 +276,7 @@ def _store(directory: Path, key: str, manifest: Manifest, variant: Variant, devi
         size=plan.data.nbytes,
         version=device.version,
         compute_capability=device.capability,
-        graph=next(file.sha256 for file in manifest.files if file.path == variant.graph),
+        graph=next(file.sha256 for file in manifest.files if file.path == variant.main.file),
         recipe=_engine(variant).recipe,
         seconds=round(plan.seconds, 3),
         peak_memory=plan.peak_memory,

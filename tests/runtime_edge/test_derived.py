@@ -144,7 +144,10 @@ def test_many_weights_of_one_blob_are_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"derived": "how.json"}, "derived: expected a file listed in `files`, found 'how.json'"),
-        ({"derived": "tokenizer.json", "prefill": None}, "derived: expected it beside a graph for prefill, found none"),
+        (
+            {"derived": "tokenizer.json", "purpose": "any", "part": "decoder"},
+            "derived: expected it for a graph for prompts",
+        ),
         ({"derived": "tokenizer.json"}, "tokenizer.json: expected a list of weights as JSON"),
     ],
 )
@@ -152,6 +155,8 @@ def test_manifests_that_are_refused(
     weights: tiny.Weights, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     artifact = tiny.write_decoder(tmp_path / "both", weights=weights, prefill=tiny.Weights.seeded(5))
-    edit(artifact, lambda data: data["variants"][0].update(change))
+    if change.get("purpose") == "any":
+        edit(artifact, lambda data: data["variants"][0]["graphs"].pop(0))
+    edit(artifact, lambda data: data["variants"][0]["graphs"][-1].update(change))
     with pytest.raises(ArtifactError, match=message):
         runtime_edge.load(artifact)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 
 import runtime_edge
-from runtime_edge.encoder_record import Encoder
 from runtime_edge.errors import ArtifactError, RequestError
 from tests.runtime_edge import tiny
 
@@ -184,7 +182,7 @@ def test_rerank_is_for_one_score(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prompts": {"a": "b"}, "default_prompt": "c"}, "default_prompt: expected one of encoder.prompts, found 'c'"),
+        ({"prompts": {"a": "b"}, "default_prompt": "c"}, "default_prompt: expected one of prompts, found 'c'"),
         ({"prompts": {str(i): "" for i in range(1025)}}, "Expected `object` of length <= 1024"),
         ({"prompts": {"a": "b" * (2**16 + 1)}}, "Expected `str` of length <= 65536"),
         ({"truncate_dim": 7}, r"truncate_dim: expected at most 6 \(dim\), found 7"),
@@ -199,13 +197,6 @@ def test_rerank_is_for_one_score(tmp_path: Path) -> None:
 def test_manifests_that_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=message):
         opened(tmp_path, **fields)
-
-
-def test_a_record_of_format_7_reads_as_before() -> None:
-    old = {"inputs": ["input_ids"], "output": "logits", "dim": 1, "max_seq_len": 5, "labels": ["a"]}
-    record = msgspec.convert(old, Encoder)
-    assert (record.score_function, record.segments, record.default_prompt) == ("softmax", True, None)
-    assert msgspec.convert(old | {"multi_label": True}, Encoder).score_function == "sigmoid"
 
 
 def test_a_text_without_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Artifacts that toolchains of formats 1 to 7 built open, and answer what the runtimes of their time answered.
+"""Artifacts that toolchains of formats 1 to 8 built open, and answer what the runtimes of their time answered.
 
 `tests/data/formats.tar.xz` has a folder for each format: artifacts of made-up models with two layers or one, and in
 `answers.npz` what the runtime of that format answered without kernels of ours.
@@ -24,7 +24,8 @@ ROWS = 8  # of the logits are stored, as float16
 ARTIFACTS = [
     (1, "bert-int8"), (1, "gpt2-int8"), (1, "llama-int4"), (2, "classifier-int8"), (2, "llama-gptq"), (3, "bert-w8a8"),
     (3, "llama-kv8-prefill"), (4, "gpt2-int4"), (4, "llama-w8a8"), (5, "llama-shared"), (6, "bert-int4"),
-    (6, "llama-shared"), (7, "classifier-int8"), (7, "gpt2-w8a8"), (7, "llama-shared"),
+    (6, "llama-shared"), (7, "classifier-int8"), (7, "gpt2-w8a8"), (7, "llama-shared"), (8, "classifier-int8"),
+    (8, "llama-shared"), (8, "sentence-int8"),
 ]  # fmt: skip
 # Of the largest number. Kernels differ between processors in the last bit of float32, which moves an activation of 8
 # bits to the next code now and then; codes of weights that are read otherwise are wrong by more than the number itself.

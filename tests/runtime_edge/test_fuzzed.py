@@ -48,6 +48,6 @@ def test_padding_beyond_every_vocabulary(token: int, tmp_path: Path) -> None:
 
 def test_an_output_of_another_width(tmp_path: Path) -> None:
     tiny.write_encoder(tmp_path, dim=6)
-    edit(tmp_path, lambda data: data["encoder"].update(dim=5))
+    edit(tmp_path, lambda data: data["parts"][0]["outputs"][0].update(dims=["batch", 5]))
     with pytest.raises(ArtifactError), runtime_edge.load(tmp_path) as model:  # as it opens, or as it runs
         model.encode(["one two", "three"])

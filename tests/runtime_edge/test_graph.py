@@ -153,23 +153,33 @@ def test_graph_that_no_artifact_has_is_refused(name: str, root: Path) -> None:
         assert caught.value.message.startswith("cpu.onnx: ")
 
 
-def _decoder(**fields: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda data: data["decoder"].update(fields)
+def _buffers(axes: dict[int, int] | None = None, dtype: str = "float32") -> Callable[[dict[str, Any]], None]:
+    """Gives buffers of states other sizes and another type: keys alone where the last axis is meant."""
+
+    def change(data: dict[str, Any]) -> None:
+        for state in data["parts"][0]["states"]:
+            for at, buffer in enumerate(state["buffers"]):
+                for axis, size in (axes or {}).items():
+                    if axis != 3 or at == 0:
+                        buffer["dims"][axis] = size
+                buffer["dtype"] = dtype
+
+    return change
 
 
-def _cache(**fields: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda data: [layer.update(fields) for layer in data["decoder"]["cache"]] and None
+def _vocabulary(size: int) -> Callable[[dict[str, Any]], None]:
+    return lambda data: data["parts"][0]["outputs"][0]["dims"].__setitem__(-1, size)
 
 
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "a cache of bfloat16": (_decoder(cache_dtype="bfloat16"), "expected a cache of float32, float16, int8"),
-    "a cache of float16": (_decoder(cache_dtype="float16"), "past_key_values.0.key: expected float16"),
-    "a huge cache": (_cache(kv_heads=2**31 - 1), "at most 67108864 bytes for a token"),
-    "huge keys": (_cache(key_dim=2**31 - 1, kv_heads=2**31 - 1), "at most 67108864 bytes for a token"),
-    "wide keys": (_cache(key_dim=32), "past_key_values.0.key: expected float32"),
-    "other heads": (_cache(kv_heads=4), "past_key_values.0.key: expected float32"),
-    "a huge vocabulary": (_decoder(vocab_size=2**31 - 1), "logits: expected float32"),
-    "a layer less": (lambda data: data["decoder"]["cache"].pop(), "unknown"),
+    "a cache of bfloat16": (_buffers(dtype="bfloat16"), "expected a cache of float32, float16, int8"),
+    "a cache of float16": (_buffers(dtype="float16"), "past_key_values.0.key: expected float16"),
+    "a huge cache": (_buffers({1: 2**31 - 1}), "at most 67108864 bytes for a token"),
+    "huge keys": (_buffers({1: 2**31 - 1, 3: 2**31 - 1}), "at most 67108864 bytes for a token"),
+    "wide keys": (_buffers({3: 32}), "past_key_values.0.key: expected float32"),
+    "other heads": (_buffers({1: 4}), "past_key_values.0.key: expected float32"),
+    "a huge vocabulary": (_vocabulary(2**31 - 1), "logits: expected float32"),
+    "a layer less": (lambda data: data["parts"][0]["states"].pop(), "unknown"),
     "a huge pad token": (lambda data: data["tokenizer"].update(pad_token_id=2**62), "pad_token_id: expected ids below"),
     "a negative pad token": (
         lambda data: data["tokenizer"].update(pad_token_id=-1),
@@ -195,17 +205,17 @@ def test_an_encoders_ids_are_bounded_too(vocab_size: int | None, token: int, tmp
 
 
 def test_huge_length_is_no_fault_until_it_is_asked_for(root: Path) -> None:
-    edit(root, _decoder(max_seq_len=2**31 - 1))
+    edit(root, lambda data: data["settings"].update(max_seq_len=2**31 - 1))
     with runtime_edge.load(root, threads=1) as model:
         assert len(model.generate([1, 2, 3], max_new_tokens=2).token_ids) == 2
 
 
 def test_cache_that_memory_does_not_hold_is_our_error() -> None:
     from runtime_edge.cache import KVCache
-    from runtime_edge.manifest import CacheLayer, Decoder
+    from runtime_edge.manifest import CacheLayer
 
     layers = (CacheLayer(kv_heads=2**12, key_dim=2**12, value_dim=2**12),)
-    cache = KVCache(Decoder(vocab_size=9, max_seq_len=2**31 - 1, cache=layers))
+    cache = KVCache(tiny.decoder(9, 2**31 - 1, layers))
     with pytest.raises(RequestError, match="expected memory for"):
         cache.reserve(2**31 - 1)
 
@@ -215,7 +225,7 @@ def test_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
     root.mkdir()
     tiny.write_encoder(root)
     assert runtime_edge.verify(root)
-    edit(root, lambda data: data["encoder"].update(dim=7))
+    edit(root, lambda data: data["parts"][0]["outputs"][0].update(dims=["batch", 7]))
     with pytest.raises(ArtifactError, match=r"embeddings: expected float32 \['\?', 7\] .*found float32 \['\?', 6\]"):
         runtime_edge.load(root)
 

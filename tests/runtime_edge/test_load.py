@@ -101,7 +101,7 @@ def change_graph(root: Path, change: Any) -> None:
 
 
 def test_graph_with_other_inputs_is_named(artifact: Path) -> None:
-    edit(artifact, lambda data: data["decoder"]["cache"].pop())
+    edit(artifact, lambda data: data["parts"][0]["states"].pop())
     message = r"cpu.onnx: expected the inputs that .* 2 unknown \['past_key_values.1.key', 'past_key_values.1.value'\]"
     with pytest.raises(ArtifactError, match=message):
         runtime_edge.load(artifact)
@@ -117,7 +117,7 @@ def test_graph_that_the_backend_refuses(artifact: Path, capfd: pytest.CaptureFix
 
 
 def test_graph_that_fails_when_it_runs(artifact: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    edit(artifact, lambda data: data["decoder"].update(vocab_size=299))
+    edit(artifact, lambda data: data["parts"][0]["outputs"][0]["dims"].__setitem__(-1, 299))
     change_graph(artifact, lambda model: model.graph.output[0].type.tensor_type.shape.dim[2].Clear())
     with (
         runtime_edge.load(artifact, threads=1) as model,

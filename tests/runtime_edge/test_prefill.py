@@ -48,8 +48,10 @@ def test_both_graphs_share_the_cache(built: Path, weights: tiny.Weights, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prefill": "elsewhere.onnx"}, "expected a file listed in `files`, found 'elsewhere.onnx'"),
-        ({"backend": "tensorrt"}, "prefill: expected one for a decoder that onnxruntime runs"),
+        ({"file": "elsewhere.onnx"}, "expected a file listed in `files`, found 'elsewhere.onnx'"),
+        ({"purpose": "speed"}, "expected a purpose among any, prompts, found 'speed'"),
+        ({"part": "encoder"}, "expected a part among decoder, found 'encoder'"),
+        ({"purpose": "any"}, "expected each name once, found 'decoder for any' twice"),
         ({"blobs": []}, "expected external data in the blobs"),
     ],
 )
@@ -57,6 +59,13 @@ def test_what_is_refused(
     weights: tiny.Weights, others: tiny.Weights, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     artifact = tiny.write_decoder(tmp_path / "both", weights=weights, prefill=others)
-    edit(artifact, lambda data: data["variants"][0].update(change))
+    edit(artifact, lambda data: data["variants"][0]["graphs"][1].update(change))
     with pytest.raises(ArtifactError, match=message):
+        runtime_edge.load(artifact)
+
+
+def test_an_engine_has_no_graph_for_prompts(weights: tiny.Weights, others: tiny.Weights, tmp_path: Path) -> None:
+    artifact = tiny.write_decoder(tmp_path / "both", weights=weights, prefill=others)
+    edit(artifact, lambda data: data["variants"][0].update(backend="tensorrt"))
+    with pytest.raises(ArtifactError, match="expected a graph for prompts of a part with states that onnxruntime runs"):
         runtime_edge.load(artifact)

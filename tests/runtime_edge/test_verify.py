@@ -153,7 +153,32 @@ CASES: dict[str, tuple[Change, str]] = {
     "sha256 malformed": (edited(lambda data: data["files"][0].update(sha256="0")), r"files\[0\]\.sha256"),
     "other format": (edited(lambda data: data.update(format="zip")), "expected format 'lepton', found 'zip'"),
     "task unknown": (edited(lambda data: data.update(task="x")), "task: expected one of text-generation, .* found 'x'"),
-    "no decoder": (edited(lambda data: data.pop("decoder")), "task text-generation: expected `decoder`, found none"),
+    "no parts": (edited(lambda data: data.update(parts=[])), "parts: expected at least one, found none"),
+    "another task's parts": (
+        edited(lambda data: data["parts"][0].update(outputs=[{**data["parts"][0]["outputs"][0], "role": "x"}])),
+        "task text-generation: expected one part, a decoder with states, found none",
+    ),
+    "a part without a graph": (
+        edited(lambda data: data["parts"].append({**data["parts"][0], "name": "other", "states": []})),
+        "variants: expected a graph of part 'other' in one of them, found none",
+    ),
+    "an input twice": (
+        edited(lambda data: data["parts"][0]["inputs"].append(data["parts"][0]["inputs"][0])),
+        "parts.decoder: inputs: expected each name once",
+    ),
+    "a source that is none": (
+        edited(lambda data: data["parts"][0]["inputs"][0].update(source="encoder/x")),
+        "expected an output of an earlier part, of its dtype and rank, found 'encoder/x'",
+    ),
+    "a state of another kind": (
+        edited(lambda data: data["parts"][0]["states"][0].update(kind="rnn")),
+        "states: expected a kind among key_value, found 'rnn'",
+    ),
+    "a state of one buffer": (
+        edited(lambda data: data["parts"][0]["states"][0]["buffers"].pop()),
+        "states: expected keys and values",
+    ),
+    "a setting that is none": (edited(lambda data: data["settings"].update(run="rm")), "unknown field `run`"),
     "no variants": (edited(lambda data: data.update(variants=[])), "variants: expected at least one"),
     "eos beyond the vocabulary": (
         edited(lambda data: data["tokenizer"].update(eos_token_ids=[300])),
@@ -202,8 +227,8 @@ def test_refuses(artifact: Path, name: str) -> None:
 
 
 def test_later_version_says_to_upgrade(artifact: Path) -> None:
-    edit(artifact, lambda data: data.update(format_version=9, a_field_of_version_9=1))
-    with pytest.raises(FormatVersionError, match="expected format_version at most 8, found 9") as caught:
+    edit(artifact, lambda data: data.update(format_version=10, a_field_of_version_10=1))
+    with pytest.raises(FormatVersionError, match="expected format_version at most 9, found 10") as caught:
         runtime_edge.verify(artifact)
     assert "upgrade" in str(caught.value.hint)
 

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from runtime_edge import manifest as m
+from runtime_edge.decoder_record import decoder_of
+from runtime_edge.tasks import names
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 64, 4, 2, 16, 2
 MAX_SEQ_LEN = 2048
@@ -205,10 +209,38 @@ def write(root: Path, fields: dict[str, Any], files: dict[str, bytes]) -> Path:
     return root
 
 
-def variant(graph: str, blobs: list[str], **changes: Any) -> dict[str, Any]:
+def variant(*graphs: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A variant's record."""
-    base = {"name": "cpu", "target": "cpu", "backend": "onnxruntime", "graph": graph, "weights": "fp32"}
-    return {**base, "blobs": blobs, **changes}
+    base = {"name": "cpu", "target": "cpu", "backend": "onnxruntime", "weights": "fp32"}
+    return {**base, "graphs": list(graphs), **changes}
+
+
+def port(port: m.Port, *dims: int | str) -> dict[str, Any]:
+    """A port's record, with other sizes where some are given."""
+    fields: dict[str, Any] = msgspec.to_builtins(port)
+    return {**fields, "dims": list(dims)} if dims else fields
+
+
+def decoder_part(layers: int, vocab: int) -> dict[str, Any]:
+    """The record of a part that is a decoder."""
+    widths = (HEAD_DIM, HEAD_DIM)
+    states = [msgspec.to_builtins(names.key_value_state(i, KV_HEADS, widths, "float32")) for i in range(layers)]
+    inputs, outputs = [port(names.TOKEN_IDS), port(names.PAST_LENGTH)], [port(names.LOGITS, *names.TEXT, vocab)]
+    return {"name": "decoder", "inputs": inputs, "outputs": outputs, "states": states}
+
+
+def decoder(vocab_size: int, max_seq_len: int, layers: Sequence[m.CacheLayer], dtype: str = "float32") -> m.Decoder:
+    """A decoder as backends see it."""
+    widths = [(layer.kv_heads, (layer.key_dim, layer.value_dim), dtype, layer.window) for layer in layers]
+    part = m.Part(
+        name="decoder",
+        inputs=(names.TOKEN_IDS, names.PAST_LENGTH),
+        outputs=(msgspec.structs.replace(names.LOGITS, dims=(*names.TEXT, vocab_size)),),
+        states=tuple(names.key_value_state(i, *each) for i, each in enumerate(widths)),
+    )
+    found = decoder_of([part], {"max_seq_len": max_seq_len})
+    assert found is not None
+    return found
 
 
 def write_decoder(
@@ -218,7 +250,8 @@ def write_decoder(
     """Writes the tiny decoder's artifact; with `prefill`, a second graph of these weights for prefill."""
     weights = weights or Weights.seeded()
     graph, path, blob = decoder_graph(weights, max_seq_len, keeps_none=keeps_none, window=window)
-    layer = {"kv_heads": KV_HEADS, "key_dim": HEAD_DIM, "value_dim": HEAD_DIM}
+    keep = {"name": "logits_to_keep", "role": "last_positions", "dtype": "int64", "dims": [1]}
+    graph_record = {"part": "decoder", "added": [keep]}
     fields = {
         "task": m.TEXT_GENERATION,
         "tokenizer": {
@@ -228,13 +261,9 @@ def write_decoder(
             "special_tokens": {"bos_token": "<bos>", "eos_token": "<eos>"},
             "chat_template": "chat_template.jinja",
         },
-        "variants": [variant("cpu.onnx", [path])],
-        "decoder": {
-            "vocab_size": weights.embedding.shape[0],
-            "max_seq_len": max_seq_len,
-            "cache": [layer] * LAYERS,
-            **({"keeps_none": True} if keeps_none else {}),
-        },
+        "variants": [variant({**graph_record, "file": "cpu.onnx", "blobs": [path]})],
+        "parts": [decoder_part(LAYERS, weights.embedding.shape[0])],
+        "settings": {"max_seq_len": max_seq_len, **({} if keeps_none else {"keeps_none": False})},
     }
     files = {
         "cpu.onnx": graph,
@@ -244,7 +273,9 @@ def write_decoder(
     }
     if prefill is not None:
         files["cpu.prefill.onnx"], other, files[other] = decoder_graph(prefill, max_seq_len)
-        fields["variants"] = [variant("cpu.onnx", sorted({path, other}), prefill="cpu.prefill.onnx")]
+        prompts = {**graph_record, "file": "cpu.prefill.onnx", "purpose": "prompts", "activations": "int8"}
+        both = ({**graph_record, "file": "cpu.onnx", "blobs": [path]}, {**prompts, "blobs": [other]})
+        fields["variants"] = [variant(*both)]
         files[path] = blob
     return write(root, fields, files)
 
@@ -289,7 +320,7 @@ def write_encoder(
     ]
     path = blob.finish()
     inline = [onnx.numpy_helper.from_array(np.array([value]), name) for name, value in (("first", 1), ("last", 2))]
-    inputs = fields.get("inputs", ("input_ids", mask))
+    inputs = fields.pop("inputs", ("input_ids", mask))
     graph = helper.make_graph(
         nodes,
         "encoder",
@@ -301,15 +332,15 @@ def write_encoder(
     manifest = {
         "task": m.TEXT_CLASSIFICATION if labels else m.TEXT_EMBEDDING,
         "tokenizer": {"file": "tokenizer.json", "pad_token_id": 0},
-        "variants": [variant("cpu.onnx", [path])],
-        "encoder": {
-            "inputs": inputs,
-            "output": output,
-            "dim": dim,
-            "max_seq_len": 5,
-            "labels": labels,
-            **fields,
-        },
+        "variants": [variant({"part": "encoder", "file": "cpu.onnx", "blobs": [path]})],
+        "parts": [
+            {
+                "name": "encoder",
+                "inputs": [port(names.ENCODER_INPUTS[name]) for name in inputs],
+                "outputs": [port(names.LABEL_LOGITS if labels else names.EMBEDDINGS, "batch", dim)],
+            }
+        ],
+        "settings": {"max_seq_len": 5, "labels": labels, **fields},
     }
     tokenizer = word_tokenizer().to_str().encode()
     files = {"cpu.onnx": model.SerializeToString(), path: bytes(blob.data), "tokenizer.json": tokenizer}

@@ -27,6 +27,7 @@ from leptonc.backends.onnxruntime.linear import EmbeddingToKernels, LinearToKern
 from leptonc.backends.onnxruntime.opset import declare
 from leptonc.errors import InputError
 from leptonc.ir.dialect import MODULE_KEY
+from leptonc.ir.ports import added
 from leptonc.ir.structure import layer_of, linears
 from leptonc.memory import give_back
 from leptonc.options import LayerRule
@@ -40,7 +41,7 @@ from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, Quanti
 from leptonc.report.quality import Fidelity
 from leptonc.variant import Choices, VariantBuild, VariantPlan
 from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, PREFILL_LEAST
-from runtime_edge.manifest import Manifest, Variant
+from runtime_edge.manifest import Graph, Manifest, Variant
 
 if TYPE_CHECKING:
     from leptonc.artifact.writer import ArtifactWriter
@@ -205,10 +206,13 @@ def finish(model: ir.Model) -> None:
 def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
     """See `Backend.variant`."""
     plan = variant.plan
-    return Variant(
-        name=plan.name, target=plan.target.spec, backend="onnxruntime", graph=plan.graph, weights=variant.label,
-        activations=plan.activations, blobs=blobs,
+    graph = Graph(
+        part=variant.part, file=variant.file, activations=plan.activations, added=added(variant.graph.graph),
+        blobs=blobs,
     )  # fmt: skip
+    return Variant(
+        name=plan.name, target=plan.target.spec, backend="onnxruntime", weights=variant.label, graphs=(graph,)
+    )
 
 
 def compile(variant: VariantBuild, writer: ArtifactWriter, model: ir.Model, record: Variant) -> Variant:

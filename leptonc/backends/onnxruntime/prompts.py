@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.backends import onnxruntime as backend
 from leptonc.backends.onnxruntime.integer import derived_of
+from leptonc.ir.ports import added
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.blocks import Quantized
 from leptonc.variant import VariantBuild
 from runtime_edge.derived import Derived, Part, Weight
-from runtime_edge.manifest import PassRecord, Variant
+from runtime_edge.manifest import PROMPTS, Graph, PassRecord, Variant
 
 DESCRIBED = 700  # bytes that say how one weight is made, but for parts that no graph has
 
@@ -49,7 +50,7 @@ def add_prefill(
     backend.finish(model)
     with clock.stage(f"{prefix}prefill weights"):
         blobs = writer.add_graph(plan.prefill_graph, model, beside=True)
-    found = msgspec.structs.replace(record, prefill=plan.prefill_graph, blobs=tuple(sorted({*record.blobs, *blobs})))
+    derived, more = None, set[str]()
     if made := dict(sorted(derived_of(model).items())):
         beside = {name: _beside(weight, model) for name, weight in made.items()}
         places = iter(writer.add_arrays([array for arrays in beside.values() for array in arrays.values()]))
@@ -57,8 +58,12 @@ def add_prefill(
         weights = tuple(_derived(name, weight, decode, model, parts[name]) for name, weight in made.items())
         writer.add(plan.derived, msgspec.json.encode(Derived(weights=weights)))
         more = {part.blob for each in parts.values() for part in each.values()}
-        found = msgspec.structs.replace(found, derived=plan.derived, blobs=tuple(sorted({*found.blobs, *more})))
-    return found, manager.records
+        derived = plan.derived
+    graph = Graph(
+        part=variant.part, file=plan.prefill_graph, purpose=PROMPTS, activations="int8", added=added(model.graph),
+        blobs=tuple(sorted({*blobs, *more})), derived=derived,
+    )  # fmt: skip
+    return msgspec.structs.replace(record, graphs=(*record.graphs, graph)), manager.records
 
 
 def described_bytes(model: ir.Model) -> int:

@@ -30,6 +30,7 @@ from leptonc.backends.tensorrt.primitives import decompositions
 from leptonc.backends.tensorrt.ranges import Batch, MeasureRanges
 from leptonc.errors import InputError
 from leptonc.formats import FORMATS
+from leptonc.ir.ports import added
 from leptonc.memory import give_back
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
@@ -38,7 +39,7 @@ from leptonc.passes.quantize.methods import ROUNDING
 from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
 from leptonc.report.quality import Fidelity
 from leptonc.variant import Choices, VariantBuild, VariantPlan
-from runtime_edge.manifest import Engine, Manifest, Variant
+from runtime_edge.manifest import Engine, Graph, Manifest, Variant
 from runtime_edge.tensorrt.flavours import first_version, flavour, parses
 
 if TYPE_CHECKING:
@@ -209,15 +210,18 @@ def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
         recipe=recipes.recipe(variant), cache_dtype="float32" if plan.scheme == "fp32" else "float16",
         cache_in_place=_in_place(plan),
     )  # fmt: skip
-    return Variant(
-        name=plan.name, target=plan.target.spec, backend=plan.target.backend, graph=plan.graph, weights=variant.label,
-        activations=plan.activations, blobs=blobs, engine=engine,
+    graph = Graph(
+        part=variant.part, file=variant.file, activations=plan.activations, added=added(variant.graph.graph),
+        blobs=blobs, engine=engine,
     )  # fmt: skip
+    return Variant(
+        name=plan.name, target=plan.target.spec, backend=plan.target.backend, weights=variant.label, graphs=(graph,)
+    )
 
 
 def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> Fidelity:
     """See `Backend.measure`: ONNX Runtime runs the lowered graph, in float arithmetic, before an engine is built."""
-    sample, path = variant.sample, writer.path / variant.plan.graph
+    sample, path = variant.sample, writer.path / variant.file
     if variant.captured.interface.writes_text:
         rows = max(1, min(recipes.CHUNK, _CHECK_BYTES // (4 * int(variant.captured.config.vocab_size))))
         short = writer.path / f"{variant.plan.name}.check.onnx"  # beside the blobs that it refers to

@@ -9,8 +9,12 @@ import onnx_ir as ir
 
 from leptonc.ir import edit
 from leptonc.ir.dialect import DOMAIN, attribute
+from leptonc.ir.ports import add_input
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.last_logits import head_of, keep_rows
+from runtime_edge.part_record import CHOSEN_POSITIONS, Port
+
+AT = Port(name="logits_at", role=CHOSEN_POSITIONS, dtype="int64", dims=("kept",))
 
 
 class LogitsAt(Pass):
@@ -26,8 +30,7 @@ class LogitsAt(Pass):
         head = head_of(model.graph)
         if head is None:
             return 0
-        at = ir.Value(name="logits_at", shape=ir.Shape(["kept"]), type=ir.TensorType(ir.DataType.INT64))
-        model.graph.inputs.append(at)
+        at = add_input(model.graph, AT)
 
         def select(value: ir.Value, before: ir.Node) -> ir.Value:
             return edit.insert(before, "Gather", [value, at], {"axis": 1}, name=f"{value.name}/kept")[0]

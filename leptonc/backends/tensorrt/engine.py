@@ -53,7 +53,7 @@ def _build(
     variant: VariantBuild, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str], stage: str
 ) -> BuiltPlan:  # fmt: skip
     with variant.clock.stage(f"{variant.plan.name}: {stage}", PROGRESS_STEPS) as advance:
-        return build_plan(writer.path / variant.plan.graph, recipe, modules=modules, progress=Advance(advance))
+        return build_plan(writer.path / variant.file, recipe, modules=modules, progress=Advance(advance))
 
 
 def _with_plan(
@@ -63,8 +63,9 @@ def _with_plan(
     writer.add(name, built.data)
     plan = Plan(file=name, version=built.version, compute_capabilities=capabilities)
     variant.report["engine"] = {"built": True, **_facts(built), "compute_capabilities": list(capabilities)}
-    assert record.engine is not None
-    return msgspec.structs.replace(record, engine=msgspec.structs.replace(record.engine, plans=(plan,)))
+    replace, graph = msgspec.structs.replace, record.main
+    assert graph.engine is not None
+    return replace(record, graphs=(replace(graph, engine=replace(graph.engine, plans=(plan,))),))
 
 
 def _facts(built: BuiltPlan) -> dict[str, Any]:

@@ -25,5 +25,5 @@ class WriteGraph(VariantStep):
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         plan, model = variant.plan, variant.graph
         with context.clock.stage(f"{variant.prefix}weights", bytes_of(model)) as advance:
-            blobs = context.writer.add_graph(plan.graph, model, advance)
+            blobs = context.writer.add_graph(variant.file, model, advance)
         return dataclasses.replace(variant, record=backend_of(plan.target).record(variant, blobs))

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from leptonc.errors import InputError
 from leptonc.frontend.patches import Recorder
 from leptonc.frontend.tasks.base import Task
-from leptonc.frontend.tasks.text_encoder import ENCODER, TextEncoder
+from leptonc.frontend.tasks.text_encoder import TextEncoder
 from leptonc.sources.base import SentenceModules, Source, text_limit
 from leptonc.sources.sentence import score_function
-from runtime_edge import part_record as roles
-from runtime_edge.part_record import Part, Port
+from runtime_edge.part_record import Part
+from runtime_edge.tasks import names
 
 
 class TextClassification(TextEncoder):
@@ -22,7 +22,7 @@ class TextClassification(TextEncoder):
 
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
-    row = Port(name="logits", role=roles.LABEL_LOGITS, dtype="float32", dims=(roles.BATCH, "labels"))
+    row = names.LABEL_LOGITS
 
     @classmethod
     def claim(cls, architecture: str, config: Mapping[str, Any], modules: SentenceModules | None) -> Task | None:
@@ -34,7 +34,7 @@ class TextClassification(TextEncoder):
         return model(**args).logits
 
     def settings(self, parts: Mapping[str, Part], config: Any, source: Source, max_seq_len: int) -> dict[str, Any]:
-        modules, count = self.modules or SentenceModules(), int(parts[ENCODER].outputs[0].dims[-1])
+        modules, count = self.modules or SentenceModules(), int(parts[names.ENCODER].outputs[0].dims[-1])
         limit = text_limit(source) if count == 1 else None
         return {
             **super().settings(parts, config, source, max_seq_len), "labels": _labels(config, count),

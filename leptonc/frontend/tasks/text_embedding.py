@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from leptonc.frontend.patches import Recorder
 from leptonc.frontend.sentence import SentenceSteps, check_widths
 from leptonc.frontend.tasks.base import Task
-from leptonc.frontend.tasks.text_encoder import ENCODER, POOLING, TextEncoder
+from leptonc.frontend.tasks.text_encoder import TextEncoder
 from leptonc.sources.base import SentenceModule, SentenceModules, Source, text_limit
-from runtime_edge import part_record as roles
 from runtime_edge.part_record import Part, Port
+from runtime_edge.tasks import names
 
 
 class TextEmbedding(TextEncoder):
@@ -25,7 +25,7 @@ class TextEmbedding(TextEncoder):
 
     name = "text-embedding"
     auto_class = "AutoModel"
-    row = Port(name="embeddings", role=roles.EMBEDDINGS, dtype="float32", dims=(roles.BATCH, "width"))
+    row = names.EMBEDDINGS
 
     @classmethod
     def claim(cls, architecture: str, config: Mapping[str, Any], modules: SentenceModules | None) -> Task | None:
@@ -41,7 +41,7 @@ class TextEmbedding(TextEncoder):
 
     def more_inputs(self) -> tuple[Port, ...]:
         apart = any(step.kind == "Pooling" and not step.options["include_prompt"] for step in self.chain)
-        return (POOLING,) if apart else ()
+        return (names.POOLING_MASK,) if apart else ()
 
     def warnings(self, config: Mapping[str, Any]) -> list[str]:
         name = next(iter(config.get("architectures") or [""]))
@@ -57,14 +57,14 @@ class TextEmbedding(TextEncoder):
         model.add_module("sentence", SentenceSteps(self.chain))
 
     def run(self, part: str, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Any:
-        given = {name: tensor for name, tensor in args.items() if name != POOLING.name}
+        given = {name: tensor for name, tensor in args.items() if name != names.POOLING_MASK.name}
         return model.sentence(model(**given)[0], args)  # type: ignore[operator]
 
     def text_limit(self, source: Source) -> int | None:
         return text_limit(source)
 
     def settings(self, parts: Mapping[str, Part], config: Any, source: Source, max_seq_len: int) -> dict[str, Any]:
-        modules, width = self.modules or SentenceModules(), int(parts[ENCODER].outputs[0].dims[-1])
+        modules, width = self.modules or SentenceModules(), int(parts[names.ENCODER].outputs[0].dims[-1])
         cut = None if modules.truncate_dim is None else min(modules.truncate_dim, width)
         return {
             **super().settings(parts, config, source, max_seq_len), "prompts": dict(modules.prompts),

@@ -11,16 +11,9 @@ from leptonc.errors import CaptureError, InputError
 from leptonc.frontend.interface import ROWS, Interface, PartForm
 from leptonc.frontend.tasks.base import Task
 from leptonc.sources.base import Source
-from runtime_edge import part_record as roles
 from runtime_edge.encoder_record import SIDES
-from runtime_edge.part_record import Part, Port
-
-TEXT = (roles.BATCH, roles.LENGTH)
-IDS = Port(name="input_ids", role=roles.TOKEN_IDS, dtype="int64", dims=TEXT)
-MASK = Port(name="attention_mask", role=roles.ATTENTION_MASK, dtype="int64", dims=TEXT)
-SEGMENTS = Port(name="token_type_ids", role=roles.SEGMENTS, dtype="int64", dims=TEXT)
-POOLING = Port(name="pooling_mask", role=roles.POOLING_MASK, dtype="int64", dims=TEXT)
-ENCODER = "encoder"
+from runtime_edge.part_record import EMBEDDINGS, Part, Port
+from runtime_edge.tasks import names
 
 
 class TextEncoder(Task):
@@ -29,9 +22,9 @@ class TextEncoder(Task):
     row: ClassVar[Port]
 
     def interface(self, config: Any) -> Interface:
-        segments = getattr(config, "type_vocab_size", 0) or 0
-        inputs = (IDS, MASK, *((SEGMENTS,) if segments > 1 else ()), *self.more_inputs())
-        return Interface({ENCODER: PartForm(inputs=inputs, outputs=(self.row,))}, ROWS)
+        segments = (names.SEGMENTS,) if (getattr(config, "type_vocab_size", 0) or 0) > 1 else ()
+        inputs = (names.TOKEN_IDS, names.ATTENTION_MASK, *segments, *self.more_inputs())
+        return Interface({names.ENCODER: PartForm(inputs=inputs, outputs=(self.row,))}, ROWS)
 
     def more_inputs(self) -> tuple[Port, ...]:
         """Returns what the task reads beside a text's tokens."""
@@ -44,7 +37,7 @@ class TextEncoder(Task):
             raise InputError(f"tokenizer_config.json: expected truncation_side to be right or left, found {side!r}")
         return {
             "max_seq_len": max_seq_len, "truncation_side": side,
-            "segments": SEGMENTS.name in tokenizer.get("model_input_names", (SEGMENTS.name,)),
+            "segments": names.SEGMENTS.name in tokenizer.get("model_input_names", (names.SEGMENTS.name,)),
         }  # fmt: skip
 
     def check_model(self, model: nn.Module) -> None:
@@ -59,7 +52,7 @@ class TextEncoder(Task):
 
     def check_padding(self, model: nn.Module, side: str | None) -> None:
         """sentence-transformers pads a batch; transformers' pipeline takes one text after the other."""
-        pads = self.row.role == roles.EMBEDDINGS or getattr(model.config, "num_labels", 0) == 1
+        pads = self.row.role == EMBEDDINGS or getattr(model.config, "num_labels", 0) == 1
         # RoBERTa's family makes positions of the tokens, so that padding has none.
         relative = any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules())
         if side == "left" and pads and not relative:

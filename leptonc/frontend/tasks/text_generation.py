@@ -13,15 +13,8 @@ from leptonc.frontend.interface import NEXT_TOKENS, Interface, PartForm
 from leptonc.frontend.patches import PassThroughCache, Recorder
 from leptonc.frontend.tasks.base import Task
 from leptonc.sources.base import SentenceModules, Source
-from runtime_edge import part_record as roles
-from runtime_edge.part_record import Part, Port
-
-TEXT = (roles.BATCH, roles.LENGTH)
-IDS = Port(name="input_ids", role=roles.TOKEN_IDS, dtype="int64", dims=TEXT)
-POSITIONS = Port(name="position_ids", role=roles.POSITIONS, dtype="int64", dims=TEXT)
-PAST = Port(name="past_length", role=roles.PAST_LENGTH, dtype="int64", dims=(roles.BATCH,))
-LOGITS = Port(name="logits", role=roles.NEXT_TOKEN_LOGITS, dtype="float32", dims=(*TEXT, "vocabulary"))
-DECODER = "decoder"
+from runtime_edge.part_record import KEY_VALUE, Part
+from runtime_edge.tasks import names
 
 
 class TextGeneration(Task):
@@ -36,15 +29,18 @@ class TextGeneration(Task):
         return cls() if causal and modules is None else None
 
     def interface(self, config: Any) -> Interface:
-        decoder = PartForm(inputs=(IDS, PAST), outputs=(LOGITS,), arguments=(IDS, POSITIONS), keeps=roles.KEY_VALUE)
-        return Interface({DECODER: decoder}, NEXT_TOKENS)
+        decoder = PartForm(
+            inputs=(names.TOKEN_IDS, names.PAST_LENGTH), outputs=(names.LOGITS,),
+            arguments=(names.TOKEN_IDS, names.POSITIONS), keeps=KEY_VALUE,
+        )  # fmt: skip
+        return Interface({names.DECODER: decoder}, NEXT_TOKENS)
 
     def run(self, part: str, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Any:
         cache: Any = PassThroughCache(recorder) if recorder else None
         return model(**args, past_key_values=cache, use_cache=cache is not None).logits
 
     def settings(self, parts: Mapping[str, Part], config: Any, source: Source, max_seq_len: int) -> dict[str, Any]:
-        return {"max_seq_len": max_seq_len, "keeps_none": True}
+        return {"max_seq_len": max_seq_len}
 
     def part_of_config(self, config: Any) -> Any:
         """A multimodal checkpoint's config holds the language model's config."""

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from leptonc.artifact.describe import decoder_of, encoder_of, tokenizer_of
+from leptonc.artifact.describe import parts_of, settings_of, tokenizer_of
 from leptonc.errors import InputError
 from leptonc.frontend.capture import Captured
 from leptonc.sources import Source, open_source
+from runtime_edge.decoder_record import decoder_of
+from runtime_edge.encoder_record import encoder_of
 from runtime_edge.manifest import Tokenizer
 from tests.leptonc import models
 
@@ -85,28 +87,29 @@ def test_padding_follows_the_text_before_the_id(llama: Captured) -> None:
 
 
 def test_a_decoders_record(llama: Captured) -> None:
-    found = decoder_of(llama)
+    found = decoder_of(parts_of(llama), settings_of(llama, NOTHING))
     assert found is not None
     assert (found.vocab_size, found.max_seq_len, len(found.cache)) == (512, 300, 3)
     assert {(c.kv_heads, c.key_dim, c.value_dim, c.window) for c in found.cache} == {(2, 16, 16, None)}
-    assert encoder_of(llama, NOTHING) is None
+    assert encoder_of(parts_of(llama), settings_of(llama, NOTHING)) is None
+    assert {buffer.dtype for buffer in parts_of(llama, "int8")[0].buffers} == {"int8"}
     gemma = models.captured("tiny-gemma3")
-    windows = decoder_of(gemma)
+    windows = decoder_of(parts_of(gemma), settings_of(gemma, NOTHING))
     assert windows is not None
     assert [c.window for c in windows.cache] == [8, 8, None, 8]
 
 
 def test_encoders_records() -> None:
     classifier = models.captured("tiny-bert-classifier")
-    found = encoder_of(classifier, NOTHING)
+    found = encoder_of(parts_of(classifier), settings_of(classifier, NOTHING))
     assert found is not None
     assert found.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert (found.output, found.dim, found.max_seq_len) == ("logits", 3, 512)
     assert found.labels == ("bad", "neutral", "good")
     assert not found.multi_label
     sentence = models.captured("tiny-sentence", 100)
-    assert decoder_of(sentence) is None
-    plain = encoder_of(sentence, NOTHING)
+    assert decoder_of(parts_of(sentence), settings_of(sentence, NOTHING)) is None
+    plain = encoder_of(parts_of(sentence), settings_of(sentence, NOTHING))
     assert plain is not None
     assert (plain.output, plain.dim, plain.max_seq_len, plain.labels) == ("embeddings", 64, 100, ())
 
@@ -115,7 +118,7 @@ def test_classifiers_of_several_labels() -> None:
     captured = models.captured("tiny-bert-classifier")
     captured.config.problem_type = "multi_label_classification"
     captured.config.id2label = {0: "bad", 1: "bad", 2: 7}
-    found = encoder_of(captured, NOTHING)
+    found = encoder_of(parts_of(captured), settings_of(captured, NOTHING))
     assert found is not None
     assert found.multi_label
     assert (found.labels, found.function) == (("bad", "bad", "7"), "sigmoid")
@@ -127,7 +130,7 @@ def test_classifiers_of_several_labels() -> None:
 
 
 def _labels(captured: Captured) -> tuple[str, ...]:
-    found = encoder_of(captured, NOTHING)
+    found = encoder_of(parts_of(captured), settings_of(captured, NOTHING))
     assert found is not None
     return found.labels
 

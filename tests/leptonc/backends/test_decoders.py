@@ -29,7 +29,7 @@ CHUNKS = (61, 1, 1, 7, 1, 63, 1, 1, 59, 3, 5)
 
 def graph_of(path: Path) -> ir.Model:
     with runtime_edge.load(path) as model:
-        name = model.variant.graph
+        name = model.variant.main.file
     return ir.load(path / name)
 
 

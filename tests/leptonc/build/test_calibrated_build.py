@@ -176,7 +176,7 @@ def test_a_budget_is_kept_where_more_nodes_are_made_than_reckoned_with(
     result = build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights="auto:260kB", **options))  # type: ignore[arg-type]
     assert max(sizes) > 260_000 >= sizes[-1]
     variant = result.manifest.variants[0]
-    parts = {part for _, part in variant.parts}
+    parts = {part for _, part in variant.references}
     assert sum(each.size for each in result.manifest.files if each.path in parts) <= 260_000
     assert "layers int8" in variant.weights
 

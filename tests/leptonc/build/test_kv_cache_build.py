@@ -55,7 +55,7 @@ class Rounded(transformers.DynamicCache):
 def scales_of(path: Path) -> dict[str, Any]:
     """Steps [heads, width] of each cache: those of the graph, by what its rotary tables multiply keys by."""
     with runtime_edge.load(path) as model:
-        graph = ir.load(path / model.variant.graph).graph
+        graph = ir.load(path / model.variant.main.file).graph
     found = {}
     for node in [n for n in graph if n.op_type == "GroupQueryAttention"]:
         cosines = node.inputs[7]
@@ -140,7 +140,7 @@ def test_a_quarter_of_the_memory_and_the_same_text(text: Path, tmp_path: Path) -
 def test_both_graphs_share_it(text: Path, tmp_path: Path) -> None:
     path = built("tiny-llama", text, tmp_path / "a", weights="int4", prefill="int8").path
     with runtime_edge.load(path) as model:
-        assert model.variant.prefill is not None
+        assert model.variant.graph("decoder", "prompts") is not None
         assert len(model.generate(IDS[:40], max_new_tokens=50, stop_token_ids=[]).token_ids) == 50
 
 

@@ -43,7 +43,7 @@ def built(source: str, text: Path, out: Path, **options: object) -> BuildResult:
 def test_prompts_go_through_8_bits_and_tokens_through_4(source: str, text: Path, tmp_path: Path) -> None:
     result = built(source, text, tmp_path / "a")
     (variant,) = result.manifest.variants
-    assert (variant.weights, variant.prefill) == ("int4", "cpu.prefill.onnx")
+    assert (variant.weights, [each.file for each in variant.graphs]) == ("int4", ["cpu.onnx", "cpu.prefill.onnx"])
     about = as_plain(result.report)["variants"]["cpu"]
     assert about["prefill"]["activations"]["int8_share"] >= 0.9
     # 8 bits with 8-bit inputs are much nearer to the original than 4 bits are.
@@ -56,7 +56,7 @@ def test_prompts_go_through_8_bits_and_tokens_through_4(source: str, text: Path,
     # The same weights; one graph runs all tokens through kernels for few of them, which may sum in another order.
     for name in ("perplexity", "kl_divergence"):
         assert about["fidelity"][name] == pytest.approx(as_plain(only.report)["fidelity"][name], rel=2e-3)
-    inputs = [[len(n.input) for n in nodes_of(result.path / graph)] for graph in (variant.graph, variant.prefill)]
+    inputs = [[len(n.input) for n in nodes_of(result.path / graph.file)] for graph in variant.graphs]
     assert inputs == [[12] * layers] * 2  # a sink of minus infinity: all scores at once
     long, short = list(range(3, 43)), list(range(3, 12))
     with runtime_edge.load(result.path) as both, runtime_edge.load(only.path) as four:
@@ -96,7 +96,8 @@ def test_weights_that_both_graphs_share(
     """One stored set of weights: prompts go through integers that are made of those that decode."""
     result = built(source, text, tmp_path / "a", **{**options, "prefill": "shared"})
     (variant,) = result.manifest.variants
-    assert (variant.prefill, variant.derived) == ("cpu.prefill.onnx", "cpu.prefill.json")
+    prompts_graph = variant.graph("decoder", "prompts")
+    assert (prompts_graph.file, prompts_graph.derived) == ("cpu.prefill.onnx", "cpu.prefill.json")
     about = as_plain(result.report)["variants"]["cpu"]
     assert about["prefill"]["activations"]["int8_share"] >= 0.9
     decode, prompts = (each["fidelity"]["kl_divergence"] for each in (about, about["prefill"]))
@@ -104,7 +105,7 @@ def test_weights_that_both_graphs_share(
     derived = read(result.path / "cpu.prefill.json", "", {f.path: f.size for f in result.manifest.files})
     assert len(derived.weights) >= len(as_plain(result.report)["structure"]["heads"])
     if str(options.get("weights")).startswith("auto:"):
-        whole = graph_bytes(result) + (result.path / variant.derived).stat().st_size
+        whole = graph_bytes(result) + (result.path / prompts_graph.derived).stat().st_size
         assert 0.9 * BUDGET <= whole <= BUDGET
         assert as_plain(result.report)["variants"]["cpu"]["quantization"]["budget"]["spent"] > 0
     if source != "tiny-llama":  # one of each model: builds take long

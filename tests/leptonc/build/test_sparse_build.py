@@ -34,7 +34,7 @@ def sparse(out: Path, target: Any = ORIN, method: str | None = "magnitude", **op
 
 def stored(result: BuildResult) -> dict[str, np.ndarray]:
     """Weights or codes [out, in] of the linear layers in the artifact's graph."""
-    found = linears(ir.load(result.path / result.manifest.variants[0].graph))
+    found = linears(ir.load(result.path / result.manifest.variants[0].main.file))
     return {linear.path: weight_of(linear) for linear in found}
 
 

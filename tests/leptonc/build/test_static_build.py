@@ -31,7 +31,7 @@ def built(source: str, text: Path, out: Path, **options: object) -> BuildResult:
 def test_a_decoder_says_of_each_input_what_became_of_it(calibrator: str, text: Path, tmp_path: Path) -> None:
     result = built("tiny-llama", text, tmp_path / "a", calibrator=calibrator)
     (variant,) = result.manifest.variants
-    assert (variant.weights, variant.activations) == ("int8", "int8")
+    assert (variant.weights, variant.main.activations) == ("int8", "int8")
     about = as_plain(result.report)["variants"]["cpu"]["quantization"]["activations"]
     assert about["calibrator"] == calibrator
     assert about["int8_share"] >= 0.9

@@ -62,7 +62,7 @@ def test_it_builds_as_the_model_would_have(name: str, tmp_path: Path) -> None:
     again = build(BuildOptions(str(emitted.path), out=tmp_path / "again", weights="int8"))
     plain = build(BuildOptions(f"sample:{name}", out=tmp_path / "plain", weights="int8", prune=cuts, check=False))
     assert stored(again) == stored(plain)
-    for field in ("task", "architecture", "parameters", "tokenizer", "encoder", "decoder"):
+    for field in ("task", "architecture", "parameters", "tokenizer", "parts", "settings"):
         assert getattr(again.manifest, field) == getattr(plain.manifest, field)
     assert [each.name for each in again.manifest.passes] == [each.name for each in plain.manifest.passes]
     assert as_plain(again.report)["structure"] == as_plain(plain.report)["structure"]

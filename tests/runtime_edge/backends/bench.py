@@ -8,13 +8,14 @@ from typing import Any
 
 from runtime_edge.backends.tensorrt import TrtDecoder
 from runtime_edge.cuda import Cuda
-from runtime_edge.manifest import CacheLayer, Decoder, Engine, Profile, Recipe
+from runtime_edge.manifest import CacheLayer, Engine, Profile, Recipe
+from tests.runtime_edge import tiny
 from tests.runtime_edge.backends.standin import Api, Call, Tensor, Trt
 
 VOCAB, LENGTH, CHUNK, ROWS = 50, 128, 8, 4
 PLAN = b"plan" * 250
 LAYERS = (CacheLayer(kv_heads=2, key_dim=16, value_dim=8), CacheLayer(kv_heads=2, key_dim=16, value_dim=8, window=32))
-DECODER = Decoder(vocab_size=VOCAB, max_seq_len=LENGTH, cache=LAYERS)
+DECODER = tiny.decoder(VOCAB, LENGTH, LAYERS)
 CACHE_BYTES = 2 * (2 * LENGTH * 16 + 2 * LENGTH * 8) * 2
 PAST = [f"past_key_values.{layer}.{part}" for layer in range(2) for part in ("key", "value")]
 PRESENT = [name.replace("past_key_values", "present") for name in PAST]

@@ -55,7 +55,8 @@ def add_variant(
     def change(data: dict[str, Any]) -> None:
         versions = ">=1.4;<2.0" if flavour == "tensorrt-rtx" else ">=10.3;<11.0"
         described = engine(flavour, versions, capability, file if plan else None, version)
-        data["variants"].append({**data["variants"][0], "name": name, "backend": flavour, "engine": described})
+        graphs = [{**data["variants"][0]["graphs"][0], "engine": described}]
+        data["variants"].append({**data["variants"][0], "name": name, "backend": flavour, "graphs": graphs})
         if plan:
             data["files"].append({"path": file, "size": 4, "sha256": "0" * 64})
 
@@ -152,7 +153,7 @@ def test_a_plan_of_another_version_or_gpu_is_never_opened(
     if "capability" in change:  # a plan for one of the recipe's GPUs, and this is another of them
 
         def widen(data: dict[str, Any]) -> None:
-            data["variants"][1]["engine"]["recipe"]["compute_capabilities"] = ["8.6", "8.9"]
+            data["variants"][1]["graphs"][0]["engine"]["recipe"]["compute_capabilities"] = ["8.6", "8.9"]
 
         edit(artifact, widen)
         machine.device = Device("8.9", "1.7.1.116")

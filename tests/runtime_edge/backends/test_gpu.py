@@ -13,10 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime_edge.backends.tensorrt import TrtDecoder, TrtEncoder
 from runtime_edge.errors import LeptonError
-from runtime_edge.manifest import CacheLayer, Decoder, Encoder, Engine, InputShapes, Profile, Recipe
+from runtime_edge.manifest import CacheLayer, Encoder, Engine, InputShapes, Profile, Recipe
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.builder import build_plan
 from runtime_edge.tensorrt.device import Device, this_device
+from tests.runtime_edge import tiny
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX (the extra rtx) is not installed")
 
@@ -123,9 +124,7 @@ PROFILES = (
     Profile(name="decode", inputs=(shapes("input_ids", [1, 1], [1, 1], [1, 1]), shapes("logits_at", [1], [1], [1]))),
 )
 BATCH = (Profile(name="batch", inputs=(shapes("input_ids", [1, 1], [2, 8], [4, 16]),)),)
-SPEC = Decoder(
-    vocab_size=VOCAB, max_seq_len=LENGTH, cache=(CacheLayer(kv_heads=HEADS, key_dim=DIM, value_dim=DIM),) * LAYERS
-)
+SPEC = tiny.decoder(VOCAB, LENGTH, (CacheLayer(kv_heads=HEADS, key_dim=DIM, value_dim=DIM),) * LAYERS)
 
 
 def built(folder: Path, model: onnx.ModelProto, profiles: tuple[Profile, ...], capability: str) -> tuple[Path, Recipe]:
@@ -228,7 +227,7 @@ def test_a_decoder_on_the_gpu_agrees_with_the_cpu(tmp_path: Path, device: Device
 def test_an_encoder_on_the_gpu_agrees_with_the_cpu(tmp_path: Path, device: Device) -> None:
     model = encoder_model()
     plan, recipe = built(tmp_path, model, BATCH, device.capability)
-    encoder = Encoder(inputs=("input_ids",), output="embeddings", dim=HIDDEN, max_seq_len=16)
+    encoder = Encoder(inputs=("input_ids",), roles=("token_ids",), output="embeddings", dim=HIDDEN, max_seq_len=16)
     session = TrtEncoder(plan, Engine(recipe=recipe), encoder, None)
     ids = np.random.default_rng(8).integers(0, VOCAB, (6, 5))
     expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"input_ids": ids})[0]

@@ -302,7 +302,8 @@ def test_an_encoder_runs_batches_of_any_size_in_parts(tmp_path: Path) -> None:
     tensors = {name: Tensor("input", "int64", (-1, -1)) for name in ("input_ids", "attention_mask")}
     tensors["embeddings"] = Tensor("output", "float32", (-1, 6))
     trt = Trt(api, tensors, [dict.fromkeys(("input_ids", "attention_mask"), (4, 16))])
-    encoder = Encoder(inputs=("input_ids", "attention_mask"), output="embeddings", dim=6, max_seq_len=16)
+    inputs, roles = ("input_ids", "attention_mask"), ("token_ids", "attention_mask")
+    encoder = Encoder(inputs=inputs, roles=roles, output="embeddings", dim=6, max_seq_len=16)
     session = TrtEncoder(plan, spec(names=("batch",)), encoder, None, trt=trt, cuda=Cuda(api))
     ids = np.arange(1, 31).reshape(6, 5)
     start = len(api.calls)

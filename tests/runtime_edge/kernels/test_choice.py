@@ -18,7 +18,7 @@ from tests.runtime_edge.kernels import here
 
 def decoder(dim: int = 64, dtype: str = "float32") -> Decoder:
     layers = (CacheLayer(kv_heads=3, key_dim=dim, value_dim=dim),) * 2
-    return Decoder(vocab_size=10, max_seq_len=100, cache=layers, cache_dtype=dtype)
+    return tiny.decoder(10, 100, layers, dtype)
 
 
 @here

@@ -107,7 +107,8 @@ def write_artifact(root: Path, **changes: Any) -> Path:
     }
     engine = {"recipe": {**own_recipe, **changes.pop("recipe", {})}, **changes}
     backend = engine["recipe"]["flavour"]
-    orin = {**cpu, "name": "jetson-orin", "target": "jetson-orin", "backend": backend, "engine": engine}
+    graphs = [{**cpu["graphs"][0], "engine": engine}]
+    orin = {**cpu, "name": "jetson-orin", "target": "jetson-orin", "backend": backend, "graphs": graphs}
     manifest["variants"] = [cpu, orin]
     (root / "manifest.json").write_text(json.dumps(manifest))
     return root

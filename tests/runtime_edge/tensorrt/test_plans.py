@@ -129,7 +129,7 @@ def test_the_key_holds_what_decides_the_plan(root: Path, change: str) -> None:
         engine = msgspec.structs.replace(
             variant.engine, recipe=msgspec.structs.replace(variant.engine.recipe, workspace_mb=1)
         )
-        variant = msgspec.structs.replace(variant, engine=engine)
+        variant = msgspec.structs.replace(variant, graphs=(msgspec.structs.replace(variant.main, engine=engine),))
     else:
         changed = tuple(
             msgspec.structs.replace(file, sha256="0" * 64) if file.path in variant.blobs else file

@@ -28,8 +28,8 @@ def test_pairs_on_both_sides_of_every_product(name: str, target: str, text: Path
         )
     )
     (variant,) = result.manifest.variants
-    assert (variant.weights, variant.activations) == ("int8", "int8")
-    model = ir.load(result.path / variant.graph)
+    assert (variant.weights, variant.main.activations) == ("int8", "int8")
+    model = ir.load(result.path / variant.main.file)
     about = as_plain(result.report)["variants"][variant.name]
     inputs = about["quantization"]["activations"]["inputs"]
     wanted = {path for each in inputs if each["bits"] == 8 for path in each["layers"]}

@@ -44,7 +44,7 @@ def built(
 
 
 def graph_of(result: BuildResult, index: int = 0) -> ir.Model:
-    return ir.load(result.path / result.manifest.variants[index].graph)
+    return ir.load(result.path / result.manifest.variants[index].main.file)
 
 
 def report_of(result: BuildResult, name: str = "jetson-orin") -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_the_cache_carries_on_over_odd_chunks(tmp_path: Path, target: str) -> No
     from leptonc.backends.tensorrt.execute import decoder_inputs, empty_cache, open_session
 
     result = built(tmp_path, "tiny-gemma3", target, check=False)  # sliding windows of 8
-    session = open_session(result.path / result.manifest.variants[0].graph)
+    session = open_session(result.path / result.manifest.variants[0].main.file)
     ids = models.token_ids(101)
     want = models.reference_logits(models.reference("tiny-gemma3"), ids)
     cache, names, at = empty_cache(session), [value.name for value in session.get_outputs()], 0
@@ -115,7 +115,7 @@ def test_a_shorter_cache_computes_the_same(tmp_path: Path, target: str) -> None:
     from leptonc.backends.tensorrt.execute import logits_blocks
 
     result = built(tmp_path, "tiny-gemma3", target, check=False)
-    path = result.path / result.manifest.variants[0].graph
+    path = result.path / result.manifest.variants[0].main.file
     ids = models.token_ids(70)
     short = result.path / "short.onnx"
     ir.save(with_capacity(ir.load(path), 70), short)
@@ -173,7 +173,7 @@ def test_quantized_weights_have_the_quality_of_their_codes(tmp_path: Path, targe
             with torch.no_grad():
                 module.weight.copy_(torch.from_numpy(rounded(own, bits, size if bits == 4 else own.shape[1])))
     by_hand = models.reference_logits(model, ids)
-    graph = result.path / result.manifest.variants[0].graph
+    graph = result.path / result.manifest.variants[0].main.file
     found = np.concatenate([block for _, block in logits_blocks(graph, ids, 200)])
     beside = compare_logits([(0, by_hand)], [(0, found)], ids)
     assert (beside.kl_divergence or 0.0) < 1e-4

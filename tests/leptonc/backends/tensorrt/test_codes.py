@@ -25,7 +25,7 @@ def built(name: str, target: str, out: Path, text: Path, method: str, **options:
 
 
 def graph_of(result: BuildResult) -> ir.Model:
-    return ir.load(result.path / result.manifest.variants[0].graph)
+    return ir.load(result.path / result.manifest.variants[0].main.file)
 
 
 @pytest.mark.parametrize("target", ["rtx-30", "jetson-orin,jetpack=6.2"])
