@@ -18,58 +18,67 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("leptonc", "runtime_edge", "targets", "sample_models")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-# What a package may import of ours, at any depth of its code. Packages of the compiler know only what is below them.
+# What a package, or a module beside the packages, may import of ours, at any depth of its code. They stand in layers,
+# the lowest first.
+BASE = {"leptonc.errors", "leptonc.memory", "leptonc.progress", "leptonc.quiet", "leptonc.formats"}
 MAY_IMPORT = {
     "runtime_edge": {"runtime_edge"},
     "targets": {"targets"},
     "sample_models": {"sample_models", "runtime_edge.errors"},
     "leptonc.errors": {"runtime_edge.errors"},
+    "leptonc.memory": set(),
+    "leptonc.progress": set(),
+    "leptonc.quiet": set(),
+    "leptonc.formats": set(),
     "leptonc.report": {"leptonc.report"},
     "leptonc.ir": {"leptonc.ir", "leptonc.errors", "runtime_edge.part_record"},
     "leptonc.passes": {
-        "leptonc.passes",
-        "leptonc.ir",
-        "leptonc.errors",
-        "runtime_edge.manifest",
-        "runtime_edge.part_record",
+        "leptonc.passes", "leptonc.ir", "leptonc.errors", "runtime_edge.manifest", "runtime_edge.part_record",
         "runtime_edge.derived",
     },
     "leptonc.calibrate": {
-        "leptonc.calibrate",
-        "leptonc.passes",
-        "leptonc.ir",
-        "leptonc.errors",
-        "leptonc.memory",
-        "runtime_edge.ort",
+        "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors", "leptonc.memory", "runtime_edge.ort",
         "runtime_edge.writing",
     },
     "leptonc.heal": {
-        "leptonc.heal",
-        "leptonc.calibrate",
-        "leptonc.passes",
-        "leptonc.ir",
-        "leptonc.errors",
-        "runtime_edge.writing",
+        "leptonc.heal", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors", "runtime_edge.writing",
     },
     "leptonc.sources": {
-        "leptonc.sources",
-        "leptonc.report",
-        "leptonc.errors",
-        "leptonc.memory",
-        "runtime_edge",
-        "sample_models",
+        "leptonc.sources", "leptonc.report", "leptonc.errors", "leptonc.memory", "runtime_edge", "sample_models",
     },
     "leptonc.frontend": {
-        "leptonc.frontend",
-        "leptonc.ir",
-        "leptonc.sources",
-        "leptonc.errors",
-        "leptonc.quiet",
-        "runtime_edge.encoder_record",
-        "runtime_edge.part_record",
-        "runtime_edge.tasks.names",
+        "leptonc.frontend", "leptonc.ir", "leptonc.sources", "leptonc.errors", "leptonc.quiet",
+        "runtime_edge.encoder_record", "runtime_edge.part_record", "runtime_edge.tasks.names",
     },
-}
+    "leptonc.options": {"leptonc.formats", "leptonc.passes"},  # the names of methods and formats
+    "leptonc.evaluate": {
+        "leptonc.evaluate", "leptonc.calibrate", "leptonc.passes", "leptonc.frontend", "leptonc.ir", "leptonc.sources",
+        "leptonc.report", *BASE, "leptonc.artifact.describe", "runtime_edge.encoder_record", "runtime_edge.manifest",
+        "runtime_edge.part_record",
+    },
+    "leptonc.artifact": {
+        "leptonc.__version__", "leptonc.artifact", "leptonc.evaluate", "leptonc.passes", "leptonc.frontend",
+        "leptonc.ir", "leptonc.sources", "leptonc.report", *BASE, "runtime_edge",
+    },
+    "leptonc.variant": {
+        "leptonc.evaluate", "leptonc.frontend", "leptonc.passes", "leptonc.options", *BASE, "runtime_edge.manifest",
+        "targets",
+    },
+    "leptonc.backends": {
+        "leptonc.backends", "leptonc.artifact", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.report",
+        "leptonc.options", "leptonc.variant", *BASE, "runtime_edge", "targets",
+    },
+    "leptonc.build": {
+        "leptonc.build", "leptonc.backends", "leptonc.artifact", "leptonc.evaluate", "leptonc.heal",
+        "leptonc.calibrate", "leptonc.passes", "leptonc.frontend", "leptonc.ir", "leptonc.sources", "leptonc.report",
+        "leptonc.options", "leptonc.variant", *BASE, "runtime_edge", "sample_models", "targets",
+    },
+    "leptonc.sweep": {
+        "leptonc.__version__", "leptonc.build", "leptonc.artifact", "leptonc.sources", "leptonc.report",
+        "leptonc.options", *BASE, "runtime_edge", "targets",
+    },
+    "leptonc.cli": {"leptonc", "runtime_edge", "targets"},
+}  # fmt: skip
 # What the runtime must run without.
 FORBIDDEN_IN_RUNTIME = {
     "torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "gguf", "ml_dtypes",
@@ -114,6 +123,21 @@ def test_dependencies_point_one_way(package: str) -> None:
         for name in imports(path)
         if is_within(name, set(PACKAGES)) and not is_within(name, MAY_IMPORT[package])
     ]
+    assert wrong == []
+
+
+def test_the_table_covers_every_package() -> None:
+    """All packages of ours, and the compiler's modules beside its packages; but for what starts it."""
+    names = {module_name(path) for path in MODULES} - {"leptonc", "leptonc.__main__"}
+    assert {name for name in names if not is_within(name, set(MAY_IMPORT))} == set()
+
+
+def test_a_step_knows_neither_another_step_nor_what_runs_it() -> None:
+    steps = {module_name(path): path for path in (ROOT / "leptonc" / "build" / "steps").glob("[a-z]*.py")}
+    above = {"leptonc.build.engine", "leptonc.build.steps", "leptonc.build.to_artifact", "leptonc.build.to_onnx"}
+    named = [(step, name) for step, path in steps.items() for name in imports(path)]
+    wrong = [f"{step} imports {name}" for step, name in named if is_within(name, above)]
+    assert steps
     assert wrong == []
 
 

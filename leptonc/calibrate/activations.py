@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.calibrators import scale_of
 from leptonc.calibrate.choice import Choice, choose
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.stage_session import Weights
 from leptonc.calibrate.staged_run import walk
 from leptonc.calibrate.stages import Stage, linear_stages
 from leptonc.calibrate.statistics import Statistics
 from leptonc.ir import edit
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import as_stored, weight_of
 from leptonc.passes.feature import Feature
 from leptonc.passes.quantize.activations import WIDE_ZERO, QuantizeActivationsConfig, round_value

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.observe import observe
 from leptonc.calibrate.stage_session import Values
 from leptonc.errors import OVERFLOWS, InputError
 from leptonc.ir.dialect import DOMAIN
+from leptonc.ir.ports import inputs_of
 
 TOP = 127
 

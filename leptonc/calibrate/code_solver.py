@@ -14,13 +14,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.methods import Layers, method_of
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.stage_session import Weights
 from leptonc.calibrate.staged_run import walk
 from leptonc.calibrate.stages import Stage, linear_stages
 from leptonc.calibrate.step_cache import StepCache
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import Linear, as_stored, layer_of, linears, lookups, weight_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 

@@ -11,12 +11,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import is_sink, not_finite
 from leptonc.calibrate.stage_session import Values, Weights
 from leptonc.calibrate.staged_run import StagedRun
 from leptonc.calibrate.stages import stages
 from leptonc.ir.edit import only_user
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import Linear, as_stored, linears, weight_of
 from leptonc.passes.prune.obs import least_squares
 

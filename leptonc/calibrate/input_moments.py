@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.observe import moments
 from leptonc.calibrate.stages import stages
 from leptonc.calibrate.step_cache import StepCache, file_name
 from leptonc.errors import InputError
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import Linear
 
 _PART = 2**22  # bytes that are read at once

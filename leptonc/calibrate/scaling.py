@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.stage_session import Weights
 from leptonc.calibrate.staged_run import walk
 from leptonc.calibrate.stages import Stage
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.columns import energy
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest

@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.output_change import OutputChange
 from leptonc.calibrate.stage_session import Weights, weights_of
 from leptonc.calibrate.staged_run import Branch, StagedRun
 from leptonc.calibrate.stages import Stage, stages
 from leptonc.ir.dialect import module_of
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import Linear, as_stored, lookups, weight_of
 from leptonc.passes.last_logits import head_of
 from leptonc.passes.quantize.blocks import Format, dequantize, round_to_nearest

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import is_sink
 from leptonc.heal.graph import Graph, writable
 from leptonc.heal.trainable import Kind, LowRank
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import linears
 
 TEXTS = 8  # texts whose inputs are taken: enough for the main directions

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.store import Store
 from leptonc.heal.graph import Graph, writable
+from leptonc.ir.ports import inputs_of
 from leptonc.passes.last_logits import head_of
 
 BLOCK_BYTES = 2**26  # logits of a block, of which a few copies are in memory at once

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.errors import InputError
 from leptonc.heal.graph import GATE, Graph, writable
+from leptonc.ir.ports import inputs_of
 
 Window = NDArray[np.int64]
 

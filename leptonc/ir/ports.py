@@ -1,7 +1,7 @@
 """What the inputs and outputs of a graph are for, as data that the graph carries.
 
-A frontend says it once (`describe`). Steps and passes ask by role (`token_ids`), never by the name that a value has.
-What is carried is not in the file of a graph: whoever reads one describes it again.
+A frontend describes a graph once (`describe`). Steps and passes ask by role (`token_ids`), never by a value's name.
+The description is not in a graph's file: a reader of the file describes the graph again.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ _TYPES = {"int64": ir.DataType.INT64}
 
 
 def describe(model: ir.Model, name: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
-    """Says which part a captured graph is, and what its inputs and outputs are for; its clones carry it too.
+    """Describes a captured graph: which part it is, and the roles of its inputs and outputs. Its clones carry that too.
 
     Args:
         model: The graph.
         name: The part's name.
-        inputs: A port for each input that is no state's, by name. A size that is a name here and a number in the graph
-            is the number.
-        outputs: The same of outputs.
+        inputs: Ports of the inputs that are no state's. Where a size is a name here and a number in the graph, the
+            number counts.
+        outputs: Ports of the outputs that are no state's.
     """
     model.graph.meta[_PART] = Part(name=name, inputs=tuple(inputs), outputs=tuple(outputs))
 
 
 def part_of(model: ir.Model) -> Part:
-    """Returns what a graph of the dialect takes, gives and keeps, at the sizes that it has now.
+    """Returns the inputs, outputs and states of a graph of the dialect, with their sizes.
 
     Raises:
-        ValueError: Nobody described the graph.
+        ValueError: The graph was not described.
     """
     graph = model.graph
-    said = _described(graph)
-    if said is None:
+    described = _described(graph)
+    if described is None:
         raise ValueError("the graph carries no description of its inputs")
     values = {str(value.name): value for value in (*graph.inputs, *graph.outputs)}
     states = []
@@ -55,9 +55,9 @@ def part_of(model: ir.Model) -> Part:
             window = int(attribute(node, "window", 0)) or None
             states.append(State(kind=roles.KEY_VALUE, buffers=buffers, window=window))
     return Part(
-        name=said.name, states=tuple(states),
-        inputs=tuple(_sized(port, values[port.name]) for port in said.inputs),
-        outputs=tuple(_sized(port, values[port.name]) for port in said.outputs),
+        name=described.name, states=tuple(states),
+        inputs=tuple(_sized(port, values[port.name]) for port in described.inputs),
+        outputs=tuple(_sized(port, values[port.name]) for port in described.outputs),
     )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def _dims(value: ir.Value, names: Dims) -> Dims:
 
 
 def add_input(graph: ir.Graph, port: Port) -> ir.Value:
-    """Gives a graph an input that its part does not have, as lowerings do; returns it."""
+    """Adds an input that the graph's part does not have, as lowerings do, and returns it."""
     value = ir.Value(name=port.name, shape=ir.Shape(list(port.dims)), type=ir.TensorType(_TYPES[port.dtype]))
     graph.inputs.append(value)
     graph.meta[_ADDED] = (*added(graph), port)
@@ -86,38 +86,38 @@ def add_input(graph: ir.Graph, port: Port) -> ir.Value:
 
 
 def added(graph: ir.Graph) -> tuple[Port, ...]:
-    """Returns the inputs that lowerings gave a graph."""
+    """Returns the inputs that lowerings added to a graph."""
     ports: tuple[Port, ...] = graph.meta.get(_ADDED, ())
     return ports
 
 
 def input_of(graph: ir.Graph, role: str) -> str | None:
-    """Returns the name of a graph's input of a role; nothing where it has none, or where nobody described it."""
-    said = _described(graph)
-    port = None if said is None else said.input(role)
+    """Returns the name of a graph's input of a role. None: there is none, or the graph was not described."""
+    part = _described(graph)
+    port = None if part is None else part.input(role)
     return None if port is None else port.name
 
 
 def output_of(graph: ir.Graph, role: str) -> str | None:
-    """Returns the name of a graph's output of a role; nothing where it has none, or where nobody described it."""
-    said = _described(graph)
-    port = None if said is None else said.output(role)
+    """Returns the name of a graph's output of a role. None: there is none, or the graph was not described."""
+    part = _described(graph)
+    port = None if part is None else part.output(role)
     return None if port is None else port.name
 
 
 def _described(graph: ir.Graph) -> Part | None:
-    """The part as it was described, its states left out."""
-    said: Part | None = graph.meta.get(_PART)
-    return said
+    """Returns the part as it was described, without its states; None where it was not described."""
+    part: Part | None = graph.meta.get(_PART)
+    return part
 
 
 def text_values(token_ids: NDArray[np.int64], *, past: int = 0, skipped: int = 0) -> dict[str, NDArray[Any]]:
-    """Returns what one text gives, by role.
+    """Returns the values of inputs for one text, by role.
 
     Args:
         token_ids: int64 [batch, length], without padding.
-        past: Tokens that states hold already.
-        skipped: Tokens at the start, a prompt's, that a pooling leaves out.
+        past: Number of tokens that states hold. Default: none.
+        skipped: Tokens of a prompt at the start, which a pooling leaves out. Default: none.
     """
     shape, length = token_ids.shape, token_ids.shape[1]
     places = np.broadcast_to(np.arange(length), shape)
@@ -129,34 +129,34 @@ def text_values(token_ids: NDArray[np.int64], *, past: int = 0, skipped: int = 0
 
 
 def inputs_of(model: ir.Model, token_ids: NDArray[np.int64], skipped: int = 0) -> dict[str, NDArray[Any]]:
-    """Returns a captured graph's inputs for one text; its states are empty and just large enough.
+    """Returns a captured graph's inputs for one text. Its states are empty, and just large enough.
 
     Args:
         model: The graph.
         token_ids: int64 [length].
-        skipped: Tokens at the start, a prompt's, that an encoder's pooling leaves out.
+        skipped: Tokens of a prompt at the start, which an encoder's pooling leaves out. Default: none.
 
     Raises:
         ValueError: The graph has an input that a text does not give.
     """
-    said, given = _described(model.graph), text_values(token_ids[None], skipped=skipped)
-    names = {} if said is None else {port.name: port.role for port in said.inputs}
-    found: dict[str, NDArray[Any]] = {}
+    part, text = _described(model.graph), text_values(token_ids[None], skipped=skipped)
+    names = {} if part is None else {port.name: port.role for port in part.inputs}
+    inputs: dict[str, NDArray[Any]] = {}
     for value in model.graph.inputs:
         name = str(value.name)
-        if names.get(name) in given:
-            found[name] = given[names[name]]
+        if names.get(name) in text:
+            inputs[name] = text[names[name]]
         elif name not in names and value.shape is not None and len(value.shape) == 4:  # of a key/value state
             heads, width = int(value.shape[1]), int(value.shape[3])  # type: ignore[arg-type]
-            found[name] = _empty((1, heads, len(token_ids), width))
+            inputs[name] = _empty((1, heads, len(token_ids), width))
         else:
             raise ValueError(f"a text gives no input {name}")
-    return found
+    return inputs
 
 
 @lru_cache(maxsize=8)
 def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Zeros that all texts and layers share: a state that nothing was written to."""
-    found = np.zeros(shape, np.float32)
-    found.setflags(write=False)
-    return found
+    """Returns zeros that all texts and layers share, for states that nothing is written to."""
+    zeros = np.zeros(shape, np.float32)
+    zeros.setflags(write=False)
+    return zeros

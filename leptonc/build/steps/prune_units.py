@@ -20,13 +20,13 @@ from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import ModelStep, Need, layer_need
 from leptonc.calibrate.input_moments import InputMoments
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.observe import features, influence
 from leptonc.calibrate.reconstruct import fitted, in_sequence, reconstruction
 from leptonc.calibrate.stages import stages
 from leptonc.errors import InputError
 from leptonc.frontend.captured import Captured
 from leptonc.ir.groups import Groups, groups, layer_weights
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import multiplications, weight_of
 from leptonc.options import BuildOptions
 from leptonc.passes.base import Manager

@@ -11,13 +11,13 @@ import onnx_ir as ir
 import pytest
 
 from leptonc.calibrate.code_solver import Solver
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.methods import gptq as gptq_method
 from leptonc.calibrate.methods.gptq import LOOKED_UP
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.staged_run import walk
 from leptonc.calibrate.stages import Stage
 from leptonc.calibrate.step_cache import StepCache
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import as_stored, embeddings, layer_of, linears, weight_of
 from leptonc.passes.columns import factorize
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest

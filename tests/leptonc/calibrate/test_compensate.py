@@ -13,12 +13,12 @@ import torch
 
 from leptonc.calibrate.compensate import Regression, compensate, ridge_of
 from leptonc.calibrate.input_moments import InputMoments
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import SINK
 from leptonc.calibrate.observe import moments
 from leptonc.calibrate.reconstruct import RIDGE as RIDGE_ALONE
 from leptonc.calibrate.reconstruct import fitted
 from leptonc.ir.groups import groups
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import Linear
 from leptonc.passes.prune.choose import columns_of
 from leptonc.passes.prune.plan import by_block, cuts_of

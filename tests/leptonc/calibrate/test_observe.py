@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import SINK
 from leptonc.calibrate.observe import features, influence
 from leptonc.errors import InputError
 from leptonc.ir.groups import groups
+from leptonc.ir.ports import inputs_of
 from leptonc.passes.prune.importance import scores
 from tests.leptonc import models
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from leptonc.calibrate import output_change as said_module
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.output_change import OutputChange
+from leptonc.ir.ports import inputs_of
 from tests.leptonc import models
 
 FIRST = 2

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 
 from leptonc.calibrate import staged_run
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.stage_session import open_stage
 from leptonc.calibrate.staged_run import StagedRun, walk
 from leptonc.calibrate.stages import Stage, linear_stages, stages
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import as_stored, layer_of, linears, weight_of
 from leptonc.ir.types import fill_types
 from leptonc.passes.quantize.activations import QuantizeActivations, QuantizeActivationsConfig
@@ -52,7 +52,7 @@ def seen_by(name: str, folder: Path, memory: int, *, whole: bool = False) -> dic
     return {path: np.stack(each) for path, each in found.items()}
 
 
-@pytest.mark.parametrize(("name", "memory"), zip(NAMES, (0, 2**30, 0, 2**30), strict=True))
+@pytest.mark.parametrize(("name", "memory"), list(zip(NAMES, (0, 2**30, 0, 2**30), strict=True)))
 def test_layers_see_what_they_see_in_the_whole_graph(name: str, memory: int, tmp_path: Path) -> None:
     found, wanted = seen_by(name, tmp_path, memory), seen_by(name, tmp_path, 0, whole=True)
     assert list(found) == list(wanted)

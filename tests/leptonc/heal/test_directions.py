@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.calibrate.moments import is_sink
 from leptonc.heal.directions import principal
 from leptonc.heal.graph import Graph
 from leptonc.heal.trainable import Free, LowRank, low_rank
+from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import Linear, linears
 from tests.leptonc import models
 from tests.leptonc.heal.test_graph import on_torch

@@ -14,13 +14,13 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from leptonc.calibrate.inputs import inputs_of
 from leptonc.errors import InputError, ResumeWarning
 from leptonc.heal import distill, objective
 from leptonc.heal.budget import Budget
 from leptonc.heal.distill import Healed, Settings, heal
 from leptonc.heal.graph import Graph
 from leptonc.heal.trainable import Free, LowRank, low_rank, put, recoverable
+from leptonc.ir.ports import inputs_of
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from tests.leptonc import models
