@@ -132,16 +132,16 @@ class BuildOptions:
         "minmax, percentile and mse, and takes for each layer the one whose outputs are off least.",
         "search", choices=("minmax", "percentile", "entropy", "mse", "search"),
     )  # fmt: skip
+    kv_cache: str | None = option(
+        "Keep keys and values as 8-bit integers, with scales from a calibration text. The cache takes a quarter of the "
+        "memory.",
+        None, usual="float32", choices=("int8",),
+    )  # fmt: skip
     prefill: str | None = option(
         "Add a second graph with 8-bit weights and activations, which prompts go through faster. With int8 it has "
         "weights of its own, which take as much space again. With shared they are made of the first graph's when the "
         "artifact is opened.",
         None, usual="no second graph", choices=("int8", "shared"),
-    )  # fmt: skip
-    kv_cache: str | None = option(
-        "Keep keys and values as 8-bit integers, with scales from a calibration text. The cache takes a quarter of the "
-        "memory.",
-        None, usual="float32", choices=("int8",),
     )  # fmt: skip
     block_size: int | None = option(
         "Weights that share one scale, for integers.",

@@ -15,6 +15,7 @@ import targets
 from leptonc.options import LayerRule
 from leptonc.passes.base import Manager, Pass
 from leptonc.passes.quantize.methods import ROUNDING
+from leptonc.report.variant import VariantReport
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -139,7 +140,7 @@ class VariantBuild:
     sample: Sample
     clock: Timed
     choices: Choices = field(default_factory=Choices)
-    report: dict[str, Any] = field(default_factory=dict)
+    report: VariantReport = field(default_factory=VariantReport)
     part: str = ""
     prefix: str = ""
     model: ir.Model | None = None
@@ -172,7 +173,7 @@ class VariantBuild:
         """Returns a variant of the same size and speed whose codes are rounded, for a trial: its report is its own."""
         plan = dataclasses.replace(self.plan, method=ROUNDING)
         choices = dataclasses.replace(self.choices, solve=None)
-        return dataclasses.replace(self, plan=plan, choices=choices, report={})
+        return dataclasses.replace(self, plan=plan, choices=choices, report=VariantReport())
 
     @property
     def label(self) -> str:

@@ -33,12 +33,12 @@ MAY_IMPORT = {
     "leptonc.report": {"leptonc.report"},
     "leptonc.ir": {"leptonc.ir", "leptonc.errors", "runtime_edge.part_record"},
     "leptonc.passes": {
-        "leptonc.passes", "leptonc.ir", "leptonc.errors", "runtime_edge.manifest", "runtime_edge.part_record",
-        "runtime_edge.derived",
+        "leptonc.passes", "leptonc.report", "leptonc.ir", "leptonc.errors", "runtime_edge.manifest",
+        "runtime_edge.part_record", "runtime_edge.derived",
     },
     "leptonc.calibrate": {
-        "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors", "leptonc.memory", "runtime_edge.ort",
-        "runtime_edge.writing",
+        "leptonc.calibrate", "leptonc.report", "leptonc.passes", "leptonc.ir", "leptonc.errors", "leptonc.memory",
+        "runtime_edge.ort", "runtime_edge.writing",
     },
     "leptonc.heal": {
         "leptonc.heal", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors", "runtime_edge.writing",
@@ -61,8 +61,8 @@ MAY_IMPORT = {
         "leptonc.ir", "leptonc.sources", "leptonc.report", *BASE, "runtime_edge",
     },
     "leptonc.variant": {
-        "leptonc.evaluate", "leptonc.frontend", "leptonc.passes", "leptonc.options", *BASE, "runtime_edge.manifest",
-        "targets",
+        "leptonc.evaluate", "leptonc.frontend", "leptonc.passes", "leptonc.options", "leptonc.report", *BASE,
+        "runtime_edge.manifest", "targets",
     },
     "leptonc.backends": {
         "leptonc.backends", "leptonc.artifact", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.report",

@@ -86,7 +86,7 @@ def report_page(manifest: Manifest, report: Report) -> bytes:
     parts.append(f"<p>{escape(manifest.task)}, {escape(manifest.architecture)}, {manifest.parameters:,} parameters</p>")
     parts.append(_section("Warnings", _warnings(report)))
     for variant in manifest.variants:
-        parts.append(_variant(manifest, variant, (report.variants or {}).get(variant.name, VariantReport())))
+        parts.append(_variant(manifest, variant, report.variants.get(variant.name, VariantReport())))
     parts += [_section(title, make(report)) for title, make in _WHOLE]
     parts.append(_section("Passes", _passes(manifest)))
     parts.append(_section("Recipe", facts(report.recipe)))

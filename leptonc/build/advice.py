@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from leptonc.artifact.matrices import Shapes, embedding_rows, linear_rows, worst
 from leptonc.backends import backend_of
 from leptonc.backends.traits import traits_of
@@ -29,10 +27,10 @@ INPUTS = 3  # inputs of layers in the graph for prompts that it names
 def add_rows(variant: VariantBuild, shapes: Shapes, rounded: Mapping[str, Rounded]) -> None:
     """Gives the report of a variant, measured if it is to be, `linears` and `embeddings`: see `linear_rows`."""
     noise = variant.sample.noise if variant.plan.check else {}
-    about = msgspec.convert(variant.report.get("quantization", {}), Quantization)
-    unquantized = unquantized_format(variant)
-    variant.report["linears"] = linear_rows(shapes.linears, rounded, noise, about, unquantized=unquantized)
-    variant.report["embeddings"] = embedding_rows(shapes, rounded, noise, about, unquantized=unquantized)
+    report, unquantized = variant.report, unquantized_format(variant)
+    about = report.quantization or Quantization()
+    report.linears = linear_rows(shapes.linears, rounded, noise, about, unquantized=unquantized)
+    report.embeddings = embedding_rows(shapes, rounded, noise, about, unquantized=unquantized)
 
 
 def unquantized_format(variant: VariantBuild) -> str:
@@ -49,8 +47,8 @@ def advice(variant: VariantBuild) -> str | None:
     Returns:
         The hint; None where nothing is known.
     """
-    tables = [_raised(variant, row) for row in variant.report["embeddings"] if FORMATS[row.weights].higher]
-    layers, unquantized = worst(variant.report["linears"])[:NAMED], unquantized_format(variant)
+    tables = [_raised(variant, row) for row in variant.report.embeddings or () if FORMATS[row.weights].higher]
+    layers, unquantized = worst(variant.report.linears or ())[:NAMED], unquantized_format(variant)
     if not layers:
         return "\n".join(tables) or None
     raised = FORMATS[layers[0].weights].higher
@@ -84,16 +82,18 @@ def prompts_advice(variant: VariantBuild) -> str:
     Args:
         variant: It has its rows, and its report the graph's bytes and activations.
     """
-    about = variant.report["prefill"]
-    inputs = about["activations"]["inputs"]
-    found = sorted((each for each in inputs if each["bits"] == 8), key=lambda each: -each["divergence"])[:INPUTS]
-    listed = ", ".join(f"{' and '.join(each['layers'])} ({each['divergence']:.2g} nats)" for each in found)
-    lines = [f"in the graph for prompts, what these read loses most in 8 bits: {listed}."] if found else []
-    if about["weights"] != "int8":
-        own = {path for each in inputs if each["bits"] < 32 for path in each["layers"]}
-        more = sum(math.prod(row.shape) for row in variant.report["linears"] if row.path in own)
+    about = variant.report.prompts()
+    inputs = about.activations.inputs if about.activations is not None else []
+    integers = [value for value in inputs if value.bits == 8]
+    worst_inputs = sorted(integers, key=lambda value: -value.divergence)[:INPUTS]
+    listed = ", ".join(f"{' and '.join(value.layers)} ({value.divergence:.2g} nats)" for value in worst_inputs)
+    lines = [f"in the graph for prompts, what these read loses most in 8 bits: {listed}."] if worst_inputs else []
+    if about.weights != "int8":
+        own = {path for value in inputs if value.bits < 32 for path in value.layers}
+        more = sum(math.prod(row.shape) for row in variant.report.linears or () if row.path in own)
         lines.append(f"--prefill int8, with weights of its own, loses less and takes about {more:,} bytes more;")
-    lines.append(f"without --prefill, prompts go through the other graph, and there are {about['bytes']:,} bytes less")
+    fewer = about.bytes or 0
+    lines.append(f"without --prefill, prompts go through the other graph, and there are {fewer:,} bytes less")
     return "\n".join(lines)
 
 

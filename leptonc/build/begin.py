@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+
+import msgspec
 
 from leptonc.backends import backend_of
 from leptonc.build.plan import BuildPlan
@@ -15,6 +16,7 @@ from leptonc.evaluate.text import load_text
 from leptonc.frontend.captured import Captured
 from leptonc.ir.dialect import count_ops
 from leptonc.progress import Timed
+from leptonc.report import Emitted, Report
 from leptonc.report.quality import Fidelity
 from leptonc.sources import Source, open_source
 from leptonc.variant import VariantBuild
@@ -74,22 +76,18 @@ def variants_of(plan: BuildPlan, captured: Captured, sample: Sample, clock: Time
     )  # fmt: skip
 
 
-def first_report(plan: BuildPlan, source: Source, captured: Captured, clock: Timed) -> dict[str, Any]:
+def first_report(plan: BuildPlan, source: Source, captured: Captured, clock: Timed) -> Report:
     """Returns the report's first sections; the user is shown the warnings among them."""
-    report: dict[str, Any] = {
-        "operations": {"captured": count_ops(captured.model)}, "recipe": as_record(plan.options),
-    }  # fmt: skip
+    report = Report(operations={"captured": count_ops(captured.model)}, recipe=as_record(plan.options))
     warnings = _warnings(plan, source, captured)
     for warning in warnings:
         clock.note(f"warning: {warning}")
-    if warnings:
-        report["warnings"] = warnings
-    if captured.unused:
-        report["unused"] = list(captured.unused)
+    report.warnings = warnings or None
+    report.unused = list(captured.unused) or None
     if (emitted := source.emitted) is not None:
-        report["emitted"] = {"pruning": list(emitted.pruning), "fidelity": emitted.fidelity or Fidelity()}
+        report.emitted = Emitted(pruning=list(emitted.pruning), fidelity=emitted.fidelity or Fidelity())
         if emitted.pruning:
-            report["pruning"] = emitted.pruning[-1]
+            report.pruning = msgspec.structs.replace(emitted.pruning[-1])  # what this build adds is not the source's
     return report
 
 

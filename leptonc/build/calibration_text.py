@@ -22,6 +22,7 @@ from leptonc.options import BuildOptions
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from leptonc.progress import Progress
+from leptonc.report.section import CalibrationText
 from leptonc.variant import VariantPlan
 
 if TYPE_CHECKING:
@@ -165,10 +166,10 @@ class Calibration:
                 seed=self.seed, memory=self.memory, advance=advance,
             )  # fmt: skip
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> CalibrationText:
         """Returns what reports say of the text: its name, and how many texts and tokens there are."""
         windows = self.windows
-        return {"text": self.name, "samples": len(windows), "tokens": sum(map(len, windows))}
+        return CalibrationText(text=self.name, samples=len(windows), tokens=sum(map(len, windows)))
 
     def part(self, count: int) -> list[NDArray[np.int64]]:
         """So many of the texts, evenly spread over them."""

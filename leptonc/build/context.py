@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx_ir as ir
 
@@ -16,6 +15,7 @@ from leptonc.evaluate.measure import Sample
 from leptonc.frontend.captured import Captured
 from leptonc.passes.base import Manager, Pass
 from leptonc.progress import Timed
+from leptonc.report import Report
 from leptonc.sources import Source
 from leptonc.variant import VariantBuild
 from runtime_edge.manifest import PassRecord
@@ -50,7 +50,7 @@ class BuildContext:
     clock: Timed
     variants: tuple[VariantBuild, ...]
     manager: Manager
-    report: dict[str, Any] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
     records: list[PassRecord] = field(default_factory=list)
     original: ir.Model | None = None
     shapes: Shapes | None = None

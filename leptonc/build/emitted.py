@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from leptonc.build.context import BuildContext
-from leptonc.report.pruning import Pruning
 from leptonc.sources.emitted import About
 
 
@@ -13,10 +10,10 @@ def about_of(context: BuildContext, files: tuple[str, ...] = ()) -> About:
     """Returns what describes the graph; `files` are those of the directory, once all are written."""
     captured, source, report = context.captured, context.source, context.report
     before = source.emitted
-    pruned = (msgspec.convert(report["pruning"], Pruning),) if context.plan.prune is not None else ()
+    pruned = (report.pruning,) if context.plan.prune is not None and report.pruning is not None else ()
     return About(
         task=captured.task.name, parameters=captured.parameters, max_seq_len=captured.max_seq_len,
         origin=dict(before.origin if before is not None else source.origin), passes=tuple(context.records),
         pruning=(*(before.pruning if before is not None else ()), *pruned),
-        fidelity=report.get("fidelity"), files=files,
+        fidelity=report.fidelity, files=files,
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +18,7 @@ from leptonc.passes.base import Manager
 from leptonc.passes.prune.importance import cheapest
 from leptonc.passes.prune.plan import Cut
 from leptonc.passes.prune.remove import Prune, PruneConfig
+from leptonc.report.pruning import LatencyGoal, Speed
 from leptonc.variant import VariantBuild
 from runtime_edge.backends.onnxruntime import SLOWER
 
@@ -30,7 +30,7 @@ SHARES = (HALF, 0.3, 0.15)  # of which the first that leaves a step of every blo
 
 def share_for(
     goal: float, variant: VariantBuild, calibration: Calibration, multiple: int
-) -> tuple[float, dict[str, Any]]:  # fmt: skip
+) -> tuple[float, LatencyGoal]:  # fmt: skip
     """Returns the share of the layers' weights without which a token takes `goal` less time, 0.3 for 30 %.
 
     The whole model and one with the same share cut out of every block are lowered and timed; what lies between is taken
@@ -81,14 +81,13 @@ def share_for(
             f"save {max(0.0, 100 * saved):.0f} % of the time, where {100 * goal:g} % are asked for",
             hint="ask for less, or measure again on a machine that does nothing else",
         )
-    about = {
-        "asked_percent": round(100 * goal, 2), "whole_ms": round(1e3 * whole, 3), "trial_ms": round(1e3 * part, 3),
-        "trial_percent": round(100 * gone, 2), "share_percent": round(100 * share, 2),
-    }  # fmt: skip
-    return share, about
+    return share, LatencyGoal(
+        asked_percent=round(100 * goal, 2), whole_ms=round(1e3 * whole, 3), trial_ms=round(1e3 * part, 3),
+        trial_percent=round(100 * gone, 2), share_percent=round(100 * share, 2),
+    )  # fmt: skip
 
 
-def speed(whole: ir.Model, smaller: ir.Model, variant: VariantBuild, calibration: Calibration) -> dict[str, Any]:
+def speed(whole: ir.Model, smaller: ir.Model, variant: VariantBuild, calibration: Calibration) -> Speed:
     """Times what is left beside the whole model, both lowered as the variant does; changes both graphs.
 
     Args:
@@ -107,11 +106,11 @@ def speed(whole: ir.Model, smaller: ir.Model, variant: VariantBuild, calibration
         advance(1)
     captured, cached = calibration.captured, calibration.captured.interface.writes_text
     count = tokens(captured.max_seq_len, cached=cached)
-    return {
-        "of": f"a token over a cache of {count}" if cached else f"a text of {count} tokens",
-        "weights": variant.plan.scheme, "before_ms": round(1e3 * before, 3), "after_ms": round(1e3 * after, 3),
-        "times_as_fast": round(before / after, 3),
-    }  # fmt: skip
+    return Speed(
+        of=f"a token over a cache of {count}" if cached else f"a text of {count} tokens",
+        weights=variant.plan.scheme, before_ms=round(1e3 * before, 3), after_ms=round(1e3 * after, 3),
+        times_as_fast=round(before / after, 3),
+    )  # fmt: skip
 
 
 def _time(model: ir.Model, variant: VariantBuild, calibration: Calibration, limit: float = SECONDS) -> float:

@@ -23,11 +23,13 @@ from leptonc.calibrate.activations import (
 from leptonc.calibrate.choice import Choice
 from leptonc.calibrate.stages import linear_stages
 from leptonc.passes.quantize.static import StaticActivations
+from leptonc.report.quantization import Quantization
+from leptonc.report.variant import Prefill
 from leptonc.variant import VariantBuild
 
 
 def static_inputs(
-    calibration: Calibration, variant: VariantBuild, about: dict[str, Any], name: str, *, solved: bool
+    calibration: Calibration, variant: VariantBuild, about: Quantization | Prefill, name: str, *, solved: bool
 ) -> StaticActivations:  # fmt: skip
     """Chooses which inputs become integers and which stay as they are.
 
@@ -64,5 +66,5 @@ def static_inputs(
         unquantized |= kept_higher(chosen, errors)
     else:
         wide = widened(chosen, errors) - unquantized
-    about["activations"] = describe(chosen, errors, unquantized, plan.calibrator, wide)
+    about.activations = describe(chosen, errors, unquantized, plan.calibrator, wide)
     return static_of(chosen, unquantized, symmetric=symmetric, wide=wide)

@@ -16,7 +16,7 @@ from leptonc.build.plan import artifact_plan
 from leptonc.build.steps import TO_ARTIFACT
 from leptonc.options import BuildOptions
 from leptonc.progress import Progress
-from leptonc.report import Report, report_of, to_json
+from leptonc.report import Report, Sizes, report_of, to_json
 from runtime_edge.manifest import PAGE_NAME, REPORT_NAME, Manifest
 
 
@@ -54,7 +54,8 @@ def _finish(context: BuildContext) -> tuple[Manifest, Report]:
     """Writes the report, the same as a page, and the manifest."""
     writer = context.writer
     _add_variants(context)
-    report = report_of({**context.report, "bytes": sizes_of(writer)})
+    context.report.bytes = sizes_of(writer)
+    report = report_of(context.report)
     records = tuple(variant.record for variant in context.variants if variant.record is not None)
     writer.add(PAGE_NAME, report_page(manifest_of(context, records), report))
     writer.add(REPORT_NAME, to_json(report))
@@ -65,26 +66,22 @@ def _finish(context: BuildContext) -> tuple[Manifest, Report]:
 
 def _add_variants(context: BuildContext) -> None:
     """Gives the report its variants; the first one's fidelity is the report's."""
-    reports = {variant.plan.name: variant.report for variant in context.variants}
-    context.report["variants"] = reports
-    first = next(iter(reports.values()))
-    if "fidelity" in first:
-        context.report["fidelity"] = first["fidelity"]
+    context.report.variants = {variant.plan.name: variant.report for variant in context.variants}
+    context.report.fidelity = context.variants[0].report.fidelity
 
 
-def sizes_of(writer: ArtifactWriter) -> dict[str, int]:
+def sizes_of(writer: ArtifactWriter) -> Sizes:
     """Returns the bytes of the parts that are written so far."""
 
     def total(holds: Callable[[str], bool]) -> int:
         return sum(file.size for file in writer.listing() if holds(file.path))
 
-    sizes = {
-        "weights": total(lambda path: path.startswith("blobs/")),
-        "graph": total(lambda path: path.endswith(".onnx")),
-        "tokenizer": total(lambda path: path == "tokenizer.json"),
-    }
-    plans = total(lambda path: path.endswith(".plan"))
-    return {**sizes, "plans": plans} if plans else sizes
+    return Sizes(
+        weights=total(lambda path: path.startswith("blobs/")),
+        graph=total(lambda path: path.endswith(".onnx")),
+        tokenizer=total(lambda path: path == "tokenizer.json"),
+        plans=total(lambda path: path.endswith(".plan")) or None,
+    )
 
 
 ENDING = Ending(artifact_plan, TO_ARTIFACT, "{}.lepton", _finish)

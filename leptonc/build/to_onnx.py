@@ -66,7 +66,8 @@ def _finish(context: BuildContext) -> tuple[About, Report]:
     writer = context.writer
     about = about_of(context, tuple(sorted(listing(writer.path))))
     writer.add(EMITTED_NAME, encode(about))
-    report = report_of({**context.report, "bytes": sizes_of(writer)})
+    context.report.bytes = sizes_of(writer)
+    report = report_of(context.report)
     writer.add(REPORT_NAME, to_json(report))
     return about, report
 

@@ -28,6 +28,7 @@ from leptonc.passes.quantize.blocks import Format, dequantize
 from leptonc.passes.quantize.channels import channel_codes
 from leptonc.passes.quantize.smooth import SmoothLinearsConfig, places
 from leptonc.passes.quantize.static import StaticActivations
+from leptonc.report.quantization import Activations, QuantizedInput
 
 SHARE = 0.9  # part of the layers' multiply-adds that have 8-bit inputs at least
 # The weights' error, as a part of that of rounding to nearest: paired codes add to it, GPTQ takes from it.
@@ -228,26 +229,25 @@ def _grid(choice: Choice, wide: bool) -> tuple[float, int]:
 
 def describe(
     chosen: Sequence[Choice], errors: Mapping[str, float], kept: set[str], calibrator: str, wide: Collection[str] = ()
-) -> dict[str, Any]:
+) -> Activations:
     """Returns the report's record of the choices; arguments as of `static_of`."""
     work = max(1, sum(choice.work for choice in chosen))
     bits = {choice.path: 32 if choice.path in kept else 16 if choice.path in wide else 8 for choice in chosen}
     shares = {few: sum(choice.work for choice in chosen if bits[choice.path] == few) / work for few in (8, 16)}
     grids = {choice.path: _grid(choice, choice.path in wide) for choice in chosen}
-    return {
-        "calibrator": calibrator,
-        "int8_share": round(shares[8], 4),
-        "int16_share": round(shares[16], 4),
-        "int8_share_of": "multiply-adds a token of the linear layers inside the layers; embedding and head are apart",
-        "inputs": [
-            {
-                "layers": [linear.path for linear in choice.linears], "bits": bits[choice.path],
-                "range": [float(f"{end:.6g}") for end in choice.ends],
-                "scale": grids[choice.path][0], "zero": grids[choice.path][1],
-                "outliers": list(choice.outliers), "smoothing": choice.strength, "error": float(f"{choice.error:.4g}"),
-                "error_unsmoothed": float(f"{choice.unsmoothed:.4g}"),
-                "divergence": float(f"{errors[choice.path]:.4g}"),
-            }
+    return Activations(
+        calibrator=calibrator,
+        int8_share=round(shares[8], 4),
+        int16_share=round(shares[16], 4),
+        int8_share_of="multiply-adds a token of the linear layers inside the layers; embedding and head are apart",
+        inputs=[
+            QuantizedInput(
+                layers=[linear.path for linear in choice.linears], bits=bits[choice.path],
+                range=(float(f"{choice.ends[0]:.6g}"), float(f"{choice.ends[1]:.6g}")),
+                scale=grids[choice.path][0], zero=grids[choice.path][1],
+                outliers=list(choice.outliers), smoothing=choice.strength, error=float(f"{choice.error:.4g}"),
+                error_unsmoothed=float(f"{choice.unsmoothed:.4g}"), divergence=float(f"{errors[choice.path]:.4g}"),
+            )
             for choice in chosen
         ],
-    }  # fmt: skip
+    )  # fmt: skip

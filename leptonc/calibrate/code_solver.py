@@ -23,6 +23,7 @@ from leptonc.calibrate.step_cache import StepCache
 from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import Linear, as_stored, layer_of, linears, lookups, weight_of
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
+from leptonc.report.quantization import Quantization, SolvedLayer
 
 Arrays = dict[str, NDArray[Any]]
 MomentsOf = Callable[[str], Moments]  # takes the name of a value that a stage's linear layers read; works once a name
@@ -90,7 +91,7 @@ class Solver:
 
     def __init__(
         self, windows: Sequence[NDArray[np.int64]], folder: Path, memory: int, stage: Callable[[str, int], Any],
-        report: dict[str, Any], method: str = "gptq", step_cache: StepCache | None = None, name: str = "codes",
+        report: Quantization, method: str = "gptq", step_cache: StepCache | None = None, name: str = "codes",
     ) -> None:  # fmt: skip
         self._windows, self._folder, self._memory = windows, folder, memory
         self._stage, self._report, self._method = stage, report, method_of(method)
@@ -104,7 +105,7 @@ class Solver:
         codes = _StoredCodes(steps)
         if place is not None:
             weakref.finalize(codes, shutil.rmtree, place, ignore_errors=True)
-        errors: list[dict[str, Any]] = []
+        errors: list[SolvedLayer] = []
         tables = lookups(model)
 
         def wanted(linear: Linear) -> Format | None:
@@ -131,9 +132,10 @@ class Solver:
                 key = str(linear.weight.name)
                 if key not in codes:
                     codes.add(key, step_name(self._name, stage))
-                    about = {"path": linear.path, "error": round(float(arrays[f"{key} error"]), 6)}
-                    damping = arrays.get(f"{key} damping")
-                    errors.append(about if damping is None else {**about, "damping": float(damping)})
+                    about = SolvedLayer(path=linear.path, error=round(float(arrays[f"{key} error"]), 6))
+                    if (damping := arrays.get(f"{key} damping")) is not None:
+                        about.damping = float(damping)
+                    errors.append(about)
                 if stage.outputs:  # nothing reads what a head makes of the text
                     weights[key] = as_stored(dequantize(codes[key], wanted_form), linear)
             return weights
@@ -145,7 +147,7 @@ class Solver:
                 name=self._name, outside=True, with_exact=self._method.WITH_EXACT,
                 hold_out=self._method.HOLDS_OUT and few,
             )  # fmt: skip
-        self._report["linears"] = errors
+        self._report.linears = errors
         return codes
 
     def _chosen(

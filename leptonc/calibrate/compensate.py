@@ -19,6 +19,7 @@ from leptonc.ir.edit import only_user
 from leptonc.ir.ports import inputs_of
 from leptonc.ir.structure import Linear, as_stored, linears, weight_of
 from leptonc.passes.prune.obs import least_squares
+from leptonc.report.pruning import FittedLayer
 
 RIDGES = (1e-2, 1e-1, 1.0)  # parts of the mean second moment: how strongly a fit keeps to the weights it begins with
 
@@ -107,7 +108,7 @@ def compensate(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], consumers: Sequence[Linear],
     removed: Mapping[str, NDArray[np.int64]], folder: Path, *, student: ir.Model | None = None,
     ridges: Sequence[float] = RIDGES, memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
-) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[Weights, list[FittedLayer]]:  # fmt: skip
     """Fits the layers that sum over units, one after another, from the first that loses some.
 
     The whole model and the cut model run side by side. A layer whose output is added to the residual stream is fitted
@@ -133,7 +134,7 @@ def compensate(
     """
     sums: dict[str, list[Regression]] = {}
     calls: dict[str, int] = {}
-    report: list[dict[str, Any]] = []
+    report: list[FittedLayer] = []
 
     def keep_of(linear: Linear) -> NDArray[np.int64]:
         gone = removed.get(linear.path, np.zeros(0, np.int64))
@@ -159,7 +160,7 @@ def compensate(
         if not np.isfinite(fitted).all():
             raise not_finite(linear.path)
         before, after = (round(both.error(matrix[:, keep]), 6) for matrix in (weight, fitted))
-        report.append({"path": linear.path, "kept": len(keep), "ridge": ridge, "before": before, "after": after})
+        report.append(FittedLayer(path=linear.path, kept=len(keep), ridge=ridge, before=before, after=after))
         return fitted
 
     weights: Weights = {}

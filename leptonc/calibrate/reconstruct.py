@@ -29,6 +29,7 @@ from leptonc.passes.prune.choose import (
     reference,
 )
 from leptonc.passes.prune.plan import Cut
+from leptonc.report.pruning import FittedLayer
 
 TRIAL = 384  # tokens that divergences are measured on: attention needs a long text
 MLPS_FROM = 0.4  # smallest share at which cutting whole MLPs is tried: below it something cheaper can always go
@@ -99,7 +100,7 @@ def _zeros(linear: Linear) -> Weights:
     return {str(linear.weight.name): as_stored(np.zeros(linear.shape, np.float32), linear)}
 
 
-def fitted(moments: InputMoments, groups: Groups, stay: Stay, folder: Path) -> tuple[Weights, list[dict[str, Any]]]:
+def fitted(moments: InputMoments, groups: Groups, stay: Stay, folder: Path) -> tuple[Weights, list[FittedLayer]]:
     """Fits what stays of each cut block to the block's old output, by the moments of the whole model.
 
     Blocks are fitted independently. Each fit predicts removed inputs from inputs that stay, and some thousand tokens of
@@ -118,7 +119,7 @@ def fitted(moments: InputMoments, groups: Groups, stay: Stay, folder: Path) -> t
     """
     removed = _removed(groups, stay)
     weights: Weights = {}
-    report: list[dict[str, Any]] = []
+    report: list[FittedLayer] = []
     linears = [each for each in groups.consumers if each.path in removed]
     if linears:
         moments.gather()
@@ -129,7 +130,7 @@ def fitted(moments: InputMoments, groups: Groups, stay: Stay, folder: Path) -> t
             np.save(file := folder / f"{linear.path}.npy", as_stored(new, linear))
             weights[str(linear.weight.name)] = np.load(file, mmap_mode="r")
             inputs_kept = linear.shape[1] - len(gone)
-            report.append({"path": linear.path, "kept": inputs_kept, **errors_of(weight, new, moment, gone)})
+            report.append(FittedLayer(path=linear.path, kept=inputs_kept, **errors_of(weight, new, moment, gone)))
             advance(1)
     return weights, report
 
@@ -137,7 +138,7 @@ def fitted(moments: InputMoments, groups: Groups, stay: Stay, folder: Path) -> t
 def in_sequence(
     model: ir.Model, groups: Groups, stay: Stay, windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int,
     clock: Clock,
-) -> tuple[Weights, list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[Weights, list[FittedLayer]]:  # fmt: skip
     """Fits one block after another to the whole model's values after it; see `compensate`. Arguments as of `fitted`."""
     consumers = groups.consumers
     with clock("prune compensate", len(consumers) + 1) as advance:

@@ -18,12 +18,13 @@ from leptonc.calibrate.step_cache import StepCache
 from leptonc.ir.structure import as_stored, weight_of
 from leptonc.passes.columns import energy, factorize
 from leptonc.passes.prune.sparse import magnitude, sparsegpt, why_dense
+from leptonc.report.pruning import SparseError
 
 
 def sparse_weights(
     model: ir.Model, windows: Sequence[NDArray[np.int64]], folder: Path, *, memory: int,
     advance: Callable[[int], Any] = lambda _: None, step_cache: StepCache | None = None,
-) -> tuple[dict[str, NDArray[np.float32]], list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[dict[str, NDArray[np.float32]], list[SparseError]]:  # fmt: skip
     """Chooses 2:4 weights of all linear layers that get the pattern; see `leptonc.passes.prune.sparse.sparsegpt`.
 
     Args:
@@ -42,7 +43,7 @@ def sparse_weights(
         InputError: Activations are not finite.
     """
     chosen: dict[str, NDArray[np.float32]] = {}
-    report: list[dict[str, Any]] = []
+    report: list[SparseError] = []
 
     def choose(stage: Stage, moments_of: MomentsOf) -> Arrays:
         arrays: Arrays = {}
@@ -66,7 +67,7 @@ def sparse_weights(
         for key, linear in linears.items():
             if key in arrays:
                 error, plain = (round(float(value), 6) for value in arrays[f"{key} errors"])
-                report.append({"path": linear.path, "error": error, "by_magnitude": plain})
+                report.append(SparseError(path=linear.path, error=error, by_magnitude=plain))
                 chosen[key] = _on_disk(arrays[key], folder)
         return {key: chosen[key] for key in linears if key in chosen}
 

@@ -18,6 +18,7 @@ from leptonc.ir.structure import Linear, as_stored, lookups, weight_of
 from leptonc.ir.weights import tensor_of
 from leptonc.passes.prune.choose import errors_of, reconstructed
 from leptonc.passes.prune.width import projection
+from leptonc.report.pruning import FittedLayer
 
 RIDGE = 1e-3  # part of the mean second moment: how strongly a fit keeps to the old weights
 Error = dict[str, Any]
@@ -33,7 +34,7 @@ def by_value(linears: Iterable[Linear]) -> dict[ir.Value, list[Linear]]:
 
 def fitted_width(
     model: ir.Model, residual: Residual, moments: InputMoments, basis: NDArray[np.float32], stay: int, folder: Path
-) -> tuple[Weights, list[Error]]:  # fmt: skip
+) -> tuple[Weights, list[FittedLayer]]:  # fmt: skip
     """Fits every layer that reads the residual stream to the features of the stream that stay.
 
     A head that is tied to the embedding stays as it is. The layer before it makes up for the columns that the embedding
@@ -56,7 +57,7 @@ def fitted_width(
     before_head = {_source(head.x): head for head in heads}
     gone = np.arange(stay, residual.size)
     weights: Weights = {}
-    report: list[Error] = []
+    report: list[FittedLayer] = []
 
     def keep(value: ir.Value, array: NDArray[np.float32]) -> None:
         np.save(file := folder / f"{value.name}.npy", array)
@@ -69,7 +70,7 @@ def fitted_width(
             for linear in linears:
                 weight = weight_of(linear)
                 new = reconstructed(weight, moment, gone, ridge=RIDGE)
-                report.append({"path": linear.path, "kept": stay, **errors_of(weight, new, moment, gone)})
+                report.append(FittedLayer(path=linear.path, kept=stay, **errors_of(weight, new, moment, gone)))
                 if linear.y in before_head:
                     turn = np.zeros((residual.size, residual.size), np.float32)
                     turn[:stay] = projection(weight_of(before_head[linear.y]), stay)

@@ -49,7 +49,7 @@ def summary(result: BuildResult) -> list[tuple[str, str]]:
     rows = [("artifact", str(result.path)), ("size", megabytes(size))]
     rows += pruned(result.report)
     for variant in result.manifest.variants:
-        report = (result.report.variants or {}).get(variant.name, VariantReport())
+        report = result.report.variants.get(variant.name, VariantReport())
         rows += [("target", f"{variant.target}, {variant.backend}, weights {variant.weights}"), *_bounded(report)]
         rows += [(name.replace("_", " "), facts(value)) for name in _ABOUT if (value := getattr(report, name))]
         rows += figures(report.fidelity)

@@ -10,6 +10,13 @@ from leptonc.report.quality import Fidelity
 _ROUNDING = 1e-3  # nats of divergence, or percent; float32's own order of sums costs less than a thousandth of that
 
 
+def measured(fidelity: Fidelity | None) -> Fidelity:
+    """Returns what was measured (raises `ValueError`: nothing was)."""
+    if fidelity is None:
+        raise ValueError("nothing was measured yet")
+    return fidelity
+
+
 def judge(fidelity: Fidelity, bound: float | None, whom: str, hint: str) -> None:
     """Holds what was measured against a bound in percent; None bounds nothing.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -158,14 +157,6 @@ class Structure:
 
     layers: list[Layer]
     residual: int
-
-    def summary(self) -> dict[str, Any]:
-        """Returns the report's record: counts of each layer."""
-        return {
-            "layers": len(self.layers), "residual": self.residual,
-            "heads": [layer.heads for layer in self.layers], "kv_heads": [layer.kv_heads for layer in self.layers],
-            "mlp_channels": [layer.mlp_channels for layer in self.layers],
-        }  # fmt: skip
 
 
 def structure(model: ir.Model) -> Structure:

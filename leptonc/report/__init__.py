@@ -95,19 +95,22 @@ class Report(Section, kw_only=True):
     structure: Shape | None = None
     pruning: Pruning | None = None
     recovery: Recovery | None = None
-    operations: dict[str, dict[str, int]] | None = None
+    operations: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
     fidelity: Fidelity | None = None
-    variants: dict[str, VariantReport] | None = None
+    variants: dict[str, VariantReport] = msgspec.field(default_factory=dict)
     bytes: Sizes | None = None
 
 
-def report_of(record: Mapping[str, Any]) -> Report:
-    """Returns a report of what steps recorded: sections, or mappings that are what sections hold.
+def report_of(record: Report | Mapping[str, Any]) -> Report:
+    """Returns a whole report of what steps recorded, with the schema's version.
+
+    Args:
+        record: A report, or the sections by name, each as it is or as JSON has it.
 
     Raises:
         msgspec.ValidationError: A section does not fit the schema, which is a bug of the step that made it.
     """
-    return msgspec.convert(msgspec.to_builtins({"schema_version": SCHEMA_VERSION, **record}), Report)
+    return msgspec.convert(msgspec.to_builtins(record) | {"schema_version": SCHEMA_VERSION}, Report)
 
 
 def to_json(report: Report) -> bytes:

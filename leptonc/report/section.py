@@ -6,7 +6,10 @@ import msgspec
 
 
 class Section(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A part of `report.json`. A field that is None is not written: what was not done or measured is not there."""
+    """A part of `report.json`. A field that is None is not written: what was not done or measured is not there.
+
+    A section belongs to the step that makes it, and to later steps that add to it; nothing else changes it.
+    """
 
 
 class Change(Section, kw_only=True):

@@ -187,3 +187,15 @@ class VariantReport(Section, kw_only=True):
     sparsity: Sparsity | None = None
     engine: EngineBuild | None = None
     rehearsal: Rehearsal | None = None
+
+    def choices(self) -> Quantization:
+        """Returns the section on what was chosen. It is added where there is none yet."""
+        if self.quantization is None:
+            self.quantization = Quantization()
+        return self.quantization
+
+    def prompts(self) -> Prefill:
+        """Returns the section on the graph for prompts (raises `ValueError`: there is none yet)."""
+        if self.prefill is None:
+            raise ValueError("the report has no section on prompts yet")
+        return self.prefill

@@ -106,7 +106,7 @@ def preflight(variant: VariantBuild) -> tuple[LayerFormat, ...]:
         variant, block_size=recipes.block_size(plan), chunk=chunk,
         logits=recipes.logits_rows(variant) if decoder else 0, cache_copies=1 if _in_place(plan) else 2,
     )  # fmt: skip
-    variant.report["preflight"] = memory.check(found, plan.target)
+    variant.report.preflight = memory.check(found, plan.target)
     return layers
 
 
@@ -137,7 +137,7 @@ def _quantize(variant: VariantBuild, chosen: ChooseCodes | None) -> list[Pass]:
         config_of(variant.plan, variant.choices), None if chosen is None else lambda model, form: chosen.codes,
         variant.choices.inputs.importance if variant.choices.inputs is not None else None,
     )  # fmt: skip
-    variant.report["kept_in_half_precision"] = found.kept
+    variant.report.kept_in_half_precision = found.kept
     return [found]
 
 
@@ -156,7 +156,7 @@ def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
     if plan.scheme != "fp32":
         ranges = MeasureRanges(partial(_as_run, variant), partial(_batches, variant), scratch)
         half = HalfPrecision(HalfPrecisionConfig(), lambda _: ranges.found)
-        variant.report["float32_for_their_range"] = half.wide
+        variant.report.float32_for_their_range = half.wide
         found += [ranges, *_quantize(variant, chosen), half]
     return [*found, *decompositions(partial(_parses, plan)), Cleanup(), *recipes.sparsity(variant)]
 
@@ -205,7 +205,7 @@ def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
     left_out = recipes.capabilities(plan)[1]
     if left_out:
         unable = f"compute capabilities {', '.join(left_out)}: they cannot run {plan.scheme} weights"
-        variant.report["left_out"] = unable
+        variant.report.left_out = unable
     engine = Engine(
         recipe=recipes.recipe(variant), cache_dtype="float32" if plan.scheme == "fp32" else "float16",
         cache_in_place=_in_place(plan),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import targets
 from leptonc.errors import InputError
 from leptonc.formats import FORMATS
 from leptonc.ir.structure import linears, lookups
+from leptonc.report.variant import Preflight
 from leptonc.variant import VariantBuild
 
 RESERVED_GB = 1.5  # for the system and the CUDA context, where the memory is shared with them: a choice of Lepton
@@ -84,30 +84,30 @@ def need(variant: VariantBuild, *, block_size: int, chunk: int, logits: int, cac
     return Need(weights, read, token, workspace, variant.captured.max_seq_len if decoder else 0)
 
 
-def check(found: Need, target: targets.Target) -> dict[str, Any]:
+def check(found: Need, target: targets.Target) -> Preflight:
     """Compares what is needed with what the target has.
 
     Returns:
-        weights_mb, cache_mb, workspace_mb; where the target says how much memory it has: memory_mb and
-        longest_that_fits (tokens); where it says its bandwidth: decode_tokens_per_s_at_most, at an empty cache.
+        What is needed; where the target says how much memory it has, that and the longest context; where it says its
+        bandwidth, the speed at an empty cache.
 
     Raises:
         InputError: It does not fit.
     """
-    report: dict[str, Any] = {
-        "weights_mb": round(found.weights / 1e6, 1), "cache_mb": round(found.token * found.length / 1e6, 1),
-        "workspace_mb": round(found.workspace / 1e6, 1),
-    }  # fmt: skip
+    report = Preflight(
+        weights_mb=round(found.weights / 1e6, 1), cache_mb=round(found.token * found.length / 1e6, 1),
+        workspace_mb=round(found.workspace / 1e6, 1),
+    )  # fmt: skip
     if target.bandwidth_gb_s is not None and found.token:
-        report["decode_tokens_per_s_at_most"] = round(target.bandwidth_gb_s * _GB / found.read, 1)
+        report.decode_tokens_per_s_at_most = round(target.bandwidth_gb_s * _GB / found.read, 1)
     if target.memory_gb is None:
         return report
     usable = (target.memory_gb - RESERVED_GB) * _GB
-    report["memory_mb"] = round(usable / 1e6, 1)
+    report.memory_mb = round(usable / 1e6, 1)
     left = usable - found.weights - found.workspace
     longest = int(left // found.token) if found.token else 0
     if found.token:
-        report["longest_that_fits"] = max(0, longest)
+        report.longest_that_fits = max(0, longest)
     if found.total > usable:
         fits = found.token and longest > 0
         raise InputError(

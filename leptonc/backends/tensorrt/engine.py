@@ -8,6 +8,7 @@ import msgspec
 import onnx_ir as ir
 
 from leptonc.ir.dialect import module_of
+from leptonc.report.variant import EngineBuild, Rehearsal
 from leptonc.variant import VariantBuild
 from runtime_edge.errors import LeptonError
 from runtime_edge.manifest import Plan, Recipe, Variant
@@ -43,7 +44,7 @@ def build_engine(variant: VariantBuild, writer: ArtifactWriter, model: ir.Model,
     try:
         check_fits(record, this_device(flavour(recipe.flavour)))
     except LeptonError:  # this machine is not the device
-        variant.report["rehearsal"] = _rehearse(variant, writer, recipe, modules)
+        variant.report.rehearsal = _rehearse(variant, writer, recipe, modules)
         return record
     built = _build(variant, writer, recipe, modules, "engine")
     return _with_plan(variant, writer, record, built, recipe.compute_capabilities)
@@ -62,7 +63,7 @@ def _with_plan(
     name = f"{variant.plan.name}.plan"
     writer.add(name, built.data)
     plan = Plan(file=name, version=built.version, compute_capabilities=capabilities)
-    variant.report["engine"] = {"built": True, **_facts(built), "compute_capabilities": list(capabilities)}
+    variant.report.engine = EngineBuild(built=True, **_facts(built), compute_capabilities=list(capabilities))
     replace, graph = msgspec.structs.replace, record.main
     assert graph.engine is not None
     return replace(record, graphs=(replace(graph, engine=replace(graph.engine, plans=(plan,))),))
@@ -75,7 +76,7 @@ def _facts(built: BuiltPlan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _rehearse(variant: VariantBuild, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str]) -> dict[str, Any]:
+def _rehearse(variant: VariantBuild, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str]) -> Rehearsal:
     """Builds for the nearest capability that TensorRT-RTX has; says what came of it."""
     found = flavour(REHEARSAL)
     named = found.named_capabilities or ()
@@ -84,13 +85,16 @@ def _rehearse(variant: VariantBuild, writer: ArtifactWriter, recipe: Recipe, mod
         flavour=REHEARSAL, versions=found.versions, compute_capabilities=tuple(sorted(nearest)),
         profiles=recipe.profiles, sparse_weights=recipe.sparse_weights,
     )  # fmt: skip
-    about = {"flavour": REHEARSAL, "compute_capabilities": sorted(nearest)}
     note = "a rehearsal: the engine itself is built on the device, with `lepton-edge finish`"
     try:
         built = _build(variant, writer, stand_in, modules, "rehearsal")
     except LeptonError as error:  # it is not installed; or it refuses what the device's flavour may take
-        return {**about, "done": False, "why": error.message, "note": note}
-    return {**about, "done": True, **_facts(built), "note": note}
+        return Rehearsal(
+            flavour=REHEARSAL, compute_capabilities=sorted(nearest), done=False, why=error.message, note=note
+        )  # fmt: skip
+    return Rehearsal(
+        flavour=REHEARSAL, compute_capabilities=sorted(nearest), done=True, **_facts(built), note=note
+    )  # fmt: skip
 
 
 def _nearest(capability: str, named: tuple[str, ...]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from leptonc.backends.layers import Forms, ragged, resolve
 from leptonc.errors import InputError
 from leptonc.formats import FORMATS
@@ -12,6 +10,7 @@ from leptonc.options import LayerRule
 from leptonc.passes.base import Pass
 from leptonc.passes.prune.sparse import PATTERN, CheckSparsity
 from leptonc.passes.quantize.weights import LayerFormat
+from leptonc.report.variant import Sparsity
 from leptonc.variant import VariantBuild, VariantPlan
 from runtime_edge.errors import EngineError
 from runtime_edge.manifest import InputShapes, Profile, Recipe
@@ -88,13 +87,13 @@ def sparsity(variant: VariantBuild) -> list[Pass]:
     if not variant.plan.sparse:
         return []
     check, wanted = CheckSparsity(variant.captured.model), flavour(variant.plan.target.backend)
-    about: dict[str, Any] = {"pattern": PATTERN, "linears": check.rows}
+    about = Sparsity(pattern=PATTERN, linears=check.rows)
     dense = [each for each in capabilities(variant.plan)[0] if each not in variant.plan.target.sparse_capabilities]
     if dense:
-        about["dense_on"] = f"compute capabilities {', '.join(dense)}: they have no sparse tensor cores"
+        about.dense_on = f"compute capabilities {', '.join(dense)}: they have no sparse tensor cores"
     if not wanted.heeds_sparsity:
-        about["note"] = f"{wanted.title} makes the same plan with and without its flag for sparse weights"
-    variant.report["sparsity"] = about
+        about.note = f"{wanted.title} makes the same plan with and without its flag for sparse weights"
+    variant.report.sparsity = about
     return [check]
 
 

@@ -37,7 +37,7 @@ class CheckEmitted(VariantStep):
         options = context.plan.options
         with context.clock.stage("check"), open_source(str(context.writer.path)) as written:
             fidelity = context.sample.compare_graph(emitted_graph(written))
-        context.report["fidelity"] = fidelity
+        context.report.fidelity = fidelity
         judge(fidelity, options.max_loss, "the emitted graph", _HINT)
         if options.prune is None and options.heal is None:
             require_same(fidelity, "the emitted graph")

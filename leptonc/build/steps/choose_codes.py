@@ -35,7 +35,7 @@ class ChooseCodes(VariantStep):
         plan, calibration = variant.plan, context.calibration
         solve = Solver(
             calibration.texts_for(texts_for_codes(plan)), calibration.scratch, calibration.memory,
-            calibration.clock.stage, variant.report["quantization"], plan.method, calibration.step_cache,
+            calibration.clock.stage, variant.report.choices(), plan.method, calibration.step_cache,
             f"codes-{plan.name}",
         )  # fmt: skip
         return variant.choosing(solve=solve)

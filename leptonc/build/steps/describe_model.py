@@ -8,7 +8,8 @@ from typing import ClassVar
 from leptonc.artifact.matrices import shapes_of
 from leptonc.build.context import BuildContext
 from leptonc.build.step import ModelStep
-from leptonc.ir.structure import structure
+from leptonc.ir.structure import Structure, structure
+from leptonc.report import Shape
 
 
 class DescribeModel(ModelStep):
@@ -18,5 +19,13 @@ class DescribeModel(ModelStep):
 
     def run(self, context: BuildContext) -> BuildContext:
         model = context.captured.model
-        context.report["structure"] = structure(model).summary()
+        context.report.structure = _shape(structure(model))
         return dataclasses.replace(context, shapes=shapes_of(model))
+
+
+def _shape(model: Structure) -> Shape:
+    layers = model.layers
+    return Shape(
+        layers=len(layers), residual=model.residual, heads=[layer.heads for layer in layers],
+        kv_heads=[layer.kv_heads for layer in layers], mlp_channels=[layer.mlp_channels for layer in layers],
+    )  # fmt: skip

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -20,10 +21,12 @@ from leptonc.build.step import Need, VariantStep
 from leptonc.errors import InputError, require
 from leptonc.frontend.captured import Captured
 from leptonc.heal.budget import parse_budget
+from leptonc.heal.objective import Measured
 from leptonc.ir.groups import groups
 from leptonc.ir.structure import linears
 from leptonc.memory import keep_freed_memory, return_freed_memory
 from leptonc.passes.heal import Heal, HealConfig
+from leptonc.report.quality import Judged, Recovery
 from leptonc.variant import VariantBuild, VariantPlan
 
 HEALING = 4.5  # times the weights in float32: the student, its gradients, moments and what it reads
@@ -116,7 +119,7 @@ class HealGraph(HealVariant):
         if variant.choices.recovery is not None:
             variant.manager.run(variant.graph, [variant.choices.recovery])
             context.records.extend(variant.manager.records)
-            context.report["recovery"] = variant.report["recovery"]
+            context.report.recovery = variant.report.recovery
         return variant
 
 
@@ -185,19 +188,19 @@ class Healing:
         finally:
             return_freed_memory()
         put(student, healed.arrays)
-        about: dict[str, Any] = {
-            "text": calibration.name,
-            **({"rank": FULL if rank is None else rank} if pruned else {}),
-            **({"fitted_on": fit.windows} if fit is not None and healed.fitted else {}),
-            "steps": healed.steps,
-            "seconds": healed.seconds,
-            "learned_from": healed.windows,
-            "held_out": healed.held_out,
-            "before": _facts(healed.before),
-            "after": _facts(healed.after),
-        }
-        variant.report["recovery"] = about
-        variant.report.setdefault("quantization", {})["recovery"] = {**about, "losses": healed.losses}
+        recovery = Recovery(
+            text=calibration.name,
+            rank=(FULL if rank is None else rank) if pruned else None,
+            fitted_on=fit.windows if fit is not None and healed.fitted else None,
+            steps=healed.steps,
+            seconds=healed.seconds,
+            learned_from=healed.windows,
+            held_out=healed.held_out,
+            before=_judged(healed.before),
+            after=_judged(healed.after),
+        )
+        variant.report.recovery = recovery
+        variant.report.choices().recovery = msgspec.structs.replace(recovery, losses=healed.losses)
         return len(healed.arrays)
 
 
@@ -242,10 +245,15 @@ class _Fit:
         return calibration.step_cache.arrays("heal-fit", make)
 
 
-def _facts(measured: Any) -> dict[str, float]:
-    """Figures of the held-out windows; those that do not apply are left out."""
-    logits = bool(measured.perplexity)
-    figures = {"kl_divergence" if logits else "error": measured.loss}
-    if logits:
-        figures |= {"perplexity": measured.perplexity, "perplexity_reference": measured.perplexity_teacher}
-    return {name: float(f"{value:.6g}") for name, value in figures.items()}
+def _judged(measured: Measured) -> Judged:
+    """Returns the figures of the held-out windows, to six digits; those that do not apply are left out."""
+
+    def rounded(value: float) -> float:
+        return float(f"{value:.6g}")
+
+    if not measured.perplexity:
+        return Judged(error=rounded(measured.loss))
+    return Judged(
+        kl_divergence=rounded(measured.loss), perplexity=rounded(measured.perplexity),
+        perplexity_reference=rounded(measured.perplexity_teacher),
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from leptonc.build.advice import advice, prompts_advice
 from leptonc.build.context import BuildContext
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import VariantStep
-from leptonc.evaluate.bounds import judge, require_same
+from leptonc.evaluate.bounds import judge, measured, require_same
 from leptonc.variant import VariantBuild, VariantPlan
 
 _FEWER = "more bits (--weights int8), smaller blocks (--block-size 16), --asymmetric or no --prune lose less"
@@ -28,7 +28,7 @@ class Judge(VariantStep):
         return plan.check
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
-        plan, fidelity = variant.plan, variant.report["fidelity"]
+        plan, fidelity = variant.plan, measured(variant.report.fidelity)
         judge(fidelity, context.plan.options.max_loss, plan.target.spec, advice(variant) or _FEWER)
         if _is_exact(context.plan, plan):
             require_same(fidelity, plan.target.spec)
@@ -45,7 +45,7 @@ class JudgePrompts(VariantStep):
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         where = f"{variant.plan.target.spec} in prompts"
-        fidelity = variant.report["prefill"]["fidelity"]
+        fidelity = measured(variant.report.prompts().fidelity)
         judge(fidelity, context.plan.options.max_loss, where, prompts_advice(variant))
         return variant
 

@@ -43,5 +43,5 @@ class Lower(VariantStep):
         backend.finish(model)
         clock.seconds.update({f"pass {variant.prefix}{name}": taken for name, taken in manager.seconds.items()})
         context.record_once(manager.records)
-        context.report["operations"][plan.name] = count_ops(model)
+        context.report.operations[plan.name] = count_ops(model)
         return dataclasses.replace(variant, prompts=prompts, passes=tuple(passes))

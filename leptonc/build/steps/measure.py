@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from leptonc.artifact.matrices import rounded_of
 from leptonc.backends import backend_of
@@ -13,6 +13,7 @@ from leptonc.build.manifest import manifest_of
 from leptonc.build.memory_bound import CHECKING, ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
+from leptonc.report.quality import Fidelity
 from leptonc.variant import VariantBuild, VariantPlan
 
 # What was measured, with some room (docs/quality.md).
@@ -34,7 +35,7 @@ class Measure(VariantStep):
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         variant.sample.rounded = rounded_of(variant.passes)
-        measure(context, variant, f"{variant.prefix}check", variant.report)
+        variant.report.fidelity = measure(context, variant, f"{variant.prefix}check")
         return variant
 
 
@@ -48,18 +49,18 @@ class MeasurePrompts(VariantStep):
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         variant.sample.rounded = {}
-        measure(context, variant, f"{variant.prefix}prefill check", variant.report["prefill"])
+        variant.report.prompts().fidelity = measure(context, variant, f"{variant.prefix}prefill check")
         return variant
 
 
-def measure(context: BuildContext, variant: VariantBuild, stage: str, report: dict[str, Any]) -> None:
-    """Runs a variant as it is written; `report` gets `fidelity`."""
+def measure(context: BuildContext, variant: VariantBuild, stage: str) -> Fidelity:
+    """Runs a variant as it is written, and compares it with the original."""
     if variant.record is None:
         raise ValueError(f"variant {variant.plan.name} is not written yet")
     manifest = manifest_of(context, (variant.record,))
     context.writer.write_manifest(manifest)
     with context.clock.stage(stage):
-        report["fidelity"] = backend_of(variant.plan.target).measure(variant, context.writer, manifest)
+        return backend_of(variant.plan.target).measure(variant, context.writer, manifest)
 
 
 def _ran(plan: VariantPlan, sizes: ModelSizes) -> int:

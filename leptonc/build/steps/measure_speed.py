@@ -22,11 +22,11 @@ class MeasureSpeed(ModelStep):
         return cuts and any(map(_runs_here, plan.variants))
 
     def run(self, context: BuildContext) -> BuildContext:
-        if context.original is None:
-            raise ValueError("the model before pruning was not kept")
+        if context.original is None or context.report.pruning is None:
+            raise ValueError("the model before pruning was not kept, or nothing was pruned")
         variant = next(variant for variant in context.variants if _runs_here(variant.plan))
         whole, smaller = context.original.clone(), context.captured.model.clone()
-        context.report["pruning"]["speed"] = speed(whole, smaller, variant, context.calibration)
+        context.report.pruning.speed = speed(whole, smaller, variant, context.calibration)
         return context
 
 

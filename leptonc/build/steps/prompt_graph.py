@@ -26,6 +26,6 @@ class PromptGraph(VariantStep):
         writer = context.writer
         before = sum(file.size for file in writer.listing())
         record, records = add_prefill(variant, variant.prompts, variant.graph, variant.record, writer, variant.prefix)
-        variant.report["prefill"]["bytes"] = sum(file.size for file in writer.listing()) - before
+        variant.report.prompts().bytes = sum(file.size for file in writer.listing()) - before
         context.record_once(records)
         return dataclasses.replace(variant, record=record)

@@ -29,6 +29,8 @@ from leptonc.passes.prune.sparse import (
     nonzero,
 )
 from leptonc.passes.quantize.methods import ROUNDING
+from leptonc.report.pruning import Pruning
+from leptonc.report.section import Change
 from leptonc.variant import VariantPlan
 
 
@@ -73,7 +75,7 @@ class PrunePattern(ModelStep):
         yield layer_need(sizes)
 
     def run(self, context: BuildContext) -> BuildContext:
-        context.report["pruning"] = _sparsify(context, context.plan.options.prune_method or METHODS[0])
+        context.report.pruning = _sparsify(context, context.plan.options.prune_method or METHODS[0])
         return context
 
 
@@ -92,20 +94,20 @@ def _check_variant(plan: VariantPlan) -> None:
         )
 
 
-def _sparsify(context: BuildContext, method: str) -> dict[str, Any]:
+def _sparsify(context: BuildContext, method: str) -> Pruning:
     """Gives the captured model 2:4 weights in place; returns what to report. `method` is one of `METHODS`."""
     model, calibration = context.captured.model, context.calibration
     layers = {str(linear.weight.name): linear for linear in candidates(model)}
-    about: dict[str, Any] = {"asked": PATTERN, "method": method, "left_dense": dense_layers(model)}
+    dense, text, errors = dense_layers(model), None, None
     weights: Mapping[str, Callable[[], NDArray[np.float32]]]
     if method == "magnitude":
         # What a layer has now is what it reads then: the pass gives its initializer another tensor.
         weights = {name: partial(_largest, linear, linear.weight.const_value) for name, linear in layers.items()}
     else:
         windows = calibration.windows
-        about["calibration"] = calibration.describe()
+        text = calibration.describe()
         with calibration.clock.stage("prune calibrate", len(stages(model))) as advance:
-            made, about["linears"] = sparse_weights(
+            made, errors = sparse_weights(
                 model, windows, calibration.scratch, memory=calibration.memory, advance=advance,
                 step_cache=calibration.step_cache,
             )  # fmt: skip
@@ -114,9 +116,10 @@ def _sparsify(context: BuildContext, method: str) -> dict[str, Any]:
         before = nonzero(model)
         context.run_passes([Sparsify(SparsifyConfig(method), weights)])
         after = nonzero(model)
-    about["weights"] = {"before": before, "after": after}
-    about["removed_percent"] = round(100 * (1 - after / max(1, before)), 2)
-    return about
+    return Pruning(
+        asked=PATTERN, method=method, calibration=text, left_dense=dense, linears=errors,
+        weights=Change(before=before, after=after), removed_percent=round(100 * (1 - after / max(1, before)), 2),
+    )  # fmt: skip
 
 
 def _largest(linear: Linear, tensor: Any) -> NDArray[np.float32]:

@@ -35,8 +35,10 @@ from leptonc.passes.prune.importance import METHODS, by_unit, cheapest, scores
 from leptonc.passes.prune.plan import BLOCK, Cut, by_block
 from leptonc.passes.prune.remove import Prune, PruneConfig
 from leptonc.passes.prune.request import Request
-from leptonc.report.pruning import PrunedQuality
+from leptonc.report.pruning import FittedLayer, LatencyGoal, PrunedQuality
+from leptonc.report.pruning import Pruning as Pruned
 from leptonc.report.quality import Fidelity
+from leptonc.report.section import Change
 
 ALLOCATIONS = ("uniform", "global")
 COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
@@ -98,16 +100,18 @@ class PruneUnits(ModelStep):
         if request is None:
             return context
         multiple = max(traits_of(variant.target).channel_multiple for variant in plan.variants)
-        measured: dict[str, Any] = {}
+        latency: LatencyGoal | None = None
         if saved := request.latency:
-            share, measured["latency"] = calibration.step_cache.json(
-                "prune-latency", lambda: share_for(saved, context.variants[0], calibration, multiple)
-            )
+            share, latency = calibration.step_cache.record(
+                "prune-latency", tuple[float, LatencyGoal],
+                lambda: share_for(saved, context.variants[0], calibration, multiple),
+            )  # fmt: skip
             request = replace(request, share=share)
         # As they were published.
         allocation = options.prune_allocation or ("global" if method in ("flap", "taylor") else "uniform")
         pruning = Pruning(request, method, _compensation(plan), calibration, multiple, allocation, options.check)
-        context.report["pruning"] = pruning.run(context) | measured
+        context.report.pruning = pruning.run(context)
+        context.report.pruning.latency = latency
         return context
 
 
@@ -150,7 +154,7 @@ class Pruning:
     allocation: str = "global"
     check: bool = True
 
-    def run(self, context: BuildContext) -> dict[str, Any]:
+    def run(self, context: BuildContext) -> Pruned:
         """Prunes the captured model in place; returns what the report says of it."""
         captured, cache = context.captured, self.calibration.step_cache
         prunable = groups(captured.model)
@@ -166,29 +170,26 @@ class Pruning:
                     f"{len(prunable.layers)}",
                     hint="--prune layers:N cuts N layers",
                 )
-        about: dict[str, Any] = {"asked": self.request.text, "method": self.method, "compensation": self.compensation}
-        if self._reads_text:
-            about["calibration"] = self.calibration.describe()
+        text = self.calibration.describe() if self._reads_text else None
         moments = self._moments(captured, prunable)
         chosen = cache.json("prune-cuts", lambda: self._choose(captured, prunable, moments))
         cuts = tuple(Cut(*cut) for cut in chosen["cuts"])
-        about |= chosen["about"]
         stay = by_block(prunable, cuts)
-        about["blocks"] = _picture(prunable, stay)
-        weights = self._fitted(captured, prunable, moments, stay, about)
+        weights, fitted_layers = self._fitted(captured, prunable, moments, stay)
         moments.drop()
         before, macs = prunable.total, multiplications(captured.model)
         biases = self._biases(prunable, stay, self._features(captured, prunable)) if self.compensation == "bias" else {}
         plain = captured.model.clone() if self.check and (weights or biases) else None
         context.run_passes([Prune(PruneConfig(cuts, self.method, self.compensation), weights, biases)])
-        if self.check:
-            about["quality"] = self._quality(captured.model, plain, cuts)
+        quality = self._quality(captured.model, plain, cuts) if self.check else None
         after = layer_weights(captured.model)
         captured.resized(after - before)
-        about["weights"] = {"before": before, "after": after}
-        about["removed_percent"] = round(100 * (1 - after / before), 2)
-        about["multiplications_a_token"] = {"before": macs, "after": multiplications(captured.model)}
-        return about
+        return Pruned(
+            asked=self.request.text, method=self.method, compensation=self.compensation, calibration=text,
+            **chosen["about"], blocks=_picture(prunable, stay), fitted=fitted_layers, quality=quality,
+            weights=Change(before=before, after=after), removed_percent=round(100 * (1 - after / before), 2),
+            multiplications_a_token=Change(before=macs, after=multiplications(captured.model)),
+        )  # fmt: skip
 
     @property
     def _reads_text(self) -> bool:
@@ -239,14 +240,13 @@ class Pruning:
         return {block.name: by_unit(block, inputs) for block in prunable.blocks}
 
     def _fitted(
-        self, captured: Captured, prunable: Groups, moments: InputMoments, stay: Mapping[str, Any],
-        about: dict[str, Any],
-    ) -> dict[str, Callable[[], NDArray[np.float32]]]:
-        """Returns weights that make up for what goes; `about` gets what the report says of them."""
+        self, captured: Captured, prunable: Groups, moments: InputMoments, stay: Mapping[str, Any]
+    ) -> tuple[dict[str, Callable[[], NDArray[np.float32]]], list[FittedLayer] | None]:
+        """Returns weights that make up for what goes, and what the report says of them."""
         if self.compensation not in ("least-squares", "sequential"):
-            return {}
+            return {}, None
         calibration = self.calibration
-        report: list[dict[str, Any]] = []
+        report: list[FittedLayer] = []
 
         def make() -> dict[str, NDArray[Any]]:
             nonlocal report
@@ -257,12 +257,12 @@ class Pruning:
                     captured.model, prunable, stay, calibration.windows, calibration.scratch, memory=calibration.memory,
                     clock=calibration.clock.stage,
                 )  # fmt: skip
-            calibration.step_cache.json("prune-fitted", lambda: report)  # there before the weights are
+            calibration.step_cache.record("prune-fitted", list[FittedLayer], lambda: report)  # before the weights are
             return made
 
         made = calibration.step_cache.arrays("prune-weights", make)
-        about["fitted"] = calibration.step_cache.json("prune-fitted", lambda: report)
-        return {name: partial(np.asarray, array) for name, array in made.items()}
+        layers = calibration.step_cache.record("prune-fitted", list[FittedLayer], lambda: report)
+        return {name: partial(np.asarray, array) for name, array in made.items()}, layers
 
     def _walk(self, what: Callable[..., Any], captured: Captured, prunable: Groups) -> Any:
         calibration = self.calibration

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from leptonc.passes.prune.importance import step_within
 from leptonc.passes.prune.request import Request
 from leptonc.passes.prune.width import SliceWidth, SliceWidthConfig, principal_axes
 from leptonc.passes.rotate import FoldNorms, Rotate, RotateConfig
+from leptonc.report.pruning import FittedLayer, Pruning
+from leptonc.report.section import Change
 
 METHOD = "principal-components"
 COMPENSATIONS = ("none", "least-squares")
@@ -69,11 +71,11 @@ class PruneWidth(ModelStep):
     def run(self, context: BuildContext) -> BuildContext:
         if context.plan.prune is not None:
             compensation = context.plan.options.prune_compensation or "least-squares"
-            context.report["pruning"] = _cut(context, context.plan.prune, compensation)
+            context.report.pruning = _cut(context, context.plan.prune, compensation)
         return context
 
 
-def _cut(context: BuildContext, request: Request, compensation: str) -> dict[str, Any]:
+def _cut(context: BuildContext, request: Request, compensation: str) -> Pruning:
     """Cuts the captured model in place; returns what to report."""
     asked, share = request.text, request.width
     multiple = max(traits_of(variant.plan.target).channel_multiple for variant in context.variants)
@@ -104,20 +106,18 @@ def _cut(context: BuildContext, request: Request, compensation: str) -> dict[str
     moments.gather()
     basis = principal_axes(moments[layer] for layer in firsts)
     context.run_passes([Rotate(RotateConfig(METHOD), basis)])
-    about: dict[str, Any] = {
-        "asked": asked, "method": METHOD, "compensation": compensation,
-        "calibration": calibration.describe(),
-        "width": {"before": size, "after": width},
-    }  # fmt: skip
     weights: Weights = {}
+    fitted: list[FittedLayer] | None = None
     if compensation != "none":
-        weights, about["fitted"] = fitted_width(model, residual(model), moments, basis, width, scratch)
+        weights, fitted = fitted_width(model, residual(model), moments, basis, width, scratch)
     moments.drop()
     config = SliceWidthConfig(width, size, compensation)
     context.run_passes([SliceWidth(config, {name: partial(np.asarray, layer) for name, layer in weights.items()})])
     captured.resized(count_weights(model) - stored)
     after = layer_weights(model)
-    about["weights"] = {"before": before, "after": after}
-    about["removed_percent"] = round(100 * (1 - after / before), 2)
-    about["multiplications_a_token"] = {"before": macs, "after": multiplications(model)}
-    return about
+    return Pruning(
+        asked=asked, method=METHOD, compensation=compensation, calibration=calibration.describe(),
+        width=Change(before=size, after=width), fitted=fitted, weights=Change(before=before, after=after),
+        removed_percent=round(100 * (1 - after / before), 2),
+        multiplications_a_token=Change(before=macs, after=multiplications(model)),
+    )  # fmt: skip

@@ -33,6 +33,6 @@ class QuantizeInputs(VariantStep):
         yield Need("weighing layers", WEIGHING + sizes.largest, keeps_activations=True)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
-        about, solved = variant.report["quantization"], METHODS[variant.plan.method].makes_up
+        about, solved = variant.report.choices(), METHODS[variant.plan.method].makes_up
         inputs = static_inputs(context.calibration, variant, about, "activations", solved=solved)
         return variant.choosing(inputs=inputs)

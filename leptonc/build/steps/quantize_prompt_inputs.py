@@ -11,6 +11,7 @@ from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.static_inputs import static_inputs
 from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.report.variant import Prefill
 from leptonc.variant import VariantBuild, VariantPlan
 
 
@@ -31,7 +32,8 @@ class QuantizePromptInputs(VariantStep):
         yield Need("weighing layers", WEIGHING + sizes.largest, keeps_activations=True)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
-        text = variant.report["quantization"]["calibration"]
-        variant.report["prefill"] = about = {"weights": variant.plan.prefill, "calibration": text}
+        variant.report.prefill = about = Prefill(
+            weights=variant.plan.prefill or "", calibration=context.calibration.describe()
+        )  # fmt: skip
         inputs = static_inputs(context.calibration, variant, about, "prefill", solved=False)
         return variant.choosing(prompt_inputs=inputs, prompt_layers=variant.choices.layers)

@@ -16,6 +16,7 @@ from leptonc.calibrate.scaling import Scaling, scalings
 from leptonc.calibrate.stages import linear_stages
 from leptonc.passes.quantize.methods import METHODS
 from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
+from leptonc.report.quantization import ScaledInput
 from leptonc.variant import VariantBuild, VariantPlan
 
 
@@ -40,9 +41,11 @@ class ScaleChannels(VariantStep):
             f"scaling-{plan.name}", "scaling", model, list[Scaling],
             partial(scalings, model, calibration.texts_for(LOOKS), form_of), cut=linear_stages,
         )  # fmt: skip
-        variant.report["quantization"]["scaling"] = [
-            {"path": scaling.path, "strength": scaling.strength, "error": round(scaling.error, 6),
-             "unscaled": round(scaling.unscaled, 6)}
+        variant.report.choices().scaling = [
+            ScaledInput(
+                path=scaling.path, strength=scaling.strength, error=round(scaling.error, 6),
+                unscaled=round(scaling.unscaled, 6),
+            )
             for scaling in chosen
         ]  # fmt: skip
         strengths = tuple((scaling.path, scaling.strength) for scaling in chosen)

@@ -28,6 +28,7 @@ from leptonc.frontend.captured import Captured
 from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import embeddings, linears
 from leptonc.passes.base import Manager
+from leptonc.report.quantization import Budget, LayerSensitivity
 from leptonc.variant import VariantBuild, VariantPlan
 
 _USUAL = 1.2  # of the codes' bytes is what scales come with
@@ -103,7 +104,7 @@ class SpendBudget(VariantStep):
 
 def _spend(calibration: Calibration, variant: VariantBuild, budget: int) -> VariantBuild:
     """Returns the variant with what the budget has room for; its report says what that is."""
-    model, about = variant.graph, variant.report["quantization"]
+    model, about = variant.graph, variant.report.choices()
     tables = backend_of(variant.plan.target).config_of(variant.plan, variant.choices).embeddings
     table_node = next(embeddings(model), None) if tables and variant.plan.embeddings is None else None
     if table_node is not None:
@@ -117,18 +118,20 @@ def _spend(calibration: Calibration, variant: VariantBuild, budget: int) -> Vari
             hint=f"{less} less",
         )
     prices = _prices(variant, table_node)
-    about["budget"] = {"bytes": budget, "least": size, "spent": 0}
+    about.budget = spending = Budget(bytes=budget, least=size, spent=0)
     unmeasured = [_unmeasured(layer.path, layer.shape) for layer in linears(model)]
     unmeasured += [prices.table] if prices.table else []
     if any(prices(layer) <= budget - size for layer in unmeasured if prices.free(layer)):
         measured = [layer for layer in _measured(calibration, variant, model, prices) if prices.free(layer)]
-        about["budget"]["spent"], raised, variant = _raise(calibration, variant, model, measured, prices, budget, size)
-        about["sensitivity"] = [
-            {"path": layer.path, "bits": 8 if layer.path in raised else 4, "error": float(f"{layer.error:.4g}")}
+        spending.spent, raised, variant = _raise(calibration, variant, model, measured, prices, budget, size)
+        about.sensitivity = [
+            LayerSensitivity(
+                path=layer.path, bits=8 if layer.path in raised else 4, error=float(f"{layer.error:.4g}")
+            )
             for layer in measured
-        ]
+        ]  # fmt: skip
     if tables:
-        about["budget"]["embeddings"] = variant.choices.embeddings or variant.plan.embeddings
+        spending.embeddings = variant.choices.embeddings or variant.plan.embeddings
     return variant
 
 

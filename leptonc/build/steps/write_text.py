@@ -9,6 +9,7 @@ from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import CALIBRATING, ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import ModelStep, Need
+from leptonc.report.quantization import Quantization
 
 
 class WriteText(ModelStep):
@@ -28,5 +29,5 @@ class WriteText(ModelStep):
         about = context.calibration.describe()
         for variant in context.variants:
             if variant.plan.calibrated:
-                variant.report["quantization"] = {"method": variant.plan.method, "calibration": about}
+                variant.report.quantization = Quantization(method=variant.plan.method, calibration=about)
         return context

@@ -19,6 +19,8 @@ from leptonc.ir.dialect import DialectError
 from leptonc.ir.structure import Linear, layer_of, linears, weight_of
 from leptonc.passes.base import Config, Pass
 from leptonc.passes.columns import Factor, decide, energy, factorize
+from leptonc.report.pruning import DenseLayer
+from leptonc.report.variant import SparseMatrix
 
 PATTERN = "2:4"
 GROUP, KEPT = 4, 2  # consecutive inputs, and how many of their weights may be other than zero
@@ -140,9 +142,9 @@ def nonzero(model: ir.Model) -> int:
     return sum(int(np.count_nonzero(weight_of(linear))) for linear in layers.values())
 
 
-def dense_layers(model: ir.Model) -> list[dict[str, str]]:
+def dense_layers(model: ir.Model) -> list[DenseLayer]:
     """Returns path and reason of the linear layers that stay dense."""
-    return [{"path": linear.path, "why": why} for linear in linears(model) if (why := why_dense(linear))]
+    return [DenseLayer(path=linear.path, why=why) for linear in linears(model) if (why := why_dense(linear))]
 
 
 class CheckSparsity(Pass):
@@ -167,7 +169,7 @@ class CheckSparsity(Pass):
     def __init__(self, model: ir.Model) -> None:
         super().__init__()
         self._expected = {linear.path for linear in candidates(model)}
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[SparseMatrix] = []
 
     def run(self, model: ir.Model) -> int:
         for linear in linears(model):
@@ -177,13 +179,12 @@ class CheckSparsity(Pass):
                 text = f"{linear.path}: expected {PATTERN} weights, found {broken} groups beyond"
                 raise DialectError(text, hint=_BUG)
             self.rows.append(
-                {
-                    "path": linear.path, "sparse": not why, **({"why": why} if why else {}),
-                    "stored": str(linear.weight.dtype).lower(), "groups": weight.size // GROUP,
-                    "beyond_pattern": broken, "nonzero": int(np.count_nonzero(weight)),
-                }
+                SparseMatrix(
+                    path=linear.path, sparse=not why, why=why or None, stored=str(linear.weight.dtype).lower(),
+                    groups=weight.size // GROUP, beyond_pattern=broken, nonzero=int(np.count_nonzero(weight)),
+                )
             )  # fmt: skip
-        lost = sorted(self._expected - {row["path"] for row in self.rows})
+        lost = sorted(self._expected - {row.path for row in self.rows})
         if lost:
             raise DialectError(f"expected {', '.join(lost)} in the lowered graph, found none", hint=_BUG)
         return 0

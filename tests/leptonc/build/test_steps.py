@@ -138,7 +138,7 @@ class Count(ModelStep):
 
     def run(self, context: BuildContext) -> BuildContext:
         context.run_passes([Counted()])
-        context.report["operations"]["count"] = {"nodes": len(list(context.captured.model.graph))}
+        context.report.operations["count"] = {"nodes": len(list(context.captured.model.graph))}
         return context
 
 

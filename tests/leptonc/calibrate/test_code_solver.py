@@ -23,6 +23,7 @@ from leptonc.passes.columns import factorize
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize, round_to_nearest
 from leptonc.passes.quantize.gptq import DAMPINGS, clip_search, gptq, output_error
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from leptonc.report.quantization import Quantization
 from leptonc.sources import open_source
 from tests.leptonc import models
 
@@ -42,8 +43,10 @@ def stage(name: str, total: int) -> Any:
     yield lambda _: None
 
 
-def solver(folder: Path, windows: list[np.ndarray] = WINDOWS, report: Any = None, method: str = "gptq") -> Solver:
-    return Solver(windows, folder, 2**20, stage, {} if report is None else report, method)
+def solver(
+    folder: Path, windows: list[np.ndarray] = WINDOWS, report: Quantization | None = None, method: str = "gptq"
+) -> Solver:
+    return Solver(windows, folder, 2**20, stage, report or Quantization(), method)
 
 
 def head_moments(model: ir.Model, folder: Path, windows: list[np.ndarray]) -> np.ndarray:
@@ -61,28 +64,28 @@ def head_moments(model: ir.Model, folder: Path, windows: list[np.ndarray]) -> np
 
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-mistral"])  # a tied head, and one of its own
 def test_every_linear_layer_is_solved_with_its_shape(name: str, tmp_path: Path) -> None:
-    model, report = captured(name), {}
+    model, report = captured(name), Quantization()
     codes = solver(tmp_path, report=report)(model, lambda _: FORM)
     assert {str(each.weight.name) for each in linears(model)} == set(codes)
     for linear in linears(model):
         weight = weight_of(linear)
         off = dequantize(codes[str(linear.weight.name)], FORM) - weight
         assert np.abs(off).max() < 0.5 * np.abs(weight).max()
-    assert [each["path"] for each in report["linears"]] == [each.path for each in linears(model)]  # type: ignore[attr-defined]
+    assert [each.path for each in (report.linears or [])] == [each.path for each in linears(model)]
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_weights_that_serve_again_have_the_codes_of_the_first_time(method: str, tmp_path: Path) -> None:
-    model, report = models.albert(layers=3).model, {}
+    model, report = models.albert(layers=3).model, Quantization()
     codes = solver(tmp_path, report=report, method=method)(model, lambda _: FORM)
     kept = StepCache()
-    again = Solver(WINDOWS, tmp_path, 2**20, stage, {}, method, kept)
+    again = Solver(WINDOWS, tmp_path, 2**20, stage, Quantization(), method, kept)
     for _ in range(2):  # the second time from what the first one kept
         found = again(model, lambda _: FORM)
         assert found.keys() == codes.keys() == {str(each.weight.name) for each in linears(model)}
         for name, each in codes.items():
             np.testing.assert_array_equal(found[name].codes, each.codes)
-    paths = [each["path"] for each in report["linears"]]  # type: ignore[attr-defined]
+    paths = [each.path for each in (report.linears or [])]
     assert len(paths) == len(set(paths)) == len(codes)
     first = models.albert(layers=1).model  # what the first time reads is the same
     for name, each in solver(tmp_path, method=method)(first, lambda _: FORM).items():
@@ -94,15 +97,15 @@ def test_a_heads_codes_are_gptqs_on_what_it_reads(name: str, tmp_path: Path) -> 
     model = captured(name)
     (head,) = [each for each in linears(model) if not layer_of(each.path)]
     # No layer gets other weights, so the head reads what it reads in the whole model.
-    report: dict[str, Any] = {}
+    report = Quantization()
     chosen = solver(tmp_path, MANY, report)(model, lambda each: FORM if each.path == head.path else None)
     codes = chosen[str(head.weight.name)]
     hessian, weight = head_moments(model, tmp_path, MANY), weight_of(head)
     tied = head.weight in {node.inputs[0] for node in embeddings(model)}
     assert tied == (name == "tiny-gpt2")
-    (said,) = report["linears"]
-    assert said["damping"] in DAMPINGS
-    factor = factorize(hessian, said["damping"] + (LOOKED_UP if tied else 0))
+    (layer,) = report.linears or []
+    assert layer.damping in DAMPINGS
+    factor = factorize(hessian, layer.damping + (LOOKED_UP if tied else 0))
     np.testing.assert_array_equal(codes.codes, gptq(weight, FORM, hessian, factor).codes)
     held_out = head_moments(model, tmp_path, HELD_OUT)
     rounded = output_error(weight, round_to_nearest(weight, FORM), FORM, held_out)
@@ -116,15 +119,15 @@ def test_a_heads_codes_are_gptqs_on_what_it_reads(name: str, tmp_path: Path) -> 
 def test_a_damping_is_searched_where_there_is_text_enough_and_few_bits(
     windows: list[np.ndarray], tmp_path: Path
 ) -> None:  # fmt: skip
-    model, report = captured("tiny-llama"), {}
+    model, report = captured("tiny-llama"), Quantization()
     bits = {"q_proj": 4, "k_proj": 8, "v_proj": 4, "gate_proj": 8, "up_proj": 8}
     form = lambda each: Format(bits.get(each.path.split(".")[-1], 4), 16, False)  # noqa: E731
     solver(tmp_path, windows, report)(model, form)
-    for each in report["linears"]:  # type: ignore[attr-defined]
-        leaf = each["path"].split(".")[-1]
+    for each in report.linears or []:
+        leaf = each.path.split(".")[-1]
         searched = windows is MANY and leaf not in ("gate_proj", "up_proj")
-        assert ("damping" in each) == searched, each
-    dampings = {leaf: [e.get("damping") for e in report["linears"] if e["path"].endswith(leaf)] for leaf in bits}  # type: ignore[attr-defined]
+        assert (each.damping is not None) == searched, each
+    dampings = {leaf: [e.damping for e in (report.linears or []) if e.path.endswith(leaf)] for leaf in bits}
     assert dampings["q_proj"] == dampings["k_proj"] == dampings["v_proj"]
 
 

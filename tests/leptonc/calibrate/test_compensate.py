@@ -82,8 +82,8 @@ def test_each_layer_is_fitted_to_the_dense_stream_on_what_the_cut_model_reads(me
             for each in consumers[1::2]
         }
         found, report = compensate(model, TEXTS, consumers, removed, tmp_path, ridges=(RIDGE,), memory=memory)
-    assert [each["path"] for each in report] == [each.path for each in consumers[1:]]
-    assert all(each["after"] <= each["before"] for each in report)
+    assert [each.path for each in report] == [each.path for each in consumers[1:]]
+    assert all(each.after <= each.before for each in report)
     dense, cut = models.reference("tiny-llama"), None
     with open_source("sample:tiny-llama") as source:
         cut = models.reference_of(source)
@@ -148,7 +148,7 @@ def test_channels_that_copy_others_go_without_a_trace(name: str, tmp_path: Path)
         for weight, array in new.items():
             model.graph.initializers[weight].const_value = ir.tensor(array, name=weight)
         after = _logits(model, tmp_path)
-    assert max(each["before"] for each in report) > 0.01
+    assert max(each.before for each in report) > 0.01
     np.testing.assert_allclose(after, before, atol=2e-3 * np.abs(before).max())
 
 
@@ -165,7 +165,7 @@ def test_a_block_that_goes_whole_is_zero_and_later_ones_are_fitted(tmp_path: Pat
         found, report = compensate(model, TEXTS, consumers, {first.path: np.arange(first.shape[1])}, tmp_path)
     assert not found[str(first.weight.name)].any()
     assert len(report) == len(consumers)
-    assert sum(each["after"] for each in report[1:]) < sum(each["before"] for each in report[1:])
+    assert sum(each.after for each in report[1:]) < sum(each.before for each in report[1:])
 
 
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-gemma2"])  # norms before blocks, and after
@@ -187,12 +187,12 @@ def test_a_graph_that_was_cut_is_fitted_as_the_whole_one_with_its_cuts(name: str
     Prune(PruneConfig(cuts, "plan", "none"), {}, {})(student)
     consumers = groups(student).consumers
     cut, report = compensate(model, TEXTS, consumers, {}, tmp_path, student=student, ridges=(RIDGE,))
-    assert [each["path"] for each in report] == [each["path"] for each in about]
+    assert [each.path for each in report] == [each.path for each in about]
     for before, after in zip(found.consumers, consumers, strict=True):
         keep = np.delete(np.arange(before.shape[1]), removed.get(before.path, []))
         wanted = _weights(before, whole)[:, keep]
         np.testing.assert_allclose(_weights(after, cut), wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
-    assert any(each["after"] < 0.98 * each["before"] for each in report)
+    assert any(each.after < 0.98 * each.before for each in report)
 
 
 def test_ridge_is_small_where_the_text_says_much_and_large_where_it_says_nothing() -> None:
@@ -225,7 +225,7 @@ def test_a_cut_block_makes_up_for_what_it_loses_alone(tmp_path: Path) -> None:
         weights, report = fitted(seen, found, stay, tmp_path)
     reference = models.reference("tiny-llama")
     wanted = {"model.layers.0.self_attn.o_proj": "heads", "model.layers.1.mlp.down_proj": "channels"}
-    assert {each["path"] for each in report} == set(wanted)
+    assert {each.path for each in report} == set(wanted)
     for block in found.blocks:
         (linear,) = block.consumers
         if linear.path not in wanted:
@@ -242,8 +242,8 @@ def test_a_cut_block_makes_up_for_what_it_loses_alone(tmp_path: Path) -> None:
         got = _weights(linear, weights)
         np.testing.assert_allclose(got[:, mask], best, rtol=1e-3, atol=1e-3 * np.abs(best).max())
         assert not got[:, ~mask].any()
-        (about,) = (each for each in report if each["path"] == linear.path)
-        assert about["after"] < about["before"]
+        (about,) = (each for each in report if each.path == linear.path)
+        assert about.after < about.before
 
 
 def test_massive_rows_weigh_no_more_than_all_others() -> None:

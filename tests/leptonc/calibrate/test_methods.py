@@ -46,8 +46,9 @@ def test_a_method_of_ones_own_builds(text: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(type(options), "may_be", lambda self, value: True)  # the command line read the table before
     given: dict[str, Any] = {"weights": "int4", "calibration": text, "check": False, "max_seq_len": 96}
     mine = build(BuildOptions("sample:tiny-llama", out=tmp_path / "mine", method="mine", **given))
-    report = mine.report.variants["cpu"].quantization
+    report = mine.report.variants["cpu"].choices()
     assert report.method == "mine"
+    assert report.linears is not None
     assert {row.error for row in report.linears} == {0.125}
     assert len(seen) == len(report.linears) >= 14
     assert [r.config["method"] for r in mine.manifest.passes if r.name == "quantize-weights"] == ["mine"]

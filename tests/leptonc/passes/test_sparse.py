@@ -25,6 +25,8 @@ from leptonc.passes.prune.sparse import (
     sparsegpt,
     violations,
 )
+from leptonc.report.pruning import DenseLayer
+from leptonc.report.variant import SparseMatrix
 
 
 def layer(columns: int = 80, rows: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -171,8 +173,8 @@ def sparsified(model: ir.Model) -> None:
 def test_what_gets_the_pattern_and_what_does_not(transposed: bool) -> None:
     model = graph(SHAPES, transposed=transposed)
     assert dense_layers(model) == [
-        {"path": "model.layers.0.down", "why": "its 6 inputs do not divide by 4"},
-        {"path": "lm_head", "why": "it is outside the layers"},
+        DenseLayer(path="model.layers.0.down", why="its 6 inputs do not divide by 4"),
+        DenseLayer(path="lm_head", why="it is outside the layers"),
     ]
     before = {each.path: weight_of(each) for each in linears(model)}
     assert nonzero(model) == 6 * 8 + 8 * 6 + 3 * 12
@@ -180,11 +182,11 @@ def test_what_gets_the_pattern_and_what_does_not(transposed: bool) -> None:
     sparsified(model)
     assert nonzero(model) == 6 * 4 + 8 * 6 + 3 * 6
     check(model)
-    rows = {row.pop("path"): row for row in check.rows}
-    assert rows["model.layers.0.up"] == {
-        "sparse": True, "stored": "float", "groups": 12, "beyond_pattern": 0, "nonzero": 24,
-    }  # fmt: skip
-    assert (rows["lm_head"]["sparse"], rows["lm_head"]["beyond_pattern"]) == (False, 18)
+    rows = {row.path: row for row in check.rows}
+    assert rows["model.layers.0.up"] == SparseMatrix(
+        path="model.layers.0.up", sparse=True, stored="float", groups=12, beyond_pattern=0, nonzero=24
+    )
+    assert (rows["lm_head"].sparse, rows["lm_head"].beyond_pattern) == (False, 18)
     after = {each.path: weight_of(each) for each in linears(model)}
     for path in ("model.layers.0.down", "lm_head"):
         np.testing.assert_array_equal(after[path], before[path])

@@ -275,9 +275,9 @@ def test_a_model_that_does_not_fit_is_refused_with_the_length_that_does() -> Non
         check(dataclasses.replace(need, weights=3 * 10**9), target)
     assert "--weights int4" in (caught.value.hint or "")
     found = check(dataclasses.replace(need, length=14_000), target)
-    assert found["longest_that_fits"] == 14_000
-    assert found["decode_tokens_per_s_at_most"] == 34e9 / 8e8
-    assert "memory_mb" not in check(need, targets.load("jetson-orin"))
+    assert found.longest_that_fits == 14_000
+    assert found.decode_tokens_per_s_at_most == 34e9 / 8e8
+    assert check(need, targets.load("jetson-orin")).memory_mb is None
 
 
 def test_the_preflight_of_a_build(tmp_path: Path) -> None:
