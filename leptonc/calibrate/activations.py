@@ -90,10 +90,10 @@ def with_layers(chosen: Sequence[Choice], model: ir.Model) -> list[Choice]:
     Raises:
         ValueError: The choices are not those of the values that the graph's layers read, in order.
     """
-    groups = [each for stage in linear_stages(model) for each in stage.linears.items()]
-    if [each.value for each in chosen] != [name for name, _ in groups]:
+    groups = [pair for stage in linear_stages(model) for pair in stage.linears.items()]
+    if [choice.value for choice in chosen] != [name for name, _ in groups]:
         raise ValueError(f"choices of {len(chosen)} values, in the place of the {len(groups)} that layers read")
-    return [replace(each, linears=tuple(group)) for each, (_, group) in zip(chosen, groups, strict=True)]
+    return [replace(choice, linears=tuple(group)) for choice, (_, group) in zip(chosen, groups, strict=True)]
 
 
 def divergences(

@@ -70,7 +70,7 @@ def reconstruction(
 
     def trials(stage: Stage) -> list[Trial]:
         made = []
-        for linear in (each for group in stage.linears.values() for each in group if each.path in blocks):
+        for linear in (one for group in stage.linears.values() for one in group if one.path in blocks):
             block = blocks[linear.path]
             made.append(Trial(block.name, partial(without_some, block, linear)))
             if block.add is not None and (block.kind == "attention" or share >= MLPS_FROM):
@@ -120,7 +120,7 @@ def fitted(moments: InputMoments, groups: Groups, stay: Stay, folder: Path) -> t
     removed = _removed(groups, stay)
     weights: Weights = {}
     report: list[FittedLayer] = []
-    linears = [each for each in groups.consumers if each.path in removed]
+    linears = [linear for linear in groups.consumers if linear.path in removed]
     if linears:
         moments.gather()
     with moments.clock("prune compensate", len(linears)) as advance:

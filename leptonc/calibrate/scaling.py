@@ -122,8 +122,9 @@ def scalings(
         for name in stage.linears:
             if name in where:
                 place = where[name]
-                chosen.append(choose(place, [form(each) for each in place.readers], moments.pop(name).hessian()))
+                chosen.append(choose(place, [form(reader) for reader in place.readers], moments.pop(name).hessian()))
         return {}
 
-    walk(model, [inputs_of(model, each) for each in windows], observer, solve, folder, memory=memory, advance=advance)
-    return [each for each in chosen if each.strength]
+    texts = [inputs_of(model, window) for window in windows]
+    walk(model, texts, observer, solve, folder, memory=memory, advance=advance)
+    return [scaling for scaling in chosen if scaling.strength]

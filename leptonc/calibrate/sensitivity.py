@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def sensitivities(
             if table is not None and value is not None and lookup in stage.nodes:
                 made.append(of_table(value, lookup))
                 shapes[module_of(lookup)] = (int(value.shape[0]), int(value.shape[1]))  # type: ignore[index, arg-type]
-        for linear in (each for group in stage.linears.values() for each in group):
+        for linear in chain.from_iterable(stage.linears.values()):
             if linear.weight.name not in known and linear.weight not in tables:
                 known.add(str(linear.weight.name))
                 made.append(of_linear(linear))

@@ -53,7 +53,7 @@ def fitted_width(
         inputs that it keeps, and the error of its outputs before and after, as parts of their energy.
     """
     tables = lookups(model)
-    heads = [each for each in residual.readers if each.weight in tables]
+    heads = [reader for reader in residual.readers if reader.weight in tables]
     before_head = {_source(head.x): head for head in heads}
     gone = np.arange(stay, residual.size)
     weights: Weights = {}
@@ -63,7 +63,7 @@ def fitted_width(
         np.save(file := folder / f"{value.name}.npy", array)
         weights[str(value.name)] = np.load(file, mmap_mode="r")
 
-    groups = by_value(each for each in residual.readers if each.weight not in tables)
+    groups = by_value(reader for reader in residual.readers if reader.weight not in tables)
     with moments.clock("prune compensate", len(groups)) as advance:
         for linears in groups.values():
             moment = np.asarray(basis.T @ moments[linears[0]] @ basis, np.float32)

@@ -20,7 +20,7 @@ from leptonc.errors import OVERFLOWS, InputError
 from leptonc.heal.budget import Budget
 from leptonc.heal.directions import TEXTS, principal
 from leptonc.heal.objective import Measured, Objective, Teacher, Window
-from leptonc.heal.state import Look, State, fingerprint
+from leptonc.heal.state import Evaluation, State, fingerprint
 from leptonc.heal.trainable import Kind, Parameter, put
 
 HELD_OUT = 8  # one of so many windows is held out for validation; so many at most
@@ -40,7 +40,7 @@ class Settings:
         warmup: Part of the budget over which the rate rises to it. Afterwards it falls to zero, as half a cosine.
         batch: Windows a step.
         decay: Decay rates of the means of gradients and of their squares (Adam; Kingma and Ba, 2015).
-        looks: How often, in the budget, the student is measured on the windows that are held out.
+        evaluations: How often, in the budget, the student is measured on the windows that are held out.
         seed: Seed of the order of the windows, and of random starts.
     """
 
@@ -48,7 +48,7 @@ class Settings:
     warmup: float = 0.05
     batch: int = 1
     decay: tuple[float, float] = (0.9, 0.98)
-    looks: int = 5
+    evaluations: int = 5
     seed: int = 0
 
     def rate_at(self, progress: float) -> float:
@@ -209,7 +209,7 @@ def heal(
     started = time.perf_counter()
     original = Teacher(teacher, windows, Store(memory, folder))
     objective = Objective(student, original, windows)
-    first: list[Look] = []
+    first: list[Evaluation] = []
     fits: Mapping[str, NDArray[np.float32]] = {}
     if fit is not None and len(learned_from) > 1:
         original.prepare(held)
@@ -217,25 +217,25 @@ def heal(
         most = min(len(learned_from) // 2, budget.steps or int(FIT * budget.seconds / (FIT_COST * seconds)))
         if most and (most := fit.count(most)):
             fitted_on = {learned_from[int(at)] for at in np.linspace(0, len(learned_from) - 1, most)}
-            first.append(Look(0, _finite(objective.measure(held, {}))))
+            first.append(Evaluation(0, _finite(objective.measure(held, {}))))
             values = fit([windows[at] for at in sorted(fitted_on)])
             put(fitted := student.clone(), values)
             again = Objective(fitted, original, windows)
-            look = Look(0, again.measure(held, {}))
-            if look.measured.loss < first[0].measured.loss:
-                first.append(look)
+            evaluation = Evaluation(0, again.measure(held, {}))
+            if evaluation.measured.loss < first[0].measured.loss:
+                first.append(evaluation)
                 student, objective, fits = fitted, again, values
                 learned_from = [at for at in learned_from if at not in fitted_on]
             else:  # there was too little text, and the fit knows it by heart
-                say(f"heal: the fit on {len(fitted_on)} windows is not kept, loss {look.measured.loss:.4g}")
+                say(f"heal: the fit on {len(fitted_on)} windows is not kept, loss {evaluation.measured.loss:.4g}")
     random = np.random.default_rng(settings.seed)
     few = np.unique(np.linspace(0, len(learned_from) - 1, TEXTS).astype(np.int64))
     kinds = principal(student, [windows[learned_from[at]] for at in few], trainable)
     learner = Learner([kind.of(student.graph.initializers[name], random) for name, kind in kinds.items()])
     if resume is not None:
         learner.state.bind(resume, fingerprint(student, windows, trainable, settings, budget, fits))
-    if not learner.state.looks:
-        learner.state.looks += first
+    if not learner.state.evaluations:
+        learner.state.evaluations += first
         learner.state.seconds = learner.state.fitted = time.perf_counter() - started
     run = _Run(learner, objective, budget, settings, learned_from, held, say)
     with stage("heal", PARTS) as advance:
@@ -268,20 +268,20 @@ class _Run:
         state = self.learner.state
         self._since = time.perf_counter() - state.seconds
         try:
-            if not state.looks:
-                self._look()
+            if not state.evaluations:
+                self._evaluate()
             self._learn(advance)
         except KeyboardInterrupt:
             if state.whole:
                 state.save()
             raise
-        first, best = state.looks[0], min(state.looks, key=lambda look: look.measured.loss)
+        first, best = state.evaluations[0], min(state.evaluations, key=lambda evaluation: evaluation.measured.loss)
         arrays = {**fits, **self.learner.stored(state.best)} if best is not first else {}
         state.remove()
         return Healed(
             arrays, first.measured, best.measured, state.steps, round(state.seconds, 1),
             min(len(self.learned_from), state.steps * self.settings.batch), len(self.held),
-            bool(fits), [(look.step, look.measured.loss) for look in state.looks],
+            bool(fits), [(evaluation.step, evaluation.measured.loss) for evaluation in state.evaluations],
         )  # fmt: skip
 
     def _learn(self, advance: Callable[[int], Any]) -> None:
@@ -306,8 +306,9 @@ class _Run:
             self._longest[0] = max(self._longest[0], now - begun)
             state.seconds = now - self._since
             progress = self._progress()
-            if progress >= 1 or progress >= (1 + sum(look.step > 0 for look in state.looks)) / settings.looks:
-                self._look()
+            taken = sum(evaluation.step > 0 for evaluation in state.evaluations)
+            if progress >= 1 or progress >= (1 + taken) / settings.evaluations:
+                self._evaluate()
                 self.say(self._told())
             if now - saved > SAVE_SECONDS:
                 state.save()
@@ -315,8 +316,8 @@ class _Run:
             done = min(PARTS, int(PARTS * progress))
             advance(done - self._shown)
             self._shown = done
-        if state.looks[-1].step != state.steps:
-            self._look()
+        if state.evaluations[-1].step != state.steps:
+            self._evaluate()
 
     def _progress(self) -> float:
         """Returns the part of the budget that is used up, with the time that the last measurement will take."""
@@ -331,7 +332,7 @@ class _Run:
             places.append(self.learned_from[int(order[at % count])])
         return places
 
-    def _look(self) -> None:
+    def _evaluate(self) -> None:
         """Measures the student as it would be stored, and keeps its state if it is the best so far."""
         state, begun = self.learner.state, time.perf_counter()
         arrays = self.learner.stored(state.learned) if state.steps else {}
@@ -341,18 +342,18 @@ class _Run:
             variables.update({name: torch.from_numpy(x) for name, x in arrays.items() if name in variables})
         self.objective.prepare(self.held)
         measured = self.objective.measure(self.held, variables)
-        if not state.looks:
+        if not state.evaluations:
             _finite(measured)
-        if not state.looks or measured.loss < min(look.measured.loss for look in state.looks):
+        if not state.evaluations or measured.loss < min(evaluation.measured.loss for evaluation in state.evaluations):
             state.best = state.learned.clone()
-        state.looks.append(Look(state.steps, measured))
+        state.evaluations.append(Evaluation(state.steps, measured))
         now = time.perf_counter()
         self._longest[1] = max(self._longest[1], now - begun)
         state.seconds = now - self._since
 
     def _told(self) -> str:
         state = self.learner.state
-        first, last = state.looks[0].measured, state.looks[-1].measured
+        first, last = state.evaluations[0].measured, state.evaluations[-1].measured
         return (
             f"heal: step {state.steps}, {state.seconds:.0f} s, loss {last.loss:.4g} (at the start {first.loss:.4g}) "
             f"on held-out windows"

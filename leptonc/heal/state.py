@@ -22,12 +22,12 @@ from leptonc.heal.objective import Measured
 from leptonc.passes.quantize.weights import quantized_of
 from runtime_edge.writing import write_whole
 
-VERSION = 4
+VERSION = 5
 _TENSORS = ("learned", "mean", "square", "best")
 
 
 @dataclass(frozen=True)
-class Look:
+class Evaluation:
     """Measurement of the student on the held-out windows, after so many steps."""
 
     step: int
@@ -42,7 +42,7 @@ class _Record(msgspec.Struct, forbid_unknown_fields=True):
     steps: int
     seconds: float
     fitted: float
-    looks: list[Look]
+    evaluations: list[Evaluation]
     sha256: str
 
 
@@ -57,7 +57,7 @@ class State:
         steps: Steps taken.
         seconds: Time taken, with the time before an interruption.
         fitted: Seconds before the first step.
-        looks: Measurements on the held-out windows.
+        evaluations: Measurements on the held-out windows.
         whole: Whether the state is consistent: no step is half done.
     """
 
@@ -68,7 +68,7 @@ class State:
     steps: int = 0
     seconds: float = 0.0
     fitted: float = 0.0
-    looks: list[Look] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
     whole: bool = True
     _path: Path | None = None
     _mark: str = ""
@@ -119,7 +119,8 @@ class State:
         if any(tensor.shape != self.learned.shape or tensor.dtype != self.learned.dtype for tensor in tensors):
             raise ValueError("another number of numbers")
         self.learned, self.mean, self.square, self.best = tensors
-        self.steps, self.seconds, self.fitted, self.looks = record.steps, record.seconds, record.fitted, record.looks
+        self.steps, self.seconds, self.fitted = record.steps, record.seconds, record.fitted
+        self.evaluations = record.evaluations
 
     def save(self) -> None:
         """Writes the file, whole or not at all, if the state is bound to one."""
@@ -129,7 +130,7 @@ class State:
             return
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         digest = _digest(list(tensors.values()))
-        record = _Record(VERSION, self._mark, self.steps, self.seconds, self.fitted, self.looks, digest)
+        record = _Record(VERSION, self._mark, self.steps, self.seconds, self.fitted, self.evaluations, digest)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, save(tensors, {"heal": msgspec.json.encode(record).decode()}))
