@@ -7,15 +7,19 @@ others. Neither is ever changed in place: a trial takes a variant with other cho
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 import targets
 from leptonc.options import LayerRule
 from leptonc.passes.base import Manager, Pass
 from leptonc.passes.quantize.methods import ROUNDING
 from leptonc.report.variant import VariantReport
+
+SHARED = "shared"  # a graph for prompts whose weights are made from those of the other, as it is opened
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -132,6 +136,7 @@ class VariantBuild:
         prompts: The graph for prompts while it is built. Default: none.
         manager: Runs passes on these graphs.
         passes: Passes that lowered its graph.
+        noise: Signal-to-noise ratio of its rounded layers, in decibels. Default: not measured.
         record: What the manifest says of it. Default: nothing is written yet.
     """
 
@@ -147,6 +152,7 @@ class VariantBuild:
     prompts: ir.Model | None = None
     manager: Manager = field(default_factory=Manager)
     passes: tuple[Pass, ...] = ()
+    noise: Mapping[str, float] = field(default_factory=dict)
     record: Variant | None = None
 
     @property
@@ -184,3 +190,17 @@ class VariantBuild:
             name = f"int{form.bits}" if form.bits <= 8 else "float"
             counts[name] = counts.get(name, 0) + len(form.paths) * (name != scheme)
         return ", ".join([scheme, *(f"{count} layers {name}" for name, count in sorted(counts.items()) if count)])
+
+
+def joined(parts: Sequence[VariantBuild]) -> VariantBuild:
+    """Returns a variant of its parts: all their passes, and a record of all their graphs; it has no graph itself."""
+    if len(parts) == 1:
+        return parts[0]
+    records = [part.record for part in parts if part.record is not None]
+    record = None
+    if records:
+        graphs = tuple(graph for each in records for graph in each.graphs)
+        record = msgspec.structs.replace(records[0], graphs=graphs)
+    passes = tuple(step for part in parts for step in part.passes)
+    prefix = parts[0].prefix.removesuffix(f"{parts[0].part}: ")
+    return dataclasses.replace(parts[0], part="", prefix=prefix, model=None, passes=passes, record=record)

@@ -65,8 +65,8 @@ MAY_IMPORT = {
         "runtime_edge.manifest", "targets",
     },
     "leptonc.backends": {
-        "leptonc.backends", "leptonc.artifact", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.report",
-        "leptonc.options", "leptonc.variant", *BASE, "runtime_edge", "targets",
+        "leptonc.backends", "leptonc.artifact", "leptonc.evaluate", "leptonc.calibrate", "leptonc.passes", "leptonc.ir",
+        "leptonc.report", "leptonc.options", "leptonc.variant", *BASE, "runtime_edge", "targets",
     },
     "leptonc.build": {
         "leptonc.build", "leptonc.backends", "leptonc.artifact", "leptonc.evaluate", "leptonc.heal",

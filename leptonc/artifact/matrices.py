@@ -35,9 +35,10 @@ class Shapes:
     embeddings: Mapping[str, tuple[Shape, str | None]]
 
 
-def shapes_of(model: ir.Model) -> Shapes:
-    """Reads the shapes off a captured graph, before passes change it."""
-    tables, layers = lookups(model), linears(model)
+def shapes_of(*graphs: ir.Model) -> Shapes:
+    """Reads the shapes off captured graphs, before passes change them."""
+    tables = {table: node for graph in graphs for table, node in lookups(graph).items()}
+    layers = [layer for graph in graphs for layer in linears(graph)]
     heads = {layer.weight: layer.path for layer in layers if layer.weight in tables}
     return Shapes(
         {layer.path: layer.shape for layer in layers if layer.weight not in tables},

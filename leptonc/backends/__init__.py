@@ -6,22 +6,24 @@ A backend is a module with the functions of `Backend`, imported when a build nee
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import targets
 from leptonc.errors import InputError
 from leptonc.passes.quantize.methods import METHODS
-from leptonc.report.quality import Fidelity
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from leptonc.artifact.writer import ArtifactWriter
+    from leptonc.evaluate.measure import Comparison
+    from leptonc.evaluate.noise import Rounded
     from leptonc.passes.base import Pass
     from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeightsConfig
     from leptonc.variant import Choices, VariantBuild, VariantPlan
-    from runtime_edge.manifest import Manifest, Variant
+    from runtime_edge.manifest import Manifest, PassRecord, Variant
 
 MODULES = {
     "onnxruntime": "leptonc.backends.onnxruntime",
@@ -54,11 +56,47 @@ class Backend(Protocol):
     def record(self, variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
         """Returns the variant's record, its graph and weights being written."""
 
-    def measure(self, variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> Fidelity:
-        """Runs what is written, `manifest` having this variant alone, and compares it with the original."""
+    def measure(
+        self, variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest, rounded: Mapping[str, Rounded]
+    ) -> Comparison:
+        """Runs what is written, and compares it with the original.
 
-    def compile(self, variant: VariantBuild, writer: ArtifactWriter, model: ir.Model, record: Variant) -> Variant:
+        Args:
+            variant: What was built.
+            writer: Has the files.
+            manifest: Has this variant alone.
+            rounded: Linear layers whose noise is measured with it.
+        """
+
+    def compile(self, variant: VariantBuild, writer: ArtifactWriter, record: Variant) -> Variant:
         """Builds what comes after the graph (an engine); returns the variant's record with it."""
+
+    def split_for_prompts(self, passes: Sequence[Pass]) -> int:
+        """Returns at which of a variant's passes a graph for prompts, which shares its weights, begins.
+
+        It is asked of backends whose traits have graphs for prompts, as the next one is.
+        """
+
+    def prompt_passes(self, variant: VariantBuild, model: ir.Model) -> list[Pass]:
+        """Returns the passes to the graph for prompts; `model` is the captured model, or the quantized one."""
+
+    def described_bytes(self, model: ir.Model) -> int:
+        """Returns the bytes of what says how weights of a lowered graph for prompts are made; computes none of them."""
+
+    def prompt_graph(
+        self, variant: VariantBuild, model: ir.Model, record: Variant, writer: ArtifactWriter
+    ) -> tuple[Variant, list[PassRecord]]:
+        """Lowers and writes the graph for prompts.
+
+        Args:
+            variant: What is built; its own graph is written.
+            model: The captured model, or with shared weights the quantized one; it is changed.
+            record: The variant's record.
+            writer: Of the artifact.
+
+        Returns:
+            The variant's record with the graph, and the passes that were run.
+        """
 
 
 def check_method(plan: VariantPlan) -> None:

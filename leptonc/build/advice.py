@@ -26,7 +26,7 @@ INPUTS = 3  # inputs of layers in the graph for prompts that it names
 
 def add_rows(variant: VariantBuild, shapes: Shapes, rounded: Mapping[str, Rounded]) -> None:
     """Gives the report of a variant, measured if it is to be, `linears` and `embeddings`: see `linear_rows`."""
-    noise = variant.sample.noise if variant.plan.check else {}
+    noise = variant.noise
     report, unquantized = variant.report, unquantized_format(variant)
     about = report.quantization or Quantization()
     report.linears = linear_rows(shapes.linears, rounded, noise, about, unquantized=unquantized)

@@ -78,7 +78,7 @@ def variants_of(plan: BuildPlan, captured: Captured, sample: Sample, clock: Time
 
 def first_report(plan: BuildPlan, source: Source, captured: Captured, clock: Timed) -> Report:
     """Returns the report's first sections; the user is shown the warnings among them."""
-    report = Report(operations={"captured": count_ops(captured.model)}, recipe=as_record(plan.options))
+    report = Report(operations={"captured": count_ops(*captured.graphs.values())}, recipe=as_record(plan.options))
     warnings = _warnings(plan, source, captured)
     for warning in warnings:
         clock.note(f"warning: {warning}")

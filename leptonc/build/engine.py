@@ -17,13 +17,15 @@ from leptonc.build.plan import BuildPlan
 from leptonc.build.recipe import check_values
 from leptonc.build.resume import check_resume, open_step_cache
 from leptonc.build.step import ModelStep, Step, VariantStep
-from leptonc.evaluate.measure import Sample
+from leptonc.errors import InputError
+from leptonc.evaluate.measure import sample_of
+from leptonc.frontend.captured import Captured
 from leptonc.memory import return_freed_memory
 from leptonc.options import BuildOptions
 from leptonc.passes.base import Manager
 from leptonc.progress import Progress, Silent, Timed
 from leptonc.report import Report
-from leptonc.variant import VariantBuild
+from leptonc.variant import VariantBuild, joined
 
 T = TypeVar("T")
 
@@ -98,16 +100,18 @@ def run(
         out = options.out or Path(ending.out.format(source.name))
         check_out(out, replace=options.force)
         captured = captured_model(plan, source, clock)
+        check_parts(captured, steps)
         sizes = ModelSizes(captured, emitted=source.emitted is not None)
         memory = room_for_activations(options.memory_gb, [need for step in steps for need in step.needs(plan, sizes)])
         report = first_report(plan, source, captured, clock)
         manager = Manager(options.dump_ir)
-        manager.write(captured.model, "capture")
+        for graph in captured.graphs.values():
+            manager.write(graph, "capture")
         for step in steps:
             step.preflight(plan, captured)
         with ArtifactWriter(out, replace=options.force) as writer:
             name = options.eval_text.name if options.eval_text else "built-in"
-            sample = Sample(source, captured, text, name, writer.scratch)
+            sample = sample_of(source, captured, text, name, writer.scratch)
             variants = variants_of(plan, captured, sample, clock)
             cache = open_step_cache(plan, captured, ending.steps)
             calibration = Calibration(
@@ -132,21 +136,43 @@ def _run_steps(context: BuildContext, steps: Sequence[Step]) -> BuildContext:
     done: list[VariantBuild] = []
     for variant in context.variants:
         last = variant is context.variants[-1]
-        done.append(_built(_begun(context, variant, last=last), context, steps))
+        parts = [_begun(context, variant, part, last=last) for part in context.captured.graphs]
+        done.append(_built(parts, context, steps))
     return dataclasses.replace(context, variants=tuple(done))
 
 
-def _begun(context: BuildContext, variant: VariantBuild, *, last: bool) -> VariantBuild:
-    """Returns a variant with a graph of its own; the last one may change the captured graph itself."""
-    folder, several = context.plan.options.dump_ir, context.plan.several
+def _begun(context: BuildContext, variant: VariantBuild, part: str, *, last: bool) -> VariantBuild:
+    """Returns a variant with a graph of its own of a part; the last one may change the captured graph itself."""
+    folder, several, graphs = context.plan.options.dump_ir, context.plan.several, context.captured.graphs
+    if folder and len(graphs) > 1:
+        folder = folder / part
     manager = Manager(folder / variant.plan.name) if folder and several else Manager(folder, context.manager.start)
-    model = context.captured.model if last else context.captured.model.clone()
-    return dataclasses.replace(variant, model=model, manager=manager)
+    model = graphs[part] if last else graphs[part].clone()
+    prefix = variant.prefix if len(graphs) == 1 else f"{variant.prefix}{part}: "
+    return dataclasses.replace(variant, part=part, prefix=prefix, model=model, manager=manager)
 
 
-def _built(variant: VariantBuild, context: BuildContext, steps: Sequence[Step]) -> VariantBuild:
-    """Runs the steps of a variant; what is in memory of it is gone afterwards."""
+def _built(parts: Sequence[VariantBuild], context: BuildContext, steps: Sequence[Step]) -> VariantBuild:
+    """Runs the steps of a variant, those of parts on each; what is in memory of it is gone afterwards."""
     for step in steps:
-        if isinstance(step, VariantStep) and step.applies(variant.plan):
-            variant = step.run(context, variant)
-    return variant.written()
+        if isinstance(step, VariantStep) and step.applies(parts[0].plan):
+            each = parts if step.is_of_parts else [joined(parts)]
+            parts = [step.run(context, part) for part in each]
+    return joined(parts).written()
+
+
+def check_parts(captured: Captured, steps: Sequence[Step]) -> None:
+    """Refuses steps that know one graph alone, for a model of several parts.
+
+    Raises:
+        InputError: There is such a step.
+    """
+    unable = [step for step in steps if not step.several_parts]
+    if len(captured.graphs) == 1 or not unable:
+        return
+    options = ", ".join(f"--{name.replace('_', '-')}" for step in unable for name in step.options)
+    raise InputError(
+        f"expected a model of one part for {', '.join(step.name for step in unable)}, found one for "
+        f"{captured.task.name} of {len(captured.graphs)}: {', '.join(captured.graphs)}",
+        hint=f"leave out {options}" if options else "models of several parts are built, and not emitted",
+    )

@@ -48,7 +48,8 @@ class ModelSizes:
 
     def __init__(self, captured: Captured, *, emitted: bool = False) -> None:
         self.captured, self.emitted = captured, emitted
-        self._sizes = {name: _bytes(value) for name, value in captured.model.graph.initializers.items()}
+        graphs = captured.graphs.values()
+        self._sizes = {name: _bytes(value) for graph in graphs for name, value in graph.graph.initializers.items()}
 
     @cached_property
     def largest(self) -> int:
@@ -63,7 +64,7 @@ class ModelSizes:
     @cached_property
     def tables(self) -> int:
         """Bytes of the tables of embeddings."""
-        tables = lookups(self.captured.model)
+        tables = [table for graph in self.captured.graphs.values() for table in lookups(graph)]
         return sum(self._sizes[str(value.name)] for value in tables if value is not None and value.name in self._sizes)
 
     @property
@@ -74,7 +75,8 @@ class ModelSizes:
     @cached_property
     def layer(self) -> int:
         """Bytes that calibrating the largest stage takes: its weights, and the moments of what they read."""
-        return max(self._stage(stage) for stage in linear_stages(self.captured.model, outside=True))
+        graphs = self.captured.graphs.values()
+        return max(self._stage(stage) for graph in graphs for stage in linear_stages(graph, outside=True))
 
     def stored(self, plan: VariantPlan) -> float:
         """Returns about how many bytes of weights a variant of the model has.

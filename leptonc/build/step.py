@@ -46,6 +46,7 @@ class Step:
         name: What messages and the cache of steps call it.
         version: In the key of the cache of steps: counts up when the same options give another result than before.
         options: Fields of `BuildOptions` that the step owns. An ending that has no such step refuses them.
+        several_parts: Whether the step knows models of several parts. Default: it knows one graph alone.
         text_option: The option that makes the step read a calibration text, for messages. Default: it reads none.
     """
 
@@ -53,6 +54,7 @@ class Step:
     version: ClassVar[int] = 1
     options: ClassVar[tuple[str, ...]] = ()
     text_option: ClassVar[str] = ""
+    several_parts: ClassVar[bool] = False
 
     def wanted(self, plan: BuildPlan) -> bool:
         """Returns whether a build has the step. Default: every build has."""
@@ -86,7 +88,13 @@ class ModelStep(Step):
 
 
 class VariantStep(Step):
-    """A step on one variant."""
+    """A step on one variant: on each of its parts, one after the other, or once on the whole of it.
+
+    Attributes:
+        is_of_parts: Whether the step is done for each part, with the part's graph. Default: once, for the variant.
+    """
+
+    is_of_parts: ClassVar[bool] = False
 
     def applies(self, plan: VariantPlan) -> bool:
         """Returns whether a variant has the step. Default: every variant has."""

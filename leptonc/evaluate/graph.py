@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,10 @@ class GraphReference:
         """See `Original.rows`."""
         texts = [inputs_of(self._model, np.asarray(ids, np.int64), skipped) for ids in token_ids]
         return np.concatenate(self._run(texts, self._stages, self._output))
+
+    def values(self, runs: Sequence[Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
+        """See `Original.values`: a model that is compared so is no graph alone."""
+        raise ValueError("expected a model that is compared by its tokens or rows")
 
     def _run(self, texts: Sequence[Text], cut: Sequence[Stage], name: str) -> list[NDArray[Any]]:
         """Runs stages one after the other, and returns the value `name` of each text."""

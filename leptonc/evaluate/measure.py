@@ -1,12 +1,16 @@
-"""The text that a build is measured on, and how far an artifact's outputs on it are from the original's."""
+"""The text that a build is measured on, and how far an artifact's outputs on it are from the original's.
+
+How outputs are compared is the interface's word (`leptonc.frontend.interface`): each has a kind of sample here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -20,6 +24,7 @@ from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Original, Reference
 from leptonc.evaluate.text import sentences
 from leptonc.frontend.capture import Captured
+from leptonc.frontend.interface import NEXT_TOKENS, ROWS, VALUES
 from leptonc.ir.ports import inputs_of
 from leptonc.report.quality import Fidelity
 from leptonc.sources.base import Source, text_limit
@@ -32,19 +37,53 @@ if TYPE_CHECKING:
 TOKENS = 512  # of text that a causal model is measured on
 SENTENCES = 32  # that an encoder is
 
+Floats = NDArray[np.float32]
+Blocks = Iterator[tuple[int, Floats]]
+Inputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured of an artifact.
+
+    Attributes:
+        fidelity: How far its outputs are from the original's.
+        noise: Signal-to-noise ratio of each linear layer that was rounded, in decibels: see `OutputNoise.decibels`.
+    """
+
+    fidelity: Fidelity
+    noise: Mapping[str, float] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """Something that is compared with the original: an artifact, a lowered graph, or a captured one.
+
+    Attributes:
+        gives_scores: Whether its rows are scores of labels already, where the original's are their logits.
+    """
+
+    gives_scores: bool
+
+    def logits(self, sample: NextTokens) -> Blocks:
+        """Yields (position, float32 [n, vocab]) blocks of the logits of a text; it is loaded for the first one."""
+
+    def rows(self, sample: Rows) -> Floats:
+        """Returns an output for each of the sample's texts, float32 [n, dim]."""
+
+    def values(self, sample: Values) -> list[Floats]:
+        """Returns what the last part gives for each run of the sample, float32."""
+
 
 @dataclass
 class Sample:
-    """A text, cut for a model: token ids of its start for a causal model, sentences for an encoder.
+    """A text, cut for a model.
 
     Attributes:
         source: The model that it is for.
-        captured: Its graph.
+        captured: Its graphs.
         text: The whole text.
         name: What reports call the text.
         scratch: Directory for temporary files. Default: the system's.
-        rounded: Linear layers whose noise is measured while the original runs.
-        noise: What was measured: see `OutputNoise.decibels`.
         library: What a comparison with sentence-transformers gave, where there was one.
     """
 
@@ -53,41 +92,92 @@ class Sample:
     text: str
     name: str
     scratch: Path | None = None
-    token_ids: list[int] = field(init=False, default_factory=list)
-    texts: list[str] = field(init=False, default_factory=list)
-    rounded: dict[str, Rounded] = field(init=False, default_factory=dict)
-    noise: dict[str, float] = field(init=False, default_factory=dict)
     library: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.tokenizer = Tokenizer.from_str(self.source.tokenizer_json.decode())
         self.tokenizer.no_padding()
-        if self.captured.interface.writes_text:
-            self.token_ids = self.tokenizer.encode(self.text).ids[: min(TOKENS, self.captured.max_seq_len)]
-        else:
-            self.texts = sentences(self.text, SENTENCES)
-            side, special = self.encoder.truncation_side, self.tokenizer.num_special_tokens_to_add(False)
-            if special > self.captured.max_seq_len:
-                raise InputError(
-                    f"expected a model that reads the {special} tokens that the tokenizer adds to each text, found one "
-                    f"that reads {self.captured.max_seq_len}",
-                    hint="see max_seq_length in the model's sentence_bert_config.json, and --max-seq-len",
-                )
-            self.tokenizer.enable_truncation(self.captured.max_seq_len, direction=side)
+        self._cut()
+
+    @abstractmethod
+    def _cut(self) -> None:
+        """Cuts the text (raises `InputError`)."""
+
+    @abstractmethod
+    def _compared(self, runner: Runner, original: Original) -> Fidelity:
+        """Compares what a runner gives with what the original gives."""
+
+    def compare(self, runner: Runner, rounded: Mapping[str, Rounded] | None = None) -> Comparison:
+        """Compares a runner's outputs with those of the original in float32.
+
+        Args:
+            runner: What is compared.
+            rounded: Linear layers whose noise is measured while the original runs. Default: none.
+        """
+        watching = OutputNoise(dict(rounded or {}))
+        compared = self._compared(runner, self._original(watching))
+        reference = None if self.source.emitted is None else f"the graph emitted as {self.source.name}"
+        named = msgspec.structs.replace(
+            compared, text=self.name, reference=reference, sentence_transformers=self.library
+        )  # fmt: skip
+        return Comparison(named, watching.decibels())
+
+    def compare_graph(self, model: ir.Model) -> Fidelity:
+        """Compares a captured graph of the same task, run in float32 a layer at a time, with the original."""
+        return self.compare(_CapturedGraph(model, self.scratch)).fidelity
+
+    def _original(self, watching: OutputNoise) -> Original:
+        """What there is of the original: transformers' model or, where that was left behind, the emitted graph."""
+        if self.source.emitted is None:
+            return Reference(self.source, self.captured.task, watching)
+        from leptonc.evaluate.graph import GraphReference, emitted_graph
+
+        return GraphReference(emitted_graph(self.source), self.scratch, watching)
+
+
+@dataclass
+class NextTokens(Sample):
+    """Token ids of the text's start, for a model that continues a text."""
+
+    token_ids: list[int] = field(init=False, default_factory=list)
+
+    def _cut(self) -> None:
+        self.token_ids = self.tokenizer.encode(self.text).ids[: min(TOKENS, self.captured.max_seq_len)]
+
+    def _compared(self, runner: Runner, original: Original) -> Fidelity:
+        return fidelity.compare_logits(original.logits(self.token_ids), runner.logits(self), self.token_ids)
+
+
+@dataclass
+class Rows(Sample):
+    """Sentences, for a model that gives a row for each."""
+
+    texts: list[str] = field(init=False, default_factory=list)
+
+    def _cut(self) -> None:
+        self.texts = sentences(self.text, SENTENCES)
+        side, special = self.encoder.truncation_side, self.tokenizer.num_special_tokens_to_add(False)
+        if special > self.captured.max_seq_len:
+            raise InputError(
+                f"expected a model that reads the {special} tokens that the tokenizer adds to each text, found one "
+                f"that reads {self.captured.max_seq_len}",
+                hint="see max_seq_length in the model's sentence_bert_config.json, and --max-seq-len",
+            )
+        self.tokenizer.enable_truncation(self.captured.max_seq_len, direction=side)
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The encoder's record in the manifest."""
+        """The encoder's record."""
         from leptonc.artifact.describe import settings_of
 
-        found = encoder_of(tuple(self.captured.parts.values()), settings_of(self.captured, self.source))
-        assert found is not None  # asked of encoders alone
-        return found
+        record = encoder_of(tuple(self.captured.parts.values()), settings_of(self.captured, self.source))
+        assert record is not None  # asked of encoders alone
+        return record
 
     @property
     def _labels(self) -> bool:
-        """Whether an encoder's rows are logits of labels."""
-        return any(each.output(LABEL_LOGITS) for each in self.captured.parts.values())
+        """Whether rows are logits of labels."""
+        return any(part.output(LABEL_LOGITS) for part in self.captured.parts.values())
 
     @cached_property
     def encoded(self) -> tuple[list[list[int]], int]:
@@ -97,7 +187,7 @@ class Sample:
     def _encode(self, texts: list[str]) -> tuple[list[list[int]], int]:
         prompt = self._prompt
         ids = [self.tokenizer.encode(prompt + text).ids for text in texts]
-        pools = any(each.input(POOLING_MASK) for each in self.captured.parts.values())
+        pools = any(part.input(POOLING_MASK) for part in self.captured.parts.values())
         if not prompt or not pools:
             return ids, 0
         alone = self.tokenizer.encode(prompt)
@@ -114,70 +204,82 @@ class Sample:
         record = self.encoder
         return "" if self._labels or record.default_prompt is None else record.prompts[record.default_prompt]
 
-    def encoder_batches(self) -> list[dict[str, NDArray[np.int64]]]:
+    def batches(self) -> list[dict[str, NDArray[np.int64]]]:
         """Returns the inputs of an encoder's graph, one batch a sentence."""
         texts, skipped = self.encoded
         return [inputs_of(self.captured.model, np.asarray(ids, np.int64), skipped) for ids in texts]
 
-    def compare_decoder(self, blocks: Iterable[tuple[int, NDArray[np.float32]]]) -> Fidelity:
-        """Compares logits of `token_ids`, (position, float32 [n, vocab]) in order, with the original's in float32."""
-        reference = self._original(watching := OutputNoise(self.rounded))
-        compared = fidelity.compare_logits(reference.logits(self.token_ids), blocks, self.token_ids)
-        self.noise = watching.decibels()
-        return self._named(compared)
-
-    def _original(self, watching: OutputNoise) -> Original:
-        """What there is of the original: transformers' model or, where that was left behind, the emitted graph."""
-        if self.source.emitted is None:
-            return Reference(self.source, self.captured.task, watching)
-        from leptonc.evaluate.graph import GraphReference, emitted_graph
-
-        return GraphReference(emitted_graph(self.source), self.scratch, watching)
-
-    def _named(self, compared: Fidelity) -> Fidelity:
-        """Returns a comparison that says what was compared on which text."""
-        reference = None if self.source.emitted is None else f"the graph emitted as {self.source.name}"
-        return msgspec.structs.replace(
-            compared, text=self.name, reference=reference, sentence_transformers=self.library
-        )  # fmt: skip
-
-    def reference_rows(self) -> NDArray[np.float32]:
-        """Returns what the original computes in float32 for each of `texts`, [n, dim]."""
-        reference = self._original(watching := OutputNoise(self.rounded))
-        found = reference.rows(*self.encoded)
-        self.noise = watching.decibels()
-        place = self.source.library_path
-        if not self._labels and place is not None and self.library is None and library.is_installed():
-            # A long text and one in capitals show where texts are cut, and what is done to them first.
-            texts = [self.text, self.text[:80].swapcase()]
-            rows = np.concatenate([found, reference.rows(*self._encode(texts))])
-            both = [(text, row) for text, row in zip([*self.texts, *texts], rows, strict=True) if self._is_read(text)]
-            if both:
-                self.library = library.compare(place, [text for text, _ in both], np.stack([row for _, row in both]))
-        return found
-
-    def compare_graph(self, model: ir.Model) -> Fidelity:
-        """Compares a captured graph of the same task, run in float32 a layer at a time, with the original."""
-        from leptonc.evaluate.graph import GraphReference
-
-        found = GraphReference(model, self.scratch)
-        if self.captured.interface.writes_text:
-            return self.compare_decoder(found.logits(self.token_ids))
-        rows = found.rows(*self.encoded)
-        return self.compare_encoder(self.reference_rows(), rows, logits=True)
-
-    def compare_encoder(
-        self, reference: NDArray[np.float32], found: NDArray[np.float32], *, logits: bool
-    ) -> Fidelity:
-        """Compares with `reference_rows`, both [n, dim].
-
-        Args:
-            reference: What that returned: embeddings, or logits of labels.
-            found: Embeddings, or logits of labels, or with `logits` false the scores that the runtime makes of them.
-            logits: Whether `found` has logits, where it has labels.
-        """
+    def _compared(self, runner: Runner, original: Original) -> Fidelity:
+        # The original runs first: its weights have left the memory when an artifact is loaded.
+        reference = original.rows(*self.encoded)
+        self._compare_library(original, reference)
+        found = runner.rows(self)
         function = self.encoder.score_function if self._labels else None
         if function is not None:
             reference = fidelity.scores(reference, function)
-            found = fidelity.scores(found, function) if logits else found
-        return self._named(fidelity.compare_rows(reference, found, function=function))
+            found = found if runner.gives_scores else fidelity.scores(found, function)
+        return fidelity.compare_rows(reference, found, function=function)
+
+    def _compare_library(self, original: Original, rows: Floats) -> None:
+        """Compares the original once with sentence-transformers, where that is installed."""
+        place = self.source.library_path
+        if self._labels or place is None or self.library is not None or not library.is_installed():
+            return
+        # A long text and one in capitals show where texts are cut, and what is done to them first.
+        texts = [self.text, self.text[:80].swapcase()]
+        rows = np.concatenate([rows, original.rows(*self._encode(texts))])
+        both = [(text, row) for text, row in zip([*self.texts, *texts], rows, strict=True) if self._is_read(text)]
+        if both:
+            self.library = library.compare(place, [text for text, _ in both], np.stack([row for _, row in both]))
+
+
+@dataclass
+class Values(Sample):
+    """Inputs that the task makes of the text, for a model of whatever parts."""
+
+    runs: list[Inputs] = field(init=False, default_factory=list)
+
+    def _cut(self) -> None:
+        captured = self.captured
+        self.runs = captured.task.feeds(self.tokenizer.encode, self.text, captured.max_seq_len)
+
+    def _compared(self, runner: Runner, original: Original) -> Fidelity:
+        reference = _rows_of(original.values(self.runs))
+        return fidelity.compare_rows(reference, _rows_of(runner.values(self)), function=None)
+
+
+def _rows_of(values: list[Floats]) -> Floats:
+    """Puts arrays of one last axis below each other, [n, width]."""
+    return np.concatenate([value.reshape(-1, value.shape[-1]) for value in values])
+
+
+KINDS: dict[str, type[Sample]] = {NEXT_TOKENS: NextTokens, ROWS: Rows, VALUES: Values}
+
+
+def sample_of(source: Source, captured: Captured, text: str, name: str, scratch: Path | None = None) -> Any:
+    """Returns the sample that a model is measured on, of the kind that its interface names; see `Sample`.
+
+    Raises:
+        InputError: The model cannot read the text.
+    """
+    return KINDS[captured.interface.comparison](source, captured, text, name, scratch)
+
+
+class _CapturedGraph:
+    """A captured graph as a runner."""
+
+    gives_scores = False
+
+    def __init__(self, model: ir.Model, scratch: Path | None) -> None:
+        from leptonc.evaluate.graph import GraphReference
+
+        self._graph = GraphReference(model, scratch)
+
+    def logits(self, sample: NextTokens) -> Blocks:
+        return self._graph.logits(sample.token_ids)
+
+    def rows(self, sample: Rows) -> Floats:
+        return self._graph.rows(*sample.encoded)
+
+    def values(self, sample: Values) -> list[Floats]:
+        return self._graph.values(sample.runs)

@@ -7,7 +7,7 @@ that went wrong shows. Nor is the loader of our weights: see `original.py`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -79,6 +79,9 @@ class Original(Protocol):
 
         `skipped` is how many tokens at the start, a prompt's, a pooling leaves out that has no prompts in it.
         """
+
+    def values(self, runs: Sequence[Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
+        """Returns what the last part gives for each run; a run has the inputs that no part feeds, by `part/input`."""
 
 
 class Reference:
@@ -152,6 +155,20 @@ class Reference:
                 row = embedded(output[0][0].numpy(), self.task.modules, self._weights, skipped)
                 found.append(row[None])
         return np.concatenate(found)
+
+    def values(self, runs: Sequence[Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
+        """See `Original.values`: parts run one after the other, as transformers has them."""
+        found = []
+        with torch.inference_mode(), streamed(self.model, self._read, keep=True):
+            for run in runs:
+                known = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in run.items()}
+                for part, form in self._forms.items():
+                    args = {port.name: known[port.source or f"{part}/{port.name}"] for port in form.traced}
+                    made = self.task.run(part, self.model, None, args)
+                    outputs = made if isinstance(made, tuple) else (made,)
+                    known |= {f"{part}/{port.name}": out for port, out in zip(form.outputs, outputs, strict=True)}
+                found.append(outputs[0].float().numpy())
+        return found
 
     def _texts(self, token_ids: list[list[int]]) -> dict[str, Tensor]:
         """What transformers' model is given for texts of one length; the rest is its own to make."""

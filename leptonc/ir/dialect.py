@@ -166,10 +166,10 @@ def verify(model: ir.Model, *, after: str = "capture") -> None:
                 fail(f"expected the cache `{value.name}` of layer {i} among the outputs", node)
 
 
-def count_ops(model: ir.Model) -> dict[str, int]:
+def count_ops(*graphs: ir.Model) -> dict[str, int]:
     """Returns how often each op occurs, most frequent first, ops of other domains with their domain's name."""
     counts: dict[str, int] = {}
-    for node in model.graph:
+    for node in (node for graph in graphs for node in graph.graph):
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -159,10 +159,10 @@ class Structure:
     residual: int
 
 
-def structure(model: ir.Model) -> Structure:
-    """Returns heads, groups, channels and the width of the residual stream of a graph of the dialect."""
+def structure(*graphs: ir.Model) -> Structure:
+    """Returns heads, groups, channels and the width of the residual stream of a model's graphs in the dialect."""
     layers: dict[str, Layer] = {}
-    for node in model.graph:
+    for node in (node for graph in graphs for node in graph.graph):
         path = layer_of(module_of(node))
         if not path:
             continue
@@ -177,5 +177,6 @@ def structure(model: ir.Model) -> Structure:
         linear = linear_of(node)
         if linear is not None:
             layers.setdefault(path, Layer(path)).linears[linear.path] = linear.shape
-    width = next((int(n.inputs[0].shape[1]) for n in embeddings(model) if n.inputs[0] and n.inputs[0].shape), 0)  # type: ignore[arg-type]
+    tables = [node.inputs[0] for graph in graphs for node in embeddings(graph)]
+    width = next((int(table.shape[1]) for table in tables if table and table.shape), 0)  # type: ignore[arg-type]
     return Structure(list(layers.values()), width)

@@ -15,8 +15,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter
-from leptonc.backends import onnxruntime as backend
+from leptonc.backends.onnxruntime import lowering
 from leptonc.backends.onnxruntime.integer import derived_of
+from leptonc.backends.traits import TRAITS
 from leptonc.ir.ports import added
 from leptonc.passes.base import Manager
 from leptonc.passes.quantize.blocks import Quantized
@@ -24,30 +25,16 @@ from leptonc.variant import VariantBuild
 from runtime_edge.derived import Derived, Part, Weight
 from runtime_edge.manifest import PROMPTS, Graph, PassRecord, Variant
 
-DESCRIBED = 700  # bytes that say how one weight is made, but for parts that no graph has
 
-
-def add_prefill(
-    variant: VariantBuild, model: ir.Model, decode: ir.Model, record: Variant, writer: ArtifactWriter, prefix: str
-) -> tuple[Variant, list[PassRecord]]:  # fmt: skip
-    """Lowers and writes the graph for prefill.
-
-    Args:
-        variant: What is built, calibrated.
-        model: The captured model, or with shared weights the quantized one; it is changed.
-        decode: The graph that decodes, written.
-        record: The variant's record.
-        writer: Of the artifact.
-        prefix: What the names of stages begin with.
-
-    Returns:
-        The variant's record with the graph, and the passes that were run.
-    """
-    clock, plan = variant.clock, variant.plan
+def prompt_graph(
+    variant: VariantBuild, model: ir.Model, record: Variant, writer: ArtifactWriter
+) -> tuple[Variant, list[PassRecord]]:
+    """See `Backend.prompt_graph`."""
+    clock, plan, decode, prefix = variant.clock, variant.plan, variant.graph, variant.prefix
     manager = Manager(variant.manager.dump, variant.manager.start, "prefill-")
     with clock.stage(f"{prefix}prefill passes"):
-        manager.run(model, backend.prefill_passes(variant, model))
-    backend.finish(model)
+        manager.run(model, lowering.prompt_passes(variant, model))
+    lowering.finish(model)
     with clock.stage(f"{prefix}prefill weights"):
         blobs = writer.add_graph(plan.prefill_graph, model, beside=True)
     derived, more = None, set[str]()
@@ -71,7 +58,7 @@ def described_bytes(model: ir.Model) -> int:
     made = derived_of(model).values()
     rows = sum(4 * weight.shape[0] for weight in made if weight.rows is not None)
     columns = {weight.columns.tobytes() for weight in made if weight.columns is not None}
-    return DESCRIBED * len(made) + rows + sum(len(each) // 2 for each in columns)
+    return TRAITS["onnxruntime"].described * len(made) + rows + sum(len(each) // 2 for each in columns)
 
 
 def _beside(weight: Quantized, model: ir.Model) -> dict[str, NDArray[Any]]:

@@ -5,12 +5,14 @@ The engine builder itself is the runtime's (`runtime_edge.tensorrt`): on a Jetso
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from leptonc.backends import check_method
 from leptonc.backends.tensorrt import device_memory as memory
@@ -37,13 +39,14 @@ from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.quantize.choose import ChooseCodes
 from leptonc.passes.quantize.methods import ROUNDING
 from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeights, QuantizeWeightsConfig
-from leptonc.report.quality import Fidelity
 from leptonc.variant import Choices, VariantBuild, VariantPlan
 from runtime_edge.manifest import Engine, Graph, Manifest, Variant
 from runtime_edge.tensorrt.flavours import first_version, flavour, parses
 
 if TYPE_CHECKING:
     from leptonc.artifact.writer import ArtifactWriter
+    from leptonc.evaluate.measure import Comparison, NextTokens, Rows, Values
+    from leptonc.evaluate.noise import Rounded
 
 _EVERY = 16
 _CHECK_BYTES = 128 * 2**20  # of logits that a run of the check gives: the CPU is not bound to the engine's profiles
@@ -178,14 +181,14 @@ class InlineFunctions(Pass):
 def _as_run(variant: VariantBuild, model: ir.Model) -> ir.Model:
     """The graph as the CPU runs the sample's text through it: with a cache for that text alone."""
     cached = variant.captured.interface.writes_text
-    return with_capacity(model, len(variant.sample.token_ids)) if cached else model
+    return with_capacity(model, len(cast("NextTokens", variant.sample).token_ids)) if cached else model
 
 
 def _batches(variant: VariantBuild, model: ir.Model) -> list[Batch]:
     """Returns the sample's text as inputs of the float32 graph."""
-    sample = variant.sample
+    sample: Any = variant.sample
     if not variant.captured.interface.writes_text:
-        return list(sample.encoder_batches())
+        return list(sample.batches())
     ids = sample.token_ids[: recipes.CHUNK]
     kept = range(len(ids) - 1, -1, -_EVERY)  # logits are large, and alike: some of them do
     batch: dict[str, np.ndarray[Any, Any]] = dict(decoder_inputs(ids, 0, kept))
@@ -219,27 +222,43 @@ def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
     )
 
 
-def measure(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> Fidelity:
+def measure(
+    variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest, rounded: Mapping[str, Rounded]
+) -> Comparison:
     """See `Backend.measure`: ONNX Runtime runs the lowered graph, in float arithmetic, before an engine is built."""
-    sample, path = variant.sample, writer.path / variant.file
-    if variant.captured.interface.writes_text:
+    comparison = variant.sample.compare(_LoweredGraph(variant, writer.path), rounded)
+    comparison.fidelity.executed = "the lowered graph, by ONNX Runtime on the CPU"
+    return comparison
+
+
+class _LoweredGraph:
+    """A variant's graph, run on the CPU."""
+
+    gives_scores = False
+
+    def __init__(self, variant: VariantBuild, folder: Path) -> None:
+        self._variant, self._folder = variant, folder
+
+    def logits(self, sample: NextTokens) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        variant = self._variant
         rows = max(1, min(recipes.CHUNK, _CHECK_BYTES // (4 * int(variant.captured.config.vocab_size))))
-        short = writer.path / f"{variant.plan.name}.check.onnx"  # beside the blobs that it refers to
-        ir.save(_as_run(variant, ir.load(path)), short)
+        short = self._folder / f"{variant.plan.name}.check.onnx"  # beside the blobs that it refers to
+        ir.save(_as_run(variant, ir.load(self._folder / variant.file)), short)
         try:
-            fidelity = sample.compare_decoder(logits_blocks(short, sample.token_ids, rows))
+            yield from logits_blocks(short, sample.token_ids, rows)
         finally:
             short.unlink()
-    else:
-        reference = sample.reference_rows()
-        got = encoder_rows(open_session(path), sample.encoder_batches())
-        fidelity = sample.compare_encoder(reference, got, logits=True)
-    fidelity.executed = "the lowered graph, by ONNX Runtime on the CPU"
-    return fidelity
+
+    def rows(self, sample: Rows) -> NDArray[np.float32]:
+        return encoder_rows(open_session(self._folder / self._variant.file), sample.batches())
+
+    def values(self, sample: Values) -> list[NDArray[np.float32]]:
+        raise ValueError("expected a model of one part")  # `preflight` refuses others
 
 
-def compile(variant: VariantBuild, writer: ArtifactWriter, model: ir.Model, record: Variant) -> Variant:
+def compile(variant: VariantBuild, writer: ArtifactWriter, record: Variant) -> Variant:
     """See `Backend.compile`: a plan where it can be built, else a rehearsal of it."""
     give_back()  # what the check took: TensorRT has much to keep
+    model = variant.graph
     require_operators(model, variant.plan.target.backend, first_version(recipes.versions(variant.plan)))
     return build_engine(variant, writer, model, record)

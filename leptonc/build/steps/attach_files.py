@@ -20,6 +20,7 @@ class AttachFiles(ModelStep):
     """Does what `--attach` asks for: the files lie under `attached/`, each with its sha256 in the manifest."""
 
     name: ClassVar[str] = "attach"
+    several_parts: ClassVar[bool] = True
     options: ClassVar[tuple[str, ...]] = ("attach",)
 
     def wanted(self, plan: BuildPlan) -> bool:

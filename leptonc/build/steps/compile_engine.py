@@ -21,6 +21,7 @@ class CompileEngine(VariantStep):
     """Lets the backend compile the graph that was written."""
 
     name: ClassVar[str] = "engine"
+    several_parts: ClassVar[bool] = True
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         engines = [variant for variant in plan.variants if not traits_of(variant.target).runs_here]
@@ -30,5 +31,5 @@ class CompileEngine(VariantStep):
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         if variant.record is None:
             raise ValueError(f"variant {variant.plan.name} is not written yet")
-        record = backend_of(variant.plan.target).compile(variant, context.writer, variant.graph, variant.record)
+        record = backend_of(variant.plan.target).compile(variant, context.writer, variant.record)
         return dataclasses.replace(variant, record=record)

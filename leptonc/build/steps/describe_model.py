@@ -16,11 +16,12 @@ class DescribeModel(ModelStep):
     """Reads off the graph what the report says of its structure, and the matrices that its tables have a row for."""
 
     name: ClassVar[str] = "describe"
+    several_parts: ClassVar[bool] = True
 
     def run(self, context: BuildContext) -> BuildContext:
-        model = context.captured.model
-        context.report.structure = _shape(structure(model))
-        return dataclasses.replace(context, shapes=shapes_of(model))
+        graphs = tuple(context.captured.graphs.values())
+        context.report.structure = _shape(structure(*graphs))
+        return dataclasses.replace(context, shapes=shapes_of(*graphs))
 
 
 def _shape(model: Structure) -> Shape:

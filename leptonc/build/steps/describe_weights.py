@@ -15,6 +15,7 @@ class DescribeWeights(VariantStep):
     """Adds a row for each matrix: its format, its bytes and, where it was measured, its signal-to-noise ratio."""
 
     name: ClassVar[str] = "tables"
+    several_parts: ClassVar[bool] = True
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         if context.shapes is None:

@@ -23,6 +23,7 @@ class Judge(VariantStep):
     """
 
     name: ClassVar[str] = "judge"
+    several_parts: ClassVar[bool] = True
 
     def applies(self, plan: VariantPlan) -> bool:
         return plan.check

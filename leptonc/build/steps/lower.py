@@ -7,20 +7,21 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from leptonc.backends import backend_of
-from leptonc.backends.onnxruntime import SHARED, lowering_of
 from leptonc.backends.traits import traits_of
 from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import CALIBRATING, ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
 from leptonc.ir.dialect import count_ops
-from leptonc.variant import VariantBuild
+from leptonc.variant import SHARED, VariantBuild
 
 
 class Lower(VariantStep):
     """Runs the backend's passes. The graph for prompts parts here, where a variant has one."""
 
     name: ClassVar[str] = "passes"
+    several_parts: ClassVar[bool] = True
+    is_of_parts: ClassVar[bool] = True
 
     def check(self, plan: BuildPlan) -> None:
         for variant in plan.variants:
@@ -35,7 +36,7 @@ class Lower(VariantStep):
         backend = backend_of(plan.target)
         passes = backend.passes(variant, context.writer.scratch)
         # A graph for prompts begins with the captured weights, or with those that it shares.
-        first = lowering_of(passes) if plan.prefill == SHARED else 0
+        first = backend.split_for_prompts(passes) if plan.prefill == SHARED else 0
         with clock.stage(f"{variant.prefix}passes", len(passes)) as advance:
             manager.run(model, passes[:first], advance)
             prompts = model.clone() if plan.prefill is not None else None
@@ -43,5 +44,6 @@ class Lower(VariantStep):
         backend.finish(model)
         clock.seconds.update({f"pass {variant.prefix}{name}": taken for name, taken in manager.seconds.items()})
         context.record_once(manager.records)
-        context.report.operations[plan.name] = count_ops(model)
+        counts = context.report.operations.setdefault(plan.name, {})
+        counts.update({op: counts.get(op, 0) + count for op, count in count_ops(model).items()})
         return dataclasses.replace(variant, prompts=prompts, passes=tuple(passes))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from leptonc.artifact.matrices import rounded_of
@@ -13,7 +14,8 @@ from leptonc.build.manifest import manifest_of
 from leptonc.build.memory_bound import CHECKING, ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
-from leptonc.report.quality import Fidelity
+from leptonc.evaluate.measure import Comparison
+from leptonc.evaluate.noise import Rounded
 from leptonc.variant import VariantBuild, VariantPlan
 
 # What was measured, with some room (docs/quality.md).
@@ -25,6 +27,7 @@ class Measure(VariantStep):
     """Adds `fidelity` to a variant's report, and learns how much each layer's rounding changes its output."""
 
     name: ClassVar[str] = "check"
+    several_parts: ClassVar[bool] = True
 
     def applies(self, plan: VariantPlan) -> bool:
         return plan.check
@@ -34,9 +37,10 @@ class Measure(VariantStep):
         yield Need("the check", CHECKING + sizes.largest + max(ran, sizes.original))
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
-        variant.sample.rounded = rounded_of(variant.passes)
-        variant.report.fidelity = measure(context, variant, f"{variant.prefix}check")
-        return variant
+        rounded = rounded_of(variant.passes)
+        comparison = measure(context, variant, f"{variant.prefix}check", rounded)
+        variant.report.fidelity = comparison.fidelity
+        return dataclasses.replace(variant, noise=comparison.noise)
 
 
 class MeasurePrompts(VariantStep):
@@ -48,19 +52,28 @@ class MeasurePrompts(VariantStep):
         return plan.check and plan.prefill is not None
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
-        variant.sample.rounded = {}
-        variant.report.prompts().fidelity = measure(context, variant, f"{variant.prefix}prefill check")
+        comparison = measure(context, variant, f"{variant.prefix}prefill check", {})
+        variant.report.prompts().fidelity = comparison.fidelity
         return variant
 
 
-def measure(context: BuildContext, variant: VariantBuild, stage: str) -> Fidelity:
-    """Runs a variant as it is written, and compares it with the original."""
+def measure(
+    context: BuildContext, variant: VariantBuild, stage: str, rounded: Mapping[str, Rounded]
+) -> Comparison:
+    """Runs a variant as it is written, and compares it with the original.
+
+    Args:
+        context: The build.
+        variant: What is measured.
+        stage: What the user is shown.
+        rounded: Linear layers whose noise is measured with it.
+    """
     if variant.record is None:
         raise ValueError(f"variant {variant.plan.name} is not written yet")
     manifest = manifest_of(context, (variant.record,))
     context.writer.write_manifest(manifest)
     with context.clock.stage(stage):
-        return backend_of(variant.plan.target).measure(variant, context.writer, manifest)
+        return backend_of(variant.plan.target).measure(variant, context.writer, manifest, rounded)
 
 
 def _ran(plan: VariantPlan, sizes: ModelSizes) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from leptonc.backends.onnxruntime.prompts import add_prefill
+from leptonc.backends import backend_of
 from leptonc.build.context import BuildContext
 from leptonc.build.step import VariantStep
 from leptonc.variant import VariantBuild, VariantPlan
@@ -25,7 +25,8 @@ class PromptGraph(VariantStep):
             raise ValueError(f"variant {variant.plan.name} is not lowered and written yet")
         writer = context.writer
         before = sum(file.size for file in writer.listing())
-        record, records = add_prefill(variant, variant.prompts, variant.graph, variant.record, writer, variant.prefix)
+        backend = backend_of(variant.plan.target)
+        record, records = backend.prompt_graph(variant, variant.prompts, variant.record, writer)
         variant.report.prompts().bytes = sum(file.size for file in writer.listing()) - before
         context.record_once(records)
         return dataclasses.replace(variant, record=record)

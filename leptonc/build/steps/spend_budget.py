@@ -14,8 +14,6 @@ import onnx_ir as ir
 
 from leptonc.artifact.writer import stored_bytes
 from leptonc.backends import backend_of
-from leptonc.backends.onnxruntime import SHARED, finish, lowering_of, prefill_passes
-from leptonc.backends.onnxruntime.prompts import DESCRIBED, described_bytes
 from leptonc.backends.traits import traits_of
 from leptonc.build.calibration_text import TRIAL, TRIALS, WEIGHING, Calibration, texts_for_codes
 from leptonc.build.context import BuildContext
@@ -29,7 +27,7 @@ from leptonc.ir.dialect import module_of
 from leptonc.ir.structure import embeddings, linears
 from leptonc.passes.base import Manager
 from leptonc.report.quantization import Budget, LayerSensitivity
-from leptonc.variant import VariantBuild, VariantPlan
+from leptonc.variant import SHARED, VariantBuild, VariantPlan
 
 _USUAL = 1.2  # of the codes' bytes is what scales come with
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
@@ -159,7 +157,7 @@ def _prices(variant: VariantBuild, table_node: ir.Node | None) -> _Prices:
     joins = traits_of(variant.plan.target).joins_linears and variant.captured.interface.writes_text
     nodes = NODES if joins else 0
     if variant.plan.prefill == SHARED:  # in both graphs, and in what says how the second one's is made
-        nodes = 2 * nodes + DESCRIBED
+        nodes = 2 * nodes + traits_of(variant.plan.target).described
     fixed = frozenset(path for form in variant.choices.layers for path in form.paths)
     return _Prices(backend_of(variant.plan.target).config_of(variant.plan, variant.choices), table, nodes, fixed)
 
@@ -205,16 +203,17 @@ def size_of(variant: VariantBuild, model: ir.Model, scratch: Path) -> int:
     """
     trial, backend = model.clone(), backend_of(variant.plan.target)
     passes = backend.passes(variant.rounded(), scratch)
-    first = lowering_of(passes)
+    shares = variant.plan.prefill == SHARED
+    first = backend.split_for_prompts(passes) if shares else 0
     Manager().run(trial, passes[:first])
-    prompts = trial.clone() if variant.plan.prefill == SHARED else None
+    prompts = trial.clone() if shares else None
     Manager().run(trial, passes[first:])
     backend.finish(trial)
     size = stored_bytes(trial)
     if prompts is not None:
-        Manager().run(prompts, prefill_passes(variant, prompts))
-        finish(prompts)
-        size += stored_bytes(prompts, beside=trial) + described_bytes(prompts)
+        Manager().run(prompts, backend.prompt_passes(variant, prompts))
+        backend.finish(prompts)
+        size += stored_bytes(prompts, beside=trial) + backend.described_bytes(prompts)
     return size
 
 

@@ -19,6 +19,7 @@ class StoreTokenizer(ModelStep):
     """
 
     name: ClassVar[str] = "tokenizer"
+    several_parts: ClassVar[bool] = True
 
     def run(self, context: BuildContext) -> BuildContext:
         source, writer = context.source, context.writer

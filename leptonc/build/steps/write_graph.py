@@ -18,6 +18,8 @@ class WriteGraph(VariantStep):
     """Writes a variant's lowered graph, and makes its record for the manifest."""
 
     name: ClassVar[str] = "weights"
+    several_parts: ClassVar[bool] = True
+    is_of_parts: ClassVar[bool] = True
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         yield Need("writing a weight", WRITING + 2 * sizes.largest)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from leptonc.errors import InputError
 from leptonc.evaluate import library
-from leptonc.evaluate.measure import Sample
+from leptonc.evaluate.measure import sample_of
 from leptonc.sources import open_source
 from tests.leptonc import models
 
@@ -87,8 +87,9 @@ def test_texts_that_the_library_would_cut_elsewhere_are_not_compared(
         assert source.modules is not None
         source = replace(source, library_path=Path("m"), modules=replace(source.modules, max_seq_length=limit))
         text = "A river. " + "It ran low that summer and people walked across it, one after the other, " * 3 + "."
-        sample = Sample(source, models.capture(source, max_seq_len=24), text, "a text")
-        sample.reference_rows()
+        captured = models.capture(source, max_seq_len=24)
+        sample = sample_of(source, captured, text, "a text")
+        sample.compare_graph(captured.model)
         lengths = [len(Tokenizer.from_str(source.tokenizer_json.decode()).encode(each).ids) for each in compared]
     assert lengths
     assert (max(lengths) > 24) == cut

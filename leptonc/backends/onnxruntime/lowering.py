@@ -1,0 +1,149 @@
+"""The ordered lowerings from the IR dialect to ONNX Runtime's kernels, and the weights' forms before them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from leptonc.backends.onnxruntime.attention import (
+    MS,
+    AttentionOfMerged,
+    CachedAttentionToGroupQuery,
+    PackQueryKeyValue,
+    WholeScores,
+    WholeScoresConfig,
+)
+from leptonc.backends.onnxruntime.fusions import SkipNorms, SwishToQuickGelu
+from leptonc.backends.onnxruntime.integer import LinearToInteger
+from leptonc.backends.onnxruntime.linear import EmbeddingToKernels, LinearToKernels
+from leptonc.backends.onnxruntime.opset import declare
+from leptonc.errors import InputError
+from leptonc.ir.dialect import MODULE_KEY
+from leptonc.ir.structure import layer_of, linears
+from leptonc.passes.base import Pass
+from leptonc.passes.cleanup import Cleanup
+from leptonc.passes.fuse_linears import FuseLinears
+from leptonc.passes.last_logits import LastLogits
+from leptonc.passes.quantize.methods import ROUNDING
+from leptonc.passes.quantize.numbers import CodesToNumbers, CodesToNumbersConfig
+from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
+from leptonc.variant import SHARED, Choices, VariantBuild, VariantPlan
+from runtime_edge.backends.onnxruntime import PREFILL_CHUNK, PREFILL_LEAST
+
+WEIGHTS = ("fp32", "int8", "int4", "int2")
+BLOCK_SIZE = 32
+
+
+def is_symmetric(plan: VariantPlan) -> bool:
+    """Whether weights have no zero points: unless they are asked for, or 4 bits have to serve under a budget."""
+    return plan.budget is None if plan.symmetric is None else plan.symmetric
+
+
+def config_of(plan: VariantPlan, choices: Choices | None = None) -> QuantizeWeightsConfig:
+    """See `Backend.config_of`."""
+    choices = choices or Choices()
+    if plan.scheme == "fp32":
+        raise InputError(
+            "expected weights of integers with --method gptq, --embeddings and layers of a recipe, found fp32",
+            hint="--weights int4",
+        )
+    block_size = BLOCK_SIZE if plan.block_size is None else plan.block_size
+    if block_size == 0:
+        raise InputError("expected a block size of 16 or more for ONNX Runtime, found 0")
+    embeddings = choices.embeddings or plan.embeddings or "int0"
+    return QuantizeWeightsConfig(
+        bits=int(plan.scheme.removeprefix("int")), block_size=block_size, symmetric=is_symmetric(plan),
+        method=plan.method, embedding_bits=int(embeddings.removeprefix("int")), layers=choices.layers,
+        half_scales=True, channels=choices.inputs.layers if choices.inputs is not None else (),
+    )  # fmt: skip
+
+
+def _quantize(variant: VariantBuild) -> list[Pass]:
+    if variant.plan.scheme == "fp32":
+        return []
+    choices = variant.choices
+    static = choices.inputs
+    before: list[Pass] = static.passes() if static is not None else []
+    before += [choices.scaling] if choices.scaling is not None else []
+    importance = static.importance if static is not None else None
+    return [*before, QuantizeWeights(config_of(variant.plan, choices), choices.solve, importance)]
+
+
+def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
+    """See `Backend.passes`."""
+    recovery = [variant.choices.recovery] if variant.choices.recovery is not None else []
+    # Beside a graph for prefill this one runs on few tokens at a time.
+    tokens = PREFILL_CHUNK if variant.plan.prefill is None else PREFILL_LEAST
+    return [*_quantize(variant), *recovery, *_lowered(variant, tokens)]
+
+
+def _lowered(variant: VariantBuild, tokens: int) -> list[Pass]:
+    """The lowerings of a variant's graph that runs on so many tokens at most."""
+    whole = WholeScores(WholeScoresConfig(tokens, variant.captured.max_seq_len))
+    return [*lowerings(variant.choices.cache_scales), whole]
+
+
+def prompt_passes(variant: VariantBuild, model: ir.Model) -> list[Pass]:
+    """Returns the passes to a graph for prefill: 8-bit activations, and 8-bit weights where these are not to be had.
+
+    The embedding has the format that the variant gives it: both graphs read the same bytes of it. Where they share all
+    weights, `model` has those of the graph that decodes, quantized.
+    """
+    choices = variant.choices
+    static, config = choices.prompt_inputs, config_of(variant.plan, variant.choices)
+    if static is None:
+        raise ValueError("a graph for prefill needs ranges of its activations")
+    if variant.plan.prefill == SHARED:
+        numbers = CodesToNumbers(CodesToNumbersConfig(static.layers))
+        return [numbers, *static.passes(), *_lowered(variant, PREFILL_CHUNK)]
+    known = {*static.layers, *(path for each in choices.prompt_layers for path in each.paths)}
+    rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
+    raised = config.raised_layers({each.path: each.shape[1] for each in rest}) if config.bits < 8 else ()
+    config = dataclasses.replace(
+        config, method=ROUNDING, channels=static.layers, layers=(*choices.prompt_layers, *raised)
+    )
+    quantize = QuantizeWeights(config, importance=static.importance)
+    return [*static.passes(), quantize, *_lowered(variant, PREFILL_CHUNK)]
+
+
+def lowerings(cache_scales: Mapping[str, NDArray[Any]] | None = None) -> tuple[Pass, ...]:
+    """Returns the passes that lower a graph of the dialect, in order; with scales, to caches of 8-bit integers."""
+    return (
+        LastLogits(),
+        FuseLinears(),
+        CachedAttentionToGroupQuery(cache_scales),
+        PackQueryKeyValue(),
+        AttentionOfMerged(),
+        EmbeddingToKernels(),
+        LinearToInteger(),
+        LinearToKernels(),
+        SkipNorms(),
+        SwishToQuickGelu(),
+        Cleanup(),
+    )
+
+
+def split_for_prompts(passes: Sequence[Pass]) -> int:
+    """See `Backend.split_for_prompts`: where the lowering begins."""
+    return next((at for at, each in enumerate(passes) if isinstance(each, LastLogits)), 0)
+
+
+def finish(model: ir.Model) -> None:
+    """Declares the operator sets that the lowered graph uses; leaves out what ONNX Runtime finds by itself as it loads.
+
+    Types and shapes of values inside, names of nodes (their outputs have the same) and the modules that they come from
+    are a third of the file.
+    """
+    model.graph.opset_imports[MS] = 1
+    declare(model)  # by types, which go below
+    inside = [value for node in model.graph for value in node.outputs if not value.is_graph_output()]
+    for value in (*inside, *model.graph.initializers.values()):
+        value.type = value.shape = None
+    for node in model.graph:
+        node.name = None
+        node.metadata_props.pop(MODULE_KEY, None)
