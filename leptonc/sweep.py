@@ -26,6 +26,8 @@ from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.progress import Progress
+from leptonc.report import as_plain, read_report
+from leptonc.report.quality import Fidelity
 from runtime_edge.errors import LeptonError
 from runtime_edge.files import MANIFEST_NAME
 from runtime_edge.writing import write_output
@@ -131,12 +133,12 @@ class Sweep:
         except LeptonError as error:
             failed = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
             return {"name": point.name, "error": failed}
-        report = json.loads((artifact / "report.json").read_text())
-        sizes, (variant, *_) = report["bytes"], runtime_edge.verify(artifact).variants
+        report, (variant, *_) = read_report(artifact / "report.json"), runtime_edge.verify(artifact).variants
+        stored = report.bytes.weights + report.bytes.graph if report.bytes is not None else 0
         return {
             "name": point.name, "artifact": str(artifact), "weights": variant.weights,
-            "activations": variant.main.activations, "bytes": sizes["weights"] + sizes["graph"], "reused": reused,
-            "fidelity": report.get("fidelity", {}), **known["measured"],
+            "activations": variant.main.activations, "bytes": stored, "reused": reused,
+            "fidelity": as_plain(report.fidelity or Fidelity()), **known["measured"],
         }  # fmt: skip
 
 

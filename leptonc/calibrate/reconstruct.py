@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,7 +28,7 @@ from leptonc.passes.prune.choose import (
     reference,
 )
 from leptonc.passes.prune.plan import Cut
-from leptonc.report.pruning import FittedLayer
+from leptonc.report.pruning import CutReasons, FittedLayer
 
 TRIAL = 384  # tokens that divergences are measured on: attention needs a long text
 MLPS_FROM = 0.4  # smallest share at which cutting whole MLPs is tried: below it something cheaper can always go
@@ -39,7 +38,7 @@ Stay = Mapping[str, Mapping[str, NDArray[np.bool_]] | None]
 
 def reconstruction(
     moments: InputMoments, groups: Groups, share: float, *, multiple: int
-) -> tuple[tuple[Cut, ...], dict[str, Any]]:  # fmt: skip
+) -> tuple[tuple[Cut, ...], CutReasons]:  # fmt: skip
     """Cuts a share of all layers' weights where the model's output changes least, see `leptonc.passes.prune.choose`.
 
     Args:
@@ -82,8 +81,8 @@ def reconstruction(
             moments.model, _short(moments.windows), trials, moments.scratch, memory=moments.memory, advance=advance
         )
     cuts, expected = choose(groups, ways, measured, share)
-    about = {name: float(f"{value:.4g}") for name, value in measured.items()}
-    return cuts, {"divergence": about, "divergence_expected": float(f"{expected:.4g}")}
+    divergence = {name: float(f"{value:.4g}") for name, value in measured.items()}
+    return cuts, CutReasons(divergence=divergence, divergence_expected=float(f"{expected:.4g}"))
 
 
 def _short(windows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +20,6 @@ from leptonc.passes.prune.width import projection
 from leptonc.report.pruning import FittedLayer
 
 RIDGE = 1e-3  # part of the mean second moment: how strongly a fit keeps to the old weights
-Error = dict[str, Any]
 
 
 def by_value(linears: Iterable[Linear]) -> dict[ir.Value, list[Linear]]:

@@ -6,6 +6,7 @@ A step returns its section; a `Report` is whole when it is written. Sections imp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -116,6 +117,15 @@ def report_of(record: Report | Mapping[str, Any]) -> Report:
 def to_json(report: Report) -> bytes:
     """Returns the bytes of `report.json`: equal reports give equal bytes."""
     return msgspec.json.format(msgspec.json.encode(report, order="sorted"), indent=2) + b"\n"
+
+
+def read_report(path: Path) -> Report:
+    """Reads a report that an artifact of this version has.
+
+    Raises:
+        msgspec.ValidationError: It does not fit the schema.
+    """
+    return msgspec.json.decode(path.read_bytes(), type=Report)
 
 
 def as_plain(section: Section) -> dict[str, Any]:

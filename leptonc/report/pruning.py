@@ -98,6 +98,22 @@ class Speed(Section, kw_only=True):
     times_as_fast: float
 
 
+class CutReasons(Section, kw_only=True):
+    """What decided the cuts; `Pruning` has the same fields.
+
+    Attributes:
+        allocation: Whether blocks lose the same share (`uniform`) or what matters least anywhere (`global`).
+        influence: How far each layer turns the residual stream, one minus the cosine similarity.
+        divergence: What cutting a block alone does to the model's output, nats.
+        divergence_expected: What all cuts together were expected to do to it, nats.
+    """
+
+    allocation: str | None = None
+    influence: dict[str, float] | None = None
+    divergence: dict[str, float] | None = None
+    divergence_expected: float | None = None
+
+
 class Pruning(Section, kw_only=True):
     """What was pruned.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from leptonc.passes.prune.importance import METHODS, by_unit, cheapest, scores
 from leptonc.passes.prune.plan import BLOCK, Cut, by_block
 from leptonc.passes.prune.remove import Prune, PruneConfig
 from leptonc.passes.prune.request import Request
-from leptonc.report.pruning import FittedLayer, LatencyGoal, PrunedQuality
+from leptonc.report.pruning import CutReasons, FittedLayer, LatencyGoal, PrunedQuality
 from leptonc.report.pruning import Pruning as Pruned
 from leptonc.report.quality import Fidelity
 from leptonc.report.section import Change
@@ -58,6 +58,7 @@ class PruneUnits(ModelStep):
     """
 
     name: ClassVar[str] = "prune"
+    version: ClassVar[int] = 2
     options: ClassVar[tuple[str, ...]] = ("prune", "prune_method", "prune_compensation", "prune_allocation")
     text_option: ClassVar[str] = "--prune"
 
@@ -172,8 +173,9 @@ class Pruning:
                 )
         text = self.calibration.describe() if self._reads_text else None
         moments = self._moments(captured, prunable)
-        chosen = cache.json("prune-cuts", lambda: self._choose(captured, prunable, moments))
-        cuts = tuple(Cut(*cut) for cut in chosen["cuts"])
+        cuts, reasons = cache.record(
+            "prune-cuts", tuple[tuple[Cut, ...], CutReasons], lambda: self._choose(captured, prunable, moments)
+        )  # fmt: skip
         stay = by_block(prunable, cuts)
         weights, fitted_layers = self._fitted(captured, prunable, moments, stay)
         moments.drop()
@@ -186,7 +188,7 @@ class Pruning:
         captured.resized(after - before)
         return Pruned(
             asked=self.request.text, method=self.method, compensation=self.compensation, calibration=text,
-            **chosen["about"], blocks=_picture(prunable, stay), fitted=fitted_layers, quality=quality,
+            **msgspec.structs.asdict(reasons), blocks=_picture(prunable, stay), fitted=fitted_layers, quality=quality,
             weights=Change(before=before, after=after), removed_percent=round(100 * (1 - after / before), 2),
             multiplications_a_token=Change(before=macs, after=multiplications(captured.model)),
         )  # fmt: skip
@@ -203,16 +205,15 @@ class Pruning:
             clock=calibration.clock.stage, step_cache=calibration.step_cache,
         )  # fmt: skip
 
-    def _choose(self, captured: Captured, prunable: Groups, moments: InputMoments) -> dict[str, Any]:
-        """Returns the cuts, and what the report says of them."""
-        cuts = self.request.cuts
-        about: dict[str, Any] = {}
+    def _choose(
+        self, captured: Captured, prunable: Groups, moments: InputMoments
+    ) -> tuple[tuple[Cut, ...], CutReasons]:  # fmt: skip
+        """Returns the cuts, and what decided them."""
         if self.request.layers:
-            cuts = self._layers(captured, prunable, about)
-        elif self.request.share and self.method == RECONSTRUCTION:
-            cuts, about = reconstruction(moments, prunable, self.request.share, multiple=self.multiple)
-        elif self.request.share:
-            about["allocation"] = self.allocation
+            return self._layers(captured, prunable)
+        if self.request.share and self.method == RECONSTRUCTION:
+            return reconstruction(moments, prunable, self.request.share, multiple=self.multiple)
+        if self.request.share:
             importance = self._importance(captured, prunable)
             if self.method == "flap":
                 importance = {name: _standard(scores) for name, scores in importance.items()}
@@ -220,7 +221,8 @@ class Pruning:
                 prunable, importance, self.request.share, multiple=self.multiple, uniform=self.allocation == "uniform",
                 by_weight=self.method != "flap",
             )  # fmt: skip
-        return {"cuts": [dataclasses.astuple(cut) for cut in cuts], "about": about}
+            return cuts, CutReasons(allocation=self.allocation)
+        return tuple(self.request.cuts), CutReasons()
 
     def _importance(self, captured: Captured, prunable: Groups) -> dict[str, NDArray[np.float64]]:
         """Returns each unit's importance, by block."""
@@ -276,12 +278,12 @@ class Pruning:
         known: dict[str, Feature] = self._walk(features, captured, prunable)
         return known
 
-    def _layers(self, captured: Captured, prunable: Groups, about: dict[str, Any]) -> tuple[Cut, ...]:
+    def _layers(self, captured: Captured, prunable: Groups) -> tuple[tuple[Cut, ...], CutReasons]:
         """Cuts the layers that turn the residual stream least."""
         known: dict[str, float] = self._walk(influence, captured, prunable)
-        about["influence"] = {path: float(f"{value:.4g}") for path, value in known.items()}
+        reasons = CutReasons(influence={path: float(f"{value:.4g}") for path, value in known.items()})
         chosen = sorted(known, key=lambda path: known[path])[: self.request.layers]
-        return tuple(Cut(block.name, BLOCK) for block in prunable.blocks if block.layer in chosen)
+        return tuple(Cut(block.name, BLOCK) for block in prunable.blocks if block.layer in chosen), reasons
 
     def _quality(self, model: ir.Model, plain: ir.Model | None, cuts: tuple[Cut, ...]) -> PrunedQuality:
         """Compares what is left with the original; `plain` is the whole graph, where something makes up for cuts."""
