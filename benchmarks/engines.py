@@ -74,29 +74,30 @@ def long_text(artifact: Path, model: str, count: int, text: Path | None) -> dict
     import numpy as np
     from tokenizers import Tokenizer
 
-    from leptonc.backends.tensorrt.execute import logits_blocks, open_session
+    from leptonc.backends.tensorrt.execute import logits_blocks
     from leptonc.evaluate.reference import Reference
     from leptonc.evaluate.text import load_text
     from leptonc.frontend.tasks import task_of
     from leptonc.sources import open_source
+    from runtime_edge.verify import read_manifest
 
-    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest = read_manifest(artifact)
+    (part,), graph = manifest.parts, artifact / manifest.variants[0].main.file
     agree, least, cosines, positions = 0, 1.0, 0.0, 0
     with open_source(f"sample:{model}") as source:
         ids = Tokenizer.from_str(source.tokenizer_json.decode()).encode(load_text(text)).ids
         ids = (ids * (count // len(ids) + 1))[:count]
         task = task_of(source.config, source.modules)
-        session = open_session(artifact / manifest["variants"][0]["graph"])
         for start in range(0, count, 512):  # texts of 512 tokens: the reference keeps all logits of one
-            part = ids[start : start + 512]
-            want = np.concatenate([block for _, block in Reference(source, task).logits(part)])
-            got = np.concatenate([block for _, block in logits_blocks(session, part, 128)])
+            run = ids[start : start + 512]
+            want = np.concatenate([block for _, block in Reference(source, task).logits(run)])
+            got = np.concatenate([block for _, block in logits_blocks(graph, part, run, 128)])
             cosine = (want * got).sum(-1) / (np.linalg.norm(want, axis=-1) * np.linalg.norm(got, axis=-1))
             agree += int((want.argmax(-1) == got.argmax(-1)).sum())
             least, cosines, positions = (
                 min(least, float(cosine.min())),
                 cosines + float(cosine.sum()),
-                positions + len(part),
+                positions + len(run),
             )
     return {
         "tokens": positions, "top1": round(agree / positions, 5), "cosine_min": round(least, 7),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import targets
+from leptonc.backends.traits import TRAITS
 from leptonc.errors import InputError
 from leptonc.passes.quantize.methods import METHODS
 
@@ -49,6 +50,9 @@ class Backend(Protocol):
 
     def passes(self, variant: VariantBuild, scratch: Path) -> list[Pass]:
         """Returns the passes from the dialect to what the backend runs; `scratch` is for temporary files."""
+
+    def lowerings(self) -> Sequence[Pass]:
+        """Returns the passes that lower a graph of the dialect; asked of backends whose graphs run here."""
 
     def finish(self, model: ir.Model) -> None:
         """Declares the operator sets that the lowered graph uses."""
@@ -108,6 +112,12 @@ def check_method(plan: VariantPlan) -> None:
             f"found {plan.method}",
             hint="--method gptq",
         )
+
+
+def host_backend() -> Backend:
+    """Imports the backend whose graphs run on this machine's CPU."""
+    name = next(name for name, traits in TRAITS.items() if traits.runs_here)
+    return cast(Backend, importlib.import_module(MODULES[name]))
 
 
 def backend_of(target: targets.Target) -> Backend:

@@ -122,4 +122,5 @@ def _time(model: ir.Model, variant: VariantBuild, calibration: Calibration, limi
         writer.add_graph("model.onnx", model)
         captured = calibration.captured
         graph, vocabulary = writer.path / "model.onnx", int(captured.config.vocab_size)
-        return seconds(graph, vocabulary, captured.max_seq_len, limit, SLOWER)
+        (part,) = captured.parts.values()
+        return seconds(graph, part, vocabulary, captured.max_seq_len, limit, SLOWER)

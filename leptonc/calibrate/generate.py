@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leptonc.passes.last_logits import KEEP
+from runtime_edge.part_record import PAST_LENGTH, TOKEN_IDS, Part
+
 BATCH = 16  # texts that are written at once, at most
 RUN = 256  # tokens whose chances are summed up together
 
 
 def generate(
-    graph: Path, start: int, banned: Sequence[int], samples: int, length: int, *, seed: int = 0, memory: int = 2**30,
-    advance: Callable[[int], Any] = lambda _: None,
+    graph: Path, part: Part, start: int, banned: Sequence[int], samples: int, length: int, *, seed: int = 0,
+    memory: int = 2**30, advance: Callable[[int], Any] = lambda _: None,
 ) -> list[NDArray[np.int64]]:  # fmt: skip
     """Samples texts from a decoder's own distribution (Liu et al., LLM-QAT, 2023): temperature 1, nothing filtered.
 
     Args:
-        graph: A decoder lowered for ONNX Runtime, inputs as `runtime_edge.backends.onnxruntime` describes, any batch.
+        graph: A decoder lowered for ONNX Runtime, of any batch.
+        part: What it takes, gives and keeps.
         start: The token that each text begins with.
         banned: Tokens that are never drawn: those that would end the text.
         samples: Number of texts.
@@ -41,13 +45,13 @@ def generate(
     options.log_severity_level = 3
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     draws = [np.random.default_rng([seed, at]).random(length) for at in range(samples)]
-    room = max(1, memory // (length * _bytes_a_token(session)))
+    room = max(1, memory // (length * _bytes_a_token(part)))
     # A power of two: free memory differs a little from run to run, and another size of batch would round otherwise.
     batch = min(BATCH, samples, 2 ** (room.bit_length() - 1))
     texts: list[NDArray[np.int64]] = []
     while len(texts) < samples:
         chances = np.array(draws[len(texts) : len(texts) + batch])
-        texts += list(_write(session, start, banned, chances, advance))
+        texts += list(_write(session, part, start, banned, chances, advance))
     return texts
 
 
@@ -56,22 +60,14 @@ def rounds(samples: int) -> int:
     return -(-samples // BATCH)
 
 
-def _caches(session: Any) -> dict[str, tuple[int, int]]:
-    """Returns heads and width of each cache, by name."""
-    return {
-        value.name: (int(value.shape[1]), int(value.shape[3]))
-        for value in session.get_inputs()
-        if value.name.startswith("past_key_values.")
-    }
-
-
-def _bytes_a_token(session: Any) -> int:
-    return sum(4 * heads * width for heads, width in _caches(session).values())
+def _bytes_a_token(part: Part) -> int:
+    return sum(4 * int(buffer.dims[1]) * int(buffer.dims[3]) for buffer in part.buffers)
 
 
 def _write(
-    session: Any, start: int, banned: Sequence[int], chances: NDArray[np.float64], advance: Callable[[int], Any]
-) -> NDArray[np.int64]:
+    session: Any, part: Part, start: int, banned: Sequence[int], chances: NDArray[np.float64],
+    advance: Callable[[int], Any],
+) -> NDArray[np.int64]:  # fmt: skip
     """Returns a batch of texts, int64 [rows, length]; `chances` has a number from 0 to 1 for each token.
 
     Each cache is one buffer, which attention writes in place.
@@ -87,17 +83,17 @@ def _write(
         put(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         held.append(array)
 
-    for name, (heads, width) in _caches(session).items():
-        cache = np.zeros((rows, heads, length, width), np.float32)
-        bind(name, cache)
-        bind(name.replace("past_key_values.", "present."), cache, output=True)
+    for buffer in part.buffers:
+        cache = np.zeros((rows, int(buffer.dims[1]), length, int(buffer.dims[3])), np.float32)
+        bind(buffer.input, cache)
+        bind(buffer.output, cache, output=True)
     token = np.empty((rows, 1), np.int64)
-    (vocab,) = (value.shape[-1] for value in session.get_outputs() if value.name == "logits")
-    logits = np.empty((rows, 1, int(vocab)), np.float32)
-    bind("input_ids", token)
-    bind("past_length", past)
-    bind("logits_to_keep", keep)
-    bind("logits", logits, output=True)
+    (output,) = part.outputs
+    logits = np.empty((rows, 1, int(output.dims[-1])), np.float32)
+    for port in part.inputs:
+        bind(port.name, {TOKEN_IDS: token, PAST_LENGTH: past}[port.role])
+    bind(KEEP.name, keep)
+    bind(output.name, logits, output=True)
     for at in range(length - 1):
         token[:, 0], past[:] = ids[:, at], at
         session.run_with_iobinding(binding)

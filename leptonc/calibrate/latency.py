@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leptonc.ir.ports import text_values
+from leptonc.passes.last_logits import KEEP
+from runtime_edge.part_record import Part
+
 PAST = 256  # tokens in the cache while one more is computed
 TEXT = 128  # tokens of an encoder's text
 SECONDS, FEWEST = 1.5, 10  # time of measuring, and least number of runs
@@ -22,12 +26,13 @@ def tokens(longest: int, *, cached: bool) -> int:
 
 
 def seconds(
-    graph: Path, vocabulary: int, longest: int, limit: float = SECONDS, left_out: Sequence[str] = ()
+    graph: Path, part: Part, vocabulary: int, longest: int, limit: float = SECONDS, left_out: Sequence[str] = ()
 ) -> float:
     """Returns the median time of a decoder's next token over a cache of 256, or of an encoder's text of 128 tokens.
 
     Args:
         graph: A graph lowered for ONNX Runtime.
+        part: What it takes, gives and keeps.
         vocabulary: Token ids are below it.
         longest: Tokens that the model takes at most. The cache or the text has no more.
         limit: Seconds of measuring. There are `FEWEST` runs at least. Default: `SECONDS`.
@@ -41,12 +46,13 @@ def seconds(
     session = ort.InferenceSession(
         str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
     )
-    inputs = _inputs(session, vocabulary, longest)
+    inputs = _inputs(session, part, vocabulary, longest)
     binding = session.io_binding()
     for name, array in inputs.items():
         binding.bind_cpu_input(name, array)
+    past = {buffer.output: buffer.input for buffer in part.buffers}
     for output in session.get_outputs():
-        cache = inputs.get(output.name.replace("present.", "past_key_values."))
+        cache = inputs.get(past.get(output.name, ""))
         if cache is None:
             binding.bind_output(output.name, "cpu")
         else:  # a cache is written in place, as the runtime has it
@@ -60,17 +66,13 @@ def seconds(
     return statistics.median(durations)
 
 
-def _inputs(session: Any, vocabulary: int, longest: int) -> dict[str, NDArray[Any]]:
-    names = {value.name: value.shape for value in session.get_inputs()}
-    cached = "past_length" in names
-    count = tokens(longest, cached=cached)
-    length = 1 if cached else count
-    ids = np.random.default_rng(0).integers(0, vocabulary, (1, length))
-    known: dict[str, NDArray[Any]] = {
-        "input_ids": ids, "past_length": np.array([count]), "logits_to_keep": np.array([1]),
-        "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids), "pooling_mask": np.ones_like(ids),
-    }  # fmt: skip
+def _inputs(session: Any, part: Part, vocabulary: int, longest: int) -> dict[str, NDArray[Any]]:
+    count = tokens(longest, cached=bool(part.states))
+    ids = np.random.default_rng(0).integers(0, vocabulary, (1, 1 if part.states else count))
+    values = text_values(ids, past=count)
+    known = {port.name: values[port.role] for port in part.inputs} | {KEEP.name: np.array([1])}
+    shapes = {value.name: value.shape for value in session.get_inputs()}
     return {
         name: known[name] if name in known else np.zeros((1, shape[1], min(2 * PAST, longest), shape[3]), np.float32)
-        for name, shape in names.items()
+        for name, shape in shapes.items()
     }

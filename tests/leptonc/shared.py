@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from runtime_edge.part_record import Part
+
 _WRITTEN: dict[Any, list[NDArray[np.int64]]] = {}
 
 
@@ -22,13 +24,14 @@ def generate_once(generate: Callable[..., list[NDArray[np.int64]]]) -> Callable[
     """Returns `leptonc.calibrate.generate.generate` with a memory: of the same graph's bytes, seed and length."""
 
     def generated(
-        graph: Path, start: int, banned: Sequence[int], samples: int, length: int, *, seed: int = 0, **more: Any
+        graph: Path, part: Part, start: int, banned: Sequence[int], samples: int, length: int, *, seed: int = 0,
+        **more: Any,
     ) -> list[NDArray[np.int64]]:
         files = sorted(path for path in graph.parent.rglob("*") if path.is_file())
         content = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).digest()
         key = content, start, tuple(banned), length, seed
         if len(_WRITTEN.get(key, [])) < samples:
-            _WRITTEN[key] = generate(graph, start, banned, samples, length, seed=seed, **more)
+            _WRITTEN[key] = generate(graph, part, start, banned, samples, length, seed=seed, **more)
         elif "advance" in more:
             more["advance"](length - 1)
         return [text.copy() for text in _WRITTEN[key][:samples]]

@@ -191,9 +191,11 @@ def _batches(variant: VariantBuild, model: ir.Model) -> list[Batch]:
         return list(sample.batches())
     ids = sample.token_ids[: recipes.CHUNK]
     kept = range(len(ids) - 1, -1, -_EVERY)  # logits are large, and alike: some of them do
-    batch: dict[str, np.ndarray[Any, Any]] = dict(decoder_inputs(ids, 0, kept))
+    (part,) = variant.captured.parts.values()
+    past = {buffer.input for buffer in part.buffers}
+    batch: dict[str, np.ndarray[Any, Any]] = dict(decoder_inputs(part, ids, 0, kept))
     for value in model.graph.inputs:
-        if str(value.name).startswith("past_key_values."):
+        if value.name in past:
             batch[str(value.name)] = np.zeros([int(d) for d in value.shape or ()], np.float32)  # type: ignore[arg-type]
     return [batch]
 
@@ -241,11 +243,12 @@ class _LoweredGraph:
 
     def logits(self, sample: NextTokens) -> Iterator[tuple[int, NDArray[np.float32]]]:
         variant = self._variant
+        (part,) = variant.captured.parts.values()
         rows = max(1, min(recipes.CHUNK, _CHECK_BYTES // (4 * int(variant.captured.config.vocab_size))))
         short = self._folder / f"{variant.plan.name}.check.onnx"  # beside the blobs that it refers to
         ir.save(_as_run(variant, ir.load(self._folder / variant.file)), short)
         try:
-            yield from logits_blocks(short, sample.token_ids, rows)
+            yield from logits_blocks(short, part, sample.token_ids, rows)
         finally:
             short.unlink()
 

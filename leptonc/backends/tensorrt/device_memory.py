@@ -75,10 +75,8 @@ def need(variant: VariantBuild, *, block_size: int, chunk: int, logits: int, cac
     raised = max(0, (variant.plan.budget or 0) - weights)
     weights, read = weights + raised + again, read + raised
     decoder = variant.captured.interface.writes_text
-    token = 0
-    for value in model.graph.inputs:
-        if str(value.name).startswith("past_key_values."):
-            token += int(value.shape[1]) * int(value.shape[3]) * half * cache_copies  # type: ignore[index, arg-type]
+    buffers = [buffer for part in variant.captured.parts.values() for buffer in part.buffers]
+    token = sum(int(buffer.dims[1]) * int(buffer.dims[3]) for buffer in buffers) * half * cache_copies
     vocab = int(variant.captured.config.vocab_size) if decoder else 0
     workspace = chunk * widest * half * 6 + logits * vocab * (half + 4)
     return Need(weights, read, token, workspace, variant.captured.max_seq_len if decoder else 0)

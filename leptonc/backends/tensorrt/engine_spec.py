@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leptonc.backends.layers import Forms, ragged, resolve
+from leptonc.backends.tensorrt.decoder import AT
 from leptonc.errors import InputError
 from leptonc.formats import FORMATS
 from leptonc.ir.structure import linears, lookups
@@ -14,6 +15,7 @@ from leptonc.report.variant import Sparsity
 from leptonc.variant import VariantBuild, VariantPlan
 from runtime_edge.errors import EngineError
 from runtime_edge.manifest import InputShapes, Profile, Recipe
+from runtime_edge.part_record import TOKEN_IDS
 from runtime_edge.tensorrt.flavours import flavour, import_module, in_range
 from runtime_edge.tensorrt.recipe import check_recipe
 
@@ -31,23 +33,22 @@ def logits_rows(variant: VariantBuild) -> int:
 
 def profiles(variant: VariantBuild) -> tuple[Profile, ...]:
     """The optimization profiles: prefill and decode of a decoder, batches of an encoder."""
-    longest = variant.captured.max_seq_len
-    if variant.captured.interface.writes_text:
+    longest, (part,) = variant.captured.max_seq_len, variant.captured.parts.values()
+    ids = part.input(TOKEN_IDS)
+    if part.states and ids is not None:
         chunk, rows = min(CHUNK, longest), logits_rows(variant)
         prefill = (
-            InputShapes(name="input_ids", min=(1, 1), opt=(1, min(USUAL, chunk)), max=(1, chunk)),
-            InputShapes(name="logits_at", min=(1,), opt=(1,), max=(rows,)),
+            InputShapes(name=ids.name, min=(1, 1), opt=(1, min(USUAL, chunk)), max=(1, chunk)),
+            InputShapes(name=AT.name, min=(1,), opt=(1,), max=(rows,)),
         )
         decode = (
-            InputShapes(name="input_ids", min=(1, 1), opt=(1, 1), max=(1, 1)),
-            InputShapes(name="logits_at", min=(1,), opt=(1,), max=(1,)),
+            InputShapes(name=ids.name, min=(1, 1), opt=(1, 1), max=(1, 1)),
+            InputShapes(name=AT.name, min=(1,), opt=(1,), max=(1,)),
         )
         return (Profile(name="prefill", inputs=prefill), Profile(name="decode", inputs=decode))
     shapes = tuple(
-        InputShapes(
-            name=str(value.name), min=(1, 1), opt=(USUAL_BATCH, min(USUAL_LENGTH, longest)), max=(BATCH, longest)
-        )
-        for value in variant.captured.model.graph.inputs
+        InputShapes(name=port.name, min=(1, 1), opt=(USUAL_BATCH, min(USUAL_LENGTH, longest)), max=(BATCH, longest))
+        for port in part.inputs
     )
     return (Profile(name="batch", inputs=shapes),)
 

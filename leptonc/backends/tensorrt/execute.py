@@ -10,6 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.backends.tensorrt.decoder import AT
+from leptonc.ir.ports import text_values
+from runtime_edge.part_record import Part
+
 
 def open_session(graph: ir.Model | Path, folder: Path | None = None) -> Any:
     """Opens a session over a graph's file, or over a model that is written to `folder` first.
@@ -36,39 +40,41 @@ def open_session(graph: ir.Model | Path, folder: Path | None = None) -> Any:
     )
 
 
-def empty_cache(session: Any) -> dict[str, NDArray[Any]]:
+def empty_cache(session: Any, part: Part) -> dict[str, NDArray[Any]]:
     """Returns zeroed caches of a decoder's session, by input name."""
+    past = {buffer.input for buffer in part.buffers}
     dtypes = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
     return {
         value.name: np.zeros(value.shape, dtypes[value.type])
         for value in session.get_inputs()
-        if value.name.startswith("past_key_values.")
+        if value.name in past
     }
 
 
-def decoder_inputs(token_ids: Sequence[int], past: int, keep: Sequence[int]) -> dict[str, NDArray[np.int64]]:
-    """Returns the inputs of one run besides the cache."""
-    return {
-        "input_ids": np.asarray([token_ids], np.int64),
-        "past_length": np.asarray([past], np.int64),
-        "logits_at": np.asarray(keep, np.int64),
-    }
+def decoder_inputs(
+    part: Part, token_ids: Sequence[int], past: int, keep: Sequence[int]
+) -> dict[str, NDArray[np.int64]]:
+    """Returns the inputs of one run besides the cache; logits are of the positions `keep`."""
+    values = text_values(np.asarray([token_ids], np.int64), past=past)
+    return {port.name: values[port.role] for port in part.inputs} | {AT.name: np.asarray(keep, np.int64)}
 
 
-def logits_blocks(path: Path, token_ids: Sequence[int], chunk: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def logits_blocks(
+    path: Path, part: Part, token_ids: Sequence[int], chunk: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yields (position, logits float32 [n, vocab]) of a text, `chunk` tokens a run, the cache carried over.
 
     The graph's file is opened when the first block is asked for.
     """
     session = open_session(path)
-    cache = empty_cache(session)
+    cache, present = empty_cache(session, part), {buffer.input: buffer.output for buffer in part.buffers}
     names = [output.name for output in session.get_outputs()]
     for start in range(0, len(token_ids), chunk):
-        part = token_ids[start : start + chunk]
-        found = session.run(None, {**decoder_inputs(part, start, range(len(part))), **cache})
-        by_name = dict(zip(names, found, strict=True))
-        yield start, by_name["logits"][0]
-        cache = {name: by_name[name.replace("past_key_values.", "present.")] for name in cache}
+        run = token_ids[start : start + chunk]
+        made = session.run(None, {**decoder_inputs(part, run, start, range(len(run))), **cache})
+        values = dict(zip(names, made, strict=True))
+        yield start, values[part.outputs[0].name][0]
+        cache = {name: values[present[name]] for name in cache}
 
 
 def encoder_rows(session: Any, batches: Sequence[dict[str, NDArray[np.int64]]]) -> NDArray[np.float32]:

@@ -10,7 +10,9 @@ import pytest
 from leptonc.build.to_artifact import build
 from leptonc.calibrate.generate import draw, generate, rounds
 from leptonc.options import BuildOptions
-from tests.leptonc.models import reference
+from tests.leptonc.models import captured, reference
+
+PART = captured("tiny-llama").parts["decoder"]
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +30,13 @@ def test_tokens_are_drawn_as_the_logits_say() -> None:
 
 
 def test_a_seed_gives_the_same_texts_and_another_gives_others(graph: Path) -> None:
-    first, again, other = (generate(graph, 1, [2], 3, 20, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (generate(graph, PART, 1, [2], 3, 20, seed=seed) for seed in (0, 0, 1))
     assert [len(each) for each in first] == [20, 20, 20]
     assert all(each[0] == 1 and 2 not in each for each in first)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
     for fewer in (1, 2):
-        few = generate(graph, 1, [2], fewer, 20)
+        few = generate(graph, PART, 1, [2], fewer, 20)
         assert all(np.array_equal(a, b) for a, b in zip(few, first, strict=False))
 
 
@@ -47,7 +49,7 @@ def test_each_token_is_drawn_from_what_the_model_says_of_those_before(
     from leptonc.calibrate import generate as module
 
     monkeypatch.setattr(module, "draw", lambda logits, banned, chances: logits.argmax(-1))
-    (text,) = generate(graph, 1, [], 1, 24)
+    (text,) = generate(graph, PART, 1, [], 1, 24)
     with torch.no_grad():
         logits = reference("tiny-llama")(torch.from_numpy(text[None])).logits[0].numpy()
     assert logits[:-1].argmax(-1).tolist() == text[1:].tolist()
@@ -55,6 +57,6 @@ def test_each_token_is_drawn_from_what_the_model_says_of_those_before(
 
 def test_little_memory_writes_one_text_after_the_other(graph: Path) -> None:
     steps: list[int] = []
-    assert len(generate(graph, 1, [], 3, 10, memory=1, advance=steps.append)) == 3
+    assert len(generate(graph, PART, 1, [], 3, 10, memory=1, advance=steps.append)) == 3
     assert len(steps) == 3 * 9
     assert (rounds(1), rounds(16), rounds(17)) == (1, 1, 2)

@@ -95,12 +95,12 @@ def test_the_cache_carries_on_over_odd_chunks(tmp_path: Path, target: str) -> No
     from leptonc.backends.tensorrt.execute import decoder_inputs, empty_cache, open_session
 
     result = built(tmp_path, "tiny-gemma3", target, check=False)  # sliding windows of 8
-    session = open_session(result.path / result.manifest.variants[0].main.file)
+    session, (part,) = open_session(result.path / result.manifest.variants[0].main.file), result.manifest.parts
     ids = models.token_ids(101)
     want = models.reference_logits(models.reference("tiny-gemma3"), ids)
-    cache, names, at = empty_cache(session), [value.name for value in session.get_outputs()], 0
+    cache, names, at = empty_cache(session, part), [value.name for value in session.get_outputs()], 0
     for count in (61, 1, 1, 7, 1, 30):
-        found = session.run(None, {**decoder_inputs(ids[at : at + count], at, [count - 1, 0]), **cache})
+        found = session.run(None, {**decoder_inputs(part, ids[at : at + count], at, [count - 1, 0]), **cache})
         last, first = found[names.index("logits")][0]
         assert np.abs(last - want[at + count - 1]).max() < 0.05
         assert np.abs(first - want[at]).max() < 0.05
@@ -120,7 +120,7 @@ def test_a_shorter_cache_computes_the_same(tmp_path: Path, target: str) -> None:
     short = result.path / "short.onnx"
     ir.save(with_capacity(ir.load(path), 70), short)
     assert {v.shape[2] for v in ir.load(short).graph.inputs if v.name.startswith("past_key")} == {70}  # type: ignore[index, union-attr]
-    both = [[block for _, block in logits_blocks(each, ids, 33)] for each in (path, short)]
+    both = [[block for _, block in logits_blocks(each, result.manifest.parts[0], ids, 33)] for each in (path, short)]
     assert all(np.array_equal(a, b) for a, b in zip(*both, strict=True))
 
 
@@ -174,7 +174,7 @@ def test_quantized_weights_have_the_quality_of_their_codes(tmp_path: Path, targe
                 module.weight.copy_(torch.from_numpy(rounded(own, bits, size if bits == 4 else own.shape[1])))
     by_hand = models.reference_logits(model, ids)
     graph = result.path / result.manifest.variants[0].main.file
-    found = np.concatenate([block for _, block in logits_blocks(graph, ids, 200)])
+    found = np.concatenate([block for _, block in logits_blocks(graph, result.manifest.parts[0], ids, 200)])
     beside = compare_logits([(0, by_hand)], [(0, found)], ids)
     assert (beside.kl_divergence or 0.0) < 1e-4
     assert (beside.max_abs_diff or 0.0) < 0.1  # half precision
