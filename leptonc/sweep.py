@@ -251,6 +251,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
 def lines(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """Returns headings and rows of a table for a terminal: the columns that some point has."""
     rows = [row(record) for record in records if "error" not in record]
-    names = [name for name in dict.fromkeys(n for each in rows for n in each) if any(r[name] is not None for r in rows)]
+    columns = dict.fromkeys(name for figures in rows for name in figures)
+    names = [name for name in columns if any(r[name] is not None for r in rows)]
     texts = [["" if r[n] is None else r[n] if isinstance(r[n], str) else number(r[n]) for n in names] for r in rows]
     return names, texts

@@ -234,7 +234,8 @@ def load(spec: str, *, directory: Path = _PROFILES) -> Target:
         )
     if "sparse_capabilities" in fields:  # a family's profile names them for all of its series
         own = fields.get("compute_capabilities", ())
-        fields["sparse_capabilities"] = tuple(each for each in fields["sparse_capabilities"] if each in own)
+        sparse = fields["sparse_capabilities"]
+        fields["sparse_capabilities"] = tuple(capability for capability in sparse if capability in own)
     kept = {field: source for field, source in sources.items() if fields.get(field)}
     kept.update(dict.fromkeys(given, _ON_COMMAND_LINE))
     return Target(name=name, **fields, overrides=tuple(overrides), lineage=lineage, sources=MappingProxyType(kept))

@@ -55,9 +55,9 @@ def rounded_of(passes: Sequence[Pass]) -> dict[str, Rounded]:
     from leptonc.evaluate.noise import Rounded
     from leptonc.passes.quantize.weights import QuantizeWeights
 
-    made = [each for each in passes if isinstance(each, QuantizeWeights)]
+    quantizing = [step for step in passes if isinstance(step, QuantizeWeights)]
     return {
-        path: Rounded(*what, off=each.off.get(path)) for each in made for path, what in each.made.items()
+        path: Rounded(*weights, off=step.off.get(path)) for step in quantizing for path, weights in step.made.items()
     }  # fmt: skip
 
 

@@ -300,15 +300,15 @@ def _passes(manifest: Manifest) -> str:
 def _short(config: Mapping[str, Any]) -> str:
     """A configuration in one line; long lists of paths as their number."""
 
-    def said(value: Any) -> str:
+    def written(value: Any) -> str:
         if isinstance(value, Mapping):
-            return "; ".join(f"{name} {said(item)}" for name, item in sorted(value.items()))
+            return "; ".join(f"{name} {written(item)}" for name, item in sorted(value.items()))
         if isinstance(value, list | tuple):
             long = len(value) > 4 and not isinstance(value[0], Mapping)
-            return f"{len(value)} of them" if long else ", ".join(map(said, value)) or "none"
+            return f"{len(value)} of them" if long else ", ".join(map(written, value)) or "none"
         return str(value)
 
-    return "; ".join(f"{name} {said(value)}" for name, value in sorted(config.items()))
+    return "; ".join(f"{name} {written(value)}" for name, value in sorted(config.items()))
 
 
 def _flat(value: Mapping[str, Any], name: str = "") -> Iterable[tuple[str, Any]]:

@@ -164,14 +164,14 @@ def check_out(out: Path, *, replace: bool) -> None:
     with contextlib.suppress(OSError):  # told below, or when something is written there
         _clear(out)
     if _there(out):
-        found = None if out.is_symlink() else next((w for name, w in _OURS.items() if (out / name).is_file()), None)
-        if found is None:
+        kind = None if out.is_symlink() else next((w for name, w in _OURS.items() if (out / name).is_file()), None)
+        if kind is None:
             raise InputError(
                 f"expected a place for the artifact, found something else at {out}", hint="choose another with -o"
             )
         if not replace:
             raise InputError(
-                f"expected nothing at {out}, found {found}",
+                f"expected nothing at {out}, found {kind}",
                 hint="replace it with --force, or choose another with -o",
             )
         _check_ours(out, out)
@@ -203,12 +203,12 @@ def _check_ours(directory: Path, out: Path) -> None:
     hint = f"move what you want to keep and delete {out} yourself, or choose another place with -o"
     try:
         ours = _written(directory)
-        found = listing(directory)
+        present = listing(directory)
     except ArtifactError as error:
         raise InputError(
             f"expected an artifact at {out} that is ours to replace, found: {error.message}", hint=hint
         ) from error
-    others = sorted(found.keys() - ours)
+    others = sorted(present.keys() - ours)
     if others:
         more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
         raise InputError(
@@ -234,7 +234,7 @@ def _written(directory: Path) -> set[str]:
 
 def _made_directories(path: Path) -> list[Path]:
     """Makes a directory and those above it; returns those that were not there, the outermost first."""
-    missing = [each for each in (path, *path.parents) if not each.exists()][::-1]
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()][::-1]
     path.mkdir(parents=True, exist_ok=True)
     return missing
 
@@ -343,9 +343,9 @@ def _settled(path: Path, out: Path) -> bool:
         with contextlib.suppress(OSError):
             os.rename(old, out)
     try:
-        for each in (old, path / _NEW):
-            if each.exists():
-                _check_ours(each, out)
+        for folder in (old, path / _NEW):
+            if folder.exists():
+                _check_ours(folder, out)
     except InputError:
         return False
     return True

@@ -64,8 +64,8 @@ class Axis:
         """Round values along it."""
         if self.log:
             powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
-            found = [10.0**power for power in powers]
-            return found if len(found) > 1 else [self.low * 1.3, *found, self.high / 1.3]
+            marks = [10.0**power for power in powers]
+            return marks if len(marks) > 1 else [self.low * 1.3, *marks, self.high / 1.3]
         rough = (self.high - self.low) / TICKS
         unit = 10 ** math.floor(math.log10(rough))
         step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What a backend reports of a variant besides its fidelity, in the order that it is shown.
 _ABOUT = ("left_out", "preflight", "engine", "rehearsal", "kept_in_half_precision", "recovery", "sparsity")
-# What is said of a graph for prompts, of all that was measured.
+# The figures of a graph for prompts that are shown.
 _OF_PROMPTS = ("kl_divergence", "top1_agreement", "perplexity")
 
 

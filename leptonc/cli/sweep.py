@@ -83,7 +83,7 @@ def sweep(
     from leptonc.sweep import Sweep, lines, mark, points, sweep_page
 
     base = BuildOptions(source, target, **shared)
-    wanted = points([each.strip() for each in schemes.split(",") if each.strip()], recipes, base)
+    wanted = points([name.strip() for name in schemes.split(",") if name.strip()], recipes, base)
     measuring = _Measuring(eval_text, window, max_windows, speed, threads)
     with contextlib.ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lepton-sweep.")))
@@ -96,13 +96,13 @@ def sweep(
     made = sweep_page(f"{source} for {target}", records)
     for place in filter(None, (page, keep and keep / "sweep.html")):
         write_output(place, made)
-    found = {"source": source, "target": target, "how": measuring.how(), "points": records}
+    result = {"source": source, "target": target, "how": measuring.how(), "points": records}
     if keep is not None:
         import json
 
-        write_output(keep / "sweep.json", (json.dumps(found, indent=2) + "\n").encode())
+        write_output(keep / "sweep.json", (json.dumps(result, indent=2) + "\n").encode())
     if as_json:
-        print_json(found)
+        print_json(result)
     else:
         headings, rows = lines(records)
         print_table(headings, rows)
@@ -140,36 +140,36 @@ class _Measuring:
         """What decides the figures, as JSON has it."""
         from hashlib import sha256
 
-        found: dict[str, Any] = {"speed": self._speed, "threads": self._threads}
+        settings: dict[str, Any] = {"speed": self._speed, "threads": self._threads}
         if self._content is not None:
             text = sha256(self._content.encode()).hexdigest()
-            found |= {"text_sha256": text, "window": self._window, "max_windows": self._limit}
-        return found
+            settings |= {"text_sha256": text, "window": self._window, "max_windows": self._limit}
+        return settings
 
     def __call__(self, artifact: Path) -> dict[str, Any]:
         import runtime_edge
         from runtime_edge.cli.bench import measured
         from runtime_edge.cli.perplexity import Windows, perplexity
 
-        found: dict[str, Any] = {}
+        figures: dict[str, Any] = {}
         decoder = runtime_edge.verify(artifact).decoder
         if decoder is not None and self._content is not None:
             with runtime_edge.load(artifact, threads=self._threads) as model:
                 window = min(self._window, decoder.max_seq_len)
                 windows = Windows.of(model.tokenize(self._content), model.tokenize(""), window)
                 result = perplexity(model.score, islice(windows, self._limit))
-            found |= {"perplexity": round(result.perplexity, 4), "tokens": result.tokens, "windows": result.windows}
+            figures |= {"perplexity": round(result.perplexity, 4), "tokens": result.tokens, "windows": result.windows}
         if self._speed:
             spec: dict[str, Any] = {"artifact": str(artifact), "threads": self._threads, "repetitions": _REPETITIONS}
             spec |= {"new_tokens": _NEW, "prompts": (), "depths": (), "batches": ()}
             if decoder is None:
-                found["texts_s"] = _middle(measured(spec | {"batches": (_BATCH,)})["encode"][0]["texts_s"])
+                figures["texts_s"] = _middle(measured(spec | {"batches": (_BATCH,)})["encode"][0]["texts_s"])
             else:
                 depth = max(1, min(_PROMPT, decoder.max_seq_len - _NEW))
                 speeds = measured(spec | {"prompts": (min(_PROMPT, decoder.max_seq_len),), "depths": (depth,)})
-                found["prefill_tok_s"] = _middle(speeds["prefill"][0]["tok_s"])
-                found["decode_tok_s"] = _middle(speeds["decode"][0]["tok_s"])
-        return found
+                figures["prefill_tok_s"] = _middle(speeds["prefill"][0]["tok_s"])
+                figures["decode_tok_s"] = _middle(speeds["decode"][0]["tok_s"])
+        return figures
 
 
 def _middle(values: list[float]) -> float:

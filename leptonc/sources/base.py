@@ -179,8 +179,8 @@ def text_limit(source: Source) -> int | None:
     """
     if source.modules is not None and source.modules.max_seq_length is not None:
         return source.modules.max_seq_length
-    found: int | None = source.tokenizer_config.get("model_max_length")
-    return found
+    length: int | None = source.tokenizer_config.get("model_max_length")
+    return length
 
 
 @dataclass(frozen=True)

@@ -111,16 +111,16 @@ def open_emitted(directory: Path) -> Source:
 
 
 def _about(path: Path) -> About:
-    found = read_json(path)
-    said = (found.get("format"), found.get("format_version"))
-    if said != (FORMAT, FORMAT_VERSION):
+    record = read_json(path)
+    version = (record.get("format"), record.get("format_version"))
+    if version != (FORMAT, FORMAT_VERSION):
         raise InputError(
-            f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, found {str(said[0])[:40]} of version "
-            f"{str(said[1])[:40]}",
+            f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, found {str(version[0])[:40]} of version "
+            f"{str(version[1])[:40]}",
             hint="a later Lepton wrote it: read it with that one, or write it again with this one",
         )
     try:
-        return msgspec.convert(found, About)
+        return msgspec.convert(record, About)
     except msgspec.ValidationError as error:
         raise InputError(f"{path}: expected what describes an emitted graph, found: {error}", hint=_AGAIN) from error
 
@@ -146,8 +146,8 @@ def _outside(data: bytes, label: str) -> Iterator[Any]:
         raise InputError(f"{label}: expected names in UTF-8, found other bytes", hint=_AGAIN)
     graph = model.graph
     attributes = [attribute for node in graph.node for attribute in node.attribute]
-    hidden = [each.name for each in attributes if each.HasField("g") or each.graphs or each.HasField("sparse_tensor")]
-    hidden += [each.name for each in attributes for t in (each.t, *each.tensors) if t.external_data]
+    hidden = [a.name for a in attributes if a.HasField("g") or a.graphs or a.HasField("sparse_tensor")]
+    hidden += [a.name for a in attributes for tensor in (a.t, *a.tensors) if tensor.external_data]
     if hidden or graph.sparse_initializer:
         raise InputError(
             f"{label}: expected weights among the initializers alone, found some in "
@@ -168,10 +168,10 @@ def _outside(data: bytes, label: str) -> Iterator[Any]:
 def _is_text(message: Any) -> bool:
     """Whether all texts of a protobuf message are: what is no UTF-8 comes as bytes."""
     for field, value in message.ListFields():
-        each = value if hasattr(value, "__len__") and not isinstance(value, str | bytes) else [value]
-        if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in each):
+        values = value if hasattr(value, "__len__") and not isinstance(value, str | bytes) else [value]
+        if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in values):
             return False
-        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, each)):
+        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
             return False
     return True
 

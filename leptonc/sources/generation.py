@@ -32,12 +32,12 @@ def of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what transformers takes for `generate` from a config.json that stands alone."""
     inners = [config[name] for name in _INNER if isinstance(config.get(name), dict) and config[name]]
     inner: Mapping[str, Any] = inners[0] if inners else {}
-    found = {}
+    settings = {}
     for name in (*SPECIAL_IDS, *_NEUTRAL):
         value = inner.get(name) if config.get(name) is None else config.get(name)
         if value is not None:
-            found[name] = value
-    return found
+            settings[name] = value
+    return settings
 
 
 def effective(generation: Mapping[str, Any] | None, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,10 +73,10 @@ def warnings_of(generation: Mapping[str, Any] | None, config: Mapping[str, Any])
         InputError: a token id is none.
     """
     name = "config.json" if generation is None else "generation_config.json"
-    found = effective(generation, config)
+    settings = effective(generation, config)
     warnings = []
     for key, neutral in _NEUTRAL.items():
-        value = found.get(key)
+        value = settings.get(key)
         if value is None or value in neutral:
             continue
         text = json.dumps(value)
@@ -84,12 +84,12 @@ def warnings_of(generation: Mapping[str, Any] | None, config: Mapping[str, Any])
         option = _PER_REQUEST.get(key)
         then = f"give {option}={text} with each request" if option else "the runtime does not have it"
         warnings.append(f"{name} sets {key} to {text}, which transformers' generate applies by default: {then}")
-    ends = token_ids(found.get("eos_token_id"), "eos_token_id")
+    ends = token_ids(settings.get("eos_token_id"), "eos_token_id")
     rows = config.get("vocab_size")
     if ends and type(rows) is int and not any(0 <= end < rows for end in ends):
         warnings.append(
-            f"{name} names the eos_token_id {found['eos_token_id']}, which the vocabulary of {rows} does not have: an "
-            f"answer goes on to max_new_tokens, as transformers' generate does; correct it, or give stop= with each "
+            f"{name} names the eos_token_id {settings['eos_token_id']}, which the vocabulary of {rows} does not have: "
+            f"an answer goes on to max_new_tokens, as transformers' generate does; correct it, or give stop= with each "
             "request"
         )
     if not ends:

@@ -55,14 +55,14 @@ def open_gguf(
     except InputError:
         file.close()
         raise
-    found = {"kind": "gguf", "id": parts[0].name} if origin is None else dict(origin)
+    source = {"kind": "gguf", "id": parts[0].name} if origin is None else dict(origin)
     if isinstance(licence, str):
-        found.setdefault("licence", licence)
+        source.setdefault("licence", licence)
     # The vocabulary is in the tokenizer now; it would be the largest thing that the source keeps.
     file.metadata.clear()
     return Source(
         name=name or _QUANTIZATION.sub("", parts[0].stem),
-        origin=found | {"sha256": digest},
+        origin=source | {"sha256": digest},
         config=config,
         weights=weights,
         tokenizer_json=tokenizer,
@@ -79,7 +79,7 @@ def open_gguf(
 
 def _chat_templates(file: GgufFile) -> dict[str, str]:
     """The chat templates by name; llama.cpp's converter writes others than the default under keys of their own."""
-    found = {}
+    templates = {}
     for key, value in file.metadata.items():
         base, _, name = key.partition("tokenizer.chat_template")
         if base or not isinstance(value, str) or not (name == "" or name.startswith(".")):
@@ -88,5 +88,5 @@ def _chat_templates(file: GgufFile) -> dict[str, str]:
             raise InputError(
                 f"{file.label}: expected names of chat templates of letters, digits, - and _, found {name[1:81]!r}"
             )
-        found[name[1:] or "default"] = value
-    return found
+        templates[name[1:] or "default"] = value
+    return templates

@@ -40,14 +40,14 @@ class Metadata:
             InputError: it is of another type, or missing and without a default.
         """
         full = f"{self._architecture}.{key}"
-        found = self.file.metadata.get(full, default)
-        if isinstance(found, np.ndarray) and found.size and (found == found[0]).all():
-            found = found[0].item()
-        if kind is float and type(found) is int:
-            found = float(found)
-        if type(found) is kind and math.isfinite(found) and found >= 0:
-            return found
-        raise _refused(f"{self.file.label}: expected {full} to be {kind.__name__}, found {str(found)[:80]}")
+        value = self.file.metadata.get(full, default)
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            value = value[0].item()
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is kind and math.isfinite(value) and value >= 0:
+            return value
+        raise _refused(f"{self.file.label}: expected {full} to be {kind.__name__}, found {str(value)[:80]}")
 
     def optional(self, key: str, kind: type[int] | type[float]) -> Any:
         """Returns a number, or None where the file does not say."""
@@ -63,8 +63,8 @@ class Metadata:
 
     def token(self, name: str) -> int | None:
         """Returns a special token's id, such as that of `bos`."""
-        found = self.file.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return found if type(found) is int else None
+        token = self.file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return token if type(token) is int else None
 
 
 def build_config(file: GgufFile, architecture: str, family: Family) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def _layer_types(meta: Metadata, pattern: int, *, fixed: bool = False) -> list[s
     if isinstance(given, np.ndarray):
         if len(given) != layers:
             raise _refused(f"{meta.file.label}: expected a window pattern of {layers} layers, found {len(given)}")
-        windows = [bool(each) for each in given]
+        windows = [bool(flag) for flag in given]
     else:
         every = pattern if given is None else meta.value("attention.sliding_window_pattern", int)
         windows = [every == 0 or index % every < every - 1 for index in range(layers)]

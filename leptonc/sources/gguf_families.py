@@ -155,9 +155,9 @@ def map_weights(file: GgufFile, family: Family, config: Mapping[str, Any]) -> di
 
 
 def _target(name: str, family: Family) -> tuple[str, str | None]:
-    found = _BLOCK.fullmatch(name)
-    if found:
-        index, module, kind = found.groups()
+    match = _BLOCK.fullmatch(name)
+    if match:
+        index, module, kind = match.groups()
         leaf = family.layer.get(module)
         return module, leaf and f"{family.layers}.{index}.{leaf}.{kind}"
     module, _, kind = name.rpartition(".")

@@ -101,8 +101,8 @@ def end_tokens(file: GgufFile) -> list[int]:
     model = file.metadata.get("tokenizer.ggml.model")
 
     def given(name: str, default: int | None = None) -> set[int]:
-        found = file.metadata.get(f"tokenizer.ggml.{name}_token_id", default)
-        return {found} if type(found) is int and 0 <= found < len(tokens) else set()
+        token = file.metadata.get(f"tokenizer.ggml.{name}_token_id", default)
+        return {token} if type(token) is int and 0 <= token < len(tokens) else set()
 
     ends = given("eos", _DEFAULT_EOS.get(str(model))) | given("eot") | given("eom")
     texts = set(_END_TEXTS)

@@ -77,31 +77,31 @@ class _Vocabulary:
         return self._metadata.get(f"tokenizer.ggml.{key}", default)
 
     def _strings(self, key: str) -> list[str]:
-        found = self._get(key, [])
-        if not isinstance(found, list):
+        strings = self._get(key, [])
+        if not isinstance(strings, list):
             raise InputError(f"{self.label}: expected tokenizer.ggml.{key} to be an array of strings")
-        return found
+        return strings
 
     def numbers(self, key: str) -> list[Any] | None:
         """An array with a number for every token, or None."""
-        found = self._get(key)
-        if found is None:
+        numbers = self._get(key)
+        if numbers is None:
             return None
-        if not hasattr(found, "tolist") or len(found) != len(self.tokens):
+        if not hasattr(numbers, "tolist") or len(numbers) != len(self.tokens):
             raise InputError(f"{self.label}: expected tokenizer.ggml.{key} to have one number a token")
-        values: list[Any] = found.tolist()
+        values: list[Any] = numbers.tolist()
         return values
 
     def _id(self, name: str) -> int | None:
-        found = self._get(f"{name}_token_id")
-        if found is None:
+        token = self._get(f"{name}_token_id")
+        if token is None:
             default = _DEFAULT_IDS.get(self.model, {}).get(name)
             return default if default is not None and default < len(self.tokens) else None
-        if type(found) is not int or not 0 <= found < len(self.tokens):
+        if type(token) is not int or not 0 <= token < len(self.tokens):
             raise InputError(
-                f"{self.label}: expected {name}_token_id below {len(self.tokens)} tokens, found {str(found)[:40]}"
+                f"{self.label}: expected {name}_token_id below {len(self.tokens)} tokens, found {str(token)[:40]}"
             )
-        return found
+        return token
 
     def _kinds(self) -> list[int]:
         kinds = self.numbers("token_type")

@@ -104,12 +104,12 @@ def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
     """Refuses quantized weights. As for transformers, null is none, and the language model's config counts too."""
     inner = config.get("text_config")
     within = inner.get("quantization_config") if isinstance(inner, dict) else None
-    found = config.get("quantization_config") or within
-    if found is None and config.get("quantization_config") is None:
+    quantization = config.get("quantization_config") or within
+    if quantization is None and config.get("quantization_config") is None:
         return
-    found = config["quantization_config"] if found is None else found
-    method = found.get("quant_method") if isinstance(found, dict) else found
-    if method == "bitsandbytes" and not (found.get("load_in_8bit") or found.get("load_in_4bit")):
+    quantization = config["quantization_config"] if quantization is None else quantization
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method == "bitsandbytes" and not (quantization.get("load_in_8bit") or quantization.get("load_in_4bit")):
         return  # what transformers writes for a model that is not
     raise InputError(
         f"{path}: expected unquantized weights, found weights quantized by {method!r}",
@@ -132,8 +132,8 @@ def _no_config(directory: Path) -> InputError:
             f"{directory}: expected a whole model, found an adapter",
             hint="merge the adapter into its base model first: model.merge_and_unload().save_pretrained(...)",
         )
-    found = f"only {', '.join(entries[:5])}{', ...' if len(entries) > 5 else ''}" if entries else "an empty directory"
+    present = f"only {', '.join(entries[:5])}{', ...' if len(entries) > 5 else ''}" if entries else "an empty directory"
     return InputError(
-        f"{directory}: expected config.json, found {found}",
+        f"{directory}: expected config.json, found {present}",
         hint="give the directory that model.save_pretrained(...) wrote",
     )

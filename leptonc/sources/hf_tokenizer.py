@@ -95,13 +95,13 @@ def read_tokenizer(
         )
     with _silence():
         parts = _parts(reference, directory)
-        found = None if original is None else _alone(original, parts, str(path))
-        if original is not None and found is not None:
+        parsed = None if original is None else _alone(original, parts, str(path))
+        if original is not None and parsed is not None:
             data = original
         else:
             data = joined(parts)
-            found = parse(data, str(directory), error_type=InputError, hint=_SAVE)
-        tokenizer, most = found
+            parsed = parse(data, str(directory), error_type=InputError, hint=_SAVE)
+        tokenizer, most = parsed
         check_tokenizer(BoundedTokenizer.of(tokenizer, most, str(directory)), reference, str(directory))
     config: dict[str, Any] = {name: str(token) for name, token in reference.special_tokens_map.items() if token}
     config |= {name: getattr(reference, name) for name in _SETTINGS}
@@ -305,17 +305,17 @@ def _alone(original: bytes, parts: Parts, label: str) -> tuple[Any, int] | None:
         label: The file, for messages.
     """
     given = split(original)
-    added = [value_of(each, "added_tokens") or [] for each in (given, parts)]
+    added = [value_of(part, "added_tokens") or [] for part in (given, parts)]
     ids = [{token["content"]: token.get("id") for token in tokens} for tokens in added]
     # A vocabulary takes seconds to parse: what is small is compared first, as it is written.
     if ids[0] != ids[1] or any(value_of(given, name) != value_of(parts, name) for name in _SMALL):
         return None
-    found = parse(original, label, error_type=InputError, hint=_HARM)
+    parsed = parse(original, label, error_type=InputError, hint=_HARM)
     # What the library writes of the file, so that only what differs in meaning differs.
-    written = split(found[0].to_str().encode("utf-8", "surrogatepass"))
+    written = split(parsed[0].to_str().encode("utf-8", "surrogatepass"))
     if written["post_processor"] == NULL and value_of(parts, "post_processor") == _PLAIN:
         written["post_processor"] = parts["post_processor"]
-    return found if written == parts else None
+    return parsed if written == parts else None
 
 
 # The post-processor that transformers gives a tokenizer without one; it does nothing.
@@ -338,21 +338,21 @@ def read_chat_templates(directory: Path) -> dict[str, str]:
     """
     files = {"default": directory / "chat_template.jinja"}
     files |= {path.stem: path for path in sorted((directory / TEMPLATES).glob("*.jinja"))}
-    found = {name: read_text(path) for name, path in files.items() if path.is_file()}
-    for file in () if found else ("chat_template.json", "tokenizer_config.json"):
+    templates = {name: read_text(path) for name, path in files.items() if path.is_file()}
+    for file in () if templates else ("chat_template.json", "tokenizer_config.json"):
         path = directory / file
         given = read_json(path).get("chat_template") if path.is_file() else None
         if isinstance(given, list):
             pairs = [(item.get("name"), item.get("template")) for item in given if isinstance(item, dict)]
         else:
             pairs = list(given.items()) if isinstance(given, dict) else [("default", given)]
-        found = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
-        if found:
+        templates = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+        if templates:
             break
-    for name in found:
+    for name in templates:
         if not TEMPLATE_NAME.fullmatch(name):
             raise InputError(
                 f"{directory}: expected names of chat templates of letters, digits, - and _, found {name[:80]!r}",
                 hint="give the template another name",
             )
-    return found
+    return templates

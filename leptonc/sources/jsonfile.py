@@ -19,10 +19,10 @@ def read_bytes(path: Path) -> bytes:
         InputError: it is no file, cannot be read or is larger than `MAX_JSON_BYTES`.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise InputError(f"{path}: expected a file, found something else")
-        size = found.st_size
+        size = status.st_size
         if size > MAX_JSON_BYTES:
             raise InputError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, found {size}")
         return path.read_bytes()

@@ -95,8 +95,8 @@ class MappedBytes:
 
 def bfloat16_to_float32(raw: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Widens bfloat16 bit patterns (uint16) to float32, exactly; into `out` where it is given."""
-    found = np.empty(raw.shape, np.float32) if out is None else out
-    bits = found.view(np.uint32)
+    result = np.empty(raw.shape, np.float32) if out is None else out
+    bits = result.view(np.uint32)
     bits[:] = raw
     bits <<= np.uint32(16)
-    return found
+    return result

