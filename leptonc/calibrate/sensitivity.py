@@ -152,9 +152,11 @@ def measure(
             session = graph.open(at, names, weights, joined=True)
             originals = list(session(graph.values))
             changed = [(branch, text) for branch in branches.values() for text in range(len(windows))]
-            known = [branch.known(text) for branch, text in changed]
-            for (branch, text), results in zip(changed, session(known), strict=True):
+            # The list of values is not bound to a name: they are freed before the trials run.
+            made = session([branch.known(text) for branch, text in changed])
+            for (branch, text), results in zip(changed, made, strict=True):
                 branch.keep(at, text, results, originals[text])
+            del made
             for trial in here:
                 branches[trial.path], replaced = graph.branch(), trial.weights()
                 if trial.head is not None:
