@@ -21,16 +21,16 @@ def test_every_field_says_what_it_means() -> None:
 
 
 def test_choices_are_those_of_the_code_that_reads_them() -> None:
-    from leptonc.build.steps import prune, prune_pattern, prune_width
+    from leptonc.build.steps import prune_pattern, prune_units, prune_width
     from leptonc.calibrate.calibrators import calibrators
     from leptonc.formats import FORMATS
-    from leptonc.passes.quantize.weights import METHODS
+    from leptonc.passes.quantize.methods import METHODS
 
     told = {name: about.choices for name, about in options_of(BuildOptions).items()}
     assert told["weights"] == tuple(FORMATS)
-    assert told["method"] == METHODS
-    assert set(told["prune_method"]) == {prune.RECONSTRUCTION, *prune.METHODS, *prune_pattern.METHODS}
-    assert set(told["prune_compensation"]) == {*prune.COMPENSATIONS, *prune_width.COMPENSATIONS}
+    assert told["method"] == tuple(METHODS)
+    assert set(told["prune_method"]) == {prune_units.RECONSTRUCTION, *prune_units.METHODS, *prune_pattern.METHODS}
+    assert set(told["prune_compensation"]) == {*prune_units.COMPENSATIONS, *prune_width.COMPENSATIONS}
     assert all(calibrators(str(name)) for name in told["calibrator"])
 
 
