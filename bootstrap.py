@@ -53,6 +53,7 @@ def main() -> int:
     known, rest = parser.parse_known_args()
     if rest and known.command != "test":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    keep_bytecode()
     install(sorted({*SAMPLES, *known.more}))
     if known.command == "test":
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of BLAS and torch: workers share the cores already
@@ -62,6 +63,15 @@ def main() -> int:
     if known.command == "demo":
         return run(BIN / "leptonc", *BUILD) or run(BIN / "leptonc", *ASK)
     return 0
+
+
+def keep_bytecode() -> None:
+    """Lets what is imported keep its bytecode in `.venv`, where the environment asks Python to write none.
+
+    Packages are not compiled as they are installed: each process of the tests would compile torch anew.
+    """
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        os.environ.setdefault("PYTHONPYCACHEPREFIX", str(VENV / "bytecode"))
 
 
 def install(samples: list[str]) -> None:
