@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,6 +56,10 @@ class Pass(ir.passes.InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         if self.in_dialect:
             dialect.verify(model, after=self.name)
+
+    def report(self) -> Mapping[str, Any]:
+        """Returns what the pass found when it ran, by the field of a variant's report. Default: nothing to report."""
+        return {}
 
     def record(self) -> PassRecord:
         return PassRecord(name=self.name, version=self.version, config=dataclasses.asdict(self.config))

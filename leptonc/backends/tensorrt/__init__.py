@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from leptonc.backends import check_method
 from leptonc.backends.tensorrt import device_memory as memory
-from leptonc.backends.tensorrt import engine_spec as recipes
+from leptonc.backends.tensorrt import engine_spec
 from leptonc.backends.tensorrt.decoder import (
     CachedAttentionToScatter,
     FixedShapes,
@@ -61,7 +61,7 @@ def check_request(plan: VariantPlan) -> None:
             f"without {' and '.join(lacking)}",
             hint=f"--weights {plan.target.weights} is the target's default",
         )
-    recipes.check_format(plan)
+    engine_spec.check_format(plan)
     if plan.embeddings:
         raise InputError(
             f"expected no format for embeddings for target {plan.target.name}, found {plan.embeddings}",
@@ -95,19 +95,19 @@ def check_request(plan: VariantPlan) -> None:
             f"expected a cache in the engine's own format for target {plan.target.name}, found {plan.kv_cache}",
             hint="--kv-cache is for ONNX Runtime's targets",
         )
-    recipes.checked(plan)
+    engine_spec.checked(plan)
     if FORMATS[plan.scheme].scaled:
         config_of(plan)
 
 
 def preflight(variant: VariantBuild) -> tuple[LayerFormat, ...]:
     """See `Backend.preflight`: the recipe's layers; weights, cache and workspace fit the target's memory."""
-    layers = recipes.layers(variant)
+    layers = engine_spec.layers(variant)
     plan, decoder, longest = variant.plan, variant.captured.interface.writes_text, variant.captured.max_seq_len
-    chunk = min(recipes.CHUNK, longest) if decoder else recipes.BATCH * longest
+    chunk = min(engine_spec.CHUNK, longest) if decoder else engine_spec.BATCH * longest
     found = memory.need(
-        variant, block_size=recipes.block_size(plan), chunk=chunk,
-        logits=recipes.logits_rows(variant) if decoder else 0, cache_copies=1 if _in_place(plan) else 2,
+        variant, block_size=engine_spec.block_size(plan), chunk=chunk,
+        logits=engine_spec.logits_rows(variant) if decoder else 0, cache_copies=1 if _in_place(plan) else 2,
     )  # fmt: skip
     variant.report.preflight = memory.check(found, plan.target)
     return layers
@@ -115,7 +115,7 @@ def preflight(variant: VariantBuild) -> tuple[LayerFormat, ...]:
 
 def _parses(plan: VariantPlan, op_type: str) -> bool:
     """Whether every version of TensorRT that the target can have parses an operator."""
-    return parses(flavour(plan.target.backend), op_type, first_version(recipes.versions(plan)))
+    return parses(flavour(plan.target.backend), op_type, first_version(engine_spec.versions(plan)))
 
 
 def _in_place(plan: VariantPlan) -> bool:
@@ -127,21 +127,27 @@ def config_of(plan: VariantPlan, choices: Choices | None = None) -> QuantizeWeig
     """See `Backend.config_of`."""
     choices = choices or Choices()
     return QuantizeWeightsConfig(
-        bits=FORMATS[plan.scheme].bits, block_size=recipes.block_size(plan), signed=True, floating=plan.scheme == "fp8",
-        embeddings=False, method=plan.method, layers=choices.layers, half_scales=plan.scheme != "fp8",
-        channels=choices.inputs.layers if choices.inputs is not None else (),
+        bits=FORMATS[plan.scheme].bits, block_size=engine_spec.block_size(plan), signed=True,
+        floating=plan.scheme == "fp8", embeddings=False, method=plan.method, layers=choices.layers,
+        half_scales=plan.scheme != "fp8", channels=choices.inputs.layers if choices.inputs is not None else (),
     )  # fmt: skip
 
 
 def _quantize(variant: VariantBuild, chosen: ChooseCodes | None) -> list[Pass]:
     if not FORMATS[variant.plan.scheme].scaled:
         return []
-    found = QuantizeWeights(
+    quantize = QuantizeForEngine(
         config_of(variant.plan, variant.choices), None if chosen is None else lambda model, form: chosen.codes,
         variant.choices.inputs.importance if variant.choices.inputs is not None else None,
     )  # fmt: skip
-    variant.report.kept_in_half_precision = found.kept
-    return [found]
+    return [quantize]
+
+
+class QuantizeForEngine(QuantizeWeights):
+    """Quantizes weights, and reports those that stay in half precision, because blocks do not divide them."""
+
+    def report(self) -> Mapping[str, Any]:
+        return {"kept_in_half_precision": self.kept}
 
 
 def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
@@ -159,9 +165,8 @@ def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
     if plan.scheme != "fp32":
         ranges = MeasureRanges(partial(_as_run, variant), partial(_batches, variant), scratch)
         half = HalfPrecision(HalfPrecisionConfig(), lambda _: ranges.found)
-        variant.report.float32_for_their_range = half.wide
         found += [ranges, *_quantize(variant, chosen), half]
-    return [*found, *decompositions(partial(_parses, plan)), Cleanup(), *recipes.sparsity(variant)]
+    return [*found, *decompositions(partial(_parses, plan)), Cleanup(), *engine_spec.sparsity(variant)]
 
 
 class InlineFunctions(Pass):
@@ -189,7 +194,7 @@ def _batches(variant: VariantBuild, model: ir.Model) -> list[Batch]:
     sample: Any = variant.sample
     if not variant.captured.interface.writes_text:
         return list(sample.batches())
-    ids = sample.token_ids[: recipes.CHUNK]
+    ids = sample.token_ids[: engine_spec.CHUNK]
     kept = range(len(ids) - 1, -1, -_EVERY)  # logits are large, and alike: some of them do
     (part,) = variant.captured.parts.values()
     past = {buffer.input for buffer in part.buffers}
@@ -207,12 +212,12 @@ def finish(model: ir.Model) -> None:
 def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
     """See `Backend.variant`."""
     plan = variant.plan
-    left_out = recipes.capabilities(plan)[1]
+    left_out = engine_spec.capabilities(plan)[1]
     if left_out:
         unable = f"compute capabilities {', '.join(left_out)}: they cannot run {plan.scheme} weights"
         variant.report.left_out = unable
     engine = Engine(
-        recipe=recipes.recipe(variant), cache_dtype="float32" if plan.scheme == "fp32" else "float16",
+        recipe=engine_spec.spec_of(variant), cache_dtype="float32" if plan.scheme == "fp32" else "float16",
         cache_in_place=_in_place(plan),
     )  # fmt: skip
     graph = Graph(
@@ -244,7 +249,7 @@ class _LoweredGraph:
     def logits(self, sample: NextTokens) -> Iterator[tuple[int, NDArray[np.float32]]]:
         variant = self._variant
         (part,) = variant.captured.parts.values()
-        rows = max(1, min(recipes.CHUNK, _CHECK_BYTES // (4 * int(variant.captured.config.vocab_size))))
+        rows = max(1, min(engine_spec.CHUNK, _CHECK_BYTES // (4 * int(variant.captured.config.vocab_size))))
         short = self._folder / f"{variant.plan.name}.check.onnx"  # beside the blobs that it refers to
         ir.save(_as_run(variant, ir.load(self._folder / variant.file)), short)
         try:
@@ -263,5 +268,5 @@ def compile(variant: VariantBuild, writer: ArtifactWriter, record: Variant) -> V
     """See `Backend.compile`: a plan where it can be built, else a rehearsal of it."""
     give_back()  # what the check took: TensorRT has much to keep
     model = variant.graph
-    require_operators(model, variant.plan.target.backend, first_version(recipes.versions(variant.plan)))
+    require_operators(model, variant.plan.target.backend, first_version(engine_spec.versions(variant.plan)))
     return build_engine(variant, writer, model, record)

@@ -1,6 +1,12 @@
-"""The recipe of a variant's engine: flavour, versions, capabilities, and the shapes that it is tuned for."""
+"""The spec of a variant's engine: flavour, versions, capabilities, and the shapes that it is tuned for."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import onnx_ir as ir
 
 from leptonc.backends.layers import Forms, ragged, resolve
 from leptonc.backends.tensorrt.decoder import AT
@@ -14,7 +20,8 @@ from leptonc.passes.quantize.weights import LayerFormat
 from leptonc.report.variant import Sparsity
 from leptonc.variant import VariantBuild, VariantPlan
 from runtime_edge.errors import EngineError
-from runtime_edge.manifest import InputShapes, Profile, Recipe
+from runtime_edge.manifest import InputShapes, Profile
+from runtime_edge.manifest import Recipe as EngineSpec
 from runtime_edge.part_record import TOKEN_IDS
 from runtime_edge.tensorrt.flavours import flavour, import_module, in_range
 from runtime_edge.tensorrt.recipe import check_recipe
@@ -71,31 +78,40 @@ def capabilities(plan: VariantPlan) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (able, tuple(each for each in given if each not in able)) if able else (given, ())
 
 
-def recipe(variant: VariantBuild) -> Recipe:
-    """The recipe of a variant whose model is captured."""
-    return _recipe(variant.plan, profiles(variant))
+def spec_of(variant: VariantBuild) -> EngineSpec:
+    """Returns the spec of a variant's engine, whose model is captured."""
+    return _spec(variant.plan, profiles(variant))
 
 
-def _recipe(plan: VariantPlan, shapes: tuple[Profile, ...]) -> Recipe:
-    return Recipe(
+def _spec(plan: VariantPlan, shapes: tuple[Profile, ...]) -> EngineSpec:
+    return EngineSpec(
         flavour=plan.target.backend, versions=versions(plan), compute_capabilities=capabilities(plan)[0],
         profiles=shapes, sparse_weights=plan.sparse,
     )  # fmt: skip
 
 
 def sparsity(variant: VariantBuild) -> list[Pass]:
-    """What checks that the lowered weights are 2:4 sparse, where they are to be; the report gets what it finds."""
+    """Returns what checks that the lowered weights are 2:4 sparse, where they are to be."""
     if not variant.plan.sparse:
         return []
-    check, wanted = CheckSparsity(variant.captured.model), flavour(variant.plan.target.backend)
-    about = Sparsity(pattern=PATTERN, linears=check.rows)
+    wanted, about = flavour(variant.plan.target.backend), Sparsity(pattern=PATTERN, linears=[])
     dense = [each for each in capabilities(variant.plan)[0] if each not in variant.plan.target.sparse_capabilities]
     if dense:
         about.dense_on = f"compute capabilities {', '.join(dense)}: they have no sparse tensor cores"
     if not wanted.heeds_sparsity:
         about.note = f"{wanted.title} makes the same plan with and without its flag for sparse weights"
-    variant.report.sparsity = about
-    return [check]
+    return [CheckEngineSparsity(variant.captured.model, about)]
+
+
+class CheckEngineSparsity(CheckSparsity):
+    """Checks that the lowered weights are 2:4 sparse, and reports it with what is known of the engine."""
+
+    def __init__(self, model: ir.Model, about: Sparsity) -> None:
+        super().__init__(model)
+        self._about = about
+
+    def report(self) -> Mapping[str, Any]:
+        return {"sparsity": msgspec.structs.replace(self._about, linears=self.rows)}
 
 
 def block_size(plan: VariantPlan) -> int:
@@ -165,7 +181,7 @@ def checked(plan: VariantPlan) -> None:
         )
     try:
         size = block_size(plan) if plan.scheme == "int4" else None
-        check_recipe(_recipe(plan, ()), plan.scheme, wanted, block_size=size)
+        check_recipe(_spec(plan, ()), plan.scheme, wanted, block_size=size)
     except EngineError as error:
         raise InputError(error.message, hint=error.hint) from error
     if not wanted.needs_gpu:

@@ -65,7 +65,10 @@ class HalfPrecision(Pass):
     def __init__(self, config: HalfPrecisionConfig, measure: Callable[[ir.Model], Mapping[str, float]]) -> None:
         super().__init__(config)
         self.measure = measure
-        self.wide: list[str] = []  # modules whose nodes stay float32 because of their range, for the report
+        self.wide: list[str] = []  # modules whose nodes stay float32 because of their range
+
+    def report(self) -> Mapping[str, Any]:
+        return {"float32_for_their_range": self.wide}
 
     def run(self, model: ir.Model) -> int:
         graph, half = model.graph, HALF

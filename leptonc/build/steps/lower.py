@@ -44,6 +44,8 @@ class Lower(VariantStep):
         backend.finish(model)
         clock.seconds.update({f"pass {variant.prefix}{name}": taken for name, taken in manager.seconds.items()})
         context.record_once(manager.records)
+        for section, found in ((each, what) for ran in passes for each, what in ran.report().items()):
+            setattr(variant.report, section, found)
         counts = context.report.operations.setdefault(plan.name, {})
         counts.update({op: counts.get(op, 0) + count for op, count in count_ops(model).items()})
         return dataclasses.replace(variant, prompts=prompts, passes=tuple(passes))
