@@ -49,11 +49,6 @@ class Interface:
     comparison: str
 
     @property
-    def is_stateful(self) -> bool:
-        """Whether a part keeps something from run to run."""
-        return any(part.keeps is not None for part in self.parts.values())
-
-    @property
     def writes_text(self) -> bool:
         """Whether the model continues a text by itself."""
         return self.comparison == NEXT_TOKENS

@@ -145,6 +145,8 @@ def _rows(manifest: Any) -> Iterator[tuple[str, str]]:
         yield f"source {key}", value
     for variant in manifest.variants:
         yield f"variant {variant.name}", ", ".join(_variant(manifest, variant))
+    if len(manifest.parts) > 1:
+        yield "parts", ", ".join(part.name for part in manifest.parts)
     if manifest.decoder is not None:
         yield "vocabulary", f"{manifest.decoder.vocab_size:,}"
         yield "context", f"{manifest.decoder.max_seq_len:,} tokens"

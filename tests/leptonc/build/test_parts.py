@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from leptonc.errors import InputError
 from leptonc.frontend import tasks
 from leptonc.options import BuildOptions
 from runtime_edge import tasks as rooms
-from runtime_edge.errors import ArtifactError, RequestError
+from runtime_edge.errors import ArtifactError, LeptonError, RequestError
 from tests.leptonc import pair_task
 
 IDS = [5, 9, 33, 2, 61, 7]
@@ -103,6 +104,12 @@ def test_steps_that_know_one_graph_are_refused(
     assert not (tmp_path / "m").exists()
 
 
+def test_an_engine_is_of_one_part(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
+    with pytest.raises(LeptonError, match="expected a model of one part, found one for answers of 2: encoder, decoder"):
+        build(BuildOptions(str(checkpoint[0]), target="jetson-orin", out=tmp_path / "m", weights="fp16"))
+    assert not (tmp_path / "m").exists()
+
+
 def test_several_parts_are_not_emitted(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a model of one part for "):
         emit(BuildOptions(str(checkpoint[0]), out=tmp_path / "m"))
@@ -115,3 +122,15 @@ def test_a_manifest_without_one_of_the_parts_is_refused(checkpoint: tuple[Path, 
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="expected a graph of part 'decoder' in one of them, found none"):
         runtime_edge.load(path)
+
+
+def test_inspect_names_the_parts(
+    checkpoint: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from runtime_edge.cli import main
+
+    path = build(BuildOptions(str(checkpoint[0]), out=tmp_path / "m", weights="int8", check=False)).path
+    capsys.readouterr()
+    with contextlib.suppress(SystemExit):
+        main(["inspect", str(path)])
+    assert "encoder, decoder" in capsys.readouterr().out
