@@ -40,7 +40,6 @@ from leptonc.report.pruning import Pruning as Pruned
 from leptonc.report.quality import Fidelity
 from leptonc.report.section import Change
 
-ALLOCATIONS = ("uniform", "global")
 COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
 RECONSTRUCTION = "reconstruction"
 GRADIENTS = 8  # texts that gradients are taken on
@@ -79,13 +78,9 @@ class PruneUnits(ModelStep):
             raise InputError("expected --prune with --prune-method, -compensation and -allocation, found none")
         if not self.wanted(plan):
             return
-        for what, given, names in (
-            ("method", method, (RECONSTRUCTION, *METHODS)),
-            ("compensation", compensation, COMPENSATIONS),
-            ("allocation", allocation, ALLOCATIONS),
-        ):
-            if given is not None and given not in names:
-                raise InputError(f"expected a pruning {what} among {', '.join(names)}, found {given!r}")
+        known = (RECONSTRUCTION, *METHODS)
+        if method not in (None, *known):  # 2:4 weights have others
+            raise InputError(f"expected a pruning method among {', '.join(known)}, found {method!r}")
         if allocation is not None and method in (None, RECONSTRUCTION):
             raise InputError(
                 f"expected --prune-allocation with a method among {', '.join(METHODS)}, found "
@@ -143,7 +138,7 @@ class Pruning:
         compensation: What makes up for them; see `COMPENSATIONS`.
         calibration: The text, and where temporary files go.
         multiple: What the targets' kernels like the number of channels to be a multiple of.
-        allocation: How a share is spent by importance; see `ALLOCATIONS`.
+        allocation: How a share is spent by importance: uniform or global.
         check: Whether quality is measured, with what makes up for the cuts and without.
     """
 
