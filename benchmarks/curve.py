@@ -67,11 +67,11 @@ def artifacts(places: list[str]) -> list[Path]:
 def ours(path: Path, threads: int) -> dict[str, Any]:
     """A point of ours: what it is called, its bytes of graph and weights, and the commands that measure it."""
     manifest = decode((path / "manifest.json").read_bytes())
-    parts = {part for _, part in manifest.variants[0].parts}
+    stored = {path for _, path in manifest.variants[0].references}
     python, options = sys.executable, f"--threads {threads}"
     return {
         "name": path.stem, "ours": True, "folder": ROOT.parent,
-        "bytes": sum(file.size for file in manifest.files if file.path in parts),
+        "bytes": sum(file.size for file in manifest.files if file.path in stored),
         "quality": f"{python} {ROOT}/peer_quality.py lepton {shlex.quote(str(path))} --windows {{windows}} {options}",
         "speed": f"{python} {ROOT}/speed.py {shlex.quote(str(path))} {options}",
     }  # fmt: skip

@@ -89,7 +89,8 @@ class Manifests(Artifacts):
         name = rng.choice(list(self.roots))
         value = json.loads(self.manifests[name])
         if rng.random() < 0.2:
-            value["variants"][0] |= {"backend": "tensorrt", "engine": json.loads(json.dumps(ENGINE))}
+            value["variants"][0]["backend"] = "tensorrt"
+            value["variants"][0]["graphs"][0]["engine"] = json.loads(json.dumps(ENGINE))
         if rng.random() < 0.2:
             value["passes"] = [{"name": "a", "version": 1, "config": {"a": mutate.hostile(rng)}}]
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
