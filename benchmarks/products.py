@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime_edge import kernels, ort
-from runtime_edge.backends.onnxruntime import SPIN_US
+from runtime_edge.backends.ort_session import SPIN_US
 
 ROUNDS, REPETITIONS = 40, 6
 
