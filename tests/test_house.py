@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import functools
 import importlib
 import re
@@ -172,6 +173,15 @@ def circles(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
 def owner(name: str, known: Collection[str]) -> str | None:
     """The module that has `name`: itself, or the one that it is defined in."""
     return name if name in known else parent if (parent := name.rpartition(".")[0]) in known else None
+
+
+def test_every_folder_of_tests_is_run(pytestconfig: pytest.Config) -> None:
+    """Pytest goes by the names of folders, and says nothing of what it leaves out."""
+    left_out = pytestconfig.getini("norecursedirs")
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    names = {part for folder in folders for part in folder.relative_to(ROOT).parts}
+    assert [name for name in sorted(names) for pattern in left_out if fnmatch.fnmatch(name, pattern)] == []
+    assert "build" in names
 
 
 def test_the_runtime_needs_nothing_of_the_compiler() -> None:

@@ -19,7 +19,6 @@ class Traits:
         symmetric_inputs: Whether 8-bit inputs of linear layers have no zero points, and 8 bits alone.
         half: Whether weights and activations that are not quantized have 16 bits, unless float32 is asked for.
         solves_with_integers: Whether 8-bit activations ask for codes that GPTQ chooses.
-        has_prompt_graphs: Whether a variant may have a second graph, which prompts go through.
         described: Bytes that say how one weight of such a graph is made of one that is stored.
         table_bits: Bits that an embedding has at the least; 0 for the format that is asked for.
     """
@@ -32,7 +31,6 @@ class Traits:
     half: bool = False
     solves_with_integers: bool = False
     table_bits: int = 0
-    has_prompt_graphs: bool = False
     described: int = 0
 
     def unquantized(self, scheme: str) -> str:
@@ -44,7 +42,7 @@ class Traits:
 
 # Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
 _CPU = Traits(
-    32, runs_here=True, heals=True, joins_linears=True, solves_with_integers=True, has_prompt_graphs=True,
+    32, runs_here=True, heals=True, joins_linears=True, solves_with_integers=True,
     described=700,
 )  # fmt: skip
 _ENGINE = Traits(64, symmetric_inputs=True, half=True, table_bits=16)
