@@ -64,12 +64,12 @@ def made_up(folder: Path, depth: int) -> Path:
     from sample_models.tiny_tokenizer import tokenizer_json
     from sample_models.tiny_weights import RandomWeights
 
-    recipe = tiny_model("tiny-llama")
+    model = tiny_model("tiny-llama")
     size = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_hidden_layers": depth}
     heads = {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}
-    recipe = dataclasses.replace(recipe, config={**recipe.config, **size, **heads})
+    model = dataclasses.replace(model, config={**model.config, **size, **heads})
     path = folder / f"depth-{depth}"
-    write_directory(Source(path.name, {}, recipe.config, RandomWeights(recipe), tokenizer_json()), path)
+    write_directory(Source(path.name, {}, model.config, RandomWeights(model), tokenizer_json()), path)
     return path
 
 

@@ -1,7 +1,7 @@
 """Reads manifests of formats 1 to 8, and says the same as the latest format does.
 
 These formats had one graph a variant, a second one for prompts at the most, and described a model as a decoder or as an
-encoder. All that is behind `upgraded` sees parts, and graphs of parts.
+encoder. The spec of an engine was the field `recipe`. All that is behind `upgraded` sees the latest form alone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from runtime_edge.engine_record import EngineSpec, Plan
 from runtime_edge.part_record import LAST_POSITIONS, Part, Port
 from runtime_edge.records import Name, Positive, Record, require
 from runtime_edge.tasks import names, room
@@ -32,6 +33,13 @@ class _Decoder(Record, frozen=True, kw_only=True):
     keeps_none: bool = False
 
 
+class _Engine(Record, frozen=True, kw_only=True):
+    recipe: EngineSpec
+    cache_dtype: str = "float16"
+    cache_in_place: bool = True
+    plans: tuple[Plan, ...] = ()
+
+
 class _Variant(Record, frozen=True, kw_only=True):
     name: str
     target: str
@@ -40,7 +48,7 @@ class _Variant(Record, frozen=True, kw_only=True):
     weights: str
     activations: str = "none"
     blobs: tuple[str, ...] = ()
-    engine: Any = None
+    engine: _Engine | None = None
     prefill: str | None = None
     derived: str | None = None
 
@@ -124,9 +132,16 @@ def _encoder(said: _Manifest) -> tuple[Part, dict[str, Any]]:
     return part, {name: value for name, value in (said.encoder or {}).items() if name not in became}
 
 
+def _engine(said: _Engine | None) -> dict[str, Any] | None:
+    if said is None:
+        return None
+    fields = ("cache_dtype", "cache_in_place", "plans")
+    return {"spec": said.recipe, **{name: getattr(said, name) for name in fields}}
+
+
 def _variant(said: _Variant, part: str, added: tuple[Port, ...]) -> dict[str, Any]:
     shared = {"part": part, "blobs": said.blobs}
-    first = {**shared, "file": said.graph, "activations": said.activations, "engine": said.engine}
+    first = {**shared, "file": said.graph, "activations": said.activations, "engine": _engine(said.engine)}
     if said.engine is None:
         first["added"] = added
     second = {

@@ -24,8 +24,8 @@ class Profile(Record, frozen=True, kw_only=True):
     inputs: tuple[InputShapes, ...]
 
 
-class Recipe(Record, frozen=True, kw_only=True):
-    """How a plan is built from the variant's graph: with equal recipe, graph and TensorRT, an equal engine.
+class EngineSpec(Record, frozen=True, kw_only=True):
+    """How a plan is built from the variant's graph: an equal spec, graph and TensorRT give an equal engine.
 
     `flavour` is tensorrt or tensorrt-rtx, `versions` the range of its versions that can build the graph
     (`>=10.16;<11.0`), `compute_capabilities` those that it is for (`8.7`). `workspace_mb` bounds scratch memory.
@@ -59,7 +59,7 @@ class Engine(Record, frozen=True, kw_only=True):
     present (else two, in turn). `plans` were built by the compiler; others are finished on the device.
     """
 
-    recipe: Recipe
+    spec: EngineSpec
     cache_dtype: str = "float16"
     cache_in_place: bool = True
     plans: tuple[Plan, ...] = ()
@@ -74,15 +74,15 @@ def check_engine(engine: Engine | None, variant: str, backend: str) -> None:
     )
     if engine is None:
         return
-    recipe = engine.recipe
-    require(recipe.flavour == backend, f"{where}: expected flavour {backend!r}, found {recipe.flavour!r}")
+    spec = engine.spec
+    require(spec.flavour == backend, f"{where}: expected flavour {backend!r}, found {spec.flavour!r}")
     require(
         engine.cache_dtype in ENGINE_DTYPES,
         f"{where}: expected cache_dtype to be one of {', '.join(ENGINE_DTYPES)}, found {engine.cache_dtype!r}",
     )
-    require(bool(recipe.profiles), f"{where}: expected at least one profile, found none")
-    unique(f"{where}: profiles", (profile.name for profile in recipe.profiles))
-    for profile in recipe.profiles:
+    require(bool(spec.profiles), f"{where}: expected at least one profile, found none")
+    unique(f"{where}: profiles", (profile.name for profile in spec.profiles))
+    for profile in spec.profiles:
         for shapes in profile.inputs:
             ordered = all(a <= b <= c for a, b, c in zip(shapes.min, shapes.opt, shapes.max, strict=False))
             require(

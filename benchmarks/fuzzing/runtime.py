@@ -72,7 +72,7 @@ class Artifacts:
 
 
 ENGINE = {
-    "recipe": {
+    "spec": {
         "flavour": "tensorrt", "versions": ">=10.3;<11.0", "compute_capabilities": ["8.7"], "workspace_mb": 64,
         "profiles": [{"name": "decode", "inputs": [{"name": "input_ids", "min": [1, 1], "opt": [1, 1], "max": [1,
         8]}]}],

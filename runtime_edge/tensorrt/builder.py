@@ -1,4 +1,4 @@
-"""Builds a TensorRT engine from an ONNX graph and a recipe: one builder for both flavours.
+"""Builds a TensorRT engine from an ONNX graph and an engine spec: one builder for both flavours.
 
 The compiler calls it for TensorRT-RTX, which needs no GPU to build; the device calls it for standard TensorRT. The
 differences between the two are data, in `flavours`. Used of either API is what stands in NVIDIA TensorRT's Python API
@@ -16,14 +16,14 @@ from traceback import clear_frames
 from typing import Any
 
 from runtime_edge.errors import EngineError
-from runtime_edge.manifest import InputShapes, Profile, Recipe
+from runtime_edge.manifest import EngineSpec, InputShapes, Profile
 from runtime_edge.process import most_resident
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.callbacks import Log, Progress, Stop, logger, progress_monitor, stopped_by_signals
 from runtime_edge.tensorrt.nodes import Origins
 
 _MB = 2**20
-# Fields of a recipe, and the builder's flag that each of them sets.
+# Fields of an engine spec, and the builder's flag that each of them sets.
 _FLAGS = {
     "refit": "REFIT", "strip": "STRIP_PLAN", "weight_streaming": "WEIGHT_STREAMING", "sparse_weights": "SPARSE_WEIGHTS",
 }  # fmt: skip
@@ -54,7 +54,7 @@ class BuiltPlan:
 
 def build_plan(
     graph: Path,
-    recipe: Recipe,
+    spec: EngineSpec,
     *,
     modules: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -64,7 +64,7 @@ def build_plan(
 
     Args:
         graph: The ONNX file; its external data is found beside it.
-        recipe: What to build.
+        spec: What to build.
         modules: Module paths by node name, for messages; None reads them from the graph's metadata.
         progress: Called with (phase, steps done, steps), from any thread, where the steps are those of the whole build;
             what it raises ends the build.
@@ -72,21 +72,21 @@ def build_plan(
 
     Raises:
         MissingDependencyError: The flavour's module is not installed.
-        EngineError: The graph, the recipe or this machine does not fit; nodes are named with their modules.
+        EngineError: The graph, the spec or this machine does not fit; nodes are named with their modules.
         ArtifactError: The graph is not an ONNX file.
         KeyboardInterrupt: The build was interrupted; also by SIGTERM.
     """
-    wanted = flavours.flavour(recipe.flavour)
+    wanted = flavours.flavour(spec.flavour)
     trt = flavours.import_module(wanted)
     version = flavours.module_version(trt)
-    if not flavours.in_range(version, recipe.versions):
+    if not flavours.in_range(version, spec.versions):
         raise EngineError(
-            f"{graph.name}: expected {wanted.title} {recipe.versions}, found {version}",
+            f"{graph.name}: expected {wanted.title} {spec.versions}, found {version}",
             hint="build the artifact for the version that is on the device: `--target NAME,tensorrt=…` or `jetpack=…`",
         )
     start = time.perf_counter()
     stop = Stop()
-    build = _Build(trt, wanted, f"{wanted.title} {version}", graph, recipe, Origins(graph, modules))
+    build = _Build(trt, wanted, f"{wanted.title} {version}", graph, spec, Origins(graph, modules))
     try:
         with stopped_by_signals(stop):
             plan, layers = build.run(progress, stop, timing_cache)
@@ -98,7 +98,7 @@ def build_plan(
     return BuiltPlan(
         data=memoryview(plan),
         version=version,
-        compute_capabilities=recipe.compute_capabilities if wanted.named_capabilities is not None else (),
+        compute_capabilities=spec.compute_capabilities if wanted.named_capabilities is not None else (),
         seconds=time.perf_counter() - start,
         peak_memory=most_resident(),
         layers=layers,
@@ -110,13 +110,13 @@ class _Build:
     """One build: the objects of the API are made in the order that they need each other."""
 
     def __init__(
-        self, trt: Any, wanted: flavours.Flavour, title: str, graph: Path, recipe: Recipe, origins: Origins
+        self, trt: Any, wanted: flavours.Flavour, title: str, graph: Path, spec: EngineSpec, origins: Origins
     ) -> None:
         self.trt = trt
         self.wanted = wanted
         self.title = title
         self.graph = graph
-        self.recipe = recipe
+        self.spec = spec
         self.origins = origins
         self.log = Log()
 
@@ -139,7 +139,7 @@ class _Build:
         stop.raise_if_requested()
         config = builder.create_builder_config()
         self.configure(config)
-        for profile in self.recipe.profiles:
+        for profile in self.spec.profiles:
             self.add_profile(builder, network, config, profile)
         monitor = progress_monitor(trt, progress, stop)
         config.progress_monitor = monitor
@@ -184,21 +184,21 @@ class _Build:
                 layer.attention.decomposable = True
 
     def configure(self, config: Any) -> None:
-        """Sets what the recipe says of the whole engine."""
-        trt, recipe = self.trt, self.recipe
+        """Sets what the spec says of the whole engine."""
+        trt, spec = self.trt, self.spec
         if self.wanted.named_capabilities is not None:
-            config.num_compute_capabilities = len(recipe.compute_capabilities)
-            for index, text in enumerate(recipe.compute_capabilities):
+            config.num_compute_capabilities = len(spec.compute_capabilities)
+            for index, text in enumerate(spec.compute_capabilities):
                 member = getattr(trt.ComputeCapability, f"SM{text.replace('.', '')}", None)
                 if member is None or not config.set_compute_capability(member, index):
                     raise EngineError(
                         f"{self.title}: expected a compute capability that it builds for, found {text}",
                         hint=f"it builds for {', '.join(self.wanted.named_capabilities)}",
                     )
-        if recipe.workspace_mb is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mb * _MB)
-        asked = (flag for name, flag in _FLAGS.items() if getattr(recipe, name))
-        for flag in (*(() if recipe.weight_streaming else self.wanted.flags), *asked):
+        if spec.workspace_mb is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_mb * _MB)
+        asked = (flag for name, flag in _FLAGS.items() if getattr(spec, name))
+        for flag in (*(() if spec.weight_streaming else self.wanted.flags), *asked):
             config.set_flag(getattr(trt.BuilderFlag, flag))
 
     def add_profile(self, builder: Any, network: Any, config: Any, wanted: Profile) -> None:
@@ -248,10 +248,10 @@ class _Build:
         nodes = self.origins.named_in(reasons)
         at = f" (at {', '.join(nodes[:3])})" if nodes else ""
         hint = None
-        if (self.recipe.refit or self.recipe.strip) and self.wanted.refit_needs_gpu:
+        if (self.spec.refit or self.spec.strip) and self.wanted.refit_needs_gpu:
             hint = "plans that can be refitted or have no weights are built on a machine with a GPU"
-        if "workspace" in reasons and self.recipe.workspace_mb is not None:
-            hint = f"the recipe allows {self.recipe.workspace_mb} MB of workspace: allow more"
+        if "workspace" in reasons and self.spec.workspace_mb is not None:
+            hint = f"the engine spec allows {self.spec.workspace_mb} MB of workspace: allow more"
         return EngineError(f"{self.graph.name}: {self.title} built no engine{at}: {reasons}", hint=hint)
 
 

@@ -33,7 +33,7 @@ class Flavour:
     """One flavour of TensorRT.
 
     Attributes:
-        name: As recipes and variants call it.
+        name: As engine specs and variants call it.
         title: As people call it.
         module: The Python module.
         install: What to do where the module is missing.
@@ -143,7 +143,7 @@ FLAVOURS: Mapping[str, Flavour] = {
 
 
 def flavour(name: str) -> Flavour:
-    """Returns the flavour of a recipe (raises `EngineError`: there is none of that name)."""
+    """Returns the flavour of an engine spec (raises `EngineError`: there is none of that name)."""
     if name not in FLAVOURS:
         raise EngineError(f"flavour: expected one of {', '.join(FLAVOURS)}, found {name!r}")
     return FLAVOURS[name]

@@ -2,7 +2,7 @@
 
 A plan runs with the exact version of TensorRT that built it, on the compute capability that it was built for. Plans
 come with the artifact or are kept in a cache: KEY.plan beside KEY.json, which says what it is. The key is a hash over
-all that decides the plan, so one for another graph, recipe, version or GPU is not found, let alone loaded.
+all that decides the plan, so one for another graph, spec, version or GPU is not found, let alone loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 from runtime_edge.errors import ArtifactError, EngineError, LeptonError
 from runtime_edge.files import kind
 from runtime_edge.manifest import FLAVOURS as BACKENDS
-from runtime_edge.manifest import Engine, Manifest, Recipe, Variant
+from runtime_edge.manifest import Engine, EngineSpec, Manifest, Variant
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.builder import BuiltPlan
 from runtime_edge.tensorrt.cache import private_directory, times_path
@@ -28,7 +28,7 @@ from runtime_edge.tensorrt.callbacks import Progress
 from runtime_edge.tensorrt.device import Device, this_device
 from runtime_edge.tensorrt.lock import locked
 
-_FORMAT = 1
+_FORMAT = 2  # of the record; 2: `spec`
 _CHUNK = 4 * 2**20
 _MAX_RECORD_BYTES = 2**20
 _REBUILD = "the artifact is damaged or was changed: copy it again, or build it anew"
@@ -45,7 +45,7 @@ class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     version: str
     compute_capability: str
     graph: str
-    recipe: Recipe
+    spec: EngineSpec
     seconds: float
     peak_memory: int | None
     layers: int
@@ -76,7 +76,7 @@ class Builder(Protocol):
     """`builder.build_plan`, or what stands in for it."""
 
     def __call__(
-        self, graph: Path, recipe: Recipe, *, progress: Progress | None, timing_cache: Path | None
+        self, graph: Path, spec: EngineSpec, *, progress: Progress | None, timing_cache: Path | None
     ) -> BuiltPlan:
         """Builds a plan."""
 
@@ -88,7 +88,7 @@ def plan_key(manifest: Manifest, variant: Variant, device: Device) -> str:
         "format": _FORMAT,
         "graph": hashes[variant.main.file],
         "blobs": sorted(hashes[blob] for blob in variant.blobs),
-        "recipe": _engine(variant).recipe,
+        "spec": _engine(variant).spec,
         "version": device.version,
         "compute_capability": device.capability,
     }
@@ -133,8 +133,8 @@ def _cached(directory: Path, manifest: Manifest, variant: Variant, device: Devic
         return None
     record = _read_record(described)
     graph = next(file.sha256 for file in manifest.files if file.path == variant.main.file)
-    expected = (_FORMAT, key, device.version, device.capability, graph, _engine(variant).recipe)
-    found = (record.format, record.key, record.version, record.compute_capability, record.graph, record.recipe)
+    expected = (_FORMAT, key, device.version, device.capability, graph, _engine(variant).spec)
+    found = (record.format, record.key, record.version, record.compute_capability, record.graph, record.spec)
     if expected != found:
         raise ArtifactError(f"{described}: expected the record of this plan, found that of another", hint=_FINISH)
     _check_file(path, str(path), record.size, record.sha256, _FINISH)
@@ -244,15 +244,15 @@ def ensure_plan(
             found = None
         if found is not None:
             return found, False  # by another process, while this one waited
-        recipe = _engine(variant).recipe
+        spec = _engine(variant).spec
         if wanted.named_capabilities is not None:  # on a device, for its own GPU alone
-            recipe = msgspec.structs.replace(recipe, compute_capabilities=(device.capability,))
+            spec = msgspec.structs.replace(spec, compute_capabilities=(device.capability,))
         if build is None:
             from runtime_edge.tensorrt.builder import build_plan
 
             build = build_plan
         times = times_path(device, cache) if wanted.has_timing_cache else None
-        plan = build(root / variant.main.file, recipe, progress=progress, timing_cache=times)
+        plan = build(root / variant.main.file, spec, progress=progress, timing_cache=times)
         if plan.version != device.version:
             raise EngineError(f"{wanted.title}: expected version {device.version} to build, found {plan.version}")
         for file in manifest.files:  # the key says what the plan was built from: it was read by name, for minutes
@@ -277,7 +277,7 @@ def _store(directory: Path, key: str, manifest: Manifest, variant: Variant, devi
         version=device.version,
         compute_capability=device.capability,
         graph=next(file.sha256 for file in manifest.files if file.path == variant.main.file),
-        recipe=_engine(variant).recipe,
+        spec=_engine(variant).spec,
         seconds=round(plan.seconds, 3),
         peak_memory=plan.peak_memory,
         layers=plan.layers,
@@ -316,18 +316,18 @@ def check_fits(variant: Variant, device: Device) -> flavours.Flavour:
         EngineError: The variant is for another version of TensorRT or another GPU.
         ArtifactError: It is not for TensorRT.
     """
-    recipe = _engine(variant).recipe
-    wanted = flavours.flavour(recipe.flavour)
-    versions = f"{wanted.versions};{recipe.versions}"
+    spec = _engine(variant).spec
+    wanted = flavours.flavour(spec.flavour)
+    versions = f"{wanted.versions};{spec.versions}"
     if not flavours.in_range(device.version, versions):
         raise EngineError(
-            f"variant {variant.name!r}: expected {wanted.title} {recipe.versions}, found {device.version}",
+            f"variant {variant.name!r}: expected {wanted.title} {spec.versions}, found {device.version}",
             hint="build the artifact for what this device has: `leptonc targets` shows versions by JetPack release",
         )
-    if recipe.compute_capabilities and device.capability not in recipe.compute_capabilities:
+    if spec.compute_capabilities and device.capability not in spec.compute_capabilities:
         raise EngineError(
             f"variant {variant.name!r}: expected a GPU of compute capability "
-            f"{' or '.join(recipe.compute_capabilities)}, found {device.capability}",
+            f"{' or '.join(spec.compute_capabilities)}, found {device.capability}",
             hint="build the artifact for this device with `leptonc build --target`",
         )
     return wanted
@@ -346,7 +346,7 @@ def _choose(manifest: Manifest, name: str | None, device: Device | None) -> tupl
     refusals: list[LeptonError] = []
     for variant in candidates:
         try:
-            here = this_device(flavours.flavour(_engine(variant).recipe.flavour)) if device is None else device
+            here = this_device(flavours.flavour(_engine(variant).spec.flavour)) if device is None else device
             check_fits(variant, here)
             return variant, here
         except LeptonError as error:

@@ -82,7 +82,7 @@ def reference_logits(model: Any, ids: Iterable[int]) -> Floats:
 
 
 def reference_embeddings(name: str, given: Mapping[str, NDArray[np.int64]]) -> Floats:
-    """Returns an encoder's output written out: logits, or the masked mean, normalized where the recipe says so."""
+    """Returns an encoder's output written out: logits, or the masked mean, normalized where its modules say so."""
     with torch.inference_mode():
         out = reference(name)(**{k: torch.from_numpy(v) for k, v in given.items()})
     if "logits" in out:

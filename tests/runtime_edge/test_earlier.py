@@ -7,10 +7,11 @@ import tarfile
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from runtime_edge.errors import ArtifactError
-from runtime_edge.manifest import FORMAT_VERSION, decode, encode
+from runtime_edge.manifest import FORMAT_VERSION, Engine, EngineSpec, Plan, decode, encode
 from tests.runtime_edge.test_formats import STORED
 
 
@@ -62,9 +63,31 @@ def test_a_record_of_format_7_reads_as_before(manifests: dict[str, dict[str, Any
     assert plain.encoder.score_function == "softmax"
 
 
-def test_what_was_read_can_be_written_in_the_latest_format(manifests: dict[str, dict[str, Any]]) -> None:
-    import msgspec
+SPEC = {
+    "flavour": "tensorrt", "versions": ">=10.3", "compute_capabilities": ["8.7"], "sparse_weights": True,
+    "profiles": [{"name": "batch", "inputs": []}],
+}  # fmt: skip
+PLAN = {"file": "tokenizer.json", "version": "10.3.0", "compute_capabilities": ["8.7"]}
 
+
+def with_engine(manifest: dict[str, Any], **engine: Any) -> None:
+    manifest["variants"][0] |= {"backend": "tensorrt", "engine": engine}
+
+
+def test_the_recipe_of_an_engine_becomes_its_spec(manifests: dict[str, dict[str, Any]]) -> None:
+    def change(data: dict[str, Any]) -> None:
+        with_engine(data, recipe=SPEC, cache_dtype="float32", cache_in_place=False, plans=[PLAN])
+
+    (variant,) = read(manifests["classifier-int8"], change).variants
+    assert variant.engine == Engine(
+        spec=msgspec.convert(SPEC, EngineSpec), cache_dtype="float32", cache_in_place=False,
+        plans=(msgspec.convert(PLAN, Plan),),
+    )  # fmt: skip
+    (graph,) = variant.graphs
+    assert graph.added == ()
+
+
+def test_what_was_read_can_be_written_in_the_latest_format(manifests: dict[str, dict[str, Any]]) -> None:
     for manifest in manifests.values():
         found = msgspec.structs.replace(read(manifest), format_version=FORMAT_VERSION)
         assert decode(encode(found)) == found
@@ -92,6 +115,8 @@ CASES: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "weights to make without a graph": (
         "llama-shared", lambda d: d["variants"][0].update(prefill=None), "derived: expected it beside a graph",
     ),
+    "an engine with a spec": ("classifier-int8", lambda d: with_engine(d, spec=SPEC), "unknown field `spec`"),
+    "an engine with no recipe": ("classifier-int8", lambda d: with_engine(d, plans=[]), "required field `recipe`"),
     "a graph that is not listed": (
         "llama-shared", lambda d: d["variants"][0].update(prefill="x.onnx"), "expected a file listed in `files`",
     ),

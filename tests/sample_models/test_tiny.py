@@ -127,12 +127,12 @@ def test_rounding_to_bfloat16_is_torchs() -> None:
     assert np.array_equal(ours, torch.from_numpy(values).bfloat16().float().numpy(), equal_nan=True)
 
 
-def test_every_recipe_is_complete() -> None:
+def test_every_description_is_complete() -> None:
     for name in packaged_names():
-        recipe = packaged_model(name)
-        assert len(recipe.sha256) == 64
-        assert recipe.licence
-        assert all("==" in package for package in recipe.packages)
+        model = packaged_model(name)
+        assert len(model.sha256) == 64
+        assert model.licence
+        assert all("==" in package for package in model.packages)
     seeds = [tiny_model(name).seed for name in tiny_names()]
     assert len(set(seeds)) == len(seeds)
     with pytest.raises(KeyError):

@@ -26,5 +26,5 @@ def test_sparse_weights_for_a_jetson(tmp_path: Path, leptonc: Run, lepton_edge: 
     assert "Traceback" not in done.err
     assert lepton_edge("verify", out).code == 0
     (variant,) = json.loads((out / "manifest.json").read_text())["variants"]
-    assert variant["graphs"][0]["engine"]["recipe"]["sparse_weights"] is True
+    assert variant["graphs"][0]["engine"]["spec"]["sparse_weights"] is True
     assert "sparsegpt" in lepton_edge("inspect", out, "--structure").out

@@ -217,7 +217,7 @@ def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
         unable = f"compute capabilities {', '.join(left_out)}: they cannot run {plan.scheme} weights"
         variant.report.left_out = unable
     engine = Engine(
-        recipe=engine_spec.spec_of(variant), cache_dtype="float32" if plan.scheme == "fp32" else "float16",
+        spec=engine_spec.spec_of(variant), cache_dtype="float32" if plan.scheme == "fp32" else "float16",
         cache_in_place=_in_place(plan),
     )  # fmt: skip
     graph = Graph(

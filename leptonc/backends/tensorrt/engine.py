@@ -11,7 +11,7 @@ from leptonc.ir.dialect import module_of
 from leptonc.report.variant import EngineBuild, Rehearsal
 from leptonc.variant import VariantBuild
 from runtime_edge.errors import LeptonError
-from runtime_edge.manifest import Plan, Recipe, Variant
+from runtime_edge.manifest import EngineSpec, Plan, Variant
 from runtime_edge.tensorrt.builder import BuiltPlan, build_plan
 from runtime_edge.tensorrt.callbacks import PROGRESS_STEPS, Advance
 from runtime_edge.tensorrt.device import this_device
@@ -37,24 +37,24 @@ def build_engine(variant: VariantBuild, writer: ArtifactWriter, model: ir.Model,
     """
     modules = {str(node.name): module_of(node) for node in model.graph if module_of(node)}
     assert record.engine is not None  # a variant of this backend
-    recipe = record.engine.recipe
-    if not flavour(recipe.flavour).needs_gpu:
-        built = _build(variant, writer, recipe, modules, "engine")
-        return _with_plan(variant, writer, record, built, recipe.compute_capabilities)
+    spec = record.engine.spec
+    if not flavour(spec.flavour).needs_gpu:
+        built = _build(variant, writer, spec, modules, "engine")
+        return _with_plan(variant, writer, record, built, spec.compute_capabilities)
     try:
-        check_fits(record, this_device(flavour(recipe.flavour)))
+        check_fits(record, this_device(flavour(spec.flavour)))
     except LeptonError:  # this machine is not the device
-        variant.report.rehearsal = _rehearse(variant, writer, recipe, modules)
+        variant.report.rehearsal = _rehearse(variant, writer, spec, modules)
         return record
-    built = _build(variant, writer, recipe, modules, "engine")
-    return _with_plan(variant, writer, record, built, recipe.compute_capabilities)
+    built = _build(variant, writer, spec, modules, "engine")
+    return _with_plan(variant, writer, record, built, spec.compute_capabilities)
 
 
 def _build(
-    variant: VariantBuild, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str], stage: str
+    variant: VariantBuild, writer: ArtifactWriter, spec: EngineSpec, modules: dict[str, str], stage: str
 ) -> BuiltPlan:  # fmt: skip
     with variant.clock.stage(f"{variant.plan.name}: {stage}", PROGRESS_STEPS) as advance:
-        return build_plan(writer.path / variant.file, recipe, modules=modules, progress=Advance(advance))
+        return build_plan(writer.path / variant.file, spec, modules=modules, progress=Advance(advance))
 
 
 def _with_plan(
@@ -76,14 +76,14 @@ def _facts(built: BuiltPlan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _rehearse(variant: VariantBuild, writer: ArtifactWriter, recipe: Recipe, modules: dict[str, str]) -> Rehearsal:
+def _rehearse(variant: VariantBuild, writer: ArtifactWriter, spec: EngineSpec, modules: dict[str, str]) -> Rehearsal:
     """Builds for the nearest capability that TensorRT-RTX has; says what came of it."""
     found = flavour(REHEARSAL)
     named = found.named_capabilities or ()
-    nearest = {_nearest(each, named) for each in recipe.compute_capabilities}
-    stand_in = Recipe(
+    nearest = {_nearest(each, named) for each in spec.compute_capabilities}
+    stand_in = EngineSpec(
         flavour=REHEARSAL, versions=found.versions, compute_capabilities=tuple(sorted(nearest)),
-        profiles=recipe.profiles, sparse_weights=recipe.sparse_weights,
+        profiles=spec.profiles, sparse_weights=spec.sparse_weights,
     )  # fmt: skip
     note = "a rehearsal: the engine itself is built on the device, with `lepton-edge finish`"
     try:

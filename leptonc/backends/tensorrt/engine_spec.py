@@ -20,11 +20,10 @@ from leptonc.passes.quantize.weights import LayerFormat
 from leptonc.report.variant import Sparsity
 from leptonc.variant import VariantBuild, VariantPlan
 from runtime_edge.errors import EngineError
-from runtime_edge.manifest import InputShapes, Profile
-from runtime_edge.manifest import Recipe as EngineSpec
+from runtime_edge.manifest import EngineSpec, InputShapes, Profile
 from runtime_edge.part_record import TOKEN_IDS
+from runtime_edge.tensorrt.engine_spec import check_spec
 from runtime_edge.tensorrt.flavours import flavour, import_module, in_range
-from runtime_edge.tensorrt.recipe import check_recipe
 
 CHUNK = 512  # tokens that a run of the prefill takes at most
 USUAL = 128  # tokens that it is tuned for
@@ -181,7 +180,7 @@ def checked(plan: VariantPlan) -> None:
         )
     try:
         size = block_size(plan) if plan.scheme == "int4" else None
-        check_recipe(_spec(plan, ()), plan.scheme, wanted, block_size=size)
+        check_spec(_spec(plan, ()), plan.scheme, wanted, block_size=size)
     except EngineError as error:
         raise InputError(error.message, hint=error.hint) from error
     if not wanted.needs_gpu:

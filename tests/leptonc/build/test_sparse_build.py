@@ -63,7 +63,7 @@ def test_what_is_stored_has_the_pattern(options: dict[str, Any], text: Path, tmp
     assert inner == {"float16" if options.get("weights") == "fp16" else "int8"}
     engine = result.manifest.variants[0].engine
     assert engine is not None
-    assert engine.recipe.sparse_weights
+    assert engine.spec.sparse_weights
     assert runtime_edge.verify(result.path).variants[0].engine == engine
 
 
@@ -107,7 +107,7 @@ def test_one_engine_for_capabilities_with_and_without_sparse_tensor_cores(weight
     assert "same plan" in found["sparsity"]["note"]
     engine = result.manifest.variants[0].engine
     assert engine is not None
-    assert (engine.recipe.sparse_weights, len(engine.plans)) == (True, 1)
+    assert (engine.spec.sparse_weights, len(engine.plans)) == (True, 1)
     other = as_plain(sparse(tmp_path / "n", "rtx-30", check=False).report)
     assert "dense_on" not in other["variants"]["rtx-30"]["sparsity"]
 
@@ -116,7 +116,7 @@ def test_a_dense_build_says_nothing_of_it(tmp_path: Path) -> None:
     result = sparse(tmp_path / "m", prune=None, method=None, weights="fp16", check=False)
     engine = result.manifest.variants[0].engine
     assert engine is not None
-    assert not engine.recipe.sparse_weights
+    assert not engine.spec.sparse_weights
     assert "sparsity" not in as_plain(result.report)["variants"]["jetson-orin"]
 
 

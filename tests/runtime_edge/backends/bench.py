@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime_edge.backends.tensorrt import TrtDecoder
 from runtime_edge.cuda import Cuda
-from runtime_edge.manifest import CacheLayer, Engine, Profile, Recipe
+from runtime_edge.manifest import CacheLayer, Engine, EngineSpec, Profile
 from tests.runtime_edge import tiny
 from tests.runtime_edge.backends.standin import Api, Call, Tensor, Trt
 
@@ -22,11 +22,11 @@ PRESENT = [name.replace("past_key_values", "present") for name in PAST]
 PREFILL, DECODE = 0, 1
 
 
-def spec(flavour: str = "tensorrt-rtx", names: tuple[str, ...] = ("prefill", "decode"), **changes: Any) -> Engine:
+def engine(flavour: str = "tensorrt-rtx", names: tuple[str, ...] = ("prefill", "decode"), **changes: Any) -> Engine:
     profiles = tuple(Profile(name=name, inputs=()) for name in names)
     own = {"flavour": flavour, "versions": ">=1.4", "compute_capabilities": ("8.6",), "profiles": profiles}
-    recipe = Recipe(**{**own, **changes.pop("recipe", {})})
-    return Engine(recipe=recipe, **changes)
+    spec = EngineSpec(**{**own, **changes.pop("spec", {})})
+    return Engine(spec=spec, **changes)
 
 
 class Bench:
@@ -49,10 +49,10 @@ class Bench:
         self.trt = Trt(self.api, tensors, profiles)
         self.jit_cache = tmp_path / "jit.cache"
         self.why: list[str] = []
-        self.spec = spec(cache_in_place=in_place, cache_dtype=dtype, **changes)
+        self.record = engine(cache_in_place=in_place, cache_dtype=dtype, **changes)
 
     def open(self) -> TrtDecoder:
-        return TrtDecoder(self.plan, self.spec, DECODER, self.jit_cache, self.why, trt=self.trt, cuda=Cuda(self.api))
+        return TrtDecoder(self.plan, self.record, DECODER, self.jit_cache, self.why, trt=self.trt, cuda=Cuda(self.api))
 
     def since(self, start: int) -> list[Call]:
         return self.api.calls[start:]

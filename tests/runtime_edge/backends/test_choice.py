@@ -35,14 +35,14 @@ SHAPES = [{"name": "input_ids", "min": [1, 1], "opt": [1, 1], "max": [1, 8]}]
 
 
 def engine(flavour: str, versions: str, capability: str, plan: str | None, version: str) -> dict[str, Any]:
-    recipe = {
+    spec = {
         "flavour": flavour,
         "versions": versions,
         "compute_capabilities": [capability],
         "profiles": [{"name": "decode", "inputs": SHAPES}],
     }
     plans = [{"file": plan, "version": version, "compute_capabilities": [capability]}] if plan else []
-    return {"recipe": recipe, "plans": plans}
+    return {"spec": spec, "plans": plans}
 
 
 def add_variant(
@@ -92,7 +92,7 @@ class Machine:
             raise self.build
         return self.build, True
 
-    def _open(self, plan: Path, spec: Any, decoder: Any, kernels: Path | None, why: list[str]) -> Any:
+    def _open(self, plan: Path, record: Any, decoder: Any, kernels: Path | None, why: list[str]) -> Any:
         self.opened.append((plan.name, kernels))
         if plan.name in self.opening:
             raise self.opening[plan.name]
@@ -150,10 +150,10 @@ def test_a_plan_of_another_version_or_gpu_is_never_opened(
     artifact: Path, machine: Machine, change: dict[str, str]
 ) -> None:
     add_variant(artifact, "rtx", **change)
-    if "capability" in change:  # a plan for one of the recipe's GPUs, and this is another of them
+    if "capability" in change:  # a plan for one of the spec's GPUs, and this is another of them
 
         def widen(data: dict[str, Any]) -> None:
-            data["variants"][1]["graphs"][0]["engine"]["recipe"]["compute_capabilities"] = ["8.6", "8.9"]
+            data["variants"][1]["graphs"][0]["engine"]["spec"]["compute_capabilities"] = ["8.6", "8.9"]
 
         edit(artifact, widen)
         machine.device = Device("8.9", "1.7.1.116")

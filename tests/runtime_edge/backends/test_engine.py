@@ -40,7 +40,7 @@ def test_an_empty_plan_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_plan_without_weights_is_refused_before_it_computes_with_nothing(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, recipe={"strip": True})
+    bench = Bench(tmp_path, spec={"strip": True})
     with pytest.raises(EngineError, match="expected a plan that has its weights"):
         bench.open()
     assert bench.trt.plans == []
@@ -84,8 +84,8 @@ def test_memory_that_cpu_and_gpu_share_counts_what_the_system_can_give_back(
     assert Cuda(Api(free=10**9, integrated=1)).free_memory() == 10**9
 
 
-def test_weights_are_streamed_where_the_recipe_says_so(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, recipe={"weight_streaming": True})
+def test_weights_are_streamed_where_the_spec_says_so(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, spec={"weight_streaming": True})
     bench.api.free = CACHE_BYTES + bench.trt.workspace + 600
     decoder = bench.open()
     assert decoder.engine._engine.weight_streaming_budget_v2 == 600
@@ -121,7 +121,7 @@ def test_compiled_kernels_are_kept_and_loaded(tmp_path: Path) -> None:
 
 
 def test_standard_tensorrt_has_no_kernels_to_keep(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, recipe={"flavour": "tensorrt"})
+    bench = Bench(tmp_path, spec={"flavour": "tensorrt"})
     decoder = bench.open()
     decoder.new_state().step(1)
     decoder.close()

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime_edge.backends.tensorrt import TrtDecoder, TrtEncoder
 from runtime_edge.errors import LeptonError
-from runtime_edge.manifest import CacheLayer, Encoder, Engine, InputShapes, Profile, Recipe
+from runtime_edge.manifest import CacheLayer, Encoder, Engine, EngineSpec, InputShapes, Profile
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.builder import build_plan
 from runtime_edge.tensorrt.device import Device, this_device
@@ -127,12 +127,14 @@ BATCH = (Profile(name="batch", inputs=(shapes("input_ids", [1, 1], [2, 8], [4, 1
 SPEC = tiny.decoder(VOCAB, LENGTH, (CacheLayer(kv_heads=HEADS, key_dim=DIM, value_dim=DIM),) * LAYERS)
 
 
-def built(folder: Path, model: onnx.ModelProto, profiles: tuple[Profile, ...], capability: str) -> tuple[Path, Recipe]:
-    recipe = Recipe(flavour="tensorrt-rtx", versions=">=1.4", compute_capabilities=(capability,), profiles=profiles)
+def built(
+    folder: Path, model: onnx.ModelProto, profiles: tuple[Profile, ...], capability: str
+) -> tuple[Path, EngineSpec]:
+    spec = EngineSpec(flavour="tensorrt-rtx", versions=">=1.4", compute_capabilities=(capability,), profiles=profiles)
     graph, plan = folder / "model.onnx", folder / "model.plan"
     onnx.save(model, graph)
-    plan.write_bytes(build_plan(graph, recipe).data)
-    return plan, recipe
+    plan.write_bytes(build_plan(graph, spec).data)
+    return plan, spec
 
 
 @pytest.fixture
@@ -200,9 +202,9 @@ def test_the_plan_builds_and_nothing_of_it_is_read_by_the_cpu(tmp_path: Path, dt
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_decoder_on_the_gpu_agrees_with_the_cpu(tmp_path: Path, device: Device, dtype: str, in_place: bool) -> None:
     model = decoder_model(dtype)
-    plan, recipe = built(tmp_path, model, PROFILES, device.capability)
+    plan, spec = built(tmp_path, model, PROFILES, device.capability)
     why: list[str] = []
-    engine = Engine(recipe=recipe, cache_dtype=dtype, cache_in_place=in_place)
+    engine = Engine(spec=spec, cache_dtype=dtype, cache_in_place=in_place)
     decoder = TrtDecoder(plan, engine, SPEC, tmp_path / "jit.cache", why)
     state, reference = decoder.new_state(), Reference(model, dtype)
     tolerance = 1e-3 if dtype == "float32" else 5e-2
@@ -226,9 +228,9 @@ def test_a_decoder_on_the_gpu_agrees_with_the_cpu(tmp_path: Path, device: Device
 
 def test_an_encoder_on_the_gpu_agrees_with_the_cpu(tmp_path: Path, device: Device) -> None:
     model = encoder_model()
-    plan, recipe = built(tmp_path, model, BATCH, device.capability)
+    plan, spec = built(tmp_path, model, BATCH, device.capability)
     encoder = Encoder(inputs=("input_ids",), roles=("token_ids",), output="embeddings", dim=HIDDEN, max_seq_len=16)
-    session = TrtEncoder(plan, Engine(recipe=recipe), encoder, None)
+    session = TrtEncoder(plan, Engine(spec=spec), encoder, None)
     ids = np.random.default_rng(8).integers(0, VOCAB, (6, 5))
     expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"input_ids": ids})[0]
     np.testing.assert_allclose(session.run({"input_ids": ids}), expected, rtol=0, atol=1e-5)

@@ -23,8 +23,8 @@ from tests.runtime_edge.backends.bench import (
     PRESENT,
     VOCAB,
     Bench,
+    engine,
     names,
-    spec,
 )
 from tests.runtime_edge.backends.standin import Api, Status, Tensor, Trt
 
@@ -304,7 +304,7 @@ def test_an_encoder_runs_batches_of_any_size_in_parts(tmp_path: Path) -> None:
     trt = Trt(api, tensors, [dict.fromkeys(("input_ids", "attention_mask"), (4, 16))])
     inputs, roles = ("input_ids", "attention_mask"), ("token_ids", "attention_mask")
     encoder = Encoder(inputs=inputs, roles=roles, output="embeddings", dim=6, max_seq_len=16)
-    session = TrtEncoder(plan, spec(names=("batch",)), encoder, None, trt=trt, cuda=Cuda(api))
+    session = TrtEncoder(plan, engine(names=("batch",)), encoder, None, trt=trt, cuda=Cuda(api))
     ids = np.arange(1, 31).reshape(6, 5)
     start = len(api.calls)
     rows = session.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})

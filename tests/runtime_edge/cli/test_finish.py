@@ -27,7 +27,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def orin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes this machine a Jetson, as far as `finish` sees."""
 
-    def build(graph: Path, recipe: Any, *, progress: Any, timing_cache: Any) -> BuiltPlan:
+    def build(graph: Path, spec: Any, *, progress: Any, timing_cache: Any) -> BuiltPlan:
         for done in (0, 500, 1000):
             progress("Building engine", done, 1000)
         return BuiltPlan(memoryview(bytes(2_500_000)), DEVICE_VERSION, (), 34.25, 1_500_000_000, 7)

@@ -1,4 +1,4 @@
-"""Tiny ONNX graphs and recipes for the builder, and artifacts that hold them."""
+"""Tiny ONNX graphs and engine specs for the builder, and artifacts that hold them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime_edge.manifest import InputShapes, Profile, Recipe
+from runtime_edge.manifest import EngineSpec, InputShapes, Profile
 from tests.runtime_edge import tiny
 
 WIDTH = 128
@@ -77,15 +77,15 @@ def profile(low: tuple[int, ...] = (1, WIDTH), high: tuple[int, ...] = (8, WIDTH
     return Profile(name="batch", inputs=(InputShapes(name=name, min=low, opt=low, max=high),))
 
 
-def recipe(*capabilities: str, **changes: Any) -> Recipe:
-    """A recipe for TensorRT-RTX."""
+def engine_spec(*capabilities: str, **changes: Any) -> EngineSpec:
+    """An engine's spec for TensorRT-RTX."""
     base: dict[str, Any] = {
         "flavour": "tensorrt-rtx",
         "versions": ">=1.4;<2.0",
         "compute_capabilities": capabilities or ("8.6",),
         "profiles": (profile(),),
     }
-    return Recipe(**{**base, **changes})
+    return EngineSpec(**{**base, **changes})
 
 
 def write_artifact(root: Path, **changes: Any) -> Path:
@@ -99,14 +99,14 @@ def write_artifact(root: Path, **changes: Any) -> Path:
     manifest = json.loads((root / "manifest.json").read_text())
     cpu = manifest["variants"][0]
     shapes = [{"name": name, "min": [1, 1], "opt": [1, 4], "max": [8, 5]} for name in ("input_ids", "attention_mask")]
-    own_recipe = {
+    own_spec = {
         "flavour": "tensorrt",
         "versions": ">=10.16;<11.0",
         "compute_capabilities": ["8.7"],
         "profiles": [{"name": "batch", "inputs": shapes}],
     }
-    engine = {"recipe": {**own_recipe, **changes.pop("recipe", {})}, **changes}
-    backend = engine["recipe"]["flavour"]
+    engine = {"spec": {**own_spec, **changes.pop("spec", {})}, **changes}
+    backend = engine["spec"]["flavour"]
     graphs = [{**cpu["graphs"][0], "engine": engine}]
     orin = {**cpu, "name": "jetson-orin", "target": "jetson-orin", "backend": backend, "graphs": graphs}
     manifest["variants"] = [cpu, orin]

@@ -14,7 +14,7 @@ import runtime_edge.tensorrt.callbacks
 from runtime_edge.errors import EngineError
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.builder import _FLAGS, build_plan
-from tests.runtime_edge.tensorrt.graphs import profile, recipe, saved
+from tests.runtime_edge.tensorrt.graphs import engine_spec, profile, saved
 from tests.runtime_edge.tensorrt.standin import Recorded
 
 # The variables of the builder's modules that hold objects of the API, by the class that they hold.
@@ -123,7 +123,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def standard(**changes: object) -> object:
-    return recipe("8.7", flavour="tensorrt", versions=">=10.16;<11.0", **changes)
+    return engine_spec("8.7", flavour="tensorrt", versions=">=10.16;<11.0", **changes)
 
 
 def test_order_of_calls_of_the_standard_flavour(recorded: Recorded, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import targets
 from runtime_edge.errors import EngineError, MissingDependencyError
 from runtime_edge.tensorrt import flavours
-from runtime_edge.tensorrt.recipe import check_recipe
-from tests.runtime_edge.tensorrt.graphs import recipe
+from runtime_edge.tensorrt.engine_spec import check_spec
+from tests.runtime_edge.tensorrt.graphs import engine_spec
 
 RTX = flavours.flavour("tensorrt-rtx")
 STANDARD = flavours.flavour("tensorrt")
@@ -73,7 +73,7 @@ def test_every_target_has_a_flavour_that_covers_its_versions_and_formats() -> No
         least = flavour.least_capability[target.weights]
         able = [each for each in target.compute_capabilities if flavours.in_range(each, f">={least}")]
         assert able, name
-        check_recipe(recipe(*able, flavour=target.backend), target.weights, flavour)
+        check_spec(engine_spec(*able, flavour=target.backend), target.weights, flavour)
 
 
 def test_unknown_flavour() -> None:
@@ -115,51 +115,51 @@ def test_version_that_is_not_supported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_weights_that_a_capability_cannot_do() -> None:
     with pytest.raises(EngineError, match=r"capability of 8\.0 or more for int4, found 7\.5") as caught:
-        check_recipe(recipe("7.5", "8.6"), "int4", RTX)
+        check_spec(engine_spec("7.5", "8.6"), "int4", RTX)
     assert caught.value.hint == "ask for fp16 or int8, or leave 7.5 out of the target"
     with pytest.raises(EngineError, match=r"8\.9 or more for fp8, found 8\.0 and 8\.6") as caught:
-        check_recipe(recipe("8.0", "8.6"), "fp8", RTX)
+        check_spec(engine_spec("8.0", "8.6"), "fp8", RTX)
     assert caught.value.hint == "ask for fp16, int8, fp32, bf16 or int4"
-    check_recipe(recipe("8.9", "12.0"), "fp8", RTX)
+    check_spec(engine_spec("8.9", "12.0"), "fp8", RTX)
 
 
 def test_weights_that_nobody_knows() -> None:
     with pytest.raises(EngineError, match=r"weights to be one of .* found 'int3'"):
-        check_recipe(recipe(), "int3", RTX)
+        check_spec(engine_spec(), "int3", RTX)
 
 
 def test_capabilities_that_a_flavour_cannot_name() -> None:
     with pytest.raises(EngineError, match=r"found 8\.7") as caught:
-        check_recipe(recipe("8.6", "8.7"), "fp16", RTX)
+        check_spec(engine_spec("8.6", "8.7"), "fp16", RTX)
     assert "jetson-orin" in str(caught.value.hint)
     with pytest.raises(EngineError, match="at least one compute capability"):
-        check_recipe(recipe(compute_capabilities=()), "fp16", RTX)
-    check_recipe(recipe("8.7", flavour="tensorrt"), "fp16", STANDARD)
+        check_spec(engine_spec(compute_capabilities=()), "fp16", RTX)
+    check_spec(engine_spec("8.7", flavour="tensorrt"), "fp16", STANDARD)
 
 
 def test_block_sizes() -> None:
-    check_recipe(recipe(), "int4", RTX, block_size=32)
-    check_recipe(recipe(), "int8", STANDARD, block_size=32)  # only int4 has blocks
+    check_spec(engine_spec(), "int4", RTX, block_size=32)
+    check_spec(engine_spec(), "int8", STANDARD, block_size=32)  # only int4 has blocks
     with pytest.raises(EngineError, match="blocks of 64 and 128, found 32") as caught:
-        check_recipe(recipe("8.7", flavour="tensorrt"), "int4", STANDARD, block_size=32)
+        check_spec(engine_spec("8.7", flavour="tensorrt"), "int4", STANDARD, block_size=32)
     assert caught.value.hint == "quantize with `--block-size 64`"
 
 
 def test_formats_of_sparse_weights() -> None:
     for scheme in ("fp16", "int8"):
-        check_recipe(recipe(sparse_weights=True), scheme, RTX)
-        check_recipe(recipe("8.7", flavour="tensorrt", sparse_weights=True), scheme, STANDARD)
+        check_spec(engine_spec(sparse_weights=True), scheme, RTX)
+        check_spec(engine_spec("8.7", flavour="tensorrt", sparse_weights=True), scheme, STANDARD)
     with pytest.raises(EngineError, match="expected 2:4 weights to be one of fp16 and int8, found int4") as caught:
-        check_recipe(recipe(sparse_weights=True), "int4", RTX)
+        check_spec(engine_spec(sparse_weights=True), "int4", RTX)
     assert caught.value.hint == "ask for fp16 or int8"
 
 
 def test_what_needs_a_gpu() -> None:
-    check_recipe(recipe(), "fp16", RTX, has_gpu=False)
-    check_recipe(recipe(refit=True), "fp16", RTX, has_gpu=True)
+    check_spec(engine_spec(), "fp16", RTX, has_gpu=False)
+    check_spec(engine_spec(refit=True), "fp16", RTX, has_gpu=True)
     for changes in ({"refit": True}, {"strip": True}):
         with pytest.raises(EngineError, match="can be refitted or has no weights, found none"):
-            check_recipe(recipe(**changes), "fp16", RTX, has_gpu=False)
+            check_spec(engine_spec(**changes), "fp16", RTX, has_gpu=False)
     with pytest.raises(EngineError, match="expected a GPU") as caught:
-        check_recipe(recipe("8.7", flavour="tensorrt"), "fp16", STANDARD, has_gpu=False)
+        check_spec(engine_spec("8.7", flavour="tensorrt"), "fp16", STANDARD, has_gpu=False)
     assert "lepton-edge finish" in str(caught.value.hint)

@@ -28,14 +28,25 @@ def test_whether_weights_are_sparse_is_yes_or_no_and_no_where_nothing_is_said(tm
     root = write_artifact(tmp_path / "model.lepton")
     path = root / "manifest.json"
     fields = json.loads(path.read_text())
-    recipe = fields["variants"][1]["graphs"][0]["engine"]["recipe"]
-    assert "sparse_weights" not in recipe
+    spec = fields["variants"][1]["graphs"][0]["engine"]["spec"]
+    assert "sparse_weights" not in spec
     for said, wanted in ((None, False), (False, False), (True, True), ("2:4", None), (1, None)):
-        recipe |= {} if said is None else {"sparse_weights": said}
+        spec |= {} if said is None else {"sparse_weights": said}
         path.write_text(json.dumps(fields))
         if wanted is None:
             with pytest.raises(ArtifactError, match="sparse_weights"):
                 read_manifest(root)
             continue
         engines = [variant.engine for variant in read_manifest(root).variants if variant.engine is not None]
-        assert [engine.recipe.sparse_weights for engine in engines] == [wanted]
+        assert [engine.spec.sparse_weights for engine in engines] == [wanted]
+
+
+def test_an_engine_has_a_spec_and_no_other_field_for_it(tmp_path: Path) -> None:
+    root = write_artifact(tmp_path / "model.lepton")
+    path = root / "manifest.json"
+    fields = json.loads(path.read_text())
+    engine = fields["variants"][1]["graphs"][0]["engine"]
+    engine["recipe"] = engine.pop("spec")
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ArtifactError, match="unknown field"):
+        read_manifest(root)

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from runtime_edge.errors import ArtifactError, EngineError, MissingDependencyError
-from runtime_edge.manifest import Recipe
+from runtime_edge.manifest import EngineSpec
 from runtime_edge.tensorrt import cache as caches
 from runtime_edge.tensorrt import device as devices
 from runtime_edge.tensorrt.builder import BuiltPlan
@@ -33,10 +33,10 @@ class Fake:
 
     def __init__(self, content: bytes = b"plan", version: str = DEVICE_VERSION) -> None:
         self.content, self.version = content, version
-        self.builds: list[tuple[Path, Recipe, Path | None]] = []
+        self.builds: list[tuple[Path, EngineSpec, Path | None]] = []
 
-    def __call__(self, graph: Path, recipe: Recipe, *, progress: Any, timing_cache: Path | None) -> BuiltPlan:
-        self.builds.append((graph, recipe, timing_cache))
+    def __call__(self, graph: Path, spec: EngineSpec, *, progress: Any, timing_cache: Path | None) -> BuiltPlan:
+        self.builds.append((graph, spec, timing_cache))
         if progress is not None:
             progress("building", 1000, 1000)
         return BuiltPlan(memoryview(self.content), self.version, (), 1.5, 2**30, 7)
@@ -64,16 +64,16 @@ def test_builds_once_and_finds_it_again(root: Path, cache: Path) -> None:
     fake = Fake(b"the plan")
     first = finished(root, cache, fake)
     assert (first.variant, first.built, first.device) == ("jetson-orin", True, ORIN)
-    ((graph, recipe, times),) = fake.builds
+    ((graph, spec, times),) = fake.builds
     assert graph == root / "cpu.onnx"
-    assert recipe.compute_capabilities == ("8.7",)
+    assert spec.compute_capabilities == ("8.7",)
     assert times == cache / "times" / f"{DEVICE_VERSION}-8.7.cache"
     assert first.plan.path.read_bytes() == b"the plan"
     record = json.loads(first.plan.path.with_suffix(".json").read_text())
     assert record["sha256"] == hashlib.sha256(b"the plan").hexdigest() == first.plan.sha256
     assert (record["size"], record["version"], record["compute_capability"]) == (8, DEVICE_VERSION, "8.7")
     assert (record["seconds"], record["peak_memory"], record["layers"]) == (1.5, 2**30, 7)
-    assert msgspec.convert(record["recipe"], Recipe) == recipe
+    assert msgspec.convert(record["spec"], EngineSpec) == spec
     second = finished(root, cache, fake)
     assert (second.built, second.plan) == (False, first.plan)
     assert len(fake.builds) == 1
@@ -96,7 +96,7 @@ def test_the_cache_is_this_users_alone(root: Path, cache: Path) -> None:
     "other", [Device("8.7", "10.16.1.12"), Device("8.7", "10.17.0"), Device("8.9", DEVICE_VERSION)], ids=str
 )
 def test_a_plan_of_another_version_or_capability_is_not_found(root: Path, cache: Path, other: Device) -> None:
-    write_artifact(root, recipe={"compute_capabilities": ["8.7", "8.9"]})
+    write_artifact(root, spec={"compute_capabilities": ["8.7", "8.9"]})
     finished(root, cache)
     manifest = verify(root)
     variant = manifest.variants[1]
@@ -118,16 +118,16 @@ def test_a_renamed_plan_of_another_key_is_refused(root: Path, cache: Path) -> No
     assert "lepton-edge finish" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("change", ["recipe", "blob"])
+@pytest.mark.parametrize("change", ["spec", "blob"])
 def test_the_key_holds_what_decides_the_plan(root: Path, change: str) -> None:
     manifest = verify(root)
     variant = manifest.variants[1]
     before = plan_key(manifest, variant, ORIN)
     assert before == plan_key(manifest, variant, ORIN)
-    if change == "recipe":
+    if change == "spec":
         assert variant.engine is not None
         engine = msgspec.structs.replace(
-            variant.engine, recipe=msgspec.structs.replace(variant.engine.recipe, workspace_mb=1)
+            variant.engine, spec=msgspec.structs.replace(variant.engine.spec, workspace_mb=1)
         )
         variant = msgspec.structs.replace(variant, graphs=(msgspec.structs.replace(variant.main, engine=engine),))
     else:
@@ -256,14 +256,14 @@ def test_a_machine_without_tensorrt_or_driver(root: Path, cache: Path, monkeypat
 
 
 def test_rtx_is_finished_for_the_machines_own_gpu(root: Path, cache: Path) -> None:
-    recipe = {"flavour": "tensorrt-rtx", "versions": ">=1.4;<2.0", "compute_capabilities": ["8.6", "8.9"]}
-    write_artifact(root, recipe=recipe)
+    spec = {"flavour": "tensorrt-rtx", "versions": ">=1.4;<2.0", "compute_capabilities": ["8.6", "8.9"]}
+    write_artifact(root, spec=spec)
     fake = Fake(version="1.7.1.116")
     done = finished(root, cache, fake, Device("8.9", "1.7.1.116"))
     ((_, built, times),) = fake.builds
     assert (built.compute_capabilities, times) == (("8.9",), None)
     assert done.plan.record is not None
-    assert done.plan.record.recipe.compute_capabilities == ("8.6", "8.9")  # the artifact's, which the key holds
+    assert done.plan.record.spec.compute_capabilities == ("8.6", "8.9")  # the artifact's, which the key holds
 
 
 def test_a_builder_of_another_version_is_refused(root: Path, cache: Path) -> None:
@@ -320,7 +320,7 @@ from runtime_edge.tensorrt.plans import finish
 
 root, cache, notes, seconds = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
 
-def build(graph, recipe, *, progress, timing_cache):
+def build(graph, spec, *, progress, timing_cache):
     with notes.open("a") as file:
         file.write("began\\n")
     time.sleep(seconds)

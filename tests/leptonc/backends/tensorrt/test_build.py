@@ -72,7 +72,7 @@ def test_decoders(tmp_path: Path, name: str, target: str) -> None:
     engine = result.manifest.variants[0].engine
     assert engine is not None
     assert (engine.cache_in_place, engine.cache_dtype, engine.plans) == (target == JETPACK_7, "float16", ())
-    assert [profile.name for profile in engine.recipe.profiles] == ["prefill", "decode"]
+    assert [profile.name for profile in engine.spec.profiles] == ["prefill", "decode"]
     if HAS_RTX:
         rehearsal = report_of(result)["rehearsal"]
         assert rehearsal["done"], rehearsal
@@ -234,8 +234,8 @@ def test_a_family_s_capability_that_cannot_run_the_scheme_is_left_out_and_told(t
     result = built(tmp_path, "tiny-llama", "rtx", "int4", check=False)
     engine = result.manifest.variants[0].engine
     assert engine is not None
-    assert "7.5" not in engine.recipe.compute_capabilities
-    assert "8.6" in engine.recipe.compute_capabilities
+    assert "7.5" not in engine.spec.compute_capabilities
+    assert "8.6" in engine.spec.compute_capabilities
     assert report_of(result, "rtx")["left_out"] == "compute capabilities 7.5: they cannot run int4 weights"
 
 
@@ -294,7 +294,7 @@ def test_the_preflight_of_a_build(tmp_path: Path) -> None:
 
 
 def test_two_builds_give_the_same_graph(tmp_path: Path) -> None:
-    """And the same blobs and recipe; a plan is no function of them alone."""
+    """And the same blobs and spec; a plan is no function of them alone."""
     both = []
     for name in ("a", "b"):
         options = BuildOptions("sample:tiny-gemma3", (JETPACK_6, JETPACK_7), tmp_path / name, "int4", check=False)
