@@ -61,14 +61,14 @@ class Weight(Record, frozen=True, kw_only=True):
 
     def parts(self) -> list[tuple[Part, int]]:
         """Every part with its bytes."""
-        found = [
+        sized = [
             (self.codes, self.rows * self.blocks * self.block_size * self.bits // 8),
             (self.scales, self.rows * self.blocks * 2),
             (self.steps, self.rows * 4),
             (self.zeros, self.rows * -(-self.blocks * self.bits // 8)),
             (self.inputs, self.columns * 2),
         ]
-        return [(part, size) for part, size in found if part is not None]
+        return [(part, size) for part, size in sized if part is not None]
 
 
 class Derived(Record, frozen=True, kw_only=True):
@@ -92,11 +92,11 @@ def read(path: Path, name: str, sizes: Mapping[str, int]) -> Derived:
     if len(data) > MAX_BYTES:
         raise ArtifactError(f"{name}: expected at most {MAX_BYTES} bytes, found more")
     try:
-        found = msgspec.json.decode(data, type=Derived)
+        derived = msgspec.json.decode(data, type=Derived)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{name}: expected a list of weights as JSON, found: {error}") from error
     names, codes = set(), 0
-    for weight in found.weights:
+    for weight in derived.weights:
         codes += weight.rows * weight.blocks * weight.block_size * weight.bits // 8
         if weight.name in names:
             raise ArtifactError(f"{name}: expected each weight once, found {weight.name!r} twice")
@@ -122,7 +122,7 @@ def read(path: Path, name: str, sizes: Mapping[str, int]) -> Derived:
             f"are made of, found codes of {codes}",
             hint="it was not made by this toolchain, or was changed: build it again with `leptonc build`",
         )
-    return found
+    return derived
 
 
 def make(path: Path, threads: int, use: Callable[[str, NDArray[np.int8]], None]) -> None:
@@ -137,8 +137,8 @@ def make(path: Path, threads: int, use: Callable[[str, NDArray[np.int8]], None])
         ArtifactError: A file was changed or removed since it was verified.
     """
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Derived)
-        by_size = sorted(found.weights, key=lambda weight: weight.rows * weight.columns)
+        derived = msgspec.json.decode(path.read_bytes(), type=Derived)
+        by_size = sorted(derived.weights, key=lambda weight: weight.rows * weight.columns)
         in_threads(by_size, lambda weight: use(weight.name, integers(path.parent, weight)), threads)
     except (OSError, msgspec.DecodeError) as error:
         raise ArtifactError(f"{path.name}: expected weights that were verified, found: {error}") from error
@@ -162,7 +162,7 @@ def integers(root: Path, weight: Weight) -> NDArray[np.int8]:
         zeros = stored(weight.zeros, np.uint8, rows, -(-blocks * bits // 8))
         offsets = ratios * _unpacked(zeros, bits, np.empty((rows, zeros.shape[1] * 8 // bits), np.uint8))[:, :blocks]
     factors = None if weight.inputs is None else stored(weight.inputs, np.float16, weight.columns).astype(np.float32)
-    found = np.empty((weight.columns, rows), np.int8)
+    paired = np.empty((weight.columns, rows), np.int8)
     unpacked = np.empty((_ROWS, blocks, weight.block_size), np.uint8)
     exact = np.empty(unpacked.shape, np.float32)
     for at in range(0, rows, _ROWS):
@@ -177,8 +177,8 @@ def integers(root: Path, weight: Weight) -> NDArray[np.int8]:
         np.rint(signed, out=signed)
         np.clip(signed, -TOP, TOP, out=signed)
         pair(signed)
-        found[:, here] = signed.T
-    return found
+        paired[:, here] = signed.T
+    return paired
 
 
 def pair(codes: NDArray[np.float32]) -> None:

@@ -103,13 +103,13 @@ class Detokenizer:
 
 
 def _last_visible(token_ids: Sequence[int], special_ids: frozenset[int], count: int) -> list[int]:
-    found: list[int] = []
+    visible: list[int] = []
     for token_id in reversed(token_ids):
-        if len(found) == count:
+        if len(visible) == count:
             break
         if token_id not in special_ids:
-            found.append(token_id)
-    return found[::-1]
+            visible.append(token_id)
+    return visible[::-1]
 
 
 class _Replacement:

@@ -91,15 +91,16 @@ def upgraded(data: bytes) -> dict[str, Any]:
         msgspec.DecodeError: It is not JSON, or breaks the schema of its time.
         ArtifactError: It contradicts itself.
     """
-    said = msgspec.json.decode(data, type=_Manifest)
-    room(said.task)  # whose error says which there are
-    generates = said.task not in names.ROWS
+    manifest = msgspec.json.decode(data, type=_Manifest)
+    room(manifest.task)  # whose error says which there are
+    generates = manifest.task not in names.ROWS
     field = "decoder" if generates else "encoder"
-    require(getattr(said, field) is not None, f"task {said.task}: expected `{field}`, found none")
-    part, settings = _decoder(said.decoder) if generates and said.decoder is not None else _encoder(said)
+    require(getattr(manifest, field) is not None, f"task {manifest.task}: expected `{field}`, found none")
+    part, settings = _decoder(manifest.decoder) if generates and manifest.decoder is not None else _encoder(manifest)
     added = (_LAST,) if generates else ()
-    fields = {name: getattr(said, name) for name in said.__struct_fields__ if name not in ("decoder", "encoder")}
-    variants = [_variant(variant, part.name, added) for variant in said.variants]
+    kept = (name for name in manifest.__struct_fields__ if name not in ("decoder", "encoder"))
+    fields = {name: getattr(manifest, name) for name in kept}
+    variants = [_variant(variant, part.name, added) for variant in manifest.variants]
     return {**fields, "variants": variants, "parts": [msgspec.to_builtins(part)], "settings": settings}
 
 
@@ -107,19 +108,19 @@ def upgraded(data: bytes) -> dict[str, Any]:
 _LAST = Port(name="logits_to_keep", role=LAST_POSITIONS, dtype="int64", dims=(1,))
 
 
-def _decoder(said: _Decoder) -> tuple[Part, dict[str, Any]]:
+def _decoder(decoder: _Decoder) -> tuple[Part, dict[str, Any]]:
     states = [
-        names.key_value_state(i, layer.kv_heads, (layer.key_dim, layer.value_dim), said.cache_dtype, layer.window)
-        for i, layer in enumerate(said.cache)
+        names.key_value_state(i, layer.kv_heads, (layer.key_dim, layer.value_dim), decoder.cache_dtype, layer.window)
+        for i, layer in enumerate(decoder.cache)
     ]
-    logits = msgspec.structs.replace(names.LOGITS, dims=(*names.TEXT, said.vocab_size))
+    logits = msgspec.structs.replace(names.LOGITS, dims=(*names.TEXT, decoder.vocab_size))
     inputs = (names.TOKEN_IDS, names.PAST_LENGTH)
     part = Part(name=names.DECODER, inputs=inputs, outputs=(logits,), states=tuple(states))
-    return part, {"max_seq_len": said.max_seq_len, "keeps_none": said.keeps_none}
+    return part, {"max_seq_len": decoder.max_seq_len, "keeps_none": decoder.keeps_none}
 
 
-def _encoder(said: _Manifest) -> tuple[Part, dict[str, Any]]:
-    record, row = msgspec.convert(said.encoder, _Encoder), names.ROWS[said.task]
+def _encoder(manifest: _Manifest) -> tuple[Part, dict[str, Any]]:
+    record, row = msgspec.convert(manifest.encoder, _Encoder), names.ROWS[manifest.task]
     unknown = [name for name in record.inputs if name not in names.ENCODER_INPUTS]
     known = ", ".join(names.ENCODER_INPUTS)
     require(not unknown, f"encoder.inputs: expected some of {known}, found {list(record.inputs)}")
@@ -129,29 +130,29 @@ def _encoder(said: _Manifest) -> tuple[Part, dict[str, Any]]:
         name=names.ENCODER, inputs=tuple(names.ENCODER_INPUTS[name] for name in record.inputs), outputs=(output,)
     )
     became = ("inputs", "output", "dim")
-    return part, {name: value for name, value in (said.encoder or {}).items() if name not in became}
+    return part, {name: value for name, value in (manifest.encoder or {}).items() if name not in became}
 
 
-def _engine(said: _Engine | None) -> dict[str, Any] | None:
-    if said is None:
+def _engine(engine: _Engine | None) -> dict[str, Any] | None:
+    if engine is None:
         return None
     fields = ("cache_dtype", "cache_in_place", "plans")
-    return {"spec": said.recipe, **{name: getattr(said, name) for name in fields}}
+    return {"spec": engine.recipe, **{name: getattr(engine, name) for name in fields}}
 
 
-def _variant(said: _Variant, part: str, added: tuple[Port, ...]) -> dict[str, Any]:
-    shared = {"part": part, "blobs": said.blobs}
-    first = {**shared, "file": said.graph, "activations": said.activations, "engine": _engine(said.engine)}
-    if said.engine is None:
+def _variant(variant: _Variant, part: str, added: tuple[Port, ...]) -> dict[str, Any]:
+    shared: dict[str, Any] = {"part": part, "blobs": variant.blobs}
+    first = {**shared, "file": variant.graph, "activations": variant.activations, "engine": _engine(variant.engine)}
+    if variant.engine is None:
         first["added"] = added
     second = {
-        **shared, "file": said.prefill, "purpose": "prompts", "activations": "int8", "derived": said.derived,
+        **shared, "file": variant.prefill, "purpose": "prompts", "activations": "int8", "derived": variant.derived,
         "added": added,
     }  # fmt: skip
     require(
-        said.derived is None or said.prefill is not None,
-        f"variant {said.name!r}: derived: expected it beside a graph for prefill, found none",
+        variant.derived is None or variant.prefill is not None,
+        f"variant {variant.name!r}: derived: expected it beside a graph for prefill, found none",
     )
-    graphs = [first] if said.prefill is None else [first, second]
-    fields = {name: getattr(said, name) for name in ("name", "target", "backend", "weights")}
+    graphs = [first] if variant.prefill is None else [first, second]
+    fields = {name: getattr(variant, name) for name in ("name", "target", "backend", "weights")}
     return {**fields, "graphs": msgspec.to_builtins(graphs)}

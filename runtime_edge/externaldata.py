@@ -146,5 +146,5 @@ class _Walker:
             yield ExternalData(location, numbers["offset"], numbers["length"])
         keys = [key for key, _ in entries]
         if len(set(keys)) != len(keys) or not locations:
-            found = ", ".join(map(repr, keys[:9])) or "none"
-            raise self.wire.fault("external data with a location, and each key once", found)
+            listed = ", ".join(map(repr, keys[:9])) or "none"
+            raise self.wire.fault("external data with a location, and each key once", listed)

@@ -53,12 +53,12 @@ def load(
         RequestError: `threads`, `backend` or `conversations` cannot be served.
     """
     root = Path(path)
-    found = listing(root)
+    sizes = listing(root)
     # Neither hashing nor preparing a session's weights holds the interpreter: the manifest's reader and the backend are
     # imported during the first, the tokenizer and the tasks during the second. They stand here for that, and so that
     # importing runtime_edge stays cheap.
-    with start_hashing(root, found) as hashes:
-        manifest = check_listing(root, found)
+    with start_hashing(root, sizes) as hashes:
+        manifest = check_listing(root, sizes)
         has_choice = _has_choice(manifest, backend)
         variant = choose_variant(manifest, backend)
         if not has_choice:
@@ -150,7 +150,7 @@ def choose_variant(manifest: Manifest, backend: str | None = None) -> Variant:
     for variant in manifest.variants:
         if variant.backend in wanted and all(variant.graph(part.name) is not None for part in manifest.parts):
             return variant
-    found = ", ".join(f"{variant.name} ({variant.backend})" for variant in manifest.variants)
-    message = f"variants: expected one for {', '.join(wanted)}, found {found}"
+    variants = ", ".join(f"{variant.name} ({variant.backend})" for variant in manifest.variants)
+    message = f"variants: expected one for {', '.join(wanted)}, found {variants}"
     hint = "build the artifact for this machine with `leptonc build --target`"
     raise ArtifactError(message, hint=hint) if backend is None else RequestError(message, hint=hint)

@@ -157,10 +157,10 @@ class Variant(Record, frozen=True, kw_only=True):
     @property
     def references(self) -> list[tuple[str, str]]:
         """All files that are this variant's: the field that names each, and its path."""
-        found = [("graphs", graph.file) for graph in self.graphs] + [("blobs", blob) for blob in self.blobs]
-        found += [("derived", graph.derived) for graph in self.graphs if graph.derived is not None]
+        files = [("graphs", graph.file) for graph in self.graphs] + [("blobs", blob) for blob in self.blobs]
+        files += [("derived", graph.derived) for graph in self.graphs if graph.derived is not None]
         engines = [graph.engine for graph in self.graphs if graph.engine is not None]
-        return found + [("plans", plan.file) for engine in engines for plan in engine.plans]
+        return files + [("plans", plan.file) for engine in engines for plan in engine.plans]
 
 
 class PassRecord(Record, frozen=True, kw_only=True):

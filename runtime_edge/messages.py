@@ -263,13 +263,13 @@ def _mappings(name: str, values: Any, copy: _Copy) -> list[dict[str, Any]] | Non
         return None
     if (given := listed(values)) is None:
         raise RequestError(f"{name}: expected a list of dicts, found {type(values).__name__}")
-    found = []
+    mappings = []
     for index, value in enumerate(given):
         if not isinstance(value, Mapping):
             hint = "transformers.utils.get_json_schema(function) makes one" if callable(value) else None
             raise RequestError(f"{name}[{index}]: expected a dict, found {type(value).__name__}", hint=hint)
-        found.append(copy(f"{name}[{index}]", value))
-    return found
+        mappings.append(copy(f"{name}[{index}]", value))
+    return mappings
 
 
 class _Copy:
@@ -308,13 +308,13 @@ class _Copy:
                 f"{where}: expected plain data for a chat template (dict, list, text, number, bool or None), found "
                 f"{type(value).__name__}"
             )
-        found = {}
+        mapping = {}
         for key, item in value.items():
             if not isinstance(key, str):
                 raise RequestError(f"{where}: expected keys that are text, found {type(key).__name__}")
             name = _text(where, key)
-            found[name] = self(f"{where}.{name[:80]}", item, depth + 1)
-        return found
+            mapping[name] = self(f"{where}.{name[:80]}", item, depth + 1)
+        return mapping
 
 
 def _fields(value: Any) -> Any:

@@ -101,11 +101,11 @@ def token_ids(name: str, values: Iterable[Any], vocab_size: int) -> list[int]:
     """Checks token ids against the vocabulary."""
     if (given := listed(values)) is None:
         raise RequestError(f"{name}: expected token ids in a list, found {_name(values)}")
-    found = [integer(name, value, 0) for value in given]
-    worst = max(found, default=0)
+    ids = [integer(name, value, 0) for value in given]
+    worst = max(ids, default=0)
     if worst >= vocab_size:
         raise RequestError(f"{name}: expected token ids below {vocab_size} (vocab_size), found {_short(worst)}")
-    return found
+    return ids
 
 
 def drafts(value: Any) -> int:

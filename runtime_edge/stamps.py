@@ -29,9 +29,9 @@ class Stamp(NamedTuple):
     changed: int
 
     @staticmethod
-    def of(found: os.stat_result) -> Stamp:
+    def of(status: os.stat_result) -> Stamp:
         """The stamp of what `os.stat` returned."""
-        return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def kind(mode: int) -> str:
@@ -53,11 +53,11 @@ def open_regular(path: str | os.PathLike[str], name: str) -> tuple[int, Stamp]:
         if isinstance(error, OSError) and error.errno == errno.ELOOP:  # what O_NOFOLLOW answers
             reason = "a link"
         raise ArtifactError(f"{name}: expected a readable file, found: {reason}") from error
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
-        raise ArtifactError(f"{name}: expected a regular file, found {kind(found.st_mode)}")
-    return handle, Stamp.of(found)
+        raise ArtifactError(f"{name}: expected a regular file, found {kind(status.st_mode)}")
+    return handle, Stamp.of(status)
 
 
 def read_regular(path: str | os.PathLike[str], name: str, most: int) -> bytes:
@@ -86,12 +86,12 @@ def check_same(root: Path, stamps: Mapping[str, Stamp]) -> None:
     """
     for path, stamp in stamps.items():
         try:
-            found = Stamp.of(os.lstat(root / path))
+            current = Stamp.of(os.lstat(root / path))
         except OSError as error:
             raise ArtifactError(
                 f"{path}: expected the file that was verified, found: {error.strerror}", hint=_AGAIN
             ) from error
-        if found != stamp:
+        if current != stamp:
             raise ArtifactError(
                 f"{path}: expected the file that was verified, found it exchanged or changed while it was opened",
                 hint=_AGAIN,
@@ -116,11 +116,11 @@ class Watched:
         """Takes 2 us a file (raises `ArtifactError`)."""
         for place, path, stamp in self._files:
             try:
-                found = os.lstat(place)
+                status = os.lstat(place)
             except OSError:
                 continue
-            is_same = (found.st_dev, found.st_ino) == (stamp.device, stamp.inode)
-            if is_same and (found.st_size, found.st_mtime_ns) != (stamp.size, stamp.written):
+            is_same = (status.st_dev, status.st_ino) == (stamp.device, stamp.inode)
+            if is_same and (status.st_size, status.st_mtime_ns) != (stamp.size, stamp.written):
                 raise ArtifactError(
                     f"{path}: expected the file as it was when the model was opened, found it changed", hint=_AGAIN
                 )

@@ -68,7 +68,7 @@ class TextCodec:
         """
         if isinstance(prompt, str):
             _refuse(options, "text")
-            found = self.encode(prompt)
+            ids = self.encode(prompt)
         elif isinstance(prompt, Set) or (given := listed(prompt)) is None:  # a set has no order
             raise RequestError(f"{name}: expected text, token ids or a list of messages, found {type(prompt).__name__}")
         else:
@@ -77,9 +77,9 @@ class TextCodec:
                 _refuse(options, "token ids")
                 return check.token_ids(name, values, vocab_size)
             # The template writes the special tokens itself.
-            found = self.encode(self.render(values, options, answer=answer), add_special_tokens=False)
-        self.check_rows(name, found)
-        return check.token_ids(name, found, vocab_size)
+            ids = self.encode(self.render(values, options, answer=answer), add_special_tokens=False)
+        self.check_rows(name, ids)
+        return check.token_ids(name, ids, vocab_size)
 
     def check_rows(self, name: str, token_ids: Sequence[int]) -> None:
         """Refuses tokens of a text that the tokenizer has and the model has not (raises `RequestError`)."""

@@ -127,8 +127,8 @@ class BoundedTokenizer:
             for text in item if isinstance(item, tuple) else (item,):
                 self._check(text)
         with failures(RequestError, "texts: expected some that the tokenizer can cut into tokens", hint=None):
-            found: list[Any] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-            return found
+            encodings: list[Any] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+            return encodings
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids that the tokenizer does not have are left out (raises `ArtifactError`)."""
@@ -157,18 +157,18 @@ class BoundedTokenizer:
 
     def get_added_tokens_decoder(self) -> dict[int, Any]:
         """The added tokens by id."""
-        found: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
-        return found
+        tokens: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+        return tokens
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, or None."""
-        found: int | None = self._tokenizer.token_to_id(token)
-        return found
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
 
     def id_to_token(self, token_id: int) -> str | None:
         """The token of an id, or None."""
-        found: str | None = self._tokenizer.id_to_token(token_id)
-        return found
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        return token
 
     def get_vocab_size(self, with_added_tokens: bool = True) -> int:
         """Number of tokens."""

@@ -116,9 +116,9 @@ def bounded(data: bytes) -> Bounded:
     return Bounded(b"{" + b",".join(fields) + b"}", max(room // growth, 1))
 
 
-def _at_most(what: str, found: int, limit: int) -> None:
-    if found > limit:
-        raise BoundError(f"expected at most {limit:,} {what}, found {found:,}")
+def _at_most(what: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise BoundError(f"expected at most {limit:,} {what}, found {count:,}")
 
 
 def _parsed(name: str, raw: msgspec.Raw) -> Any:

@@ -83,16 +83,16 @@ class _Reader:
     def alternatives(self, depth: int) -> _Node:
         if depth > MAX_DEPTH:
             raise ExpressionError(f"expected groups at most {MAX_DEPTH} deep, found more")
-        found = [self._sequence(depth)]
+        branches = [self._sequence(depth)]
         while self._take("|"):
-            found.append(self._sequence(depth))
+            branches.append(self._sequence(depth))
         return _Node(
-            width=min(node.width for node in found),
-            several=len(found) > 1 or found[0].several,
-            loops=max(node.loops for node in found),
-            undone=max(node.undone for node in found),
-            copies=max(node.copies for node in found),
-            bits=max(node.bits for node in found) + math.log2(len(found)),
+            width=min(node.width for node in branches),
+            several=len(branches) > 1 or branches[0].several,
+            loops=max(node.loops for node in branches),
+            undone=max(node.undone for node in branches),
+            copies=max(node.copies for node in branches),
+            bits=max(node.bits for node in branches) + math.log2(len(branches)),
         )
 
     def _sequence(self, depth: int) -> _Node:
@@ -213,13 +213,13 @@ class _Reader:
         return _Node(width=1), True
 
     def _group(self, depth: int) -> tuple[_Node, bool]:
-        looks = False
+        is_lookaround = False
         if self._take("?"):
             if self._take("#"):
                 end = self.text.find(")", self.at)
                 self.at = len(self.text) if end < 0 else end
             elif any(self._take(mark) for mark in ("=", "!", "<=", "<!")):
-                looks = True
+                is_lookaround = True
             elif self._take("<"):  # a name
                 self.at = max(self.text.find(">", self.at), self.at) + 1
             elif not (self._take(":") or self._take(">")):
@@ -235,7 +235,7 @@ class _Reader:
         node = self.alternatives(depth + 1)
         if not self._take(")"):
             raise ExpressionError("expected balanced brackets, found one that is not closed")
-        if looks:  # what it matched is not undone, and has no width
+        if is_lookaround:  # what it matched is not undone, and has no width
             return _Node(undone=node.undone, copies=node.copies), True
         return node, node.width > 0
 

@@ -38,32 +38,32 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
         ArtifactError: Any other of the above; the message names the file.
     """
     root = Path(path)
-    found = listing(root)
-    with start_hashing(root, found) as hashes:
-        manifest = check_listing(root, found)
+    sizes = listing(root)
+    with start_hashing(root, sizes) as hashes:
+        manifest = check_listing(root, sizes)
         check_contents(root, manifest, hashes)
     return manifest
 
 
-def start_hashing(root: Path, found: Mapping[str, int]) -> Hashes:
-    """Starts hashing every file but the manifest; `found` as `listing` returns it."""
-    return Hashes(root, {path: size for path, size in found.items() if path != MANIFEST_NAME})
+def start_hashing(root: Path, sizes: Mapping[str, int]) -> Hashes:
+    """Starts hashing every file but the manifest; `sizes` as `listing` returns them."""
+    return Hashes(root, {path: size for path, size in sizes.items() if path != MANIFEST_NAME})
 
 
-def check_listing(root: Path, found: Mapping[str, int]) -> Manifest:
+def check_listing(root: Path, sizes: Mapping[str, int]) -> Manifest:
     """The first half of `verify`, which opens the manifest alone: its schema, and which files there are."""
     manifest = read_manifest(root)
     for file in manifest.files:
         _check_path(file.path)
     for file in manifest.files:
-        if file.path not in found:
+        if file.path not in sizes:
             raise ArtifactError(f"{file.path}: expected a file of {file.size} bytes, found none", hint=_REBUILD)
-        if found[file.path] != file.size:
+        if sizes[file.path] != file.size:
             raise ArtifactError(
-                f"{file.path}: expected {file.size} bytes, found {found[file.path]}",
+                f"{file.path}: expected {file.size} bytes, found {sizes[file.path]}",
                 hint=_REBUILD,
             )
-    unlisted = sorted(found.keys() - {MANIFEST_NAME, *(file.path for file in manifest.files)})
+    unlisted = sorted(sizes.keys() - {MANIFEST_NAME, *(file.path for file in manifest.files)})
     if unlisted:
         raise ArtifactError(
             f"{unlisted[0]}: expected only files that {MANIFEST_NAME} lists, found {len(unlisted)} more",
@@ -77,11 +77,11 @@ def check_contents(root: Path, manifest: Manifest, hashes: Hashes) -> None:
     from runtime_edge.externaldata import external_data  # imported while hashes are still being computed
     from runtime_edge.graph import check_graph
 
-    found = hashes.results()
+    digests = hashes.results()
     for file in manifest.files:
-        if found[file.path] != file.sha256:
+        if digests[file.path] != file.sha256:
             raise ArtifactError(
-                f"{file.path}: expected sha256 {file.sha256}, found {found[file.path]}",
+                f"{file.path}: expected sha256 {file.sha256}, found {digests[file.path]}",
                 hint=_REBUILD,
             )
     for variant in manifest.variants:
@@ -141,7 +141,7 @@ def _check_path(path: str) -> None:
 
 def _blobs(manifest: Manifest, variant: Variant, file: str) -> dict[str, int]:
     """Bytes of each blob of a variant, by its path from the folder of a file."""
-    sizes = {each.path: each.size for each in manifest.files}
+    sizes = {file.path: file.size for file in manifest.files}
     folder = file.rpartition("/")[0]
     lead = f"{folder}/" if folder else ""
     return {blob[len(lead) :]: sizes[blob] for blob in variant.blobs if blob.startswith(lead)}

@@ -78,15 +78,15 @@ class _Ladder:
         # An engine runs a model of one part.
         engines = [one for one in whole if one.engine and one.backend in names and len(parts) == 1]
         graphs = [one for one in whole if one.backend == "onnxruntime"]
-        found = self._engines(engines)
-        if found is None and "onnxruntime-cuda" in names:
-            found = self._graphs("onnxruntime-cuda", graphs)
-        if found is None and "onnxruntime" in names:
-            found = self._graphs("onnxruntime", graphs)
-        if found is None:
+        opened = self._engines(engines)
+        if opened is None and "onnxruntime-cuda" in names:
+            opened = self._graphs("onnxruntime-cuda", graphs)
+        if opened is None and "onnxruntime" in names:
+            opened = self._graphs("onnxruntime", graphs)
+        if opened is None:
             raise self._refusal(wanted)
         self._tell()
-        return found
+        return opened
 
     def _engines(self, variants: Sequence[Variant]) -> Opened | None:
         """Opens a variant whose plan is there; else builds one, the first that builds."""

@@ -124,21 +124,21 @@ class LoadedEngine:
         self._jit_cache: Any = None
         self._jit_known = b""
         self._profiles = {profile.name: index for index, profile in enumerate(record.spec.profiles)}
-        found = int(self._engine.num_optimization_profiles)
-        if found != len(self._profiles):
-            raise EngineError(f"{self.name}: expected {len(self._profiles)} profiles, found {found}")
+        profiles = int(self._engine.num_optimization_profiles)
+        if profiles != len(self._profiles):
+            raise EngineError(f"{self.name}: expected {len(self._profiles)} profiles, found {profiles}")
 
     def expect(self, inputs: Tensors, outputs: Tensors) -> None:
         """Raises `EngineError` unless these are the engine's tensors: type and shape by name, -1 where it varies."""
         engine, trt = self._engine, self.trt
         modes = {trt.TensorIOMode.INPUT: ("inputs", inputs), trt.TensorIOMode.OUTPUT: ("outputs", outputs)}
-        found: dict[Any, set[str]] = {mode: set() for mode in modes}
+        tensors: dict[Any, set[str]] = {mode: set() for mode in modes}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
-            found[engine.get_tensor_mode(name)].add(name)
+            tensors[engine.get_tensor_mode(name)].add(name)
         for mode, (what, expected) in modes.items():
-            if found[mode] != set(expected):
-                missing, extra = sorted(set(expected) - found[mode]), sorted(found[mode] - set(expected))
+            if tensors[mode] != set(expected):
+                missing, extra = sorted(set(expected) - tensors[mode]), sorted(tensors[mode] - set(expected))
                 raise EngineError(
                     f"{self.name}: expected the {what} that its task has, found {len(missing)} missing {missing[:3]} "
                     f"and {len(extra)} unknown {extra[:3]}"

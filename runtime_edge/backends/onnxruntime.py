@@ -218,8 +218,8 @@ class OrtEncoder:
         """The session that runs beside itself."""
         with self._lock:
             if self._single is None:
-                found = self._open(1, CPU) if _file_of(self._graph) == self._seen else self.session
-                self._single = found if _file_of(self._graph) == self._seen else self.session
+                session = self._open(1, CPU) if _file_of(self._graph) == self._seen else self.session
+                self._single = session if _file_of(self._graph) == self._seen else self.session
             return self._single
 
     def _open(self, threads: int, providers: Sequence[str]) -> OrtSession:
@@ -243,13 +243,13 @@ def gpu_providers() -> list[str]:
         MissingDependencyError: The installed ONNX Runtime has none for a GPU.
     """
     available = ort.load().get_available_providers()
-    found = next((name for name in _GPU if name in available), None)
-    if found is None:
+    provider = next((name for name in _GPU if name in available), None)
+    if provider is None:
         raise MissingDependencyError(
             f"ONNX Runtime: expected one of {' and '.join(_GPU)}, found {', '.join(available)}",
             hint="pip uninstall onnxruntime && pip install 'lepton-edge[gpu]'",
         )
-    return [found, *CPU]
+    return [provider, *CPU]
 
 
 def open_part(
@@ -289,10 +289,10 @@ def open_encoder(
 def _file_of(path: Path) -> tuple[int, ...]:
     """What tells a file from another one that takes its place; of no file nothing."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _bind_input(binding: Any, name: str, array: NDArray[Any]) -> None:

@@ -92,9 +92,9 @@ class OrtSession:
             ("inputs", inputs, self._session.get_inputs()),
             ("outputs", outputs, self._session.get_outputs()),
         ):
-            found = {node.name for node in nodes}
-            if found != set(expected):
-                missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
+            names = {node.name for node in nodes}
+            if names != set(expected):
+                missing, extra = sorted(set(expected) - names), sorted(names - set(expected))
                 raise ArtifactError(
                     f"{self._name}: expected the {what} that its task has, found {len(missing)} missing {missing[:3]} "
                     f"and {len(extra)} unknown {extra[:3]}"

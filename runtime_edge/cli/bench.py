@@ -89,8 +89,8 @@ def bench(
             loads.append(measured(alone))
             advance(1)
     with progress.stage("speed"):
-        found = measured(spec)
-    record = _record(manifest, loads, found, spec)
+        speeds = measured(spec)
+    record = _record(manifest, loads, speeds, spec)
     if as_json:
         print_json(record)
     elif markdown:
@@ -152,34 +152,34 @@ def measured(spec: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _record(manifest: Any, loads: list[dict[str, Any]], found: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+def _record(manifest: Any, loads: list[dict[str, Any]], speeds: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     variant = manifest.variants[0]
-    kinds = ("start", "load", "memory", *(kind for kind in ("prefill", "decode", "encode") if found[kind]))
+    kinds = ("start", "load", "memory", *(kind for kind in ("prefill", "decode", "encode") if speeds[kind]))
     return {
         "model": manifest.name,
         "variant": f"{variant.target}, {variant.backend}, weights {variant.weights}",
         "machine": f"{platform.machine()}, {machine.processor()}",
         "versions": {name: version for name in ("numpy", "onnxruntime") if (version := machine.version(name))},
-        "threads": found["threads"],
+        "threads": speeds["threads"],
         "repetitions": spec["repetitions"],
         "new_tokens": spec["new_tokens"],
         "start_s": _summary([load["start_s"] for load in loads]),
         "load_s": _summary([load["load_s"] for load in loads]),
-        **_memory(loads, found),
-        "prefill": [{**item, "tok_s": _summary(item["tok_s"])} for item in found["prefill"]],
-        "decode": [{**item, "tok_s": _summary(item["tok_s"])} for item in found["decode"]],
-        "encode": [{**item, "texts_s": _summary(item["texts_s"])} for item in found["encode"]],
+        **_memory(loads, speeds),
+        "prefill": [{**item, "tok_s": _summary(item["tok_s"])} for item in speeds["prefill"]],
+        "decode": [{**item, "tok_s": _summary(item["tok_s"])} for item in speeds["decode"]],
+        "encode": [{**item, "texts_s": _summary(item["texts_s"])} for item in speeds["encode"]],
         "includes": [line for line in _INCLUDES if line.partition(":")[0] in kinds],
     }
 
 
-def _memory(loads: list[dict[str, Any]], found: dict[str, Any]) -> dict[str, Any]:
+def _memory(loads: list[dict[str, Any]], speeds: dict[str, Any]) -> dict[str, Any]:
     """Megabytes after loading and at most; nothing where the system does not say, as Windows does not."""
-    if found["peak_rss"] is None:
+    if speeds["peak_rss"] is None:
         return {}
     return {
         "rss_after_load_mb": _summary([load["rss_after_load"] / 1e6 for load in loads]),
-        "peak_rss_mb": found["peak_rss"] / 1e6,
+        "peak_rss_mb": speeds["peak_rss"] / 1e6,
     }
 
 

@@ -41,19 +41,19 @@ def doctor(as_json: bool) -> None:
     """
     from runtime_edge.cli.console import print_json, print_pairs
 
-    found = examine()
+    facts = examine()
     if as_json:
-        print_json(found)
+        print_json(facts)
         return
-    rows = [("python", found["python"]), ("system", found["system"]), ("cpu", found["cpu"]["model"])]
-    rows += [("cores", f"{found['cpu']['cores']} usable, {found['cpu']['threads']} threads in all")]
-    rows += [("features", " ".join(found["cpu"]["features"]) or "none that Lepton looks for")]
-    rows += [("kernels", found["kernels"])]
-    rows += [("memory", f"{found['memory_gb']:.1f} GB" if found["memory_gb"] is not None else "unknown")]
-    rows += [("gpu", ", ".join(gpu.values())) for gpu in found["gpus"]] or [("gpu", "none found")]
-    rows += [("", ""), *_tensorrt_rows(found["tensorrt"]), ("", "")]
-    rows += [(name, version or "missing") for name, version in found["base"].items()]
-    for extra, state in found["extras"].items():
+    rows = [("python", facts["python"]), ("system", facts["system"]), ("cpu", facts["cpu"]["model"])]
+    rows += [("cores", f"{facts['cpu']['cores']} usable, {facts['cpu']['threads']} threads in all")]
+    rows += [("features", " ".join(facts["cpu"]["features"]) or "none that Lepton looks for")]
+    rows += [("kernels", facts["kernels"])]
+    rows += [("memory", f"{facts['memory_gb']:.1f} GB" if facts["memory_gb"] is not None else "unknown")]
+    rows += [("gpu", ", ".join(gpu.values())) for gpu in facts["gpus"]] or [("gpu", "none found")]
+    rows += [("", ""), *_tensorrt_rows(facts["tensorrt"]), ("", "")]
+    rows += [(name, version or "missing") for name, version in facts["base"].items()]
+    for extra, state in facts["extras"].items():
         missing = ", ".join(name for name, version in state["packages"].items() if version is None)
         rows += [(f"extra {extra}", f"lacks {missing}: {state['install']}" if missing else "complete")]
     print_pairs(rows)
@@ -120,7 +120,7 @@ def _providers() -> list[str]:
         return []
 
 
-def _tensorrt_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _tensorrt_rows(tensorrt: dict[str, Any]) -> Iterator[tuple[str, str]]:
     from runtime_edge.tensorrt.flavours import FLAVOURS
 
     def shown(state: dict[str, Any], text: Callable[[dict[str, Any]], str]) -> str:
@@ -128,20 +128,20 @@ def _tensorrt_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             return text(state)
         return f"missing: {state['lacks']}" + (f"; {state['install']}" if state["install"] else "")
 
-    driver = found["driver"]
+    driver = tensorrt["driver"]
     yield "driver", shown(driver, lambda state: f"CUDA {state['driver']}")
     if "lacks" not in driver:
         yield "compute capability", f"{driver['compute_capability']} ({driver['name']})"
         total = driver["memory"]
         yield (
             "gpu memory",
-            shown(found["free_memory"], lambda state: f"{state['bytes'] / 1e9:.1f} of {total / 1e9:.1f} GB free"),
+            shown(tensorrt["free_memory"], lambda state: f"{state['bytes'] / 1e9:.1f} of {total / 1e9:.1f} GB free"),
         )
     else:
-        yield "gpu memory", shown(found["free_memory"], lambda state: f"{state['bytes'] / 1e9:.1f} GB free")
-    for name, state in found["flavours"].items():
+        yield "gpu memory", shown(tensorrt["free_memory"], lambda state: f"{state['bytes'] / 1e9:.1f} GB free")
+    for name, state in tensorrt["flavours"].items():
         yield FLAVOURS[name].title, shown(state, lambda state: str(state["version"]))
-    yield "ONNX Runtime on", ", ".join(found["onnxruntime_providers"]) or "nothing: pip install 'lepton-edge[cpu]'"
+    yield "ONNX Runtime on", ", ".join(tensorrt["onnxruntime_providers"]) or "nothing: pip install 'lepton-edge[cpu]'"
 
 
 def _packages() -> tuple[dict[str, str | None], dict[str, Any]]:

@@ -66,13 +66,14 @@ def evaluate(
         count = count if max_windows is None else min(count, max_windows)
         start = time.perf_counter()
         with StageProgress().stage("windows", count) as advance:
-            found = perplexity(model.score, islice(windows, count), advance)
+            scored = perplexity(model.score, islice(windows, count), advance)
         seconds = time.perf_counter() - start
-    record = {**dataclasses.asdict(found), "window": window, "stride": windows.stride, "seconds": seconds}
+    record = {**dataclasses.asdict(scored), "window": window, "stride": windows.stride, "seconds": seconds}
     if as_json:
         print_json(record)
     else:
-        rows = [("perplexity", f"{found.perplexity:.4f}"), ("nats a token", f"{found.nll:.5f}")]
-        rows += [("tokens scored", f"{found.tokens:,} in {found.windows} windows of {window}, stride {windows.stride}")]
-        rows += [("speed", f"{found.tokens / seconds:,.0f} tok/s")]
+        rows = [("perplexity", f"{scored.perplexity:.4f}"), ("nats a token", f"{scored.nll:.5f}")]
+        cut = f"{scored.windows} windows of {window}, stride {windows.stride}"
+        rows += [("tokens scored", f"{scored.tokens:,} in {cut}")]
+        rows += [("speed", f"{scored.tokens / seconds:,.0f} tok/s")]
         print_pairs(rows)

@@ -48,37 +48,37 @@ def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as
             raise ArtifactError(f"{artifact}: expected a report with a recipe, found none")
         click.echo(toml(report["recipe"]), nl=False)
     elif structure:
-        found = {name: report.get(name, {}) for name in ("structure", "pruning")}
+        sections = {name: report.get(name, {}) for name in ("structure", "pruning")}
         if as_json:
-            print_json(found)
+            print_json(sections)
         else:
-            print_pairs([*_layers(found["structure"]), *_cut(found["pruning"])])
+            print_pairs([*_layers(sections["structure"]), *_cut(sections["pruning"])])
     elif as_json:
         print_json({"about" if emitted else "manifest": manifest, "report": report})
     else:
         rows = _graph_rows(manifest) if emitted else _rows(manifest)
         told, _ = report.pop("warnings", []), report.pop("schema_version", None)
-        warned = [("warning", str(each)) for each in told] if isinstance(told, list) else []
+        warned = [("warning", str(warning)) for warning in told] if isinstance(told, list) else []
         print_pairs([*rows, *warned, *(("", ""), *_flat(report)) * bool(report)])
 
 
-def _layers(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _layers(widths: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Heads, groups and channels of each layer, with a bar as long as its channels among the widest layer's."""
-    yield "residual width", str(found.get("residual", "not in the report"))
-    channels = found.get("mlp_channels", [])
+    yield "residual width", str(widths.get("residual", "not in the report"))
+    channels = widths.get("mlp_channels", [])
     for layer, (heads, groups, wide) in enumerate(
-        zip(found.get("heads", []), found.get("kv_heads", []), channels, strict=True)
+        zip(widths.get("heads", []), widths.get("kv_heads", []), channels, strict=True)
     ):
         bar = "#" * -(-_BAR * wide // max(channels))
         yield f"layer {layer}", f"heads {heads:3}  groups {groups:3}  channels {wide:6}  {bar}"
 
 
-def _cut(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _cut(pruning: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What was cut, and what is left of each block that was."""
     for name in ("asked", "method", "compensation", "removed_percent"):
-        if name in found:
-            yield f"pruning {name.replace('_', ' ')}", str(found[name])
-    yield from ((name, str(left)) for name, left in found.get("blocks", {}).items())
+        if name in pruning:
+            yield f"pruning {name.replace('_', ' ')}", str(pruning[name])
+    yield from ((name, str(left)) for name, left in pruning.get("blocks", {}).items())
 
 
 def _copy_page(artifact: Path, files: Sequence[Any], out: Path) -> None:
@@ -112,10 +112,10 @@ def _json(artifact: Path, name: str) -> dict[str, Any]:
 
     try:
         with (artifact / name).open("rb") as file:
-            found = msgspec.json.decode(file.read(_MAX_REPORT_BYTES), type=dict[str, Any])
+            content = msgspec.json.decode(file.read(_MAX_REPORT_BYTES), type=dict[str, Any])
     except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise ArtifactError(f"{name}: expected a JSON object, found: {error}") from error
-    return found
+    return content
 
 
 def _graph_rows(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -127,12 +127,12 @@ def _graph_rows(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in sorted(_object(about.get("origin")).items()):
         yield f"source {key}", str(value)
     passes = about.get("passes")
-    names = [str(_object(each).get("name")) for each in passes] if isinstance(passes, list) else []
+    names = [str(_object(entry).get("name")) for entry in passes] if isinstance(passes, list) else []
     yield "passes", ", ".join(names) or "none"
 
 
-def _object(found: Any) -> dict[str, Any]:
-    return found if isinstance(found, dict) else {}
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _rows(manifest: Any) -> Iterator[tuple[str, str]]:

@@ -37,7 +37,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     start = perf_counter()
     # What is measured of memory is one conversation's: no prompt goes on from another one here.
     with runtime_edge.load(spec["artifact"], threads=spec["threads"], conversations=1) as model:
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "start_s": time() - spec["started"],
             "load_s": perf_counter() - start,
             "rss_after_load": resident(),
@@ -46,8 +46,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             "decode": [{"depth": n, "tok_s": _decode(model, n, spec)} for n in spec["depths"]],
             "encode": [{"batch": n, "texts_s": _encode(model, n, spec)} for n in spec["batches"]],
         }
-    found["peak_rss"] = most_resident()
-    return found
+    figures["peak_rss"] = most_resident()
+    return figures
 
 
 def _prompts(model: Model, length: int, count: int) -> Iterator[list[int]]:

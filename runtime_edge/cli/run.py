@@ -179,25 +179,25 @@ def _json(option: str, path: Path) -> list[Any]:
     from runtime_edge.errors import RequestError
 
     try:
-        found = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{option}: expected JSON in {path.name}, found: {str(error)[:200]}") from error
-    if not isinstance(found, list):
-        raise RequestError(f"{option}: expected a JSON list in {path.name}, found {type(found).__name__}")
-    return found
+    if not isinstance(values, list):
+        raise RequestError(f"{option}: expected a JSON list in {path.name}, found {type(values).__name__}")
+    return values
 
 
 def _variables(given: tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
     for one in given:
         name, separator, value = one.partition("=")
         if not separator or not name:
             fail(f"--template-variable: expected NAME=VALUE, found {one!r}")
         try:
-            found[name] = json.loads(value)
+            variables[name] = json.loads(value)
         except (ValueError, RecursionError):
-            found[name] = value
-    return found
+            variables[name] = value
+    return variables
 
 
 def _refuse(given: set[str], model: Model) -> None:

@@ -49,8 +49,8 @@ def chosen(decoder: Decoder | None, activations: str) -> tuple[str, ...]:
     if lacking() is not None:
         return ()
     integers = activations == "int8" and tiles()
-    found = [_ATTENTION + ("bfloat16" if integers else "float32")] if decoder is not None and _fits(decoder) else []
-    return (*found, *([PRODUCT] if integers else []))
+    attention = [_ATTENTION + ("bfloat16" if integers else "float32")] if decoder is not None and _fits(decoder) else []
+    return (*attention, *([PRODUCT] if integers else []))
 
 
 def attends(names: Sequence[str]) -> bool:
@@ -75,12 +75,12 @@ def packed(weight: NDArray[np.int8]) -> NDArray[np.int8]:
     if depth % 64 or width % 32:
         return weight
     room = np.empty(weight.size + 64, np.int8)
-    found = room[-room.ctypes.data % 64 :][: weight.size].reshape(weight.shape)
+    copy = room[-room.ctypes.data % 64 :][: weight.size].reshape(weight.shape)
     ctypes.CDLL(str(library())).lepton_pack(
         ctypes.c_void_p(weight.ctypes.data), ctypes.c_int64(depth), ctypes.c_int64(width),
-        ctypes.c_void_p(found.ctypes.data),
+        ctypes.c_void_p(copy.ctypes.data),
     )  # fmt: skip
-    return found
+    return copy
 
 
 def lacking() -> str | None:
@@ -110,14 +110,14 @@ def library() -> Path | None:
 def _compiled() -> dict[Path, tuple[str, ...]]:
     """Libraries that are there, and what they need."""
     least = os.environ.get(VARIABLE) == "avx2"
-    found = {_path(name): needed for name, needed in _LIBRARIES.items() if name != _BEST or not least}
-    return {path: needed for path, needed in found.items() if path is not None}
+    libraries = {_path(name): needed for name, needed in _LIBRARIES.items() if name != _BEST or not least}
+    return {path: needed for path, needed in libraries.items() if path is not None}
 
 
 @functools.cache
 def _path(name: str) -> Path | None:
-    found = importlib.util.find_spec(f"{__name__}.{name}")
-    return None if found is None or found.origin is None else Path(found.origin)
+    module = importlib.util.find_spec(f"{__name__}.{name}")
+    return None if module is None or module.origin is None else Path(module.origin)
 
 
 def tiles() -> bool:

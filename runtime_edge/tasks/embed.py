@@ -148,7 +148,7 @@ class Encoding:
                     )
                 rows[batch] = made
 
-        lengths = [len(each.ids) for each in encoded]
+        lengths = [len(tokens.ids) for tokens in encoded]
         batches = _batches(lengths, size, self._session.batch_tokens)
         workers = self._session.workers
         small = list(takewhile(lambda batch: len(batch) * lengths[batch[-1]] <= SMALL, batches))
@@ -197,13 +197,13 @@ class Encoding:
         if not checked:
             return []
         least = cutting.tokenizer.num_special_tokens_to_add(True)
-        if least > cutting.most and any(isinstance(each, tuple) for each in checked):
+        if least > cutting.most and any(isinstance(text, tuple) for text in checked):
             raise RequestError(
                 f"texts: expected single texts: the {least} special tokens of a pair are more than the "
                 f"{cutting.most} that the model reads"
             )
         skipped = self._prompt_tokens(prompt) if prompt and POOLING_MASK in self.encoder.roles else 0
-        found = []
+        tokens = []
         for index, item in enumerate(cutting.tokenizer.encode_batch_fast(checked)):
             ids = item.ids
             if not ids:  # transformers fails on it alone, and what it gives in a batch depends on the others
@@ -219,26 +219,27 @@ class Encoding:
                     hint="give a shorter prompt",
                 )
             types = item.type_ids if self.encoder.segments else [0] * len(ids)
-            found.append(_Tokens(ids, types, skipped))
-        return found
+            tokens.append(_Tokens(ids, types, skipped))
+        return tokens
 
     def _prompt_tokens(self, prompt: str) -> int:
         """Tokens of the prompt alone with the special ones before it, as sentence-transformers counts them."""
-        found = self._codec.tokenizer.encode(prompt)
-        last = bool(found.ids) and (found.special_tokens_mask[-1] == 1 or found.ids[-1] in self._codec.special_ids)
-        return len(found.ids) - last
+        encoding = self._codec.tokenizer.encode(prompt)
+        ids, special = encoding.ids, encoding.special_tokens_mask
+        last = bool(ids) and (special[-1] == 1 or ids[-1] in self._codec.special_ids)
+        return len(ids) - last
 
     def _inputs(self, batch: list[_Tokens]) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        longest = max(len(each.ids) for each in batch)
+        longest = max(len(tokens.ids) for tokens in batch)
         shape = (len(batch), longest)
         ids = np.full(shape, self._codec.pad_id, np.int64)
         mask, types, pooled = (np.zeros(shape, np.int64) for _ in range(3))
-        for row, each in enumerate(batch):
-            length = len(each.ids)
-            ids[row, :length] = each.ids
+        for row, tokens in enumerate(batch):
+            length = len(tokens.ids)
+            ids[row, :length] = tokens.ids
             mask[row, :length] = 1
-            types[row, :length] = each.types
-            pooled[row, each.skipped : length] = 1
+            types[row, :length] = tokens.types
+            pooled[row, tokens.skipped : length] = 1
         arrays = {TOKEN_IDS: ids, ATTENTION_MASK: mask, SEGMENTS: types, POOLING_MASK: pooled}
         return ((name, arrays[role]) for name, role in zip(self.encoder.inputs, self.encoder.roles, strict=True))
 
@@ -264,7 +265,7 @@ def _text(name: str, value: Any, prompt: str) -> str | Pair:
         return prompt + check.text(name, value)
     if len(value) != 2:
         raise RequestError(f"{name}: expected a text or a pair of texts, found {len(value)} values")
-    first, second = (check.text(f"{name}[{at}]", each) for at, each in enumerate(value))
+    first, second = (check.text(f"{name}[{at}]", text) for at, text in enumerate(value))
     return prompt + first, second
 
 
@@ -272,8 +273,8 @@ def _scores(logits: Floats, function: str) -> NDArray[np.float64]:
     """Returns softmax, sigmoid, or the logits themselves, float64 [n, labels]."""
     given = logits.astype(np.float64)
     if function == "softmax":
-        found = np.exp(given - given.max(axis=1, keepdims=True))
-        return np.asarray(found / found.sum(axis=1, keepdims=True))
+        powers = np.exp(given - given.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
     # -logaddexp(0, -x) is the logarithm of the sigmoid, without overflow.
     return np.exp(-np.logaddexp(0.0, -given)) if function == "sigmoid" else given
 

@@ -109,18 +109,18 @@ class Budget:
         characters = values = 0
         pending: list[Iterator[Any]] = [iter((value,))]
         while pending:
-            for each in pending[-1]:
+            for item in pending[-1]:
                 values += 1
-                kind = type(each)
-                if isinstance(each, str):
-                    size = len(each) + 4
+                kind = type(item)
+                if isinstance(item, str):
+                    size = len(item) + 4
                 elif kind in SCALARS:
-                    size = _number(each) + 2
+                    size = _number(item) + 2
                 else:
                     size = 40
                 characters += size
                 self.spend(VALUE + size)
-                parts = _parts(each)
+                parts = _parts(item)
                 if parts is not None:
                     if len(pending) > MAX_DEPTH:
                         raise refusal(f"at most {MAX_DEPTH} lists within lists", "more")

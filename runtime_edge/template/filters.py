@@ -70,7 +70,7 @@ def _quadratic(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _options(budget: Budget, *args: Any, **kwargs: Any) -> None:
-    budget.spend(sum(budget.text(each) for each in (*args, *kwargs.values())))
+    budget.spend(sum(budget.text(option) for option in (*args, *kwargs.values())))
 
 
 def _strip(budget: Budget, value: Any, chars: Any = None) -> None:
@@ -96,8 +96,8 @@ def _indent(budget: Budget, s: Any, width: Any = 4, first: bool = False, blank: 
 
 
 def _replace(budget: Budget, s: Any, old: Any, new: Any, count: Any = None) -> None:
-    for each in (s, old, new):
-        budget.text(each)
+    for text in (s, old, new):
+        budget.text(text)
     replaced(budget, str(s), str(old), str(new))
 
 
@@ -123,7 +123,7 @@ def _json(
         budget.require(wide * values)
         budget.spend(wide * values * _depth(value))
     if isinstance(separators, (list, tuple)):
-        budget.spend(values * sum(len(each) for each in separators if isinstance(each, str)))
+        budget.spend(values * sum(len(separator) for separator in separators if isinstance(separator, str)))
 
 
 def _depth(value: Any) -> int:
@@ -140,9 +140,9 @@ def _number(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> None:
 
 def _arithmetic(budget: Budget, value: Any, *args: Any) -> None:
     """A test or a filter that calculates with its values; `%` of a text is a format."""
-    for each in (value, *args):
-        if type(each) not in SCALARS and not isinstance(each, Undefined):
-            raise TypeError(f"expected a number, found {type(each).__name__}")
+    for operand in (value, *args):
+        if type(operand) not in SCALARS and not isinstance(operand, Undefined):
+            raise TypeError(f"expected a number, found {type(operand).__name__}")
 
 
 def _round(budget: Budget, value: Any, precision: Any = 0, method: Any = "common") -> None:
@@ -190,9 +190,9 @@ def _unique(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
     """It hashes elements, or what is in them."""
 
     def walked(values: Any) -> Any:
-        for each in values:
-            budget.walk(each)
-            yield each
+        for item in values:
+            budget.walk(item)
+            yield item
 
     metered = _each(budget, value, *args, **kwargs)
     return None if metered is None else walked(metered)

@@ -47,38 +47,38 @@ def _ends(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
     for other in args:
         others = other if isinstance(other, tuple) else (other,)
         budget.spend(POINTER * len(others))
-        budget.spend(sum(min(len(text), len(each)) >> 3 for each in others if isinstance(each, str)))
+        budget.spend(sum(min(len(text), len(affix)) >> 3 for affix in others if isinstance(affix, str)))
 
 
 def _strip(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
-    budget.spend(len(text) * (1 + sum(len(each) >> 4 for each in args if isinstance(each, str))))
+    budget.spend(len(text) * (1 + sum(len(characters) >> 4 for characters in args if isinstance(characters, str))))
 
 
 def _find(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
     """A search from the front."""
-    budget.spend((len(text) >> 2) + sum(len(each) for each in args if isinstance(each, str)))
+    budget.spend((len(text) >> 2) + sum(len(part) for part in args if isinstance(part, str)))
 
 
 def _find_last(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
     """A search from the back compares all of the other text at each position, at worst."""
-    budget.spend((len(text) >> 2) + sum(len(text) * (len(each) >> 4) for each in args if isinstance(each, str)))
+    budget.spend((len(text) >> 2) + sum(len(text) * (len(part) >> 4) for part in args if isinstance(part, str)))
 
 
 def _pad(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
-    budget.spend(len(text) + sum(abs(each) for each in args if isinstance(each, int)))
+    budget.spend(len(text) + sum(abs(width) for width in args if isinstance(width, int)))
 
 
 def _tabs(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
-    width = max([8, *(abs(each) for each in args if isinstance(each, int))])
+    width = max([8, *(abs(size) for size in args if isinstance(size, int))])
     budget.spend(len(text) + text.count("\t") * width)
 
 
 def split(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
     """Spends what `text.split(*args)` costs."""
-    separator = next((each for each in args if isinstance(each, str)), None)
-    most = min((each for each in args if type(each) is int and each >= 0), default=len(text))
+    separator = next((string for string in args if isinstance(string, str)), None)
+    most = min((count for count in args if type(count) is int and count >= 0), default=len(text))
     if separator is None:
-        parts = len(text) if len(text) < 64 else sum(text.count(each) for each in _SPACES)
+        parts = len(text) if len(text) < 64 else sum(text.count(space) for space in _SPACES)
     else:
         parts = text.count(separator) if separator else 0
         budget.spend(len(text) * (len(separator) >> 4))  # `rsplit`: as `_find_last`
@@ -86,11 +86,11 @@ def split(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
 
 
 def _lines(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
-    budget.spend(len(text) + CHARACTER_OBJECT * sum(text.count(each) for each in _LINES))
+    budget.spend(len(text) + CHARACTER_OBJECT * sum(text.count(mark) for mark in _LINES))
 
 
 def _replace(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
-    texts = [each for each in args if isinstance(each, str)]
+    texts = [argument for argument in args if isinstance(argument, str)]
     if len(texts) == 2:
         replaced(budget, text, *texts)
 
@@ -111,7 +111,7 @@ def joined(budget: Budget, separator: str, values: Any) -> None:
         budget.spend(len(values) * (CHARACTER_OBJECT + len(separator)))
     elif isinstance(values, CONTAINERS):
         budget.spend(len(values) * (POINTER + len(separator)))
-        budget.spend(sum(len(each) for each in values if isinstance(each, str)))
+        budget.spend(sum(len(item) for item in values if isinstance(item, str)))
 
 
 def _walk(budget: Budget, owner: Any, args: tuple[Any, ...]) -> None:
@@ -128,8 +128,8 @@ def _elements(budget: Budget, owner: Any, args: tuple[Any, ...]) -> None:
 
 
 def _key(budget: Budget, owner: Any, args: tuple[Any, ...]) -> None:
-    for each in args:
-        key(budget, each)
+    for argument in args:
+        key(budget, argument)
 
 
 def _cycle(budget: Budget, owner: Any, args: tuple[Any, ...]) -> None:

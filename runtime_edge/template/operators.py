@@ -137,7 +137,7 @@ def contains(budget: Budget, value: Any, container: Any) -> bool:
             budget.spend(len(container) * (len(value) >> 5))
         return value in container
     if isinstance(container, GeneratorType):  # metered, but for the comparisons
-        return any(value is each or compare(budget, "eq", each, value) for each in budget.metered(container))
+        return any(value is item or compare(budget, "eq", item, value) for item in budget.metered(container))
     return value in container
 
 
@@ -161,7 +161,7 @@ def cut(budget: Budget, value: Any, start: Any, stop: Any, step: Any) -> Any:
     """Returns `value[start:stop:step]`."""
     where = slice(start, stop, step)
     # Bounds of another kind raise below, as they do in Python.
-    right = all(type(each) in _INTEGERS or each is None for each in (start, stop, step)) and step != 0
+    right = all(type(bound) in _INTEGERS or bound is None for bound in (start, stop, step)) and step != 0
     if right and isinstance(value, (str, list, tuple)):
         budget.spend(2 * len(range(*where.indices(len(value)))))
     return value[where]
@@ -172,23 +172,23 @@ def percent(budget: Budget, pattern: str, values: Any) -> None:
     if re.search(r"%\([^)]*\(", pattern):
         raise refusal("names without brackets in a format", repr(pattern[:80]))
     conversions = 0
-    for found in _CONVERSION.finditer(pattern):
+    for conversion in _CONVERSION.finditer(pattern):
         conversions += 1
-        for digits in re.findall(r"\d+", found[1]):
+        for digits in re.findall(r"\d+", conversion[1]):
             budget.require(0 if len(digits) < 9 else budget.left + 1)
             budget.require(int(digits))
             budget.spend(int(digits) // 4)
-        if "*" in found[1]:
+        if "*" in conversion[1]:
             widths = values if isinstance(values, tuple) else (values,)
             budget.require(sum(abs(width) for width in widths if type(width) in _INTEGERS))
     budget.spend(len(pattern) + NODE * conversions)
     if isinstance(values, Mapping):
-        largest = max((budget.text(each) for each in values.values()), default=0)
+        largest = max((budget.text(item) for item in values.values()), default=0)
         budget.require(conversions * largest)
         if re.search(r"[ra]", pattern):
             budget.require(RAW * conversions * largest)
         return
     parts: Iterable[Any] = values if isinstance(values, tuple) else (values,)
-    total = sum(budget.text(each) for each in parts)
+    total = sum(budget.text(item) for item in parts)
     if re.search(r"[ra]", pattern):
         budget.require(RAW * total)

@@ -147,7 +147,7 @@ class _Rewriter:
                 if value or field == "body":
                     setattr(node, field, self.block(value, loops, inside))
             elif isinstance(value, list):
-                setattr(node, field, [self._any(each, loops, innermost) for each in value])
+                setattr(node, field, [self._any(child, loops, innermost) for child in value])
             elif isinstance(value, nodes.Node) and field != "test":
                 setattr(node, field, self._any(value, loops, innermost))
             elif isinstance(value, nodes.Node):
@@ -175,7 +175,7 @@ class _Rewriter:
             if isinstance(value, nodes.Node):
                 setattr(node, field, self.expression(value))
             elif isinstance(value, list):
-                setattr(node, field, [self.expression(each) for each in value])
+                setattr(node, field, [self.expression(part) for part in value])
         self.cost += NODE + (len(node.data) if isinstance(node, nodes.TemplateData) else 0)
         _check_constant(node)
         line = node.lineno
@@ -184,7 +184,7 @@ class _Rewriter:
             node.dyn_args = None if node.dyn_args is None else _hook(SPREAD, node.dyn_args, line)
             node.dyn_kwargs = None if node.dyn_kwargs is None else _hook(SPREAD, node.dyn_kwargs, line)
         elif isinstance(node, nodes.Concat):
-            node.nodes = [_hook(TEXT, each, line) for each in node.nodes]
+            node.nodes = [_hook(TEXT, part, line) for part in node.nodes]
         elif isinstance(node, nodes.Pair):
             node.key = _hook(KEY, node.key, line)
         elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
@@ -217,7 +217,7 @@ def _comparison(node: nodes.Compare) -> nodes.Expr:
 def _can_be_repeated(node: nodes.Expr) -> bool:
     """Whether a value is small, and calls nothing that could answer otherwise the second time."""
     every = [node, *_all(node)]
-    calls = [each.node for each in every if isinstance(each, nodes.Call)]
+    calls = [part.node for part in every if isinstance(part, nodes.Call)]
     return len(every) <= _MIDDLE and all(isinstance(call, nodes.Getattr) and call.attr != "next" for call in calls)
 
 

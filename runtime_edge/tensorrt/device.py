@@ -46,18 +46,18 @@ def gpu(index: int = 0) -> Gpu:
     """
     try:
         library = ctypes.CDLL(_LIBRARY)
-        found = ctypes.c_int()
+        number = ctypes.c_int()
         _call(library.cuInit, 0)
-        _call(library.cuDriverGetVersion, ctypes.byref(found))
-        driver = f"{found.value // 1000}.{found.value % 1000 // 10}"
+        _call(library.cuDriverGetVersion, ctypes.byref(number))
+        driver = f"{number.value // 1000}.{number.value % 1000 // 10}"
         handle = ctypes.c_int()
         _call(library.cuDeviceGet, ctypes.byref(handle), index)
         name = ctypes.create_string_buffer(_NAME_BYTES)
         _call(library.cuDeviceGetName, name, _NAME_BYTES, handle)
         numbers = []
         for attribute in (_MAJOR, _MINOR):
-            _call(library.cuDeviceGetAttribute, ctypes.byref(found), attribute, handle)
-            numbers.append(str(found.value))
+            _call(library.cuDeviceGetAttribute, ctypes.byref(number), attribute, handle)
+            numbers.append(str(number.value))
         memory = ctypes.c_size_t()
         _call(library.cuDeviceTotalMem_v2, ctypes.byref(memory), handle)
     except (OSError, AttributeError) as error:  # AttributeError: a library of that name, and not the driver's

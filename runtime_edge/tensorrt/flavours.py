@@ -193,10 +193,10 @@ def parse_version(text: str) -> tuple[int, ...]:
     Raises:
         EngineError: It does not start with a number.
     """
-    found = re.match(r"\d+(\.\d+)*", text)
-    if found is None:
+    match = re.match(r"\d+(\.\d+)*", text)
+    if match is None:
         raise EngineError(f"version: expected numbers with dots, such as 10.3.0, found {text!r}")
-    return tuple(int(number) for number in found.group().split("."))
+    return tuple(int(number) for number in match.group().split("."))
 
 
 def in_range(version: str, versions: str) -> bool:
@@ -205,12 +205,12 @@ def in_range(version: str, versions: str) -> bool:
     Raises:
         EngineError: One of the two cannot be read.
     """
-    found = _padded(parse_version(version))
+    numbers = _padded(parse_version(version))
     for part in versions.split(";"):
         bound = _BOUND.fullmatch(part.strip())
         if bound is None:
             raise EngineError(f"versions: expected a range such as >=10.3;<11.0, found {versions!r}")
-        if not _COMPARE[bound[1]](found, _padded(parse_version(bound[2]))):
+        if not _COMPARE[bound[1]](numbers, _padded(parse_version(bound[2]))):
             return False
     return True
 

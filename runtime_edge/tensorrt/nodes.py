@@ -82,8 +82,8 @@ class Origins:
     def named_in(self, text: str) -> list[str]:
         """Returns `NODE of MODULE` for every node whose name stands in a message, in its order."""
         words = text.replace("...", " ").translate(_SEPARATORS).split()
-        found = {word: self.of(word) for word in words}
-        return [f"{word}{origin}" for word, origin in found.items() if origin]
+        origins = {word: self.of(word) for word in words}
+        return [f"{word}{origin}" for word, origin in origins.items() if origin]
 
 
 _SEPARATORS = str.maketrans(dict.fromkeys("'\"[]{}(),;+", " "))

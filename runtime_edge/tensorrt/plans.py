@@ -134,8 +134,8 @@ def _cached(directory: Path, manifest: Manifest, variant: Variant, device: Devic
     record = _read_record(described)
     graph = next(file.sha256 for file in manifest.files if file.path == variant.main.file)
     expected = (_FORMAT, key, device.version, device.capability, graph, _engine(variant).spec)
-    found = (record.format, record.key, record.version, record.compute_capability, record.graph, record.spec)
-    if expected != found:
+    stored = (record.format, record.key, record.version, record.compute_capability, record.graph, record.spec)
+    if expected != stored:
         raise ArtifactError(f"{described}: expected the record of this plan, found that of another", hint=_FINISH)
     _check_file(path, str(path), record.size, record.sha256, _FINISH)
     return FoundPlan(path, record.sha256, record.size, record.version, record)
@@ -207,10 +207,10 @@ def finish(
     root = Path(artifact)
     manifest = verify(root)
     chosen, here = _choose(manifest, variant, device)
-    found, built = ensure_plan(
+    plan, built = ensure_plan(
         root, manifest, chosen, here, cache=cache, build=build, progress=progress, waiting=waiting
     )
-    return Finished(chosen.name, here, found, built)
+    return Finished(chosen.name, here, plan, built)
 
 
 def ensure_plan(
@@ -230,20 +230,20 @@ def ensure_plan(
     """
     wanted = check_fits(variant, device)
     try:
-        found = find_plan(root, manifest, variant, device, cache=cache, verified=True)
+        known = find_plan(root, manifest, variant, device, cache=cache, verified=True)
     except ArtifactError:
-        found = None  # damaged: it is built again, under the lock
-    if found is not None:
-        return found, False
+        known = None  # damaged: it is built again, under the lock
+    if known is not None:
+        return known, False
     directory = private_directory("plans", cache)
     key = plan_key(manifest, variant, device)
     with locked(directory / f"{key}.lock", waiting):
         try:
-            found = _cached(directory, manifest, variant, device)
+            known = _cached(directory, manifest, variant, device)
         except ArtifactError:
-            found = None
-        if found is not None:
-            return found, False  # by another process, while this one waited
+            known = None
+        if known is not None:
+            return known, False  # by another process, while this one waited
         spec = _engine(variant).spec
         if wanted.named_capabilities is not None:  # on a device, for its own GPU alone
             spec = msgspec.structs.replace(spec, compute_capabilities=(device.capability,))
@@ -337,10 +337,10 @@ def _choose(manifest: Manifest, name: str | None, device: Device | None) -> tupl
     """Returns the variant of a name, or the first for this machine, and the device as its flavour sees it."""
     candidates = [one for one in manifest.variants if (one.engine is not None if name is None else one.name == name)]
     if not candidates:
-        found = ", ".join(f"{one.name} ({one.backend})" for one in manifest.variants)
+        variants = ", ".join(f"{one.name} ({one.backend})" for one in manifest.variants)
         sought = f"for {' or '.join(BACKENDS)}" if name is None else f"of the name {name!r}"
         raise ArtifactError(
-            f"variants: expected one {sought}, found {found}",
+            f"variants: expected one {sought}, found {variants}",
             hint="only variants for TensorRT are finished on the device; others run as they are",
         )
     refusals: list[LeptonError] = []
