@@ -134,15 +134,15 @@ class Cuda:
     def _error(self, name: str, status: Any) -> Exception:
         code = str(getattr(status, "name", status))
         text = self.api.cudaGetErrorString(status)[1]
-        told = f"{code} ({text.decode() if isinstance(text, bytes) else text})"
+        reason = f"{code} ({text.decode() if isinstance(text, bytes) else text})"
         if code == "cudaErrorMemoryAllocation":
-            return DeviceMemoryError(f"{name}: expected enough free GPU memory, found {told}")
+            return DeviceMemoryError(f"{name}: expected enough free GPU memory, found {reason}")
         if code in _NO_DRIVER:
             return MissingDependencyError(
-                f"{name}: expected an NVIDIA GPU and its driver, found {told}", hint=_hint(code)
+                f"{name}: expected an NVIDIA GPU and its driver, found {reason}", hint=_hint(code)
             )
         return EngineError(
-            f"{name}: expected the GPU to do it, found {told}", hint="is the GPU in order? see `nvidia-smi`"
+            f"{name}: expected the GPU to do it, found {reason}", hint="is the GPU in order? see `nvidia-smi`"
         )
 
 

@@ -36,14 +36,14 @@ class Divisions:
         """Notes the type of a value; one that is told twice, and otherwise, has none."""
         self._codes[name] = code if self._codes.get(name, code) == code else _UNKNOWN
 
-    def node(self, operator: str, inputs: Sequence[str], outputs: Sequence[str], told: int) -> None:
-        """Notes an operator; `told` is the type that its attributes tell, 0 where they tell none."""
+    def node(self, operator: str, inputs: Sequence[str], outputs: Sequence[str], dtype: int) -> None:
+        """Notes an operator; `dtype` is the type that its attributes tell, 0 where they tell none."""
         if operator == "Div" and len(inputs) == 2:
             self._divisions.append((inputs[0], inputs[1]))
         source = inputs[1 if operator == "Where" else 0] if len(inputs) > (operator == "Where") else ""
         for index, name in enumerate(outputs):
             if operator in _OWN:
-                self.value(name, told or (_FLOAT if operator == "ConstantOfShape" else _UNKNOWN))
+                self.value(name, dtype or (_FLOAT if operator == "ConstantOfShape" else _UNKNOWN))
             elif operator in _INTEGERS or (operator == "TopK" and index == 1):
                 self.value(name, _INT64)
             elif operator in _MADE_FLOAT:

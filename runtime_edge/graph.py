@@ -192,8 +192,8 @@ class _Walker:
                 f"{self.wire.name}: expected operators that lowerings make, found {label[:80]!r}",
                 hint="control flow, and operators that no artifact of this toolchain has, are refused",
             )
-        told = [self.attribute(operator, outputs, first, last) for first, last in attributes]
-        self.divisions.node(operator, inputs, outputs, max(told, default=0))
+        types = [self.attribute(operator, outputs, first, last) for first, last in attributes]
+        self.divisions.node(operator, inputs, outputs, max(types, default=0))
         if operator in _SHAPES and len(inputs) > _SHAPES[operator]:
             self.shapes.append((operator, inputs[_SHAPES[operator]]))
 

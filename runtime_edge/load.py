@@ -65,7 +65,7 @@ def load(
             module = backend_module(variant.backend)
             with contextlib.suppress(MissingDependencyError):  # raised below, once the artifact is known to be whole
                 module.preload()
-        count, kept = _threads(threads), _conversations(conversations)
+        count, caches = _threads(threads), _conversations(conversations)
         check_contents(root, manifest, hashes)
     parsing = Background(lambda: _parse(root, manifest))
     if has_choice:
@@ -76,13 +76,13 @@ def load(
         check_opened(root, hashes)
         watched = _watched(root, opened.variant, hashes)
         return _model(
-            manifest, opened.variant, count, codec, opened.sessions, opened.backend, opened.why, kept, watched
+            manifest, opened.variant, count, codec, opened.sessions, opened.backend, opened.why, caches, watched
         )
     sessions = {part.name: module.open_part(root, manifest, variant, part, count) for part in manifest.parts}
     codec = parsing.result()
     check_opened(root, hashes)  # what was opened by its name is what was hashed
     watched = _watched(root, variant, hashes)
-    return _model(manifest, variant, count, codec, sessions, variant.backend, [], kept, watched)
+    return _model(manifest, variant, count, codec, sessions, variant.backend, [], caches, watched)
 
 
 def _watched(root: Path, variant: Variant, hashes: Hashes) -> Watched:

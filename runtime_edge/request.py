@@ -81,10 +81,10 @@ def stop_strings(stop: str | Iterable[str]) -> tuple[str, ...]:
     if given is None:
         raise RequestError(f"stop: expected strings, found {_name(stop)}")
     stops = tuple(given)
-    for one in stops:
-        if not isinstance(one, str) or not one:
-            raise RequestError(f"stop: expected strings that are not empty, found {_short(one)}")
-        text("stop", one)
+    for string in stops:
+        if not isinstance(string, str) or not string:
+            raise RequestError(f"stop: expected strings that are not empty, found {_short(string)}")
+        text("stop", string)
     return stops
 
 

@@ -74,10 +74,13 @@ class _Ladder:
     def climb(self, wanted: str | None) -> Opened:
         names = [wanted] if wanted is not None else [*FLAVOURS, "onnxruntime-cuda", "onnxruntime"]
         parts = self._manifest.parts
-        whole = [one for one in self._manifest.variants if all(one.graph(part.name) is not None for part in parts)]
+        complete = [
+            variant for variant in self._manifest.variants
+            if all(variant.graph(part.name) is not None for part in parts)
+        ]  # fmt: skip
         # An engine runs a model of one part.
-        engines = [one for one in whole if one.engine and one.backend in names and len(parts) == 1]
-        graphs = [one for one in whole if one.backend == "onnxruntime"]
+        engines = [variant for variant in complete if variant.engine and variant.backend in names and len(parts) == 1]
+        graphs = [variant for variant in complete if variant.backend == "onnxruntime"]
         opened = self._engines(engines)
         if opened is None and "onnxruntime-cuda" in names:
             opened = self._graphs("onnxruntime-cuda", graphs)

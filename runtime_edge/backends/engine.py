@@ -40,7 +40,7 @@ class Memory:
         """Says what is needed, what is free, and the length that would fit."""
         parts = [("weights", self.weights), (f"a cache of {self.length} tokens", self.cache)]
         parts += [("workspace", self.workspace)]
-        told = ", ".join(f"{what} {size / _MB:,.1f}" for what, size in parts if size)
+        needs = ", ".join(f"{what} {size / _MB:,.1f}" for what, size in parts if size)
         needed = self.weights + self.cache + self.workspace
         fits = self.fitting_length(free)
         if fits:
@@ -50,7 +50,7 @@ class Memory:
             if self.length:
                 hint = f"no length would fit: {hint}"
         return DeviceMemoryError(
-            f"{name}: expected {needed / _MB:,.1f} MB of free GPU memory ({told}), found {free / _MB:,.1f} MB",
+            f"{name}: expected {needed / _MB:,.1f} MB of free GPU memory ({needs}), found {free / _MB:,.1f} MB",
             hint=hint,
         )
 
@@ -144,10 +144,10 @@ class LoadedEngine:
                     f"and {len(extra)} unknown {extra[:3]}"
                 )
             for name, (dtype, shape) in expected.items():
-                has = engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name))
-                if has != (getattr(trt.DataType, DTYPES[dtype]), shape):
+                actual = engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name))
+                if actual != (getattr(trt.DataType, DTYPES[dtype]), shape):
                     raise EngineError(
-                        f"{self.name}: {name}: expected {dtype} {list(shape)}, found {has[0]} {list(has[1])}"
+                        f"{self.name}: {name}: expected {dtype} {list(shape)}, found {actual[0]} {list(actual[1])}"
                     )
 
     def wants_on_host(self, name: str) -> bool:

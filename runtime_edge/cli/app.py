@@ -177,10 +177,10 @@ def _usage(error: click.ClickException) -> int:
 
 def _told(error: Exception, user_errors: tuple[type[BaseException], ...]) -> int:
     if isinstance(error, user_errors):
-        told: UserError = error  # type: ignore[assignment]
-        _say(told.message, told.hint, error=True)
+        refusal: UserError = error  # type: ignore[assignment]
+        _say(refusal.message, refusal.hint, error=True)
         _debug(error)
-        return told.exit_code
+        return refusal.exit_code
     if isinstance(error, OSError) and error.errno in _SYSTEM_REFUSALS:
         where = f"{error.filename}: " if error.filename else ""
         _say(f"{where}{error.strerror}", _SYSTEM_REFUSALS[error.errno], error=True)

@@ -96,7 +96,7 @@ def examine_tensorrt() -> dict[str, Any]:
     return {
         "driver": _state(lambda: asdict(device.gpu())),
         "free_memory": _state(free),
-        "flavours": {name: _state(partial(version, one)) for name, one in flavours.FLAVOURS.items()},
+        "flavours": {name: _state(partial(version, flavour)) for name, flavour in flavours.FLAVOURS.items()},
         "onnxruntime_providers": _providers(),
     }
 

@@ -57,8 +57,8 @@ def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as
         print_json({"about" if emitted else "manifest": manifest, "report": report})
     else:
         rows = _graph_rows(manifest) if emitted else _rows(manifest)
-        told, _ = report.pop("warnings", []), report.pop("schema_version", None)
-        warned = [("warning", str(warning)) for warning in told] if isinstance(told, list) else []
+        warnings, _ = report.pop("warnings", []), report.pop("schema_version", None)
+        warned = [("warning", str(warning)) for warning in warnings] if isinstance(warnings, list) else []
         print_pairs([*rows, *warned, *(("", ""), *_flat(report)) * bool(report)])
 
 

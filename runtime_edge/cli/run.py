@@ -189,10 +189,10 @@ def _json(option: str, path: Path) -> list[Any]:
 
 def _variables(given: tuple[str, ...]) -> dict[str, Any]:
     variables: dict[str, Any] = {}
-    for one in given:
-        name, separator, value = one.partition("=")
+    for text in given:
+        name, separator, value = text.partition("=")
         if not separator or not name:
-            fail(f"--template-variable: expected NAME=VALUE, found {one!r}")
+            fail(f"--template-variable: expected NAME=VALUE, found {text!r}")
         try:
             variables[name] = json.loads(value)
         except (ValueError, RecursionError):

@@ -97,7 +97,7 @@ class TextGeneration(ABC):
             request = _request(decoding, prompt, "prompt", **options)
             _warn(decoding, request)
             return _whole(decoding.run(request))
-        requests = [_request(decoding, one, f"prompts[{index}]", **options) for index, one in enumerate(prompts)]
+        requests = [_request(decoding, item, f"prompts[{index}]", **options) for index, item in enumerate(prompts)]
         _warn(decoding, requests[0])
         ending = requests[0].ending  # one clock for all
         return [_whole(decoding.run(replace(request, ending=ending))) for request in requests]

@@ -157,14 +157,14 @@ def _list(budget: Budget, value: Any) -> None:
 
 def _ordered(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
     """A filter that looks at all elements and compares them: what compares two reads the smaller of both."""
-    seen = list(value) if isinstance(value, GeneratorType) else value
-    if isinstance(seen, Undefined) or type(seen) in SCALARS:
+    items = list(value) if isinstance(value, GeneratorType) else value
+    if isinstance(items, Undefined) or type(items) in SCALARS:
         return None
-    count = len(seen) if hasattr(seen, "__len__") else 1
-    characters, values = budget.walk(tuple(seen) if isinstance(seen, (str, range)) else seen)
+    count = len(items) if hasattr(items, "__len__") else 1
+    characters, values = budget.walk(tuple(items) if isinstance(items, (str, range)) else items)
     budget.spend((NODE * count + values + (characters >> 3)) * (1 + math.ceil(math.log2(count + 1))))
     _attribute(budget, count, *args, **kwargs)
-    return seen
+    return items
 
 
 def _attribute(budget: Budget, count: int, *args: Any, **kwargs: Any) -> None:

@@ -85,11 +85,11 @@ class Log:
         self.errors: list[str] = []
         self.warnings: list[str] = []
 
-    def add(self, kept: list[str], message: str) -> None:
+    def add(self, messages: list[str], message: str) -> None:
         """Keeps a message in one of the two lists."""
         text = message.strip()[:_MAX_CHARACTERS]
-        if text not in kept and len(kept) < _MAX_MESSAGES:
-            kept.append(text)
+        if text not in messages and len(messages) < _MAX_MESSAGES:
+            messages.append(text)
 
     def reasons(self) -> str:
         """The errors as one text; what every machine without a GPU logs is left out where there is more."""
@@ -99,7 +99,7 @@ class Log:
 
 def logger(trt: Any, log: Log) -> Any:
     """Returns an `ILogger` of a flavour's module that writes to `log`, and nothing to stderr."""
-    kept = {
+    lists = {
         trt.ILogger.INTERNAL_ERROR: log.errors,
         trt.ILogger.ERROR: log.errors,
         trt.ILogger.WARNING: log.warnings,
@@ -110,8 +110,8 @@ def logger(trt: Any, log: Log) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            if severity in kept:
-                log.add(kept[severity], msg)
+            if severity in lists:
+                log.add(lists[severity], msg)
 
     return Logger()
 

@@ -54,7 +54,7 @@ def _check_capabilities(spec: EngineSpec, wanted: Flavour) -> None:
         return
     if not spec.compute_capabilities:
         raise EngineError(f"{wanted.title}: expected at least one compute capability to build for, found none")
-    unknown = [one for one in spec.compute_capabilities if one not in wanted.named_capabilities]
+    unknown = [capability for capability in spec.compute_capabilities if capability not in wanted.named_capabilities]
     if unknown:
         raise EngineError(
             f"{wanted.title}: expected compute capabilities among {_listed(wanted.named_capabilities)}, "
@@ -69,7 +69,7 @@ def _check_weights(spec: EngineSpec, weights: str, wanted: Flavour) -> None:
         raise EngineError(
             f"{wanted.title}: expected weights to be one of {_listed(wanted.least_capability)}, found {weights!r}"
         )
-    too_old = [one for one in spec.compute_capabilities if not in_range(one, f">={least}")]
+    too_old = [capability for capability in spec.compute_capabilities if not in_range(capability, f">={least}")]
     if not too_old:
         return
     lowest = min(too_old, key=parse_version)

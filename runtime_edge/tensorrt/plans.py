@@ -335,9 +335,12 @@ def check_fits(variant: Variant, device: Device) -> flavours.Flavour:
 
 def _choose(manifest: Manifest, name: str | None, device: Device | None) -> tuple[Variant, Device]:
     """Returns the variant of a name, or the first for this machine, and the device as its flavour sees it."""
-    candidates = [one for one in manifest.variants if (one.engine is not None if name is None else one.name == name)]
+    candidates = [
+        variant for variant in manifest.variants
+        if (variant.engine is not None if name is None else variant.name == name)
+    ]  # fmt: skip
     if not candidates:
-        variants = ", ".join(f"{one.name} ({one.backend})" for one in manifest.variants)
+        variants = ", ".join(f"{variant.name} ({variant.backend})" for variant in manifest.variants)
         sought = f"for {' or '.join(BACKENDS)}" if name is None else f"of the name {name!r}"
         raise ArtifactError(
             f"variants: expected one {sought}, found {variants}",
