@@ -31,7 +31,7 @@ class Cuda:
     """The calls that a backend makes. Addresses are integers; a failed call raises and leaves no error behind.
 
     Args:
-        api: The module `cuda.bindings.runtime`; None imports it.
+        api: The module `cuda.bindings.runtime`. Default: it is imported.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed, or finds no driver that it can use.

@@ -65,7 +65,7 @@ def decoder_of(parts: Sequence[Part], settings: Mapping[str, Any]) -> Decoder | 
     ids, past, logits = part.input(roles.TOKEN_IDS), part.input(roles.PAST_LENGTH), part.output(roles.NEXT_TOKEN_LOGITS)
     if ids is None or past is None or logits is None or not isinstance(logits.dims[-1], int):
         return None
-    given = msgspec.convert(dict(settings), DecoderSettings)
+    values = msgspec.convert(dict(settings), DecoderSettings)
     names = DecoderNames(
         token_ids=ids.name, past_length=past.name, logits=logits.name,
         past=tuple(buffer.input for buffer in part.buffers), present=tuple(buffer.output for buffer in part.buffers),
@@ -77,6 +77,6 @@ def decoder_of(parts: Sequence[Part], settings: Mapping[str, Any]) -> Decoder | 
         cache.append(CacheLayer(**sizes, window=state.window))
     dtypes = [buffer.dtype for buffer in part.buffers]
     return Decoder(
-        vocab_size=logits.dims[-1], max_seq_len=given.max_seq_len, cache=tuple(cache), names=names,
-        cache_dtype=next(iter(dtypes), "float32"), keeps_none=given.keeps_none,
+        vocab_size=logits.dims[-1], max_seq_len=values.max_seq_len, cache=tuple(cache), names=names,
+        cache_dtype=next(iter(dtypes), "float32"), keeps_none=values.keeps_none,
     )  # fmt: skip

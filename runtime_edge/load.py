@@ -36,8 +36,8 @@ def load(
 
     Args:
         path: The artifact's directory.
-        threads: Threads to compute with; None takes `LEPTON_THREADS`, or the physical cores that may be used.
-        backend: Run on this or fail: `tensorrt-rtx`, `tensorrt`, `onnxruntime-cuda` or `onnxruntime`. None takes the
+        threads: Threads to compute with. Default: `LEPTON_THREADS`, or the physical cores that may be used.
+        backend: Run on this or fail: `tensorrt-rtx`, `tensorrt`, `onnxruntime-cuda` or `onnxruntime`. Default: the
             first of them that the artifact has a variant for and that runs here; each that is passed over is told in
             a `BackendWarning` and in `model.why`. A plan that this machine lacks is built, which takes minutes once.
         conversations: Caches that the model keeps at most, so that conversations which take turns do not read their

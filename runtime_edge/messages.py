@@ -45,7 +45,7 @@ class Chat:
     Attributes:
         messages: Plain data.
         variables: The template's other variables.
-        template: Name of the template to render it with; None leaves the choice to the model.
+        template: Name of the template to render it with. Default: the model chooses.
         continued: The field of the last message that the answer goes on from, or None.
     """
 
@@ -110,11 +110,11 @@ def chat(
     return Chat(checked, variables, chat_template, continued)
 
 
-def rendered(asked: Chat, source: str, render: Callable[[list[dict[str, Any]], dict[str, Any]], str]) -> str:
+def rendered(conversation: Chat, source: str, render: Callable[[list[dict[str, Any]], dict[str, Any]], str]) -> str:
     """Returns the text of a conversation.
 
     Args:
-        asked: The conversation.
+        conversation: Its messages are checked.
         source: The template's text.
         render: Renders messages with variables.
 
@@ -122,20 +122,20 @@ def rendered(asked: Chat, source: str, render: Callable[[list[dict[str, Any]], d
         RequestError: The template knows no such field to go on from.
         ChatTemplateError: The template refuses the messages, or leaves out what the answer is to go on from.
     """
-    if asked.continued is None:
-        return _with_parts(asked, render)
-    last = asked.messages[-1]
-    value = last[asked.continued]
-    names = [asked.continued]
-    if asked.continued in _REASONING:
+    if conversation.continued is None:
+        return _with_parts(conversation, render)
+    last = conversation.messages[-1]
+    value = last[conversation.continued]
+    names = [conversation.continued]
+    if conversation.continued in _REASONING:
         names = [name for name in _REASONING if last.get(name) == value]
     if not any(name in source for name in names):
         raise RequestError(
-            f"continue_final_message: expected a field that the chat template reads, found {asked.continued!r}"
+            f"continue_final_message: expected a field that the chat template reads, found {conversation.continued!r}"
         )
     final, tagged = _tagged(value)
     text = _with_parts(
-        replace(asked, messages=[*asked.messages[:-1], {**last, **dict.fromkeys(names, tagged)}]), render
+        replace(conversation, messages=[*conversation.messages[:-1], {**last, **dict.fromkeys(names, tagged)}]), render
     )
     place = text.rfind(_CONTINUE.strip())
     if place < 0 or final.strip() not in text:
@@ -159,25 +159,25 @@ def _tagged(value: Any) -> tuple[str, Any]:
     raise RequestError("continue_final_message: expected text in the last message, found none")
 
 
-def _with_parts(asked: Chat, render: Callable[[list[dict[str, Any]], dict[str, Any]], str]) -> str:
+def _with_parts(conversation: Chat, render: Callable[[list[dict[str, Any]], dict[str, Any]], str]) -> str:
     """Renders; where the template takes text only, the texts of a content's parts are joined by line feeds.
 
     A template that takes a list reads the texts of its parts. One that does not fails, prints the list as it is, which
     a key of ours would show, or leaves it out.
     """
-    if not any(isinstance(message.get("content"), list) for message in asked.messages):
-        return render(asked.messages, asked.variables)
+    if not any(isinstance(message.get("content"), list) for message in conversation.messages):
+        return render(conversation.messages, conversation.variables)
     try:
-        text = render(asked.messages, asked.variables)
-        marked = render([_marked(message) for message in asked.messages], asked.variables)
+        text = render(conversation.messages, conversation.variables)
+        marked = render([_marked(message) for message in conversation.messages], conversation.variables)
     except ChatTemplateError:
-        return render(_joined(asked.messages), asked.variables)
+        return render(_joined(conversation.messages), conversation.variables)
     if _MARK in marked:
-        return render(_joined(asked.messages), asked.variables)
-    lost = [part for part in _texts(asked.messages) if part not in text]
+        return render(_joined(conversation.messages), conversation.variables)
+    lost = [part for part in _texts(conversation.messages) if part not in text]
     if lost:
         try:
-            joined = render(_joined(asked.messages), asked.variables)
+            joined = render(_joined(conversation.messages), conversation.variables)
         except (ChatTemplateError, RequestError):
             return text
         if any(part in joined for part in lost):

@@ -94,18 +94,18 @@ class TextCodec:
 
     def render(self, messages: Iterable[Any], options: Mapping[str, Any], *, answer: bool = True) -> str:
         """The text of chat messages (arguments and errors as of `prompt_ids`)."""
-        asked = chat(messages, answer=answer, **options)
-        name = self._template_name(asked)
+        conversation = chat(messages, answer=answer, **options)
+        name = self._template_name(conversation)
         if name not in self._templates:
             from runtime_edge.chat import ChatTemplate  # jinja2 is not needed without messages
 
             self._templates[name] = ChatTemplate(self._sources[name], self._special_tokens)
         template = self._templates[name]
         return rendered(
-            asked, self._sources[name], lambda values, variables: template.render(values, variables=variables)
+            conversation, self._sources[name], lambda values, variables: template.render(values, variables=variables)
         )
 
-    def _template_name(self, asked: Chat) -> str:
+    def _template_name(self, conversation: Chat) -> str:
         """Chooses among named templates as transformers does: the one named, that for tools, the default."""
         names = ", ".join(sorted(self._sources))
         if not names:
@@ -113,11 +113,11 @@ class TextCodec:
                 "messages: expected a model with a chat template, found none in this artifact",
                 hint="give the prompt as text: this is probably a base model, not one for chat",
             )
-        if asked.template is not None:
-            if asked.template not in self._sources:
-                raise RequestError(f"chat_template: expected one of {names}, found {asked.template[:60]!r}")
-            return asked.template
-        if asked.variables["tools"] is not None and _TOOL_USE in self._sources:
+        if conversation.template is not None:
+            if conversation.template not in self._sources:
+                raise RequestError(f"chat_template: expected one of {names}, found {conversation.template[:60]!r}")
+            return conversation.template
+        if conversation.variables["tools"] is not None and _TOOL_USE in self._sources:
             return _TOOL_USE
         if _DEFAULT not in self._sources:
             raise ChatTemplateError(

@@ -103,9 +103,9 @@ class BoundedTokenizer:
     @classmethod
     def of(cls, tokenizer: Tokenizer, max_chars: int, label: str) -> BoundedTokenizer:
         """Returns the same of what `parse` made; the tokenizer is this one's from then on, and its decoder changes."""
-        made = cls.__new__(cls)
-        made._begin(tokenizer, max_chars, label)
-        return made
+        bounded = cls.__new__(cls)
+        bounded._begin(tokenizer, max_chars, label)
+        return bounded
 
     def _begin(self, tokenizer: Tokenizer, max_chars: int, label: str) -> None:
         self._tokenizer, self.max_chars = tokenizer, max_chars

@@ -75,9 +75,9 @@ class LoadedEngine:
         plan: The plan, whose hash was checked.
         record: What the manifest says of the engine.
         memory: What its task needs beside weights and workspace.
-        jit_cache: Where TensorRT-RTX keeps the kernels it compiles for this GPU; None keeps none.
-        trt: The flavour's module; None imports it.
-        cuda: The GPU; None opens it.
+        jit_cache: Where TensorRT-RTX keeps the kernels it compiles for this GPU. With None it keeps none.
+        trt: The flavour's module. Default: it is imported.
+        cuda: The GPU. Default: it is opened here.
 
     Raises:
         MissingDependencyError: TensorRT, cuda-bindings or the driver is missing.

@@ -76,15 +76,15 @@ class OrtSession:
         """Gives a session the weights that its graph has not, in the order that our product wants where it runs."""
         from runtime_edge.derived import make
 
-        made: dict[str, Any] = {}
+        weights: dict[str, Any] = {}
 
         def use(name: str, weight: NDArray[np.int8]) -> None:
-            made[name] = self._ort.OrtValue.ortvalue_from_numpy(kernels.packed(weight) if packed else weight)
+            weights[name] = self._ort.OrtValue.ortvalue_from_numpy(kernels.packed(weight) if packed else weight)
 
         make(derived, threads, use)
-        options.add_external_initializers(list(made), list(made.values()))
+        options.add_external_initializers(list(weights), list(weights.values()))
         # Most kernels copy a weight, in an order of their own; one that does not, as ours, reads it here as it runs.
-        self._made = made
+        self._weights = weights
 
     def expect(self, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Raises `ArtifactError` unless the graph's inputs and outputs are these."""

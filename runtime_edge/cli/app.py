@@ -109,7 +109,7 @@ def invoke(
 
     Args:
         group: The command line. An option `--max-len` of verb `run` is also read from `LEPTON_RUN_MAX_LEN`.
-        arguments: What follows the program's name; None takes the process's arguments.
+        arguments: What follows the program's name. Default: the process's arguments.
         user_errors: Gives the exceptions that are shown without a traceback; called when one was raised.
     """
     try:

@@ -247,10 +247,10 @@ def _as_json(model: Model, prompt: Any, sampling: dict[str, Any]) -> int:
     from runtime_edge.cli.console import print_json
 
     with _cancelled_by_interrupt() as cancel:
-        made = model.generate(prompt, cancel=cancel, **sampling)
-    rates = {"prefill_tok_s": made.stats.prefill_tok_s, "decode_tok_s": made.stats.decode_tok_s}
-    print_json({**dataclasses.asdict(made), "stats": {**dataclasses.asdict(made.stats), **rates}})
-    return INTERRUPTED if made.finish_reason == "cancelled" else 0
+        generation = model.generate(prompt, cancel=cancel, **sampling)
+    rates = {"prefill_tok_s": generation.stats.prefill_tok_s, "decode_tok_s": generation.stats.decode_tok_s}
+    print_json({**dataclasses.asdict(generation), "stats": {**dataclasses.asdict(generation.stats), **rates}})
+    return INTERRUPTED if generation.finish_reason == "cancelled" else 0
 
 
 def _speed(stats: Stats, reason: str | None) -> str:

@@ -137,16 +137,17 @@ class Encoding:
             ending.check("the model")
             inputs = dict(self._inputs([encoded[index] for index in batch]))
             try:
-                made = self._session.run(inputs, alone=alone, stop=stop)
+                output = self._session.run(inputs, alone=alone, stop=stop)
             except Terminated:
                 ending.check("the model")
             else:
-                if made.shape != rows[batch].shape:
+                shape = rows[batch].shape
+                if output.shape != shape:
                     raise ArtifactError(
-                        f"the graph: expected an output of shape {rows[batch].shape}, a row a text, found {made.shape}",
+                        f"the graph: expected an output of shape {shape}, a row a text, found {output.shape}",
                         hint="the artifact is damaged: rebuild it with `leptonc build`",
                     )
-                rows[batch] = made
+                rows[batch] = output
 
         lengths = [len(tokens.ids) for tokens in encoded]
         batches = _batches(lengths, size, self._session.batch_tokens)
@@ -271,12 +272,12 @@ def _text(name: str, value: Any, prompt: str) -> str | Pair:
 
 def _scores(logits: Floats, function: str) -> NDArray[np.float64]:
     """Returns softmax, sigmoid, or the logits themselves, float64 [n, labels]."""
-    given = logits.astype(np.float64)
+    values = logits.astype(np.float64)
     if function == "softmax":
-        powers = np.exp(given - given.max(axis=1, keepdims=True))
+        powers = np.exp(values - values.max(axis=1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
     # -logaddexp(0, -x) is the logarithm of the sigmoid, without overflow.
-    return np.exp(-np.logaddexp(0.0, -given)) if function == "sigmoid" else given
+    return np.exp(-np.logaddexp(0.0, -values)) if function == "sigmoid" else values
 
 
 def _batches(lengths: Sequence[int], size: int, worth: int | None) -> list[list[int]]:

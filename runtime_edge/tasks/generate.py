@@ -222,9 +222,9 @@ def _warn(decoding: Decoding, request: Request) -> None:
 def _whole(chunks: Generator[Chunk, None, None]) -> Generation:
     """Collects a stream."""
     with closing(chunks):  # an interrupted call must not keep the turn while its traceback lives
-        made = list(chunks)
-    last = made[-1]
+        parts = list(chunks)
+    last = parts[-1]
     assert last.finish_reason is not None  # a stream always ends with a chunk that says why
     assert last.stats is not None
-    token_ids = [chunk.token_id for chunk in made if chunk.token_id is not None]
-    return Generation("".join(chunk.text for chunk in made), token_ids, last.finish_reason, last.stats)
+    token_ids = [chunk.token_id for chunk in parts if chunk.token_id is not None]
+    return Generation("".join(chunk.text for chunk in parts), token_ids, last.finish_reason, last.stats)

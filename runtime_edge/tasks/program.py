@@ -41,16 +41,16 @@ class Program:
         Returns:
             The last part's output, float32.
         """
-        made: dict[str, NDArray[Any]] = dict(inputs)
+        values: dict[str, NDArray[Any]] = dict(inputs)
         for part in self.parts:
-            made |= self.run_part(part.name, made)
-        return made[f"{self.parts[-1].name}/{self.parts[-1].outputs[0].name}"]
+            values |= self.run_part(part.name, values)
+        return values[f"{self.parts[-1].name}/{self.parts[-1].outputs[0].name}"]
 
     def run_part(self, name: str, known: Arrays) -> dict[str, NDArray[np.float32]]:
         """Runs one part; what it reads and what it gives is named `part/value`."""
         part = next(part for part in self.parts if part.name == name)
-        given = {port.name: known[port.source or f"{name}/{port.name}"] for port in part.inputs}
-        return {f"{name}/{part.outputs[0].name}": self._sessions[name].run(given)}
+        inputs = {port.name: known[port.source or f"{name}/{port.name}"] for port in part.inputs}
+        return {f"{name}/{part.outputs[0].name}": self._sessions[name].run(inputs)}
 
     def close(self) -> None:
         """Frees what the sessions hold outside of the host's memory."""

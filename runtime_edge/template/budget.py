@@ -78,10 +78,10 @@ class Budget:
         if units > self.left:
             raise self._spent()
 
-    def pay(self, made: str) -> str:
+    def pay(self, text: str) -> str:
         """Spends the characters of a text that was made, and returns it."""
-        self.spend(len(made))
-        return made
+        self.spend(len(text))
+        return text
 
     def text(self, value: Any) -> int:
         """Spends and returns the characters of `str(value)`, or an upper bound of them.

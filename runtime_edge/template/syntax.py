@@ -208,10 +208,10 @@ def _comparison(node: nodes.Compare) -> nodes.Expr:
         left = operand.expr
         if at < len(node.ops) - 1 and not _can_be_repeated(left):
             raise refusal("short values in a chain of comparisons", f"others in line {node.lineno}")
-    made: nodes.Expr = pairs[0]
+    comparison: nodes.Expr = pairs[0]
     for pair in pairs[1:]:
-        made = nodes.And(made, pair, lineno=node.lineno)
-    return made
+        comparison = nodes.And(comparison, pair, lineno=node.lineno)
+    return comparison
 
 
 def _can_be_repeated(node: nodes.Expr) -> bool:

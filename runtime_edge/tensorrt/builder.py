@@ -65,7 +65,7 @@ def build_plan(
     Args:
         graph: The ONNX file; its external data is found beside it.
         spec: What to build.
-        modules: Module paths by node name, for messages; None reads them from the graph's metadata.
+        modules: Module paths by node name, for messages. Default: those in the graph's metadata.
         progress: Called with (phase, steps done, steps), from any thread, where the steps are those of the whole build;
             what it raises ends the build.
         timing_cache: A file that keeps measured times for the next build, where the flavour measures any.
@@ -76,17 +76,17 @@ def build_plan(
         ArtifactError: The graph is not an ONNX file.
         KeyboardInterrupt: The build was interrupted; also by SIGTERM.
     """
-    wanted = flavours.flavour(spec.flavour)
-    trt = flavours.import_module(wanted)
+    flavour = flavours.flavour(spec.flavour)
+    trt = flavours.import_module(flavour)
     version = flavours.module_version(trt)
     if not flavours.in_range(version, spec.versions):
         raise EngineError(
-            f"{graph.name}: expected {wanted.title} {spec.versions}, found {version}",
+            f"{graph.name}: expected {flavour.title} {spec.versions}, found {version}",
             hint="build the artifact for the version that is on the device: `--target NAME,tensorrt=…` or `jetpack=…`",
         )
     start = time.perf_counter()
     stop = Stop()
-    build = _Build(trt, wanted, f"{wanted.title} {version}", graph, spec, Origins(graph, modules))
+    build = _Build(trt, flavour, f"{flavour.title} {version}", graph, spec, Origins(graph, modules))
     try:
         with stopped_by_signals(stop):
             plan, layers = build.run(progress, stop, timing_cache)
@@ -98,7 +98,7 @@ def build_plan(
     return BuiltPlan(
         data=memoryview(plan),
         version=version,
-        compute_capabilities=spec.compute_capabilities if wanted.named_capabilities is not None else (),
+        compute_capabilities=spec.compute_capabilities if flavour.named_capabilities is not None else (),
         seconds=time.perf_counter() - start,
         peak_memory=most_resident(),
         layers=layers,
@@ -110,10 +110,10 @@ class _Build:
     """One build: the objects of the API are made in the order that they need each other."""
 
     def __init__(
-        self, trt: Any, wanted: flavours.Flavour, title: str, graph: Path, spec: EngineSpec, origins: Origins
+        self, trt: Any, flavour: flavours.Flavour, title: str, graph: Path, spec: EngineSpec, origins: Origins
     ) -> None:
         self.trt = trt
-        self.wanted = wanted
+        self.flavour = flavour
         self.title = title
         self.graph = graph
         self.spec = spec
@@ -143,7 +143,7 @@ class _Build:
             self.add_profile(builder, network, config, profile)
         monitor = progress_monitor(trt, progress, stop)
         config.progress_monitor = monitor
-        keeps_times = self.wanted.has_timing_cache and timing_cache is not None
+        keeps_times = self.flavour.has_timing_cache and timing_cache is not None
         cache = self.load_times(config, timing_cache) if keeps_times else None
         plan = builder.build_serialized_network(network, config)
         stop.raise_if_requested()
@@ -163,7 +163,7 @@ class _Build:
             name, op_type = error.node_name(), error.node_operator()
             what = f"node {name!r} ({op_type})" if op_type else "the graph"
             if op_type and not parser.supports_operator(op_type):
-                since = self.wanted.first_operators.get(op_type)
+                since = self.flavour.first_operators.get(op_type)
                 reason = "an operator that it does not have" + (f" before {since}" if since else "")
             else:
                 reason = f"{str(error.code()).rpartition('.')[2]}: {error.desc()}"
@@ -175,7 +175,7 @@ class _Build:
 
     def allow_decomposition(self, network: Any) -> None:
         """Lets attention of a shape or type that no kernel has run as its parts: else such an engine is not built."""
-        if not flavours.parses(self.wanted, "Attention", flavours.module_version(self.trt)):
+        if not flavours.parses(self.flavour, "Attention", flavours.module_version(self.trt)):
             return
         for index in range(network.num_layers):
             layer = network.get_layer(index)
@@ -186,25 +186,25 @@ class _Build:
     def configure(self, config: Any) -> None:
         """Sets what the spec says of the whole engine."""
         trt, spec = self.trt, self.spec
-        if self.wanted.named_capabilities is not None:
+        if self.flavour.named_capabilities is not None:
             config.num_compute_capabilities = len(spec.compute_capabilities)
             for index, text in enumerate(spec.compute_capabilities):
                 member = getattr(trt.ComputeCapability, f"SM{text.replace('.', '')}", None)
                 if member is None or not config.set_compute_capability(member, index):
                     raise EngineError(
                         f"{self.title}: expected a compute capability that it builds for, found {text}",
-                        hint=f"it builds for {', '.join(self.wanted.named_capabilities)}",
+                        hint=f"it builds for {', '.join(self.flavour.named_capabilities)}",
                     )
         if spec.workspace_mb is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_mb * _MB)
-        asked = (flag for name, flag in _FLAGS.items() if getattr(spec, name))
-        for flag in (*(() if spec.weight_streaming else self.wanted.flags), *asked):
+        flags = (flag for name, flag in _FLAGS.items() if getattr(spec, name))
+        for flag in (*(() if spec.weight_streaming else self.flavour.flags), *flags):
             config.set_flag(getattr(trt.BuilderFlag, flag))
 
-    def add_profile(self, builder: Any, network: Any, config: Any, wanted: Profile) -> None:
+    def add_profile(self, builder: Any, network: Any, config: Any, record: Profile) -> None:
         """Adds an optimization profile, whose inputs must be exactly the graph's that are dynamic."""
-        where = f"{self.graph.name}: profile {wanted.name!r}"
-        given = {shapes.name: shapes for shapes in wanted.inputs}
+        where = f"{self.graph.name}: profile {record.name!r}"
+        given = {shapes.name: shapes for shapes in record.inputs}
         profile = builder.create_optimization_profile()
         needed = set()
         for index in range(network.num_inputs):
@@ -226,12 +226,12 @@ class _Build:
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"{where}: expected shapes that {self.title} takes, found: {self.log.reasons()}")
 
-    def set_bounds(self, where: str, setter: Any, given: InputShapes) -> None:
+    def set_bounds(self, where: str, setter: Any, shapes: InputShapes) -> None:
         """Gives a profile the bounds of one input."""
         try:
-            setter(given.name, given.min, given.opt, given.max)
+            setter(shapes.name, shapes.min, shapes.opt, shapes.max)
         except ValueError as error:
-            raise EngineError(f"{where}: expected bounds of {given.name!r} that agree, found: {error}") from error
+            raise EngineError(f"{where}: expected bounds of {shapes.name!r} that agree, found: {error}") from error
 
     def load_times(self, config: Any, path: Path | None) -> Any:
         """Attaches the times that earlier builds measured; a file of another version or device is left out."""
@@ -248,24 +248,24 @@ class _Build:
         nodes = self.origins.named_in(reasons)
         at = f" (at {', '.join(nodes[:3])})" if nodes else ""
         hint = None
-        if (self.spec.refit or self.spec.strip) and self.wanted.refit_needs_gpu:
+        if (self.spec.refit or self.spec.strip) and self.flavour.refit_needs_gpu:
             hint = "plans that can be refitted or have no weights are built on a machine with a GPU"
         if "workspace" in reasons and self.spec.workspace_mb is not None:
             hint = f"the engine spec allows {self.spec.workspace_mb} MB of workspace: allow more"
         return EngineError(f"{self.graph.name}: {self.title} built no engine{at}: {reasons}", hint=hint)
 
 
-def _check_shapes(where: str, given: InputShapes, shape: tuple[int, ...]) -> None:
+def _check_shapes(where: str, shapes: InputShapes, shape: tuple[int, ...]) -> None:
     """Refuses bounds of another rank than the input's, or that change a dimension that is fixed."""
-    for bound in (given.min, given.opt, given.max):
+    for bound in (shapes.min, shapes.opt, shapes.max):
         fits = len(bound) == len(shape) and all(fixed in (-1, size) for fixed, size in zip(shape, bound, strict=True))
         if not fits:
             raise EngineError(
-                f"{where}: expected shapes of {given.name!r} to fit {shape}, with -1 for what may vary, found {bound}"
+                f"{where}: expected shapes of {shapes.name!r} to fit {shape}, with -1 for what may vary, found {bound}"
             )
-    if not all(low <= usual <= high for low, usual, high in zip(given.min, given.opt, given.max, strict=True)):
+    if not all(low <= usual <= high for low, usual, high in zip(shapes.min, shapes.opt, shapes.max, strict=True)):
         raise EngineError(
-            f"{where}: expected min <= opt <= max for {given.name!r}, found {given.min}, {given.opt}, {given.max}"
+            f"{where}: expected min <= opt <= max for {shapes.name!r}, found {shapes.min}, {shapes.opt}, {shapes.max}"
         )
 
 

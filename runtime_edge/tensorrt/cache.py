@@ -18,9 +18,9 @@ VARIABLE = "LEPTON_CACHE"
 
 def cache_root() -> Path:
     """The cache's directory: LEPTON_CACHE, else `lepton` in the system's place for caches; it need not exist."""
-    given = os.environ.get(VARIABLE)
-    if given:
-        return Path(given).expanduser()
+    folder = os.environ.get(VARIABLE)
+    if folder:
+        return Path(folder).expanduser()
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
         return Path(base) / "lepton" / "cache" if base else Path.home() / ".cache" / "lepton"
@@ -34,7 +34,7 @@ def private_directory(name: str, root: Path | None = None) -> Path:
 
     Args:
         name: `plans`, `times` or `jit`.
-        root: The cache; None takes `cache_root()`.
+        root: The cache. Default: `cache_root()`.
 
     Raises:
         ArtifactError: It belongs to someone else, or others may write to it.
@@ -64,7 +64,7 @@ def jit_cache_path(plan_sha256: str, device: Device, root: Path | None = None) -
     Args:
         plan_sha256: The plan's hash in hexadecimal.
         device: This machine's GPU and version.
-        root: The cache; None takes `cache_root()`.
+        root: The cache. Default: `cache_root()`.
     """
     return private_directory("jit", root) / f"{plan_sha256}-{device.version}-{device.capability}.cache"
 

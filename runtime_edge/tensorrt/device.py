@@ -71,12 +71,12 @@ def _call(function: Any, *arguments: object) -> None:
         raise OSError(f"{function.__name__} failed with CUDA error {status}")
 
 
-def this_device(wanted: flavours.Flavour) -> Device:
+def this_device(flavour: flavours.Flavour) -> Device:
     """Returns what decides which plans of a flavour run on this machine.
 
     Raises:
         MissingDependencyError: There is no GPU, or the flavour is not installed.
         EngineError: The flavour's version is not supported.
     """
-    module = flavours.import_module(wanted)
+    module = flavours.import_module(flavour)
     return Device(gpu().compute_capability, flavours.module_version(module))

@@ -61,7 +61,7 @@ class Origins:
 
     Args:
         graph: The ONNX file.
-        modules: Module paths by node name, where the caller has them; None reads them from the file.
+        modules: Module paths by node name, where the caller has them. Default: those in the file.
     """
 
     def __init__(self, graph: Path, modules: Mapping[str, str] | None) -> None:

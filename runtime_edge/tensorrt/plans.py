@@ -111,7 +111,7 @@ def find_plan(
         manifest: Its manifest.
         variant: One of its variants that has an engine.
         device: This machine's GPU and version of TensorRT.
-        cache: The cache; None takes the user's.
+        cache: The cache. Default: the user's.
         verified: The artifact's files were checked already, as `load` does; plans of the cache always are.
 
     Raises:
@@ -190,10 +190,10 @@ def finish(
 
     Args:
         artifact: The artifact's directory; nothing is written into it.
-        variant: The variant's name; None takes the first whose engine can be built here.
-        device: This machine's GPU and version; None asks the driver and TensorRT.
-        cache: The cache; None takes the user's.
-        build: What builds; None takes `builder.build_plan`.
+        variant: The variant's name. Default: the first whose engine can be built here.
+        device: This machine's GPU and version. Default: the driver and TensorRT are asked.
+        cache: The cache. Default: the user's.
+        build: What builds. Default: `builder.build_plan`.
         progress: Called with (phase, steps done, steps) while it builds.
         waiting: Called once where another process is building the same plan, which is then waited for.
 
@@ -228,7 +228,7 @@ def ensure_plan(
 
     Arguments and errors are those of `finish`. Of several processes that ask at once, one builds and the others wait.
     """
-    wanted = check_fits(variant, device)
+    flavour = check_fits(variant, device)
     try:
         known = find_plan(root, manifest, variant, device, cache=cache, verified=True)
     except ArtifactError:
@@ -245,16 +245,16 @@ def ensure_plan(
         if known is not None:
             return known, False  # by another process, while this one waited
         spec = _engine(variant).spec
-        if wanted.named_capabilities is not None:  # on a device, for its own GPU alone
+        if flavour.named_capabilities is not None:  # on a device, for its own GPU alone
             spec = msgspec.structs.replace(spec, compute_capabilities=(device.capability,))
         if build is None:
             from runtime_edge.tensorrt.builder import build_plan
 
             build = build_plan
-        times = times_path(device, cache) if wanted.has_timing_cache else None
+        times = times_path(device, cache) if flavour.has_timing_cache else None
         plan = build(root / variant.main.file, spec, progress=progress, timing_cache=times)
         if plan.version != device.version:
-            raise EngineError(f"{wanted.title}: expected version {device.version} to build, found {plan.version}")
+            raise EngineError(f"{flavour.title}: expected version {device.version} to build, found {plan.version}")
         for file in manifest.files:  # the key says what the plan was built from: it was read by name, for minutes
             if file.path == variant.main.file or file.path in variant.blobs:
                 _check_file(root / file.path, file.path, file.size, file.sha256, _REBUILD)
@@ -317,11 +317,11 @@ def check_fits(variant: Variant, device: Device) -> flavours.Flavour:
         ArtifactError: It is not for TensorRT.
     """
     spec = _engine(variant).spec
-    wanted = flavours.flavour(spec.flavour)
-    versions = f"{wanted.versions};{spec.versions}"
+    flavour = flavours.flavour(spec.flavour)
+    versions = f"{flavour.versions};{spec.versions}"
     if not flavours.in_range(device.version, versions):
         raise EngineError(
-            f"variant {variant.name!r}: expected {wanted.title} {spec.versions}, found {device.version}",
+            f"variant {variant.name!r}: expected {flavour.title} {spec.versions}, found {device.version}",
             hint="build the artifact for what this device has: `leptonc targets` shows versions by JetPack release",
         )
     if spec.compute_capabilities and device.capability not in spec.compute_capabilities:
@@ -330,7 +330,7 @@ def check_fits(variant: Variant, device: Device) -> flavours.Flavour:
             f"{' or '.join(spec.compute_capabilities)}, found {device.capability}",
             hint="build the artifact for this device with `leptonc build --target`",
         )
-    return wanted
+    return flavour
 
 
 def _choose(manifest: Manifest, name: str | None, device: Device | None) -> tuple[Variant, Device]:
