@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Opened:
-    """What was opened: the backend's name, the variant, a session of each part, and why nothing before it."""
+    """What was opened: the backend's name, the variant, a session of each part, and why no earlier choice was taken."""
 
     backend: str
     variant: Variant
@@ -50,7 +50,7 @@ def open_best(
     Args:
         root: The artifact's directory.
         manifest: Its manifest; every file was compared with it.
-        backend: The only one to try; None tries all.
+        backend: The only one to try. With None all are tried.
         threads: Threads of ONNX Runtime.
         caller: Where warnings are shown to come from.
 
@@ -71,8 +71,8 @@ class _Ladder:
         self._told = 0
         self._errors: list[LeptonError] = []
 
-    def climb(self, wanted: str | None) -> Opened:
-        names = [wanted] if wanted is not None else [*FLAVOURS, "onnxruntime-cuda", "onnxruntime"]
+    def climb(self, backend: str | None) -> Opened:
+        names = [backend] if backend is not None else [*FLAVOURS, "onnxruntime-cuda", "onnxruntime"]
         parts = self._manifest.parts
         complete = [
             variant for variant in self._manifest.variants
@@ -87,7 +87,7 @@ class _Ladder:
         if opened is None and "onnxruntime" in names:
             opened = self._graphs("onnxruntime", graphs)
         if opened is None:
-            raise self._refusal(wanted)
+            raise self._refusal(backend)
         self._tell()
         return opened
 
@@ -190,15 +190,15 @@ class _Ladder:
             warnings.warn_explicit(reason, BackendWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
         self._told = len(self._why)
 
-    def _refusal(self, wanted: str | None) -> LeptonError:
+    def _refusal(self, backend: str | None) -> LeptonError:
         errors = self._errors
         if len(errors) == 1:
             return errors[0]
         kind = next((type(error) for error in errors if isinstance(error, MissingDependencyError)), EngineError)
-        asked = "this artifact" if wanted is None else f"backend {wanted!r}"
+        subject = "this artifact" if backend is None else f"backend {backend!r}"
         messages = dict.fromkeys(error.message for error in errors)
         hint = next((error.hint for error in errors if error.hint is not None), None)
-        return kind(f"{asked}: expected one variant that runs here, found none: {'; '.join(messages)}", hint=hint)
+        return kind(f"{subject}: expected one variant that runs here, found none: {'; '.join(messages)}", hint=hint)
 
 
 def _kernels(plan: FoundPlan, device: Device) -> Path | None:

@@ -185,8 +185,8 @@ class Encoding:
                 hint="classify takes pairs too: classify([(query, text), …])",
             )
         before = self.prompt(self.encoder.prompts, prompt_name, prompt)
-        asked = check.text("query", query)
-        pairs = [(asked, check.text(f"texts[{index}]", text)) for index, text in enumerate(_listed(texts))]
+        question = check.text("query", query)
+        pairs = [(question, check.text(f"texts[{index}]", text)) for index, text in enumerate(_listed(texts))]
         logits = self.rows(pairs, batch_size, before, ending, self._pairs)
         scores: Floats = _scores(logits, self.encoder.rerank_function or "sigmoid")[:, 0].astype(np.float32)
         return scores
