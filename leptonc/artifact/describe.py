@@ -32,17 +32,17 @@ def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
     vocab = getattr(captured.config, "vocab_size", None) or len(ids)
     settings = effective(source.generation_config, source.config)
 
-    def known(name: str) -> list[int]:
+    def configured(name: str) -> list[int]:
         return sorted({t for t in token_ids(settings.get(f"{name}_id"), f"{name}_id") if 0 <= t < vocab})
 
     def own(name: str) -> int | None:  # a tokenizer may have tokens that the model has not
         token_id = ids.get(texts.get(name, ""))
         return token_id if token_id is not None and token_id < vocab else None
 
-    first = {name: next(iter(known(name)), own(name)) for name in ("bos_token", "pad_token")}
+    first = {name: next(iter(configured(name)), own(name)) for name in ("bos_token", "pad_token")}
     pad = own("pad_token")
     return Tokenizer(
-        file="tokenizer.json", bos_token_id=first["bos_token"], eos_token_ids=tuple(known("eos_token")),
+        file="tokenizer.json", bos_token_id=first["bos_token"], eos_token_ids=tuple(configured("eos_token")),
         pad_token_id=first["pad_token"] if pad is None else pad, special_tokens=texts,
         chat_template="chat_template.jinja" if source.chat_template else None,
         chat_templates=named_templates(source), vocab_size=getattr(captured.config, "vocab_size", None),
@@ -63,8 +63,8 @@ def _token_ids(tokenizer_json: bytes) -> dict[str, int]:
     from tokenizers import Tokenizer as Parsed
 
     added = value_of(split(tokenizer_json), "added_tokens") or []
-    found = {entry["content"]: int(entry["id"]) for entry in added}
-    return found or Parsed.from_str(tokenizer_json.decode()).get_vocab()
+    ids = {entry["content"]: int(entry["id"]) for entry in added}
+    return ids or Parsed.from_str(tokenizer_json.decode()).get_vocab()
 
 
 def settings_of(captured: Captured, source: Source) -> dict[str, Any]:
@@ -106,10 +106,10 @@ def toolchain() -> dict[str, str]:
 
 @functools.cache
 def _toolchain() -> dict[str, str]:
-    found = {"leptonc": __version__, "python": platform.python_version()}
+    versions = {"leptonc": __version__, "python": platform.python_version()}
     for name in TOOLCHAIN:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:  # onnxruntime-gpu carries the module under another name
             continue
-    return found
+    return versions

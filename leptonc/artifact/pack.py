@@ -33,11 +33,11 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
     """
     manifest = check_listing(artifact, listing(artifact))
     variants = _chosen(manifest, only)
-    wanted = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report, PAGE_NAME}
-    wanted |= set(manifest.tokenizer.chat_templates.values())
+    paths = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report, PAGE_NAME}
+    paths |= set(manifest.tokenizer.chat_templates.values())
     for variant in variants:
-        wanted |= {path for _, path in variant.references}
-    files = tuple(file for file in manifest.files if file.path in wanted)
+        paths |= {path for _, path in variant.references}
+    files = tuple(file for file in manifest.files if file.path in paths)
     if out.exists() and out.samefile(artifact):
         raise InputError(f"expected another place than the artifact's own, found {out}", hint="choose another with -o")
     with ArtifactWriter(out, replace=replace) as writer:
@@ -50,12 +50,12 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
 
 
 def _chosen(manifest: Manifest, only: Sequence[str]) -> tuple[Variant, ...]:
-    known = [variant.name for variant in manifest.variants]
+    names = [variant.name for variant in manifest.variants]
     for name in only:
         if not any(name in (variant.name, variant.target) for variant in manifest.variants):
-            close = difflib.get_close_matches(name, known, n=3)
+            close = difflib.get_close_matches(name, names, n=3)
             raise InputError(
-                f"expected variants among {', '.join(known)}, found {name!r}",
+                f"expected variants among {', '.join(names)}, found {name!r}",
                 hint=f"did you mean {' or '.join(close)}?" if close else "`leptonc inspect` shows them",
             )
     return tuple(v for v in manifest.variants if v.name in only or v.target in only)

@@ -63,10 +63,10 @@ def behind(summary: str, content: str) -> str:
 
 def facts(record: Mapping[str, Any] | Section | None, without: Iterable[str] = ()) -> str:
     """Names and values of nested data; lists of records become tables behind a line. Of nothing it is empty."""
-    known = as_plain(record) if isinstance(record, Section) else record or {}
+    values = as_plain(record) if isinstance(record, Section) else record or {}
     left_out = set(without)
     rows, tables = [], []
-    for name, value in _flat({k: v for k, v in known.items() if k not in left_out}):
+    for name, value in _flat({k: v for k, v in values.items() if k not in left_out}):
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             tables.append(behind(f"{name}: {len(value)} rows", table(value)))
         else:
@@ -91,8 +91,8 @@ def report_page(manifest: Manifest, report: Report) -> bytes:
     parts.append(_section("Passes", _passes(manifest)))
     parts.append(_section("Recipe", facts(report.recipe)))
     parts.append(_section("Where it came from", facts({**manifest.source, "built with": dict(manifest.toolchain)})))
-    known = {"schema_version", "variants", "recipe", "fidelity", "pruning", "structure", "bytes", "warnings"}
-    parts.append(_section("More", facts(report, known)))
+    shown = {"schema_version", "variants", "recipe", "fidelity", "pruning", "structure", "bytes", "warnings"}
+    parts.append(_section("More", facts(report, shown)))
     return page(f"{manifest.name}: report", "".join(parts)).encode()
 
 
@@ -103,12 +103,12 @@ def _variant(manifest: Manifest, variant: Variant, report: VariantReport) -> str
     if variant.main.activations != "none":
         cards.append(("activations", variant.main.activations))
     prompts = report.prefill.fidelity if report.prefill is not None else None
-    for what, fidelity in (("against float32", report.fidelity), ("prompts against float32", prompts)):
+    for label, fidelity in (("against float32", report.fidelity), ("prompts against float32", prompts)):
         if fidelity is not None:
             from leptonc.evaluate.bounds import loss
 
             how, lost = loss(fidelity)
-            cards.append((f"{what}: {how}", f"{lost:.2f} %"))
+            cards.append((f"{label}: {how}", f"{lost:.2f} %"))
     shown = "".join(f"<div>{escape(name)}<b>{escape(value)}</b></div>" for name, value in cards)
     parts = [f'<div class="cards">{shown}</div>']
     for title, make in _SECTIONS:
@@ -196,8 +196,8 @@ def _noise(report: VariantReport) -> str:
 
 def _sensitivity(report: VariantReport) -> str:
     rows = [*_linears(report), *_embeddings(report)]
-    known = [(path, row.sensitivity) for path, row in rows if row.sensitivity is not None]
-    layers, points, kinds = _by_kind([(path, value) for path, value in known if value > 0])
+    measured = [(path, row.sensitivity) for path, row in rows if row.sensitivity is not None]
+    layers, points, kinds = _by_kind([(path, value) for path, value in measured if value > 0])
     if not points:
         return ""
     x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("divergence", [point.y for point in points], log=True)
@@ -255,13 +255,13 @@ def _pruning(report: Report) -> str:
     cells: dict[tuple[str, str], tuple[int, float, str]] = {}
     kinds: dict[str, None] = {}
     layers: dict[str, None] = {}
-    for name, left in sorted((report.pruning.blocks or {}).items()):
+    for name, remaining in sorted((report.pruning.blocks or {}).items()):
         _, layer, kind = _place(name)
-        parts = _LEFT.findall(left) or [("0", "1", "all")]
+        parts = _LEFT.findall(remaining) or [("0", "1", "all")]
         for some, whole, space in parts:
             row = f"{kind} {space}".strip()
             kinds[row] = layers[layer or name] = None
-            cells[row, layer or name] = (0, int(some) / max(1, int(whole)), f"{name}: {left}")
+            cells[row, layer or name] = (0, int(some) / max(1, int(whole)), f"{name}: {remaining}")
     ordered = sorted(layers, key=lambda layer: (not layer.isdigit(), int(layer) if layer.isdigit() else 0, layer))
     picture = plots.grid("What is left of each layer", list(kinds), ordered, cells) if cells else ""
     about = "<p class='soft'>How full a box is, is what is left of a block.</p>" if picture else ""
@@ -269,8 +269,8 @@ def _pruning(report: Report) -> str:
 
 
 def _warnings(report: Report) -> str:
-    told = "".join(f"<li>{escape(warning)}</li>" for warning in report.warnings or ())
-    return f"<ul>{told}</ul>" if told else ""
+    items = "".join(f"<li>{escape(warning)}</li>" for warning in report.warnings or ())
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _structure(report: Report) -> str:

@@ -191,9 +191,9 @@ def _there(out: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:  # ValueError: a zero byte, or letters that no name has
-        what = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"expected a path for the artifact, found {str(out)[:100]!r}: {what}", hint="choose another with -o"
+            f"expected a path for the artifact, found {str(out)[:100]!r}: {reason}", hint="choose another with -o"
         ) from error
     return True
 

@@ -78,10 +78,10 @@ def _check(name: str, text: str, special_tokens: Mapping[str, str]) -> None:
         ) from error
     for probe, (messages, variables) in PROBES.items():
         for answer in (True, False):
-            given = {"tools": None, "documents": None, **variables, "add_generation_prompt": answer}
+            context = {"tools": None, "documents": None, **variables, "add_generation_prompt": answer}
             for attempt in range(_TRIES):
-                expected = _reference(text, messages, {**special_tokens, **given})
-                actual, reason = _rendered(template, messages, given)
+                expected = _reference(text, messages, {**special_tokens, **context})
+                actual, reason = _rendered(template, messages, context)
                 if expected == actual:
                     break
                 if attempt == _TRIES - 1:
@@ -92,24 +92,24 @@ def _check(name: str, text: str, special_tokens: Mapping[str, str]) -> None:
                     )
 
 
-def _reference(text: str, messages: list[dict[str, Any]], given: dict[str, Any]) -> str | None:
+def _reference(text: str, messages: list[dict[str, Any]], context: dict[str, Any]) -> str | None:
     """What transformers renders; None where it refuses."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        made = render_jinja_template([messages], chat_template=text, **given)[0][0]
+        rendered = render_jinja_template([messages], chat_template=text, **context)[0][0]
     except (TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
         return None
-    return str(made)
+    return str(rendered)
 
 
 def _rendered(
-    template: ChatTemplate, messages: list[dict[str, Any]], given: dict[str, Any]
+    template: ChatTemplate, messages: list[dict[str, Any]], context: dict[str, Any]
 ) -> tuple[str | None, str | None]:
     """What the runtime renders, and why it refuses."""
     try:
-        return template.render(messages, variables=given), None
+        return template.render(messages, variables=context), None
     except ChatTemplateError as error:
         return None, error.message
 

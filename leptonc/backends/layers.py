@@ -57,7 +57,7 @@ def resolve(rules: Sequence[LayerRule], model: ir.Model, forms: Forms) -> tuple[
     from leptonc.ir.structure import linears, lookups
 
     tables = lookups(model)
-    columns = {each.path: each.shape[1] for each in linears(model) if each.weight not in tables}
+    columns = {linear.path: linear.shape[1] for linear in linears(model) if linear.weight not in tables}
     _check_patterns(rules, list(columns), [module_of(node) for node in tables.values()])
     _check_forms(rules, forms)
     chosen: dict[str, LayerRule] = {}
@@ -65,8 +65,8 @@ def resolve(rules: Sequence[LayerRule], model: ir.Model, forms: Forms) -> tuple[
         for rule in rules:
             if any(fnmatchcase(path, pattern) for pattern in rule.match):
                 own = chosen.get(path, LayerRule())
-                said = {f.name: v for f in dataclasses.fields(rule) if (v := getattr(rule, f.name)) is not None}
-                chosen[path] = dataclasses.replace(own, **said)
+                fields = {f.name: v for f in dataclasses.fields(rule) if (v := getattr(rule, f.name)) is not None}
+                chosen[path] = dataclasses.replace(own, **fields)
     groups: dict[tuple[int, int, bool], list[str]] = {}
     wrong: dict[int, list[str]] = {}
     for path, own in chosen.items():
@@ -87,15 +87,15 @@ def ragged(size: int, columns: Mapping[str, int], forms: Forms) -> InputError:
     """The error for layers, by path with their inputs, that blocks of `size` do not divide."""
     weights = str(forms.usual.weights)
     fits = [s for s in forms.sizes(weights) if s and all(count % s == 0 for count in columns.values())]
-    say = {"block_size": max(fits)} if fits else {"weights": forms.weights[0]}
-    snippet = toml({"layers": [{"match": patterns_of(columns), **say}]}).strip()
-    alike: dict[tuple[str, int], int] = {}
+    remedy = {"block_size": max(fits)} if fits else {"weights": forms.weights[0]}
+    snippet = toml({"layers": [{"match": patterns_of(columns), **remedy}]}).strip()
+    counts: dict[tuple[str, int], int] = {}
     for path, count in columns.items():
         (stem,) = patterns_of([path]) if len(columns) > SHOWN else (path,)
-        alike[stem, count] = alike.get((stem, count), 0) + 1
+        counts[stem, count] = counts.get((stem, count), 0) + 1
     listed = ", ".join(
         f"{stem} ({count} inputs)" if n == 1 else f"{stem} ({n} layers of {count} inputs)"
-        for (stem, count), n in alike.items()
+        for (stem, count), n in counts.items()
     )
     return InputError(
         f"expected blocks that divide the inputs of each layer for {forms.title}, found {size} for {listed}",
@@ -105,11 +105,11 @@ def ragged(size: int, columns: Mapping[str, int], forms: Forms) -> InputError:
 
 def patterns_of(paths: Collection[str]) -> list[str]:
     """Returns patterns for a message: paths that differ in their layer's number alone, as one."""
-    found: dict[str, None] = {}
+    patterns: dict[str, None] = {}
     for path in paths:
         stem = ".".join("*" if part.isdigit() else part for part in path.split("."))
-        found[stem] = None
-    return list(found)
+        patterns[stem] = None
+    return list(patterns)
 
 
 def _check_patterns(rules: Sequence[LayerRule], paths: list[str], tables: list[str]) -> None:

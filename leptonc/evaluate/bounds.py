@@ -30,16 +30,16 @@ def judge(fidelity: Fidelity, bound: float | None, whom: str, hint: str) -> None
         BoundError: It lost more.
         InputError: What it lost is no number: outputs, of the original most often, are not finite.
     """
-    what, lost = loss(fidelity)
+    change, lost = loss(fidelity)
     if bound is not None and lost > bound:
         raise BoundError(
-            f"expected a loss of at most {bound:g} % for {whom}, found that {what} by {lost:.2f} %; nothing was "
+            f"expected a loss of at most {bound:g} % for {whom}, found that {change} by {lost:.2f} %; nothing was "
             "written",
             hint=hint,
         )
     if not math.isfinite(lost):
         raise InputError(
-            f"expected finite outputs on the text that is measured, found that {what} by {lost} % for {whom}",
+            f"expected finite outputs on the text that is measured, found that {change} by {lost} % for {whom}",
             hint=OVERFLOWS,
         )
 

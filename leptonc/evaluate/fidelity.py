@@ -42,15 +42,15 @@ def compare_logits(
     """
     worst, total, count = 0.0, 0.0, 0
     kl, agree, nll_reference, nll_artifact = 0.0, 0, 0.0, 0.0
-    for start, want, got in _aligned(reference, artifact):
+    for start, expected, actual in _aligned(reference, artifact):
         # Torch, because it computes these with all cores.
-        left, right = torch.from_numpy(want), torch.from_numpy(got)
+        left, right = torch.from_numpy(expected), torch.from_numpy(actual)
         diff = (left - right).abs_()
         worst = max(worst, float(diff.max()))
         total, count = total + float(diff.sum(dtype=torch.float64)), count + diff.numel()
         agree += int((left.argmax(-1) == right.argmax(-1)).sum())
         p, q = left.log_softmax(-1), torch.log_softmax(right, -1, out=diff)
-        following = torch.tensor(token_ids[start + 1 : start + 1 + len(want)], dtype=torch.int64)
+        following = torch.tensor(token_ids[start + 1 : start + 1 + len(expected)], dtype=torch.int64)
         at = torch.arange(len(following))
         nll_reference -= float(p[at, following].sum(dtype=torch.float64))
         nll_artifact -= float(q[at, following].sum(dtype=torch.float64))

@@ -44,13 +44,13 @@ def tensors_of(parts: Sequence[Path], model: Any) -> dict[str, tuple[tuple[int, 
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture], model.config.num_hidden_layers)
     undo = _UNDONE.get(architecture, _as_stored)
-    found: dict[str, tuple[tuple[int, ...], Callable[[], Floats]]] = {}
+    tensors: dict[str, tuple[tuple[int, ...], Callable[[], Floats]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if stored in header.places:
             read = functools.partial(undo, functools.partial(header.read, stored), name, model.config)
-            found[name] = (tuple(parameter.shape), read)
-    return found
+            tensors[name] = (tuple(parameter.shape), read)
+    return tensors
 
 
 class _Header(gguf.GGUFReader):
@@ -103,16 +103,16 @@ class _Header(gguf.GGUFReader):
         return result
 
     def _bytes(self, offset: int, count: int) -> bytes:
-        found = b""
+        data = b""
         for part, size in zip(self._parts, self._sizes, strict=True):
             if count and offset < size:
                 with part.open("rb") as file:
                     file.seek(offset)
-                    found += file.read(min(count, size - offset))
-                taken = min(count, size - offset)
-                offset, count = offset + taken, count - taken
+                    data += file.read(min(count, size - offset))
+                length = min(count, size - offset)
+                offset, count = offset + length, count - length
             offset -= size
-        return found
+        return data
 
 
 def _as_stored(read: Callable[[], Floats], name: str, config: Any) -> Floats:

@@ -85,8 +85,8 @@ class GraphReference:
         with StagedRun(self._folder, trim=False) as run:
             graph = run.graph(self._model, texts, cut, keep=[name])
             for at, stage in run.over(cut):
-                made = stage.made
-                inputs = [str(linear.x.name) for linear in self._linears(stage) if linear.x.name in made]
+                outputs = stage.made
+                inputs = [str(linear.x.name) for linear in self._linears(stage) if linear.x.name in outputs]
                 graph.run(at, also=inputs, observer=partial(self._look_at, stage))
             return [values[name] for values in graph.values]
 

@@ -54,20 +54,20 @@ def compare(directory: Path, texts: list[str], rows: NDArray[np.float32]) -> str
                 model_kwargs={"dtype": torch.float32, "attn_implementation": "eager"},
             )  # fmt: skip
             model.truncate_dim = None
-            wanted = model.encode(texts, show_progress_bar=False)
+            expected = model.encode(texts, show_progress_bar=False)
         except _FAILURES as error:
             raise InputError(
                 f"{directory}: sentence-transformers {version} cannot run it: {' '.join(str(error).split())[:300]}",
                 hint="build it where that library can, or where it is not installed",
             ) from error
-    if wanted.shape != rows.shape:
+    if expected.shape != rows.shape:
         raise InputError(
-            f"{directory}: expected embeddings of {wanted.shape[-1]} numbers, as sentence-transformers {version} makes "
-            f"them, found {rows.shape[-1]}",
+            f"{directory}: expected embeddings of {expected.shape[-1]} numbers, as sentence-transformers {version} "
+            f"makes them, found {rows.shape[-1]}",
             hint="the model has something that is not read here: report it",
         )
-    difference = np.abs(wanted - rows)
-    worst, size = float(difference.max()), float(np.abs(wanted).max())
+    difference = np.abs(expected - rows)
+    worst, size = float(difference.max()), float(np.abs(expected).max())
     if not worst <= TOLERANCE * size:
         text = texts[int(difference.max(axis=1).argmax())]
         raise InputError(

@@ -213,12 +213,12 @@ class Rows(Sample):
         # The original runs first: its weights have left the memory when an artifact is loaded.
         reference = original.rows(*self.encoded)
         self._compare_library(original, reference)
-        found = runner.rows(self)
+        rows = runner.rows(self)
         function = self.encoder.score_function if self._labels else None
         if function is not None:
             reference = fidelity.scores(reference, function)
-            found = found if runner.gives_scores else fidelity.scores(found, function)
-        return fidelity.compare_rows(reference, found, function=function)
+            rows = rows if runner.gives_scores else fidelity.scores(rows, function)
+        return fidelity.compare_rows(reference, rows, function=function)
 
     def _compare_library(self, original: Original, rows: Floats) -> None:
         """Compares the original once with sentence-transformers, where that is installed."""

@@ -53,8 +53,8 @@ def load_original(source: Source, task: Task) -> tuple[Any, dict[str, Read]]:
 
         model, reads = _of_tensors(task, source.config, lambda model: tensors_of(source.path, model))
     else:
-        made = {name: (tuple(t.shape), t.read) for name, t in source.weights.items() if not name.startswith(_STEPS)}
-        model, reads = _of_tensors(task, source.config, lambda _: made)
+        tensors = {name: (tuple(t.shape), t.read) for name, t in source.weights.items() if not name.startswith(_STEPS)}
+        model, reads = _of_tensors(task, source.config, lambda _: tensors)
     with torch.device("meta"):
         task.attach(model)
     steps = [name for name, _ in model.named_parameters() if name.startswith(_STEPS)]
@@ -84,8 +84,8 @@ class _Marks:
     def parts(self, tensor: Tensor) -> set[int]:
         """Returns the tensors that a parameter was put together from."""
         values: Any = tensor.detach()
-        found = {self._index(value) for value in values.unique().tolist()}
-        return {index for index in found if index is not None}
+        indices = {self._index(value) for value in values.unique().tolist()}
+        return {index for index in indices if index is not None}
 
     def _index(self, value: float) -> int | None:
         index = _FIRST - value
@@ -140,11 +140,11 @@ def _of_directory(source: Source, task: Task) -> tuple[Any, dict[str, Read]]:
 
     def load(marks: _Marks) -> tuple[Any, dict[str, Any]]:
         with _replaced_safe_open(lambda path, *_, **__: _MarkedFile(marks, str(path))):
-            found = getattr(transformers, task.auto_class).from_pretrained(
+            loaded = getattr(transformers, task.auto_class).from_pretrained(
                 str(directory), dtype=torch.float32, attn_implementation="eager", output_loading_info=True,
                 use_safetensors=True, local_files_only=True, **changed,
             )  # fmt: skip
-        return found[0], found[1]
+        return loaded[0], loaded[1]
 
     return _loaded(load, task, str(directory))
 
@@ -157,15 +157,15 @@ def _of_tensors(
         parsed = transformers.AutoConfig.for_model(config["model_type"], **fields)
         with torch.device("meta"):
             model = getattr(transformers, task.auto_class).from_config(parsed)
-    given = tensors(model)
+    stored = tensors(model)
 
     def load(marks: _Marks) -> tuple[Any, dict[str, Any]]:
-        state = {name: marks.mark(shape, read) for name, (shape, read) in given.items()}
-        found = type(model).from_pretrained(
+        state = {name: marks.mark(shape, read) for name, (shape, read) in stored.items()}
+        loaded = type(model).from_pretrained(
             None, config=model.config, state_dict=state, dtype=torch.float32, attn_implementation="eager",
             output_loading_info=True,
         )  # fmt: skip
-        return found[0], found[1]
+        return loaded[0], loaded[1]
 
     return _loaded(load, task, str(config.get("model_type")))
 

@@ -43,8 +43,8 @@ def streamed(model: nn.Module, read: Mapping[str, Callable[[], NDArray[Any]]], *
         def enter(m: nn.Module, _args: Any, _path: str = path, _own: list[str] = own) -> None:
             for name in _own:
                 full = f"{_path}.{name}" if _path else name
-                known = m._parameters[name]
-                if known is not None and not known.is_meta:
+                parameter = m._parameters[name]
+                if parameter is not None and not parameter.is_meta:
                     continue
                 m._parameters[name] = nn.Parameter(torch.from_numpy(_writable(read[full]())), requires_grad=False)
 
@@ -132,43 +132,43 @@ class Reference:
             with streamed(self.model, self._read, keep=True):
                 for start in range(0, len(token_ids), rows):
                     base.forward = _returns(kind(last_hidden_state=hidden[:, start : start + rows]))
-                    given = self._texts([token_ids[start : start + rows]])
+                    inputs = self._texts([token_ids[start : start + rows]])
                     with torch.inference_mode():
-                        logits = self.model(**given, use_cache=False).logits[0].numpy()
+                        logits = self.model(**inputs, use_cache=False).logits[0].numpy()
                     yield start, logits
         finally:
             base.forward = plain
 
     def rows(self, token_ids: list[list[int]], skipped: int = 0) -> NDArray[np.float32]:
         """See `Original.rows`; what follows an encoder is computed apart from what is traced of it."""
-        found = []
+        results = []
         (form,) = self._forms.values()
         labels = form.outputs[0].role == roles.LABEL_LOGITS
         with torch.inference_mode(), streamed(self.model, self._read, keep=True):
             for ids in token_ids:
                 output = self.model(**self._texts([ids]))
                 if labels:
-                    found.append(output.logits.numpy())
+                    results.append(output.logits.numpy())
                     continue
                 if self._watched:
                     self._run_steps(output[0], skipped)
                 row = embedded(output[0][0].numpy(), self.task.modules, self._weights, skipped)
-                found.append(row[None])
-        return np.concatenate(found)
+                results.append(row[None])
+        return np.concatenate(results)
 
     def values(self, runs: Sequence[Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
         """See `Original.values`: parts run one after the other, as transformers has them."""
-        found = []
+        results = []
         with torch.inference_mode(), streamed(self.model, self._read, keep=True):
             for run in runs:
-                known = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in run.items()}
+                tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in run.items()}
                 for part, form in self._forms.items():
-                    args = {port.name: known[port.source or f"{part}/{port.name}"] for port in form.traced}
-                    made = self.task.run(part, self.model, None, args)
-                    outputs = made if isinstance(made, tuple) else (made,)
-                    known |= {f"{part}/{port.name}": out for port, out in zip(form.outputs, outputs, strict=True)}
-                found.append(outputs[0].float().numpy())
-        return found
+                    args = {port.name: tensors[port.source or f"{part}/{port.name}"] for port in form.traced}
+                    returned = self.task.run(part, self.model, None, args)
+                    outputs = returned if isinstance(returned, tuple) else (returned,)
+                    tensors |= {f"{part}/{port.name}": out for port, out in zip(form.outputs, outputs, strict=True)}
+                results.append(outputs[0].float().numpy())
+        return results
 
     def _texts(self, token_ids: list[list[int]]) -> dict[str, Tensor]:
         """What transformers' model is given for texts of one length; the rest is its own to make."""

@@ -49,15 +49,15 @@ def embedded(
         x = values[options.get("module_input_name", TOKENS if step.kind == "Pooling" else EMBEDDING)]
         if step.kind == "Pooling":
             first = 0 if options["include_prompt"] else skipped
-            made = np.concatenate([_pooled(mode, x, first) for mode in options["pooling_mode"]])
+            output = np.concatenate([_pooled(mode, x, first) for mode in options["pooling_mode"]])
         elif step.kind == "Dense":
-            made = _dense(x, options, weight)
+            output = _dense(x, options, weight)
         elif step.kind == "LayerNorm":
-            made = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-            made = made * _there(weight("norm.weight")) + _there(weight("norm.bias"))
+            output = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+            output = output * _there(weight("norm.weight")) + _there(weight("norm.bias"))
         else:
-            made = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-        values[options.get("module_output_name", EMBEDDING)] = made
+            output = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+        values[options.get("module_output_name", EMBEDDING)] = output
     return values[EMBEDDING].astype(np.float32)
 
 
@@ -78,10 +78,10 @@ def _pooled(mode: str, x: Doubles, first: int) -> Doubles:
 def _dense(x: Doubles, options: Mapping[str, Any], weight: Callable[[str], Doubles | None]) -> Doubles:
     bias, through = weight("linear.bias"), weight("residual.weight")
     linear = x @ _there(weight("linear.weight")).T
-    made = _ACTIVATIONS[options["activation_function"]](linear if bias is None else linear + bias)
+    output = _ACTIVATIONS[options["activation_function"]](linear if bias is None else linear + bias)
     if not options["use_residual"]:
-        return made
-    return made + (x if through is None else x @ through.T)
+        return output
+    return output + (x if through is None else x @ through.T)
 
 
 def _there(weight: Doubles | None) -> Doubles:

@@ -30,5 +30,5 @@ def load_text(path: Path | None) -> str:
 
 def sentences(text: str, limit: int) -> list[str]:
     """Returns the first `limit` sentences of a text."""
-    found = [s.strip() for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s.strip()]
-    return found[:limit]
+    parts = [s.strip() for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s.strip()]
+    return parts[:limit]

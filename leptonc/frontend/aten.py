@@ -260,17 +260,17 @@ def _gather(b: Builder, node: torch.fx.Node, x: Any, axis: int, index: Any, **_:
 @handles("index")
 def _index(b: Builder, node: torch.fx.Node, x: Any, indices: Any) -> ir.Value:
     """x[:, …, i, …] with one index tensor; and x[arange(batch), i], a row of each batch entry."""
-    given = [(axis, i) for axis, i in enumerate(indices) if i is not None]
-    if len(given) == 1:
-        axis, index = given[0]
+    indexed = [(axis, i) for axis, i in enumerate(indices) if i is not None]
+    if len(indexed) == 1:
+        axis, index = indexed[0]
         return b.op("Gather", [b.value(x), b.value(index)], {"axis": axis}, like=_val(node))
-    if [axis for axis, _ in given] == [0, 1] and str(given[0][1].target).startswith("aten.arange"):
-        rank, index = _val(x).dim(), b.value(given[1][1])
+    if [axis for axis, _ in indexed] == [0, 1] and str(indexed[0][1].target).startswith("aten.arange"):
+        rank, index = _val(x).dim(), b.value(indexed[1][1])
         at = b.op("Unsqueeze", [index, b.const(list(range(1, rank)))])
-        shape = b.vector([_val(given[1][1]).shape[0], 1, *_val(x).shape[2:]])
+        shape = b.vector([_val(indexed[1][1]).shape[0], 1, *_val(x).shape[2:]])
         picked = b.op("GatherElements", [b.value(x), b.op("Expand", [at, shape])], {"axis": 1})
         return b.op("Squeeze", [picked, b.const([1])], like=_val(node))
-    raise CaptureError(f"{b.module}: indexing with {len(given)} tensors is not supported")
+    raise CaptureError(f"{b.module}: indexing with {len(indexed)} tensors is not supported")
 
 
 def _reduce(op: str) -> Handler:

@@ -117,11 +117,11 @@ class Builder:
     def value(self, arg: Any, like: ir.DataType | None = None) -> ir.Value:
         """Returns the value of a tensor argument; a Python number becomes a constant of dtype `like`."""
         if isinstance(arg, torch.fx.Node):
-            found = self.values[arg]
-            if isinstance(found, ir.Value):
+            converted = self.values[arg]
+            if isinstance(converted, ir.Value):
                 # Sizes are kept as [1]; as an operand of arithmetic they broadcast all the same.
-                return found
-            arg = found
+                return converted
+            arg = converted
         if isinstance(arg, bool):
             return self.const(arg, like or ir.DataType.BOOL)
         if isinstance(arg, (int, float)):
@@ -135,8 +135,8 @@ class Builder:
             symbolic = arg.meta.get("val")
             if isinstance(symbolic, int):
                 return symbolic
-            found: int | ir.Value = self.values[arg]
-            return found
+            size: int | ir.Value = self.values[arg]
+            return size
         if isinstance(arg, torch.SymInt):
             return self.size(str(arg))
         return int(arg)

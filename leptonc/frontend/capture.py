@@ -167,7 +167,7 @@ class _Converter:
             elif node.op == "call_function":
                 b.values[node] = self._call(node)
             elif node.op == "output":
-                results = [b.value(made) for made in node.args[0]]
+                results = [b.value(output) for output in node.args[0]]
                 for result, port in zip(results, self.form.outputs, strict=True):
                     result.name = port.name
                 b.graph.outputs.extend([*results, *self.presents])
@@ -181,28 +181,28 @@ class _Converter:
             n for n in self.program.graph.nodes
             if n.op == "placeholder" and n.name in self.program.graph_signature.user_inputs
         ]  # fmt: skip
-        made = {port.name: node.meta["val"] for port, node in zip(self.form.traced, program_inputs, strict=True)}
+        examples = {port.name: node.meta["val"] for port, node in zip(self.form.traced, program_inputs, strict=True)}
         self.users: dict[str, ir.Value] = {}
-        given = {port.name for port in self.form.inputs}
+        input_names = {port.name for port in self.form.inputs}
         for port in self.form.traced:
-            for size, name in zip(made[port.name].shape, port.dims, strict=True):
+            for size, name in zip(examples[port.name].shape, port.dims, strict=True):
                 if isinstance(name, str):
                     b.dims.setdefault(str(size), name)
-            if port.name in given:
+            if port.name in input_names:
                 self.users[port.name] = b.input(port.name, _TYPES[port.dtype], port.dims)
         sizes: dict[str, ir.Value] = {}  # by name: each that of the first input that has it
         for expression, name in b.dims.items():
-            port = next(p for p in self.form.traced if p.name in given and name in p.dims)
+            port = next(p for p in self.form.traced if p.name in input_names and name in p.dims)
             axis = port.dims.index(name)
             sizes[name] = b.sizes[expression] = b.op("Shape", [self.users[port.name]], {"start": axis, "end": axis + 1})
         if (past := self._port(roles.PAST_LENGTH)) is not None:
             self.past = b.input(past.name, INT64, past.dims)
         for port in self.form.traced:
-            if port.role == roles.POSITIONS and port.name not in given:
+            if port.role == roles.POSITIONS and port.name not in input_names:
                 length = b.op("Reshape", [sizes[roles.LENGTH], b.const([])])
                 new = b.op("Range", [b.const(0), length, b.const(1)])
                 start = b.op("Unsqueeze", [self.past, b.const([1])])
-                self.users[port.name] = b.op("Add", [start, new], like=made[port.name])
+                self.users[port.name] = b.op("Add", [start, new], like=examples[port.name])
         if (mask := self._port(roles.ATTENTION_MASK)) is not None:
             real = b.op("Cast", [self.users[mask.name]], {"to": int(BOOL)})
             rows = b.op("Unsqueeze", [real, b.const([1, 2])])
@@ -245,10 +245,10 @@ class _Converter:
 
     def _call(self, node: torch.fx.Node) -> Any:
         if node.target is operator.getitem:
-            found = self.b.values[node.args[0]][node.args[1]]  # type: ignore[index]
+            item = self.b.values[node.args[0]][node.args[1]]  # type: ignore[index]
             if node.args[0] in self.tables:
                 self.tables[node] = self.tables[node.args[0]]  # type: ignore[index]
-            return found
+            return item
         target = str(node.target)
         if target in self.special:
             return self.special[target](node, *node.args)

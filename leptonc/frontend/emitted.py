@@ -115,10 +115,11 @@ def _check_interface(model: ir.Model, emitted: Emitted, form: PartForm, *, vocab
     layers = (len(outputs) - len(form.outputs)) // 2 if form.keeps == roles.KEY_VALUE else 0
     kinds = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
     pasts, presents = ([f"{stem}.{kind}" for kind in kinds] for stem in ("past_key_values", "present"))
-    wanted = [*(port.name for port in form.inputs), *pasts]
-    made = [*(port.name for port in form.outputs), *presents]
-    if inputs != wanted or outputs != made:
-        _fail(emitted, f"inputs {', '.join(wanted)} and outputs {', '.join(made)}", f"{inputs} and {outputs}")
+    expected_inputs = [*(port.name for port in form.inputs), *pasts]
+    expected_outputs = [*(port.name for port in form.outputs), *presents]
+    if inputs != expected_inputs or outputs != expected_outputs:
+        expected = f"inputs {', '.join(expected_inputs)} and outputs {', '.join(expected_outputs)}"
+        _fail(emitted, expected, f"{inputs} and {outputs}")
     shapes = {str(v.name): tuple(v.shape or ()) for v in (*model.graph.inputs, *model.graph.outputs)}
     fixed = dict.fromkeys([*pasts, *presents], (1, 3)) | {port.name: (-1,) for port in form.outputs}
     ranks = {port.name: len(port.dims) for port in (*form.inputs, *form.outputs)}

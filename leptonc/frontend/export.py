@@ -71,12 +71,12 @@ def _examples(form: PartForm) -> tuple[torch.Tensor, ...]:
 
 def _dynamic(form: PartForm, limit: int | None) -> tuple[dict[int, Any], ...]:
     """Which sizes of a part's arguments a run gives; a length is what the model was made for at the most."""
-    known: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
     for port in form.traced:
         for name in port.dims:
-            if isinstance(name, str) and name not in known:
-                known[name] = torch.export.Dim(name, max=limit if name == roles.LENGTH else None)
-    return tuple({i: known[d] for i, d in enumerate(port.dims) if isinstance(d, str)} for port in form.traced)
+            if isinstance(name, str) and name not in sizes:
+                sizes[name] = torch.export.Dim(name, max=limit if name == roles.LENGTH else None)
+    return tuple({i: sizes[d] for i, d in enumerate(port.dims) if isinstance(d, str)} for port in form.traced)
 
 
 def check_tables(recorder: Recorder) -> None:
@@ -91,13 +91,13 @@ def check_tables(recorder: Recorder) -> None:
 
 def _place(error: Exception, recorder: Recorder) -> str:
     """Returns the innermost module whose code was running when `error` was raised, or ""."""
-    found, trace = "", error.__traceback__
+    place, trace = "", error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_locals.get("self")
         path = recorder.paths.get(id(module))
-        found = f"{path} ({type(module).__name__})" if path else found
+        place = f"{path} ({type(module).__name__})" if path else place
         trace = trace.tb_next
-    return found
+    return place
 
 
 def _count(model: nn.Module, recorder: Recorder) -> None:

@@ -90,10 +90,10 @@ def _attention_interface(recorder: Recorder) -> Any:
         if sliding_window and not recorder.cached:
             unknown.append("sliding_window")
         if unknown or attention_mask is not None:
-            found = unknown[0] if unknown else "attention_mask"
+            extra = unknown[0] if unknown else "attention_mask"
             raise CaptureError(
                 f"{path} ({type(module).__name__}): expected attention over queries, keys and values alone, "
-                f"found the extra input `{found}`",
+                f"found the extra input `{extra}`",
                 hint="this architecture's attention is not supported yet",
             )
         recorder.attended.append(path)

@@ -42,16 +42,16 @@ def rms_norm_form(module: nn.Module) -> NormForm | None:
     w = torch.rand(dim, generator=generator) + 0.5
     try:
         with torch.no_grad(), torch.device("cpu"):
-            got = torch.func.functional_call(module, {"weight": w} if parameters else {}, (x,))
+            output = torch.func.functional_call(module, {"weight": w} if parameters else {}, (x,))
     except (RuntimeError, TypeError, ValueError):
         return None
-    if not isinstance(got, Tensor) or got.shape != x.shape:
+    if not isinstance(output, Tensor) or output.shape != x.shape:
         return None
     for eps in sorted(epsilons):
         unit = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
         for offset in (0.0, 1.0) if parameters else (0.0,):
-            want = unit * (w + offset) if parameters else unit
-            if torch.allclose(got, want, rtol=TOLERANCE, atol=TOLERANCE):
+            expected = unit * (w + offset) if parameters else unit
+            if torch.allclose(output, expected, rtol=TOLERANCE, atol=TOLERANCE):
                 return NormForm(eps, offset, bool(parameters))
     return None
 
@@ -106,19 +106,19 @@ def rotary_form(
     k = torch.randn(1, k_shape[1], length, k_shape[3], generator=generator)
     try:
         with torch.no_grad():
-            got = apply(q, k, cos, sin)
+            rotated = apply(q, k, cos, sin)
     except (RuntimeError, TypeError, ValueError):
         return None
-    if not (isinstance(got, tuple) and len(got) == 2):
+    if not (isinstance(rotated, tuple) and len(rotated) == 2):
         return None
     for form in (RotaryForm(i, layout) for layout in ("halves", "pairs", "once") for i in (False, True)):
         c, s = half_table(cos, form), half_table(sin, form)
         if 2 * c.shape[-1] > min(q_shape[3], k_shape[3]):
             continue
-        want = (rotate(q, c, s, form.interleaved), rotate(k, c, s, form.interleaved))
+        expected = (rotate(q, c, s, form.interleaved), rotate(k, c, s, form.interleaved))
         if all(
             g.shape == w.shape and torch.allclose(g, w, rtol=TOLERANCE, atol=TOLERANCE)
-            for g, w in zip(got, want, strict=True)
+            for g, w in zip(rotated, expected, strict=True)
         ):
             return form
     return None

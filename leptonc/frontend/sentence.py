@@ -119,8 +119,8 @@ def check_widths(chain: tuple[SentenceModule, ...], width: int) -> None:
                 hint="check the pooling modes in 1_Pooling/config.json, each of which adds to the width, and the "
                 "module's own config.json",
             )
-        made = size * len(options["pooling_mode"]) if step.kind == "Pooling" else options.get("out_features", size)
-        widths[options.get("module_output_name", EMBEDDING)] = made
+        out_width = size * len(options["pooling_mode"]) if step.kind == "Pooling" else options.get("out_features", size)
+        widths[options.get("module_output_name", EMBEDDING)] = out_width
 
 
 class SentenceSteps(nn.Module):
@@ -137,6 +137,6 @@ class SentenceSteps(nn.Module):
         values = {TOKENS: tokens}
         for index, step in enumerate(self.chain):
             reads = step.options.get("module_input_name", TOKENS if step.kind == "Pooling" else EMBEDDING)
-            made = self.get_submodule(f"step{index}")(values[reads], args)
-            values[step.options.get("module_output_name", EMBEDDING)] = made
+            output = self.get_submodule(f"step{index}")(values[reads], args)
+            values[step.options.get("module_output_name", EMBEDDING)] = output
         return values[EMBEDDING]

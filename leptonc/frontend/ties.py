@@ -34,13 +34,13 @@ def separate(model: Any, weights: Mapping[str, LazyTensor]) -> list[str]:
     """
     prefix = getattr(model, "base_model_prefix", "") or ""
     stored = stored_names(model, weights)
-    held: dict[str, str | None] = {}
+    stored_sources: dict[str, str | None] = {}
     warnings = []
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
-        first = held.setdefault(source, find(source, stored, prefix))
+        first = stored_sources.setdefault(source, find(source, stored, prefix))
         second = find(target, stored, prefix)
         if first is None:
-            held[source] = second
+            stored_sources[source] = second
         elif second is not None and second != first and not _equal(weights[first], weights[second]):
             _untie(model, target)
             warnings.append(
@@ -74,20 +74,20 @@ def unused(model: Any, weights: Mapping[str, LazyTensor], config: Mapping[str, A
     """
     prefix = getattr(model, "base_model_prefix", "") or ""
     stored = stored_names(model, weights)
-    taken = {find(name, stored, prefix) for name in _names(model)}
+    used = {find(name, stored, prefix) for name in _names(model)}
     buffers = [name for name, _ in model.named_buffers()]
     ignored = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     ignored |= {rule for end, rule in _COMPUTED.items() if any(name.endswith(end) for name in buffers)}
-    left = {
-        name: now for now, name in stored.items()
-        if name not in taken and not any(re.search(rule, now) for rule in ignored)
+    remaining = {
+        name: current for current, name in stored.items()
+        if name not in used and not any(re.search(rule, current) for rule in ignored)
     }  # fmt: skip
-    whole = _declared(model, config) if left else None
+    whole = _declared(model, config) if remaining else None
     known: set[str | None] = set()
     if whole is not None:
         names, prefix = stored_names(whole, weights), getattr(whole, "base_model_prefix", "") or ""
         known = {find(name, names, prefix) for name in _names(whole)}
-    return sorted(name for name in left if name in known), sorted(name for name in left if name not in known)
+    return sorted(name for name in remaining if name in known), sorted(name for name in remaining if name not in known)
 
 
 def _names(model: nn.Module) -> Iterable[str]:

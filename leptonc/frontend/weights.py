@@ -31,10 +31,10 @@ def stored_names(model: Any, weights: Mapping[str, LazyTensor]) -> dict[str, str
     renamed = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
     stored: dict[str, str] = {}
     for name in sorted(weights):
-        now = apply_renamings(name, renamed)
-        if now in stored:
-            raise _ambiguous(now, stored[now], name)
-        stored[now] = name
+        current = apply_renamings(name, renamed)
+        if current in stored:
+            raise _ambiguous(current, stored[current], name)
+        stored[current] = name
     return stored
 
 
@@ -86,21 +86,21 @@ def bind(model: nn.Module, weights: Mapping[str, LazyTensor]) -> dict[str, tuple
     bound: dict[str, tuple[str, LazyTensor]] = {}
     parameters = {id(p): p for p in model.parameters()}
     for key, names in aliases(model).items():
-        found = next((f for f in (find(n, stored, prefix) for n in names) if f is not None), None)
-        if found is None:
+        stored_name = next((f for f in (find(n, stored, prefix) for n in names) if f is not None), None)
+        if stored_name is None:
             continue
-        handle, want = weights[found], tuple(parameters[key].shape)
-        if tuple(handle.shape) != want:
+        handle, shape = weights[stored_name], tuple(parameters[key].shape)
+        if tuple(handle.shape) != shape:
             raise InputError(
-                f"expected `{found}` of shape {list(want)} as the config says, found {list(handle.shape)}",
+                f"expected `{stored_name}` of shape {list(shape)} as the config says, found {list(handle.shape)}",
                 hint="config.json and the weights belong to different models",
             )
         if handle.dtype in _INTEGERS:
             raise InputError(
-                f"expected `{found}` to hold floating-point weights, found {handle.dtype}: these are quantized",
+                f"expected `{stored_name}` to hold floating-point weights, found {handle.dtype}: these are quantized",
                 hint="give the original model: Lepton does the quantization itself",
             )
-        bound.update((n, (found, handle)) for n in names)
+        bound.update((n, (stored_name, handle)) for n in names)
     return bound
 
 
@@ -168,12 +168,12 @@ def buffers(model: Any, weights: Mapping[str, LazyTensor]) -> dict[str, np.ndarr
             model._init_weights(module)
         for name, buffer in own.items():
             full = f"{path}.{name}" if path else name
-            found = find(full, stored, prefix)
-            known = module._buffers[name]
-            if found is not None:
-                values[full] = np.asarray(weights[found].read())
-            elif known is not None and not _unset(known):
-                values[full] = known.numpy()
+            stored_name = find(full, stored, prefix)
+            computed = module._buffers[name]
+            if stored_name is not None:
+                values[full] = np.asarray(weights[stored_name].read())
+            elif computed is not None and not _unset(computed):
+                values[full] = computed.numpy()
             module._buffers[name] = buffer
     return values
 

@@ -43,9 +43,9 @@ def check_request(plan: VariantPlan) -> None:
             hint="fp32 keeps the weights as they are",
         )
     if plan.activations == "int8" and (plan.scheme != "int8" or plan.symmetric is False):
-        found = "asymmetric ones" if plan.scheme == "int8" else f"weights {plan.scheme}"
+        weights = "asymmetric ones" if plan.scheme == "int8" else f"weights {plan.scheme}"
         raise InputError(
-            f"expected symmetric weights of 8 bits with activations int8, found {found}",
+            f"expected symmetric weights of 8 bits with activations int8, found {weights}",
             hint="--weights int8 --activations int8",
         )
     check_method(plan)
@@ -124,7 +124,7 @@ class _Artifact:
         with runtime_edge.load(self._path) as model:
             if not sample.encoder.labels:
                 return model.encode(sample.texts, truncate_dim=sample.encoder.dim)
-            return np.array([each.probabilities for each in model.classify(sample.texts)], np.float32)
+            return np.array([result.probabilities for result in model.classify(sample.texts)], np.float32)
 
     def values(self, sample: Values) -> list[NDArray[np.float32]]:
         import runtime_edge

@@ -344,7 +344,7 @@ class AttentionOfMerged(Pass):
             if len(plain) != 3 or out is None or any(use is not None for use in node.inputs[4:]):
                 continue
             counts = {"q_num_heads": plain[0].heads, "kv_num_heads": plain[1].heads}
-            attributes = {key: each.value for key, each in node.attributes.items()} | counts
+            attributes = {key: attr.value for key, attr in node.attributes.items()} | counts
             inputs = [*(h.value for h in plain), *node.inputs[3:4]]
             (y,) = edit.insert(node, "Attention", inputs, attributes, name=f"{node.name}/merged")
             edit.replace(out, y)
@@ -358,6 +358,6 @@ def _added(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
         edit.initializer(graph, name, ir.tensor(np.float32(value), name=name))
         for name, value in (("mask.zero", 0), ("mask.least", np.finfo(np.float32).min))
     )
-    (found,) = edit.insert(node, "Where", [mask, zero, least], name=f"{mask.name}/added")
-    found.shape, found.type = mask.shape, ir.TensorType(ir.DataType.FLOAT)
-    return found
+    (bias,) = edit.insert(node, "Where", [mask, zero, least], name=f"{mask.name}/added")
+    bias.shape, bias.type = mask.shape, ir.TensorType(ir.DataType.FLOAT)
+    return bias

@@ -144,18 +144,18 @@ class _Derived:
     @cached_property
     def steps(self) -> NDArray[np.float32]:
         """The step of each output channel that integers of the weight cost least with, float32 [out]."""
-        found = channel_codes(self.weight.exact(), self._form, None if self.read is None else self.read.square)
-        return np.ascontiguousarray(found.scales.reshape(-1))
+        codes = channel_codes(self.weight.exact(), self._form, None if self.read is None else self.read.square)
+        return np.ascontiguousarray(codes.scales.reshape(-1))
 
     def corrected(self) -> NDArray[np.float32]:
         """The layer's bias and (W - W') E[x], float32 [out]; W' are the integers times their steps."""
         assert self.read is not None
         exact = self.weight.exact()
         off = exact - codes_of(exact, self.steps, self._form) * self.steps[:, None]
-        found = off @ self.read.mean
+        bias = off @ self.read.mean
         if self.bias is not None and self.bias.const_value is not None:
-            found += self.bias.const_value.numpy()
-        return found.astype(np.float32)
+            bias += self.bias.const_value.numpy()
+        return bias.astype(np.float32)
 
 
 def _initializer(

@@ -101,9 +101,9 @@ def prompt_passes(variant: VariantBuild, model: ir.Model) -> list[Pass]:
     if variant.plan.prefill == SHARED:
         numbers = CodesToNumbers(CodesToNumbersConfig(static.layers))
         return [numbers, *static.passes(), *_lowered(variant, PREFILL_CHUNK)]
-    known = {*static.layers, *(path for each in choices.prompt_layers for path in each.paths)}
-    rest = [each for each in linears(model) if each.path not in known and layer_of(each.path)]
-    raised = config.raised_layers({each.path: each.shape[1] for each in rest}) if config.bits < 8 else ()
+    chosen = {*static.layers, *(path for formats in choices.prompt_layers for path in formats.paths)}
+    rest = [linear for linear in linears(model) if linear.path not in chosen and layer_of(linear.path)]
+    raised = config.raised_layers({linear.path: linear.shape[1] for linear in rest}) if config.bits < 8 else ()
     config = dataclasses.replace(
         config, method=ROUNDING, channels=static.layers, layers=(*choices.prompt_layers, *raised)
     )
@@ -130,7 +130,7 @@ def lowerings(cache_scales: Mapping[str, NDArray[Any]] | None = None) -> tuple[P
 
 def split_for_prompts(passes: Sequence[Pass]) -> int:
     """See `Backend.split_for_prompts`: where the lowering begins."""
-    return next((at for at, each in enumerate(passes) if isinstance(each, LastLogits)), 0)
+    return next((at for at, step in enumerate(passes) if isinstance(step, LastLogits)), 0)
 
 
 def finish(model: ir.Model) -> None:

@@ -60,12 +60,12 @@ def _needed(node: ir.Node) -> int:
 
 
 def _takes(schema: defs.OpSchema, node: ir.Node) -> bool:
-    given = [at for at, value in enumerate(node.inputs) if value is not None]
-    if (given and given[-1] >= schema.max_input) or len(node.outputs) > schema.max_output:
+    present = [at for at, value in enumerate(node.inputs) if value is not None]
+    if (present and present[-1] >= schema.max_input) or len(node.outputs) > schema.max_output:
         return False
     if not set(node.attributes) <= set(schema.attributes):
         return False
-    constraints = {each.type_param_str: set(each.allowed_type_strs) for each in schema.type_constraints}
+    constraints = {types.type_param_str: set(types.allowed_type_strs) for types in schema.type_constraints}
     for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
         for at, value in enumerate(values):
             formal = formals[min(at, len(formals) - 1)]  # the last may take any number

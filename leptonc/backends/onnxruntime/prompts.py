@@ -38,13 +38,13 @@ def prompt_graph(
     with clock.stage(f"{prefix}prefill weights"):
         blobs = writer.add_graph(plan.prefill_graph, model, beside=True)
     derived, more = None, set[str]()
-    if made := dict(sorted(derived_of(model).items())):
-        beside = {name: _beside(weight, model) for name, weight in made.items()}
+    if derived_weights := dict(sorted(derived_of(model).items())):
+        beside = {name: _beside(weight, model) for name, weight in derived_weights.items()}
         places = iter(writer.add_arrays([array for arrays in beside.values() for array in arrays.values()]))
         parts = {name: {part: _part(*next(places)) for part in arrays} for name, arrays in beside.items()}
-        weights = tuple(_derived(name, weight, decode, model, parts[name]) for name, weight in made.items())
+        weights = tuple(_derived(name, weight, decode, model, parts[name]) for name, weight in derived_weights.items())
         writer.add(plan.derived, msgspec.json.encode(Derived(weights=weights)))
-        more = {part.blob for each in parts.values() for part in each.values()}
+        more = {part.blob for weight_parts in parts.values() for part in weight_parts.values()}
         derived = plan.derived
     graph = Graph(
         part=variant.part, file=plan.prefill_graph, purpose=PROMPTS, activations="int8", added=added(model.graph),
@@ -55,21 +55,21 @@ def prompt_graph(
 
 def described_bytes(model: ir.Model) -> int:
     """Bytes of what says how the runtime makes the weights of a lowered graph; computes none of them."""
-    made = derived_of(model).values()
-    rows = sum(4 * weight.shape[0] for weight in made if weight.rows is not None)
-    columns = {weight.columns.tobytes() for weight in made if weight.columns is not None}
-    return TRAITS["onnxruntime"].described * len(made) + rows + sum(len(each) // 2 for each in columns)
+    weights = derived_of(model).values()
+    rows = sum(4 * weight.shape[0] for weight in weights if weight.rows is not None)
+    columns = {weight.columns.tobytes() for weight in weights if weight.columns is not None}
+    return TRAITS["onnxruntime"].described * len(weights) + rows + sum(len(data) // 2 for data in columns)
 
 
 def _beside(weight: Quantized, model: ir.Model) -> dict[str, NDArray[Any]]:
     """Parts of a weight that no graph has, as the smoothing of its own that this graph has makes them, by name."""
-    found: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     if weight.columns is not None:
-        found["inputs"] = weight.columns.astype(np.float16)
+        arrays["inputs"] = weight.columns.astype(np.float16)
     if weight.rows is not None:  # the graph's steps are of weights that are multiplied by these
         steps: Any = model.graph.initializers[f"{weight.key}.int8.steps"].const_value
-        found["steps"] = (steps.numpy() / weight.rows).astype(np.float32)
-    return found
+        arrays["steps"] = (steps.numpy() / weight.rows).astype(np.float32)
+    return arrays
 
 
 def _part(blob: str, offset: int) -> Part:
@@ -89,7 +89,7 @@ def _derived(name: str, weight: Quantized, decode: ir.Model, model: ir.Model, be
         tensor: Any = value.const_value
         return _part(str(tensor.location), int(tensor.offset))
 
-    parts: dict[str, Any] = {each: part(decode.graph, f"nbits.{each}") for each in ("codes", "scales", "zeros")}
+    parts: dict[str, Any] = {kind: part(decode.graph, f"nbits.{kind}") for kind in ("codes", "scales", "zeros")}
     parts |= {"steps": part(model.graph, "int8.steps"), **beside}
     if parts["codes"] is None:
         raise ValueError(f"the graph that decodes has no {weight.key}")

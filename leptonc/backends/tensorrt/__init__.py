@@ -54,7 +54,7 @@ _CHECK_BYTES = 128 * 2**20  # of logits that a run of the check gives: the CPU i
 
 def check_request(plan: VariantPlan) -> None:
     """See `Backend.check_request`."""
-    lacking = [each for each in ("int8", "int4") if each not in plan.target.precisions]
+    lacking = [scheme for scheme in ("int8", "int4") if scheme not in plan.target.precisions]
     if plan.budget is not None and lacking:
         raise InputError(
             f"expected a target that has weights of 8 and of 4 bits for a budget of bytes, found {plan.target.spec} "
@@ -75,7 +75,7 @@ def check_request(plan: VariantPlan) -> None:
         )
     check_method(plan)
     if plan.rules and not FORMATS[plan.scheme].scaled:
-        scaled = [each for each in plan.target.precisions if each in FORMATS and FORMATS[each].scaled]
+        scaled = [scheme for scheme in plan.target.precisions if scheme in FORMATS and FORMATS[scheme].scaled]
         raise InputError(
             f"expected weights of 8 or 4 bits with layers of a recipe, found {plan.scheme}",
             hint=f"--weights {' or '.join(scaled)}",
@@ -154,19 +154,19 @@ def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
     # Before ranges are measured: what is rounded is an activation too.
     plan, choices = variant.plan, variant.choices
-    found: list[Pass] = choices.inputs.passes() if choices.inputs is not None else []
-    found += [choices.scaling] if choices.scaling is not None else []
+    steps: list[Pass] = choices.inputs.passes() if choices.inputs is not None else []
+    steps += [choices.scaling] if choices.scaling is not None else []
     chosen = ChooseCodes(config_of(plan, choices), choices.solve) if choices.solve is not None else None
-    found += [chosen] if chosen is not None else []
+    steps += [chosen] if chosen is not None else []
     if variant.captured.interface.writes_text:
         capacity = FixedShapesConfig(capacity=variant.captured.max_seq_len)
-        found += [LogitsAt(), FixedShapes(capacity), CachedAttentionToScatter()]
-    found.append(InlineFunctions())
+        steps += [LogitsAt(), FixedShapes(capacity), CachedAttentionToScatter()]
+    steps.append(InlineFunctions())
     if plan.scheme != "fp32":
         ranges = MeasureRanges(partial(_as_run, variant), partial(_batches, variant), scratch)
-        half = HalfPrecision(HalfPrecisionConfig(), lambda _: ranges.found)
-        found += [ranges, *_quantize(variant, chosen), half]
-    return [*found, *decompositions(partial(_parses, plan)), Cleanup(), *engine_spec.sparsity(variant)]
+        half = HalfPrecision(HalfPrecisionConfig(), lambda _: ranges.magnitudes)
+        steps += [ranges, *_quantize(variant, chosen), half]
+    return [*steps, *decompositions(partial(_parses, plan)), Cleanup(), *engine_spec.sparsity(variant)]
 
 
 class InlineFunctions(Pass):
@@ -195,10 +195,10 @@ def _batches(variant: VariantBuild, model: ir.Model) -> list[Batch]:
     if not variant.captured.interface.writes_text:
         return list(sample.batches())
     ids = sample.token_ids[: engine_spec.CHUNK]
-    kept = range(len(ids) - 1, -1, -_EVERY)  # logits are large, and alike: some of them do
+    positions = range(len(ids) - 1, -1, -_EVERY)  # logits are large, and alike: some of them do
     (part,) = variant.captured.parts.values()
     past = {buffer.input for buffer in part.buffers}
-    batch: dict[str, np.ndarray[Any, Any]] = dict(decoder_inputs(part, ids, 0, kept))
+    batch: dict[str, np.ndarray[Any, Any]] = dict(decoder_inputs(part, ids, 0, positions))
     for value in model.graph.inputs:
         if value.name in past:
             batch[str(value.name)] = np.zeros([int(d) for d in value.shape or ()], np.float32)  # type: ignore[arg-type]

@@ -52,12 +52,12 @@ class FixedShapes(Pass):
     config: FixedShapesConfig
 
     def run(self, model: ir.Model) -> int:
-        known = {"batch": 1, "capacity": self.config.capacity}
+        sizes = {"batch": 1, "capacity": self.config.capacity}
         graph = model.graph
         values = [*graph.inputs, *(v for node in graph for v in node.outputs)]
         for value in values:
             if value.shape is not None:
-                value.shape = ir.Shape([known.get(str(getattr(d, "value", d)), d) for d in value.shape])
+                value.shape = ir.Shape([sizes.get(str(getattr(d, "value", d)), d) for d in value.shape])
         return len(values)
 
 
@@ -129,8 +129,8 @@ class CachedAttentionToScatter(Pass):
 
             def add(op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
                 name = f"mask.{window}/{op}"
-                found = edit.insert(first, op, inputs, attributes, name=name, module="")
-                return found[0]
+                outputs = edit.insert(first, op, inputs, attributes, name=name, module="")
+                return outputs[0]
 
             positions = np.arange(capacity, dtype=np.int64)
             column = ir.tensor(positions.reshape(ROWS["key_positions"]), name="key_positions")

@@ -82,7 +82,7 @@ def need(variant: VariantBuild, *, block_size: int, chunk: int, logits: int, cac
     return Need(weights, read, token, workspace, variant.captured.max_seq_len if decoder else 0)
 
 
-def check(found: Need, target: targets.Target) -> Preflight:
+def check(needed: Need, target: targets.Target) -> Preflight:
     """Compares what is needed with what the target has.
 
     Returns:
@@ -93,25 +93,25 @@ def check(found: Need, target: targets.Target) -> Preflight:
         InputError: It does not fit.
     """
     report = Preflight(
-        weights_mb=round(found.weights / 1e6, 1), cache_mb=round(found.token * found.length / 1e6, 1),
-        workspace_mb=round(found.workspace / 1e6, 1),
+        weights_mb=round(needed.weights / 1e6, 1), cache_mb=round(needed.token * needed.length / 1e6, 1),
+        workspace_mb=round(needed.workspace / 1e6, 1),
     )  # fmt: skip
-    if target.bandwidth_gb_s is not None and found.token:
-        report.decode_tokens_per_s_at_most = round(target.bandwidth_gb_s * _GB / found.read, 1)
+    if target.bandwidth_gb_s is not None and needed.token:
+        report.decode_tokens_per_s_at_most = round(target.bandwidth_gb_s * _GB / needed.read, 1)
     if target.memory_gb is None:
         return report
     usable = (target.memory_gb - RESERVED_GB) * _GB
     report.memory_mb = round(usable / 1e6, 1)
-    left = usable - found.weights - found.workspace
-    longest = int(left // found.token) if found.token else 0
-    if found.token:
+    available = usable - needed.weights - needed.workspace
+    longest = int(available // needed.token) if needed.token else 0
+    if needed.token:
         report.longest_that_fits = max(0, longest)
-    if found.total > usable:
-        fits = found.token and longest > 0
+    if needed.total > usable:
+        fits = needed.token and longest > 0
         raise InputError(
             f"expected weights, cache and workspace within the {usable / 1e9:.1f} GB that {target.spec} leaves a model "
-            f"({target.memory_gb:g} GB less {RESERVED_GB:g} for the system), found {found.weights / 1e9:.2f} + "
-            f"{found.token * found.length / 1e9:.2f} + {found.workspace / 1e9:.2f} GB at {found.length} tokens",
+            f"({target.memory_gb:g} GB less {RESERVED_GB:g} for the system), found {needed.weights / 1e9:.2f} + "
+            f"{needed.token * needed.length / 1e9:.2f} + {needed.workspace / 1e9:.2f} GB at {needed.length} tokens",
             hint=f"at most {longest} tokens fit: --max-seq-len {longest}" if fits
             else "weights of fewer bits take less: --weights int4",
         )  # fmt: skip

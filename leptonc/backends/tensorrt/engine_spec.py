@@ -70,11 +70,11 @@ def capabilities(plan: VariantPlan) -> tuple[tuple[str, ...], tuple[str, ...]]:
     What the user named is not left out: `checked` refuses it.
     """
     least = flavour(plan.target.backend).least_capability.get(plan.scheme)
-    given = plan.target.compute_capabilities
+    declared = plan.target.compute_capabilities
     if least is None or any(override.startswith("compute_capabilities") for override in plan.target.overrides):
-        return given, ()
-    able = tuple(each for each in given if in_range(each, f">={least}"))
-    return (able, tuple(each for each in given if each not in able)) if able else (given, ())
+        return declared, ()
+    able = tuple(capability for capability in declared if in_range(capability, f">={least}"))
+    return (able, tuple(capability for capability in declared if capability not in able)) if able else (declared, ())
 
 
 def spec_of(variant: VariantBuild) -> EngineSpec:
@@ -93,13 +93,14 @@ def sparsity(variant: VariantBuild) -> list[Pass]:
     """Returns what checks that the lowered weights are 2:4 sparse, where they are to be."""
     if not variant.plan.sparse:
         return []
-    wanted, about = flavour(variant.plan.target.backend), Sparsity(pattern=PATTERN, linears=[])
-    dense = [each for each in capabilities(variant.plan)[0] if each not in variant.plan.target.sparse_capabilities]
+    target_flavour, report = flavour(variant.plan.target.backend), Sparsity(pattern=PATTERN, linears=[])
+    sparse = variant.plan.target.sparse_capabilities
+    dense = [capability for capability in capabilities(variant.plan)[0] if capability not in sparse]
     if dense:
-        about.dense_on = f"compute capabilities {', '.join(dense)}: they have no sparse tensor cores"
-    if not wanted.heeds_sparsity:
-        about.note = f"{wanted.title} makes the same plan with and without its flag for sparse weights"
-    return [CheckEngineSparsity(variant.captured.model, about)]
+        report.dense_on = f"compute capabilities {', '.join(dense)}: they have no sparse tensor cores"
+    if not target_flavour.heeds_sparsity:
+        report.note = f"{target_flavour.title} makes the same plan with and without its flag for sparse weights"
+    return [CheckEngineSparsity(variant.captured.model, report)]
 
 
 class CheckEngineSparsity(CheckSparsity):
@@ -129,28 +130,29 @@ def layers(variant: VariantBuild) -> tuple[LayerFormat, ...]:
             (Those that the flavour's own choice does not divide keep their weights, and the report says so.)
     """
     plan, model = variant.plan, variant.captured.model
-    wanted = flavour(plan.target.backend)
-    integers = [each for each in ("int8", "int4") if each in plan.target.precisions]
+    target_flavour = flavour(plan.target.backend)
+    blocks = target_flavour.int4_blocks
+    integers = [name for name in ("int8", "int4") if name in plan.target.precisions]
     forms = Forms(
-        wanted.title, ("fp16", *(integers if plan.scheme in integers else ())),
+        target_flavour.title, ("fp16", *(integers if plan.scheme in integers else ())),
         LayerRule(weights=plan.scheme, block_size=plan.block_size if plan.scheme == "int4" else None),
-        lambda scheme: block_size(plan) if scheme == plan.scheme else min(wanted.int4_blocks) * (scheme == "int4"),
-        lambda scheme: wanted.int4_blocks if scheme == "int4" else (), whole=True, asymmetric=False,
+        lambda scheme: block_size(plan) if scheme == plan.scheme else min(blocks) * (scheme == "int4"),
+        lambda scheme: blocks if scheme == "int4" else (), whole=True, asymmetric=False,
     )  # fmt: skip
-    found = resolve(plan.rules, model, forms)
+    formats = resolve(plan.rules, model, forms)
     if plan.block_size is not None and plan.scheme == "int4":
-        named = {path for each in found for path in each.paths}
+        named = {path for layer_format in formats for path in layer_format.paths}
         tables = lookups(model)
-        rest = {each.path: each.shape[1] for each in linears(model) if each.weight not in tables}
+        rest = {linear.path: linear.shape[1] for linear in linears(model) if linear.weight not in tables}
         short = {p: count for p, count in rest.items() if p not in named and count % plan.block_size}
         if short:
             raise ragged(plan.block_size, short, forms)
-    return found
+    return formats
 
 
 def check_format(plan: VariantPlan) -> None:
     """Refuses weights in a format that the target does not have, or that is never made (`InputError`)."""
-    formats = [each for each in plan.target.precisions if each in FORMATS]
+    formats = [name for name in plan.target.precisions if name in FORMATS]
     if plan.scheme not in formats:
         raise InputError(
             f"expected weights among {', '.join(formats)} for target {plan.target.spec}, found {plan.scheme}",
@@ -165,23 +167,24 @@ def checked(plan: VariantPlan) -> None:
         InputError: The message has what was expected, the hint what to ask for.
         MissingDependencyError: The flavour builds here, and is not installed.
     """
-    wanted = flavour(plan.target.backend)
+    target_flavour = flavour(plan.target.backend)
     if plan.sparse:
-        other = {str(rule.weights) for rule in plan.rules if rule.weights} - {*wanted.sparse_formats}
+        other = {str(rule.weights) for rule in plan.rules if rule.weights} - {*target_flavour.sparse_formats}
         if other:
             raise InputError(
-                f"expected layers of a recipe in {' or '.join(wanted.sparse_formats)} with {PATTERN} weights, found "
-                f"{', '.join(sorted(other))}",
+                f"expected layers of a recipe in {' or '.join(target_flavour.sparse_formats)} with {PATTERN} weights, "
+                f"found {', '.join(sorted(other))}",
                 hint="there are no sparse kernels for others",
             )
     if plan.symmetric is False:
         raise InputError(
-            f"expected symmetric weights for {wanted.title}, found asymmetric ones", hint="leave out --asymmetric"
+            f"expected symmetric weights for {target_flavour.title}, found asymmetric ones",
+            hint="leave out --asymmetric",
         )
     try:
         size = block_size(plan) if plan.scheme == "int4" else None
-        check_spec(_spec(plan, ()), plan.scheme, wanted, block_size=size)
+        check_spec(_spec(plan, ()), plan.scheme, target_flavour, block_size=size)
     except EngineError as error:
         raise InputError(error.message, hint=error.hint) from error
-    if not wanted.needs_gpu:
-        import_module(wanted)  # the engine is built here: what is missing is said before the work
+    if not target_flavour.needs_gpu:
+        import_module(target_flavour)  # the engine is built here: what is missing is said before the work

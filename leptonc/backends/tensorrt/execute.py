@@ -71,8 +71,8 @@ def logits_blocks(
     names = [output.name for output in session.get_outputs()]
     for start in range(0, len(token_ids), chunk):
         run = token_ids[start : start + chunk]
-        made = session.run(None, {**decoder_inputs(part, run, start, range(len(run))), **cache})
-        values = dict(zip(names, made, strict=True))
+        outputs = session.run(None, {**decoder_inputs(part, run, start, range(len(run))), **cache})
+        values = dict(zip(names, outputs, strict=True))
         yield start, values[part.outputs[0].name][0]
         cache = {name: values[present[name]] for name in cache}
 

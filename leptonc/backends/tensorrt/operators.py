@@ -32,13 +32,15 @@ DOCUMENTED = frozenset(
 
 def unsupported(model: ir.Model, flavour_name: str, version: str) -> list[tuple[str, str]]:
     """Returns (operator, module path) of every node that a version's parser does not document."""
-    wanted = flavour(flavour_name)
+    target_flavour = flavour(flavour_name)
 
-    def known(node: ir.Node) -> bool:
-        later = node.op_type in wanted.first_operators
-        return not node.domain and (parses(wanted, node.op_type, version) if later else node.op_type in DOCUMENTED)
+    def is_parsed(node: ir.Node) -> bool:
+        later = node.op_type in target_flavour.first_operators
+        if node.domain:
+            return False
+        return parses(target_flavour, node.op_type, version) if later else node.op_type in DOCUMENTED
 
-    return [(node.op_type, module_of(node)) for node in model.graph if not known(node)]
+    return [(node.op_type, module_of(node)) for node in model.graph if not is_parsed(node)]
 
 
 def require_operators(model: ir.Model, flavour_name: str, version: str) -> None:
@@ -47,10 +49,10 @@ def require_operators(model: ir.Model, flavour_name: str, version: str) -> None:
     Raises:
         InputError: The message names the operators and the modules that they come from.
     """
-    found = unsupported(model, flavour_name, version)
-    if found:
-        places = "; ".join(f"{op} of {module or 'the graph'}" for op, module in found[:5])
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    missing = unsupported(model, flavour_name, version)
+    if missing:
+        places = "; ".join(f"{op} of {module or 'the graph'}" for op, module in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise InputError(
             f"expected operators that {flavour(flavour_name).title} {version} parses, found {places}{more}",
             hint="a later version may have them: for a Jetson, say which with `jetpack=7.2` behind the target's name",

@@ -85,9 +85,9 @@ class HalfPrecision(Pass):
             if value.dtype == FLOAT:
                 value.type = ir.TensorType(half)
         for node, dtype in decided.items():
-            for i, read in enumerate(node.inputs):
-                if read is not None and read.dtype in (FLOAT, half):
-                    node.replace_input_with(i, self._as(graph, read, dtype, node))
+            for i, operand in enumerate(node.inputs):
+                if operand is not None and operand.dtype in (FLOAT, half):
+                    node.replace_input_with(i, self._as(graph, operand, dtype, node))
             if node.op_type == "Cast" and node.attributes["to"].value == FLOAT:
                 node.attributes["to"] = ir.AttrInt64("to", int(dtype))
             for value in node.outputs:
@@ -101,13 +101,13 @@ class HalfPrecision(Pass):
     def _scale_down(self, node: ir.Node) -> None:
         """Rule 2: x W becomes (x 2^-k) W 2^k, where the result is too large and the input is not."""
         limit, result = self.config.limit, node.outputs[0]
-        x, found = node.inputs[0], self._ranges.get(str(result.name), 0.0)
-        if x not in self._active or node.inputs[1] in self._active or not limit < found < np.inf:
+        x, magnitude = node.inputs[0], self._ranges.get(str(result.name), 0.0)
+        if x not in self._active or node.inputs[1] in self._active or not limit < magnitude < np.inf:
             return
         if x is None or self._ranges.get(str(x.name), np.inf) > limit:
             return
         graph = node.graph
-        factor = 2.0 ** np.ceil(np.log2(found / limit))
+        factor = 2.0 ** np.ceil(np.log2(magnitude / limit))
         small, large = (
             edit.initializer(graph, name, ir.tensor(np.float32(value), name=name))  # type: ignore[arg-type]
             for name, value in ((f"one_over_{factor:g}", 1 / factor), (f"times_{factor:g}", factor))
@@ -128,26 +128,26 @@ class HalfPrecision(Pass):
         values = [v for v in (*node.inputs, *node.outputs) if v is not None and v.dtype == FLOAT]
         # Weights, what is computed from them alone, and caches are not measured: a cache holds what was written to it,
         # and weights are checked when they are cast.
-        seen = [self._ranges.get(str(v.name), np.inf) for v in values if v in self._active]
+        magnitudes = [self._ranges.get(str(v.name), np.inf) for v in values if v in self._active]
         if node.op_type == "TensorScatter":  # the cache has one type, whatever a layer's keys are
-            if any(not found <= LARGEST for found in seen):
+            if any(not magnitude <= LARGEST for magnitude in magnitudes):
                 raise InputError(
                     f"expected keys and values within the {LARGEST:g} that a float16 cache holds, "
-                    f"found {max(seen):g} in {module_of(node) or 'the graph'}",
+                    f"found {max(magnitudes):g} in {module_of(node) or 'the graph'}",
                     hint="--weights fp32 keeps the cache in float32",
                 )
             return False
-        beyond = any(not found <= self.config.limit for found in seen) or any(map(self._loses, values))
+        beyond = any(not magnitude <= self.config.limit for magnitude in magnitudes) or any(map(self._loses, values))
         if beyond:
             self.wide.append(f"{module_of(node) or 'the graph'} ({node.op_type})")
         return beyond
 
     def _loses(self, value: ir.Value) -> bool:
         """Whether a small constant is lost in half: rounded to zero, to few digits, or beyond the largest number."""
-        found = edit.constant(value) if value.is_initializer() else None
-        if found is None or found.size > _SMALL or not found.size:
+        constant = edit.constant(value) if value.is_initializer() else None
+        if constant is None or constant.size > _SMALL or not constant.size:
             return False
-        size = np.abs(found[found != 0])
+        size = np.abs(constant[constant != 0])
         return bool(size.size and (size.min() < SMALLEST or size.max() > LARGEST))
 
     def _as(self, graph: ir.Graph, value: ir.Value, dtype: ir.DataType, before: ir.Node) -> ir.Value:

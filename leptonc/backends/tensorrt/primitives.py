@@ -27,10 +27,10 @@ OPSET, OPSET_WITH_BLOCKS = 20, 21  # 10.x documents up to 20; int4 and its block
 def decompositions(parses: Callable[[str], bool]) -> list[Pass]:
     """Returns the passes for a version of TensorRT: `parses` says whether it has an operator."""
     old = not parses("TensorScatter")
-    found: list[Pass] = [AttentionToPrimitives() if not parses("Attention") else SoftCapToPrimitives()]
-    found += [each() for each in (ScatterToWhere, RotaryToPrimitives, NormToPrimitives) if not parses(each.op)]
-    found += [SwishToSigmoid()] if not parses(SwishToSigmoid.op) else []
-    return [*found, LowerOpset()] if old else found
+    passes: list[Pass] = [AttentionToPrimitives() if not parses("Attention") else SoftCapToPrimitives()]
+    passes += [kind() for kind in (ScatterToWhere, RotaryToPrimitives, NormToPrimitives) if not parses(kind.op)]
+    passes += [SwishToSigmoid()] if not parses(SwishToSigmoid.op) else []
+    return [*passes, LowerOpset()] if old else passes
 
 
 class _Decompose(Pass):
@@ -168,13 +168,13 @@ class RotaryToPrimitives(_Decompose):
         width = int(attribute(node, "rotary_embedding_dim", 0)) or dim
         cos, sin = (self._rows(new, table, positions) for table in tables)
         if attribute(node, "interleaved", 0):
-            one = self._slice(new, x, 0, width, 2)
-            two = self._slice(new, x, 1, width, 2)
+            first = self._slice(new, x, 0, width, 2)
+            second = self._slice(new, x, 1, width, 2)
         else:
-            one = self._slice(new, x, 0, width // 2, 1)
-            two = self._slice(new, x, width // 2, width, 1)
-        real = new("Sub", new("Mul", cos, one), new("Mul", sin, two))
-        imaginary = new("Add", new("Mul", sin, one), new("Mul", cos, two))
+            first = self._slice(new, x, 0, width // 2, 1)
+            second = self._slice(new, x, width // 2, width, 1)
+        real = new("Sub", new("Mul", cos, first), new("Mul", sin, second))
+        imaginary = new("Add", new("Mul", sin, first), new("Mul", cos, second))
         if attribute(node, "interleaved", 0):
             pair = [new("Unsqueeze", part, new.ints(4)) for part in (real, imaginary)]
             rotated = new("Reshape", new("Concat", *pair, axis=4), new.ints(0, 0, -1, width))

@@ -42,22 +42,22 @@ class MeasureRanges(Pass):
     ) -> None:
         super().__init__()
         self.as_run, self.inputs, self.scratch = as_run, inputs, scratch
-        self.found: dict[str, float] = {}
+        self.magnitudes: dict[str, float] = {}  # by value name
 
     def run(self, model: ir.Model) -> int:
         fill_types(model.graph)
         run = self.as_run(model)
-        self.found = largest(run, self.inputs(run), self.scratch)
+        self.magnitudes = largest(run, self.inputs(run), self.scratch)
         return 0
 
 
 def activations(graph: ir.Graph) -> list[ir.Value]:
     """Returns what nodes compute from the graph's inputs; what they compute from weights alone is no activation."""
-    found: dict[ir.Value, None] = dict.fromkeys(graph.inputs)
+    computed: dict[ir.Value, None] = dict.fromkeys(graph.inputs)
     for node in graph:
-        if any(value in found for value in node.inputs if value is not None):
-            found.update(dict.fromkeys(node.outputs))
-    return [value for value in found if value.producer() is not None]
+        if any(value in computed for value in node.inputs if value is not None):
+            computed.update(dict.fromkeys(node.outputs))
+    return [value for value in computed if value.producer() is not None]
 
 
 def largest(model: ir.Model, batches: Sequence[Batch], folder: Path) -> dict[str, float]:
@@ -73,11 +73,11 @@ def largest(model: ir.Model, batches: Sequence[Batch], folder: Path) -> dict[str
     """
     fill_types(model.graph)
     values = {str(v.name): v for v in activations(model.graph) if v.name and v.dtype == ir.DataType.FLOAT}
-    found: dict[str, float] = {}
+    magnitudes: dict[str, float] = {}
 
-    def see(made: Values) -> None:
-        for name in [name for name in values if name in made]:  # in the graph's order: the first one is told
-            top = float(np.abs(made[name]).max(initial=0))
+    def see(outputs: Values) -> None:
+        for name in [name for name in values if name in outputs]:  # in the graph's order: the first one is told
+            top = float(np.abs(outputs[name]).max(initial=0))
             if not np.isfinite(top):
                 module = module_of(edit.producer(values[name]))  # type: ignore[arg-type]
                 raise InputError(
@@ -85,7 +85,7 @@ def largest(model: ir.Model, batches: Sequence[Batch], folder: Path) -> dict[str
                     f"{module or name}",
                     hint=OVERFLOWS,
                 )
-            found[name] = max(found.get(name, 0.0), top)
+            magnitudes[name] = max(magnitudes.get(name, 0.0), top)
 
     observe(model, batches, set(values), see, folder)
-    return found
+    return magnitudes

@@ -31,7 +31,7 @@ def task_of(config: Mapping[str, Any], modules: SentenceModules | None) -> Task:
         CaptureError: the architecture is of a kind that has no task here.
     """
     architecture = next(iter(config.get("architectures") or [""]), "") or _only_causal(config)
-    claims = (each.claim(architecture, config, modules) for each in TASKS)
+    claims = (kind.claim(architecture, config, modules) for kind in TASKS)
     if task := next(filter(None, claims), None):
         return task
     raise CaptureError(
@@ -48,8 +48,8 @@ def _only_causal(config: Mapping[str, Any]) -> str:
     family = str(config.get("model_type"))
     if family in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.get("is_encoder_decoder"):
         return ""
-    found = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, "")
-    return found if isinstance(found, str) else ""
+    class_name = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, "")
+    return class_name if isinstance(class_name, str) else ""
 
 
 def config_of(task: Task, config: Mapping[str, Any]) -> Any:

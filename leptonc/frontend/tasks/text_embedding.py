@@ -57,8 +57,8 @@ class TextEmbedding(TextEncoder):
         model.add_module("sentence", SentenceSteps(self.chain))
 
     def run(self, part: str, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Any:
-        given = {name: tensor for name, tensor in args.items() if name != names.POOLING_MASK.name}
-        return model.sentence(model(**given)[0], args)  # type: ignore[operator]
+        model_args = {name: tensor for name, tensor in args.items() if name != names.POOLING_MASK.name}
+        return model.sentence(model(**model_args)[0], args)  # type: ignore[operator]
 
     def text_limit(self, source: Source) -> int | None:
         return text_limit(source)
