@@ -147,7 +147,7 @@ def _layer_norm(
 
 @handles("view", "reshape", "_unsafe_view", "flatten", "unflatten")
 def _reshape(b: Builder, node: torch.fx.Node, x: Any, *_: Any) -> ir.Value:
-    """Sizes that are copied are 0 and one unknown is -1, so that most reshapes need no arithmetic on shapes."""
+    """Writes 0 for a copied size and -1 for one unknown size, so that most reshapes need no arithmetic on shapes."""
     before, after = list(_val(x).shape), list(_val(node).shape)
     target: list[Any] = []
     for i, size in enumerate(after):
@@ -259,7 +259,7 @@ def _gather(b: Builder, node: torch.fx.Node, x: Any, axis: int, index: Any, **_:
 
 @handles("index")
 def _index(b: Builder, node: torch.fx.Node, x: Any, indices: Any) -> ir.Value:
-    """x[:, …, i, …] with one index tensor; and x[arange(batch), i], a row of each batch entry."""
+    """Handles x[:, …, i, …] with one index tensor, and x[arange(batch), i], which takes a row of each batch entry."""
     indexed = [(axis, i) for axis, i in enumerate(indices) if i is not None]
     if len(indexed) == 1:
         axis, index = indexed[0]
@@ -389,7 +389,7 @@ def _sym_size(b: Builder, node: torch.fx.Node, x: Any, axis: int) -> Any:
 
 
 def convert_size(b: Builder, node: torch.fx.Node) -> Any:
-    """Arithmetic on symbolic sizes, as int64 values of shape [1]."""
+    """Converts arithmetic on symbolic sizes into int64 values of shape [1]."""
     symbolic = node.meta.get("val")
     if isinstance(symbolic, int):
         return symbolic

@@ -26,8 +26,8 @@ class Builder:
     """Holds the graph being built, the values of torch nodes, and the symbolic sizes.
 
     Attributes:
-        values: What each torch node became: an `ir.Value`, a list of them, or a plain Python object.
-        module: Path of the module whose nodes are being converted now.
+        values: The result of each torch node: an `ir.Value`, a list of them, or a plain Python object.
+        module: Path of the module whose nodes are being converted.
         dims: Names of the symbolic sizes, by their torch expression.
     """
 
@@ -51,7 +51,7 @@ class Builder:
         *,
         like: Any = None,
     ) -> ir.Value:
-        """Appends a node with one output, and returns that; `like` is the torch value that it has the shape of."""
+        """Appends a node and returns its only output, which gets the shape and dtype of the torch value `like`."""
         return self.ops(op, inputs, attributes, like=[like])[0]
 
     def ops(
@@ -64,7 +64,7 @@ class Builder:
         domain: str = "",
         like: Sequence[Any] = (),
     ) -> list[ir.Value]:
-        """Appends a node; returns its outputs. `like` are the torch values that they have the shapes of."""
+        """Appends a node and returns its outputs, which get the shapes and dtypes of the torch values `like`."""
         node = ir.node(op, inputs, attributes or {}, domain=domain, num_outputs=outputs)
         self._count += 1
         node.name = f"{op}_{self._count}"
@@ -163,7 +163,7 @@ class Builder:
         return self.op("Reshape", [number, self.const([])])
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Returns `value` in `dtype`, itself where it is so already."""
+        """Returns `value` in `dtype`. A value that has this dtype is returned itself."""
         return value if value.dtype == dtype else self.op("Cast", [value], {"to": int(dtype)})
 
     def finish(self) -> ir.Model:

@@ -42,7 +42,7 @@ _TYPES = {"int64": INT64, "float32": FLOAT}
 
 
 def position_limit(config: Any) -> int | None:
-    """Returns how many positions the model was made for, where its config says so."""
+    """Returns the number of positions that the model was made for, or None where its config has none."""
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
@@ -56,7 +56,7 @@ _OFFSET_FAMILIES = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "da
 
 
 def capture(source: Source, *, max_seq_len: int) -> Captured:
-    """Traces the source's model; one that was captured before and emitted is read instead.
+    """Traces the source's model, or reads the graph of a source that is an emitted one.
 
     Args:
         source: Where config and weights come from.
@@ -299,7 +299,7 @@ class _Converter:
         return b.op("Transpose", [y], {"perm": [0, 2, 1, 3]}, like=node.meta["val"])
 
     def rotary_tables(self, node: torch.fx.Node, positions: Any, table: str, width: int) -> list[ir.Value]:
-        """Rows of the model's own tables, for functions that rotate in their own way; unused ones are cleaned up."""
+        """Gathers rows of the model's own tables, for functions that rotate in their own way."""
         b = self.b
         self.tables[node] = table
         both = zip(("cos", "sin"), self.recorder.tables[table], strict=True)

@@ -1,4 +1,4 @@
-"""What comes of a frontend: a graph in the IR dialect for each part of a model, and what is known of the model."""
+"""The frontend's result: a graph in the IR dialect for each part of a model, and facts about the model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Captured:
 
     Attributes:
         graphs: The graph of each part in the IR dialect, in the order that they run; weights are lazy.
-        task: What it is for.
-        interface: Its parts as they were traced.
+        task: The model's task.
+        interface: The parts as they were traced.
         config: The parsed transformers config of the model that was traced.
         parameters: Number of weights, tied ones counted once.
-        max_seq_len: Positions that its tables hold.
-        warnings: What the user must know of how the checkpoint was read.
+        max_seq_len: Number of positions in its tables.
+        warnings: Messages for the user about how the checkpoint was read.
         unused: Tensors of the checkpoint that belong to heads or towers which this task does not run.
-        parts: What each part takes, gives and keeps. A graph that is lowered tells no more, so it is read before.
+        parts: Inputs, outputs and state of each part. They are read before a graph is lowered, which loses them.
     """
 
     graphs: dict[str, ir.Model]
@@ -48,7 +48,7 @@ class Captured:
         """The graph of a model of one part.
 
         Raises:
-            CaptureError: It has several: whoever asks knows one graph only.
+            CaptureError: The model has several parts, and the caller handles one graph only.
         """
         if len(self.graphs) != 1:
             raise CaptureError(
@@ -59,7 +59,7 @@ class Captured:
         return next(iter(self.graphs.values()))
 
     def resized(self, change: int) -> None:
-        """Notes that passes gave the model so many more weights, or fewer; reads anew what its parts are."""
+        """Adds `change`, which may be negative, to the number of weights, and reads the parts anew."""
         self.parameters += change
         self._read()
 

@@ -1,4 +1,4 @@
-"""Reads a graph that was captured before, in the place of tracing a model: no torch runs, and no weight is read."""
+"""Reads a graph that was captured and emitted before: no model is traced, no torch runs, and no weight is read."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _UNREADABLE = (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeEr
 
 
 def read(source: Source, emitted: Emitted, *, max_seq_len: int) -> Captured:
-    """Returns the graph of an emitted source as it would have been captured.
+    """Returns the graph of an emitted source in the form that a capture has.
 
     Args:
         source: Config and weights.
-        emitted: The graph, and what is known of it.
+        emitted: The graph, and facts about it.
         max_seq_len: Longest sequence that the artifact serves; a graph with fewer positions gets fewer.
 
     Raises:
@@ -63,7 +63,7 @@ def _fail(emitted: Emitted, expected: str, found: object) -> NoReturn:
 
 
 def _model(emitted: Emitted) -> ir.Model:
-    """Parses the graph, its shapes checked; what our functions do is not read from the file."""
+    """Parses the graph and checks its shapes. The bodies of our functions are our own, not those of the file."""
     proto = onnx.ModelProto.FromString(emitted.graph)
     proto.ClearField("functions")
     called = {node.op_type for node in proto.graph.node if node.domain == dialect.DOMAIN}
@@ -76,7 +76,7 @@ def _model(emitted: Emitted) -> ir.Model:
 
 
 def _check_shapes(proto: onnx.ModelProto, emitted: Emitted) -> None:
-    """Infers all shapes anew: those of weights, of inputs and of values inside have to go together."""
+    """Infers all shapes anew: those of weights, inputs and inner values have to agree."""
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     del bare.graph.initializer[:]
@@ -92,7 +92,7 @@ def _check_shapes(proto: onnx.ModelProto, emitted: Emitted) -> None:
 
 
 def _tensor(source: Source, emitted: Emitted, name: str, stored: Any) -> Any:
-    """A weight is read when it is asked for; a constant, which nodes share, is in memory."""
+    """Returns a weight as a lazy tensor, and a constant, which nodes share, as a tensor in memory."""
     handle = source.weights.get(name)
     if handle is not None and SOURCE_KEY in stored.metadata_props and handle.dtype == "F32":
         stands_for = stored.metadata_props[SOURCE_KEY] or name  # of the graph: it is its own reference
@@ -110,7 +110,7 @@ def _one_part(interface: Interface, emitted: Emitted) -> PartForm:
 
 
 def _check_interface(model: ir.Model, emitted: Emitted, form: PartForm, *, vocab: int) -> None:
-    """Inputs and outputs are those of the part, in order."""
+    """Checks that inputs and outputs are those of the part, in order."""
     inputs, outputs = ([str(v.name) for v in values] for values in (model.graph.inputs, model.graph.outputs))
     layers = (len(outputs) - len(form.outputs)) // 2 if form.keeps == roles.KEY_VALUE else 0
     kinds = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]

@@ -16,7 +16,7 @@ from leptonc.quiet import quiet
 from runtime_edge import part_record as roles
 
 _TYPES = {"int64": torch.int64, "float32": torch.float32}
-# What symbolic sizes are in the run that a trace begins with: no two alike, and none that torch takes for a constant.
+# Symbolic sizes in the run that a trace begins with: all differ, and torch takes none of them for a constant.
 _SIZES = {roles.BATCH: 2, roles.LENGTH: 7}
 _FURTHER = (5, 11, 13, 17, 19)
 
@@ -27,10 +27,10 @@ def export(
     """Runs every part, counts what was captured of the model, and exports the parts.
 
     Args:
-        traced: Each part as it is traced, and the module that is.
+        traced: The form and the traced module of each part, by its name.
         model: The model that they are parts of.
-        recorder: What the trace records.
-        limit: Tokens that the model was made for at the most. None where it has no limit.
+        recorder: Records what the trace captures.
+        limit: The greatest length in tokens that the model was made for, or None where it has no limit.
 
     Raises:
         CaptureError: The model cannot be captured whole.
@@ -61,7 +61,7 @@ def export(
 
 
 def _examples(form: PartForm) -> tuple[torch.Tensor, ...]:
-    """Arguments of a part, without data."""
+    """Returns a part's arguments as tensors without data."""
     names = [name for port in form.traced for name in port.dims if isinstance(name, str) and name not in _SIZES]
     sizes = {**_SIZES, **dict(zip(dict.fromkeys(names), _FURTHER, strict=False))}
     shapes = [[sizes[d] if isinstance(d, str) else d for d in port.dims] for port in form.traced]
@@ -70,7 +70,7 @@ def _examples(form: PartForm) -> tuple[torch.Tensor, ...]:
 
 
 def _dynamic(form: PartForm, limit: int | None) -> tuple[dict[int, Any], ...]:
-    """Which sizes of a part's arguments a run gives; a length is what the model was made for at the most."""
+    """Returns the symbolic sizes of each of a part's arguments, by axis. `limit` is the greatest length in tokens."""
     sizes: dict[str, Any] = {}
     for port in form.traced:
         for name in port.dims:
@@ -80,7 +80,7 @@ def _dynamic(form: PartForm, limit: int | None) -> tuple[dict[int, Any], ...]:
 
 
 def check_tables(recorder: Recorder) -> None:
-    """Refuses positions that are no numbers: a rotary embedding's base or factor of 0, say."""
+    """Refuses rotary tables with NaN or infinity, which a base or factor of 0 gives, for example."""
     for name, tables in recorder.tables.items():
         if not all(bool(torch.isfinite(table).all()) for table in tables):
             raise InputError(

@@ -1,4 +1,4 @@
-"""What a task says of its model, as data: the parts that are captured, and how the whole is tried and compared."""
+"""A task's description of its model, as data: the parts that are captured, and how their outputs are compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runtime_edge.part_record import Port
 
-# How outputs are compared with the original's: what each stands for is in `leptonc.evaluate.measure`.
+# How outputs are compared with the original's; `leptonc.evaluate.measure` has a kind of sample for each.
 NEXT_TOKENS = "next tokens"  # logits of one text, position by position
 ROWS = "rows"  # a vector of each of some texts: embeddings, or logits of labels
 VALUES = "values"  # whatever the last part gives, for inputs that the task makes of a text
@@ -18,11 +18,11 @@ class PartForm:
     """A part as it is traced.
 
     Attributes:
-        inputs: Of the graph, in order, without those of states. A size may be a name.
-        outputs: Of the graph, in order, likewise: what `Task.run` returns.
-        arguments: What `Task.run` is given. One that is no input is made of one: positions of the past's length.
-            Default: the inputs.
-        keeps: Kind of state that attention keeps from run to run. Default: none, each run stands for itself.
+        inputs: Inputs of the graph, in order, without states. A size may be a name.
+        outputs: Outputs of the graph, in order, without states: what `Task.run` returns.
+        arguments: Arguments of `Task.run`. One that is no input of the graph is computed from one: positions from the
+            length of the past. Default: the inputs.
+        keeps: Kind of state that attention keeps from run to run. Default: none, runs are independent.
     """
 
     inputs: tuple[Port, ...]
@@ -32,7 +32,7 @@ class PartForm:
 
     @property
     def traced(self) -> tuple[Port, ...]:
-        """What `Task.run` is given, in order."""
+        """The arguments of `Task.run`, in order."""
         return self.arguments or self.inputs
 
 
@@ -41,7 +41,7 @@ class Interface:
     """A model as a program of parts.
 
     Attributes:
-        parts: In the order that they run.
+        parts: The parts by their names, in the order that they run.
         comparison: How an artifact's outputs are compared with the original's: one of the above.
     """
 

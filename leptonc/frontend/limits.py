@@ -1,4 +1,4 @@
-"""Configs that cannot be a model's, refused before anything is built of them."""
+"""Refuses configs that no model can have, before anything is built from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from leptonc.errors import InputError
 
-# Counts that transformers makes as many objects of, with what a model may have where its checkpoint has fewer tensors.
+# Fields of a config of which transformers builds as many objects, and the count that a small checkpoint may have too.
 _COUNTS = (
     (re.compile(r"(^n_|^num_|^encoder_|^decoder_).*(layers?|blocks?)$"), 256),
     (re.compile(r"experts$"), 1024),
@@ -25,7 +25,7 @@ def check_sizes(config: Mapping[str, Any], tensors: int) -> None:
         tensors: How many tensors the checkpoint has.
 
     Raises:
-        InputError: it does.
+        InputError: The config has such a count, or NaN.
     """
     for name, value in _numbers(config):
         if isinstance(value, float) and math.isnan(value):
@@ -39,11 +39,11 @@ def check_sizes(config: Mapping[str, Any], tensors: int) -> None:
 
 
 def by_length(config: Any, positions: int) -> list[str]:
-    """Returns a warning where a model's rotary frequencies depend on how long a text is: an artifact has one choice.
+    """Returns a warning where rotary frequencies depend on a text's length, else none: an artifact has one set of them.
 
     Args:
         config: transformers' parsed config.
-        positions: What the artifact is built for.
+        positions: Number of positions that the artifact is built for.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     trained = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""Torch operators that stand in a trace for what a lowering must see whole.
+"""Torch operators of a trace for the steps that a lowering must see whole.
 
 They have shapes and no kernels: a model is traced on meta tensors and never run with them. Importing this module
 registers them once a process; it needs torch.
@@ -27,7 +27,7 @@ _library.define("rms_norm(Tensor x, Tensor? weight, float eps, float offset) -> 
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, module: str, layer: int, scale: float, softcap: float, window: int, cached: bool
 ) -> Tensor:
-    """[batch, heads, length, key_dim] queries give [batch, length, heads, value_dim], as transformers wants."""
+    """Maps queries [batch, heads, length, key_dim] to [batch, length, heads, value_dim], as transformers expects."""
     return q.new_empty((q.shape[0], q.shape[2], q.shape[1], v.shape[3]))
 
 
@@ -52,5 +52,5 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> Te
 
 @torch.library.register_fake("lepton::linear", lib=_library)  # type: ignore[untyped-decorator]
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Torch's own takes a third of a trace: it is composed of views, and each reasons about symbolic shapes."""
+    """Replaces torch's own, which takes a third of a trace: its views reason about symbolic shapes one by one."""
     return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -23,7 +23,7 @@ from leptonc.frontend.probe import RotaryForm, rms_norm_form, rotary_form
 INTERFACE = "lepton"
 _lock = threading.RLock()
 
-# What transformers hands to every attention function and what leaves the result as it is, or is read elsewhere.
+# Arguments of every attention function in transformers that leave the result as it is, or are read elsewhere.
 _INERT = {
     "dropout", "position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache",
     "target_dtype",
@@ -33,7 +33,7 @@ _INERT = {
 
 @dataclass
 class Recorder:
-    """What a trace captured.
+    """Records what a trace captures.
 
     Attributes:
         paths: Path of each module, by its id.
@@ -57,7 +57,7 @@ class Recorder:
         return self.paths.get(id(module), type(module).__name__)
 
     def begin(self, *, keeps: bool) -> None:
-        """Begins a run of a part, which keeps keys and values or does not."""
+        """Begins a run of a part; `keeps` says whether it keeps keys and values from run to run."""
         self.cached = keeps
 
 
@@ -133,7 +133,7 @@ def _patch_norms(model: nn.Module) -> None:
 
 
 def _patch_linears(model: nn.Module) -> None:
-    """Says linear layers as one operator; GPT-2 keeps its own transposed, with reshapes around them."""
+    """Makes each linear layer one operator. GPT-2's are stored transposed, with reshapes around them."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
 
@@ -152,7 +152,7 @@ def _patch_linears(model: nn.Module) -> None:
 
 
 def _patch_activations(model: nn.Module) -> None:
-    """Says GELU as GELU: some activations spell its tanh form (Hendrycks & Gimpel, arXiv:1606.08415) out."""
+    """Makes each GELU one operator: some activations spell its tanh form (Hendrycks & Gimpel, arXiv:1606.08415) out."""
     x = torch.linspace(-6, 6, 101)
     forms: dict[type, bool] = {}
     for module in model.modules():
@@ -166,7 +166,7 @@ def _patch_activations(model: nn.Module) -> None:
 
 
 def _patch_padding_warnings(model: nn.Module) -> None:
-    """GPT-2's family looks for padding among the ids to warn of it: ids have no values in a trace."""
+    """Turns off warnings of padding: GPT-2's family looks for it among the ids, which have no values in a trace."""
     for module in model.modules():
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
             module.warn_if_padding_and_no_attention_mask = lambda *_, **__: None  # type: ignore[assignment]
@@ -221,7 +221,7 @@ def _rotary_patch(original: Any, where: str, recorder: Recorder) -> Any:
 
 @contextlib.contextmanager
 def patched(model: nn.Module, *, max_positions: int) -> Iterator[Recorder]:
-    """Within it, running `model` emits torch.ops.lepton and records what was captured.
+    """Patches `model`: within the context, running it emits torch.ops.lepton and records what was captured.
 
     Args:
         model: A transformers model on the meta device; its instances stay patched.

@@ -27,7 +27,7 @@ class NormForm:
 
 
 def rms_norm_form(module: nn.Module) -> NormForm | None:
-    """Returns how `module` is a root-mean-square norm over the last axis, or None when it is not one."""
+    """Returns the form of `module` as a root-mean-square norm over the last axis, or None where it is not one."""
     weight = getattr(module, "weight", None)
     epsilons = {v for k, v in vars(module).items() if "eps" in k and isinstance(v, float)}
     if any(True for _ in module.children()) or not epsilons:
@@ -65,7 +65,7 @@ class RotaryForm:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """ONNX RotaryEmbedding-23 on x [batch, heads, length, head_dim], tables [batch, length, rotary_dim / 2].
+    """Applies ONNX RotaryEmbedding-23 to x [batch, heads, length, head_dim], tables [batch, length, rotary_dim / 2].
 
     Su et al. 2021, arXiv:2104.09864.
     """
@@ -91,14 +91,14 @@ def half_table(table: Tensor, form: RotaryForm) -> Tensor:
 def rotary_form(
     apply: Callable[..., Any], q_shape: tuple[int, ...], k_shape: tuple[int, ...], cos: Tensor, sin: Tensor
 ) -> RotaryForm | None:
-    """Returns which standard rotation `apply(q, k, cos, sin)` performs, or None when it is none of them.
+    """Returns the standard rotation that `apply(q, k, cos, sin)` performs, or None where it is none of them.
 
     Args:
         apply: The model's own function.
-        q_shape: Shape of the queries it is given, [batch, heads, length, head_dim].
-        k_shape: Shape of the keys.
-        cos: Rows of the model's table, [1, length, width].
-        sin: Likewise.
+        q_shape: Shape of its queries, [batch, heads, length, head_dim].
+        k_shape: Shape of its keys, likewise.
+        cos: Rows of the model's table of cosines, [1, length, width].
+        sin: The same rows of the table of sines.
     """
     generator = torch.Generator().manual_seed(0)
     length = cos.shape[1]

@@ -1,4 +1,4 @@
-"""What sentence-transformers runs after an encoder, as modules that are traced with it.
+"""The steps that sentence-transformers runs after an encoder, as modules that are traced with it.
 
 Texts are padded on the right, as the runtime pads them: a text's tokens are the first of its row.
 """
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from leptonc.errors import InputError
 from leptonc.sources.base import EMBEDDING, TOKENS, SentenceModule
 
-_LEAST = 1e-9  # what a sum of weights is at least
+_LEAST = 1e-9  # lower bound of a sum of weights
 _MASKED = -1e9  # in the place of minus infinity, which half precision would make of it
 
 
 class Pooling(nn.Module):
-    """One vector a text: of its tokens' vectors one, the greatest, or a weighted mean, or several of these in a row."""
+    """Pools a text's token vectors into one: a single token's, the maximum, a weighted mean, or some of them joined."""
 
     def __init__(self, pooling_mode: list[str], include_prompt: bool, **_: Any) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Pooling(nn.Module):
 
 
 class Dense(nn.Module):
-    """A linear layer with an activation, and with what it reads added to the result where it is a residual one."""
+    """A linear layer with an activation. A residual one adds its input to the result."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool, activation_function: str, use_residual: bool, **_: Any
@@ -106,7 +106,7 @@ def check_widths(chain: tuple[SentenceModule, ...], width: int) -> None:
         width: Numbers of the encoder's output for a token.
 
     Raises:
-        InputError: One does not.
+        InputError: The widths of two steps differ.
     """
     widths = {TOKENS: width}
     for step in chain:
@@ -124,7 +124,7 @@ def check_widths(chain: tuple[SentenceModule, ...], width: int) -> None:
 
 
 class SentenceSteps(nn.Module):
-    """All steps after an encoder. Each reads one value by its name and writes one; the first reads the tokens."""
+    """All steps after an encoder. A step reads one named value and writes one; the first reads the tokens."""
 
     def __init__(self, chain: tuple[SentenceModule, ...]) -> None:
         super().__init__()

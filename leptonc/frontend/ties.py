@@ -20,14 +20,14 @@ from leptonc.frontend.weights import find, stored_names
 from leptonc.sources.base import LazyTensor
 
 _SHOWN = 5
-# What checkpoints of earlier versions hold of buffers that are computed today.
+# Computed buffers that checkpoints of earlier versions hold all the same.
 _COMPUTED = {"rotary_emb.inv_freq": r"rotary_emb\.inv_freq", "position_ids": r"(^|\.)position_ids$"}
 
 
 def separate(model: Any, weights: Mapping[str, LazyTensor]) -> list[str]:
     """Unties parameters that the checkpoint holds apart with other values, as `from_pretrained` does.
 
-    Where the checkpoint has one of two tied tensors, or both with the same values, they stay tied.
+    Two tied tensors stay tied where the checkpoint has one of them, or both with the same values.
 
     Returns:
         A warning for each parameter that was untied.
@@ -67,10 +67,10 @@ def _digest(tensor: LazyTensor) -> bytes:
 
 
 def unused(model: Any, weights: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Returns the tensors that the model does not take: known parts of the checkpoint's own architecture, and others.
+    """Returns two lists of tensors that the model does not take: known ones, and others.
 
-    Known are heads and towers of the architecture that the config names. What transformers ignores without a word is
-    in neither list.
+    Known are heads and towers of the architecture that the config names. Tensors that transformers ignores without a
+    word are in neither list.
     """
     prefix = getattr(model, "base_model_prefix", "") or ""
     stored = stored_names(model, weights)
@@ -96,7 +96,7 @@ def _names(model: nn.Module) -> Iterable[str]:
 
 
 def _declared(model: Any, config: Mapping[str, Any]) -> Any:
-    """Returns the architecture that the config names, on the meta device; None where the model is of it."""
+    """Returns a model of the architecture that the config names, on the meta device, or None where `model` is one."""
     name = next(iter(config.get("architectures") or ()), None)
     kind = getattr(transformers, str(name), None)
     if kind is None or isinstance(model, kind):

@@ -20,13 +20,13 @@ _INTEGERS = {"BOOL", *(f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 
 
 
 def stored_names(model: Any, weights: Mapping[str, LazyTensor]) -> dict[str, str]:
-    """Returns the checkpoint's name of each tensor by the name that transformers has for it today.
+    """Returns the checkpoint's name of each tensor by the name that transformers has for it.
 
-    transformers lists what it renamed since checkpoints were made. What it puts together from several tensors keeps
-    its name.
+    transformers lists the tensors that it renamed since checkpoints were made. One that it puts together from several
+    keeps its name.
 
     Raises:
-        InputError: two tensors have one name today (`norm.gamma` and `norm.weight`).
+        InputError: Two tensors have one name in transformers (`norm.gamma` and `norm.weight`).
     """
     renamed = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
     stored: dict[str, str] = {}
@@ -46,7 +46,7 @@ def _ambiguous(parameter: str, first: str, second: str) -> InputError:
 
 
 def _other_name(name: str, prefix: str) -> str:
-    """Returns a name without the base model's prefix where it has it, and with it where it has not."""
+    """Returns a name without the base model's prefix where the name has it, else with the prefix."""
     return name.removeprefix(prefix + ".") if name.startswith(prefix + ".") else f"{prefix}.{name}"
 
 
@@ -71,7 +71,7 @@ def aliases(model: nn.Module) -> dict[int, list[str]]:
 def bind(model: nn.Module, weights: Mapping[str, LazyTensor]) -> dict[str, tuple[str, LazyTensor]]:
     """Returns for each parameter name of `model` the name and handle of its tensor in the checkpoint.
 
-    What the checkpoint does not have is left out: `require_weights` refuses it where the model reads it.
+    Parameters that the checkpoint does not have are left out: `require_weights` refuses those that the model reads.
 
     Raises:
         InputError: a tensor has another shape than its parameter, or holds integers; or two tensors, one with the
@@ -108,7 +108,7 @@ def require_weights(read: Iterable[str], bound: Mapping[str, object]) -> None:
     """Refuses a model that reads parameters for which the checkpoint has no tensor.
 
     Raises:
-        InputError: there are some; the message lists the first few.
+        InputError: There are such parameters; the message lists the first few.
     """
     missing = sorted(name for name in read if name not in bound)
     if missing:
@@ -139,7 +139,7 @@ def checked(name: str, handle: LazyTensor) -> Callable[[], np.ndarray[Any, Any]]
 
 
 def lazy(name: str, shape: Iterable[int], read: Callable[[], np.ndarray[Any, Any]], source: str) -> ir.LazyTensor:
-    """Returns a float32 tensor of the IR that calls `read` each time that it is asked for its data."""
+    """Returns a float32 tensor of the IR that calls `read` whenever its data is read."""
     return ir.LazyTensor(
         lambda: ir.tensor(np.ascontiguousarray(read(), dtype=np.float32)),
         dtype=ir.DataType.FLOAT, shape=ir.Shape(tuple(shape)), name=name, cache=False,
@@ -185,7 +185,7 @@ def _unset(tensor: torch.Tensor) -> bool:
 
 
 def require_buffer(values: Mapping[str, np.ndarray[Any, Any]], name: str) -> np.ndarray[Any, Any]:
-    """Returns a buffer's value, or says that the architecture computes it in a way that is not known."""
+    """Returns a buffer's value (raises `CaptureError` where neither the checkpoint nor transformers gives it one)."""
     if name not in values:
         raise CaptureError(f"expected the checkpoint or transformers to give the buffer `{name}` a value, found none")
     return values[name]

@@ -1,4 +1,4 @@
-"""Tasks: what a model is for decides its parts. One file a task, and a line of `TASKS`.
+"""Tasks: a model's purpose decides its parts. Each task has a file and a line in `TASKS`.
 
 A task wraps the transformers model: it says which parts the model has and what each takes and gives
 (`leptonc.frontend.interface`), runs a part as transformers would, and says what the artifact tells the runtime.
@@ -20,7 +20,7 @@ from leptonc.frontend.tasks.text_embedding import TextEmbedding as TextEmbedding
 from leptonc.frontend.tasks.text_generation import TextGeneration as TextGeneration
 from leptonc.sources.base import SentenceModules
 
-# In this order a checkpoint is offered to them; the first that claims it has it.
+# A checkpoint is offered to them in this order, and belongs to the first that claims it.
 TASKS: list[type[Task]] = [TextClassification, TextGeneration, TextEmbedding]
 
 
@@ -28,7 +28,7 @@ def task_of(config: Mapping[str, Any], modules: SentenceModules | None) -> Task:
     """Chooses the task from what the checkpoint says that it is.
 
     Raises:
-        CaptureError: the architecture is of a kind that has no task here.
+        CaptureError: No task claims the architecture.
     """
     architecture = next(iter(config.get("architectures") or [""]), "") or _only_causal(config)
     claims = (kind.claim(architecture, config, modules) for kind in TASKS)
@@ -79,7 +79,7 @@ def build_model(task: Task, config: Mapping[str, Any], attention: str) -> Any:
     """Returns the transformers model of `config` on the meta device, in inference mode, its rotary tables real.
 
     Raises:
-        CaptureError: as `config_of` says.
+        CaptureError: See `config_of`.
     """
     import transformers
 
@@ -108,7 +108,7 @@ def _check_windows(model: Any) -> None:
 
 @contextmanager
 def refusals(task: Task, config: Mapping[str, Any]) -> Iterator[None]:
-    """What transformers says of a config that it does not take becomes ours."""
+    """Turns the exceptions that transformers raises for a config into `CaptureError`."""
     from huggingface_hub.errors import StrictDataclassError  # transformers' checks of configs
 
     try:

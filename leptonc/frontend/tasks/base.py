@@ -1,4 +1,4 @@
-"""What every task answers: which parts a model has, how each is run, and what an artifact says of it."""
+"""The interface of tasks: a model's parts, how a part is run, and what an artifact says of the model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from runtime_edge.part_record import Part
 
 @dataclass(frozen=True)
 class Task:
-    """What a kind of model is for. One class a task, in a file of its own.
+    """The purpose of a kind of model. Each task is a class in a file of its own.
 
     Attributes:
-        name: As it stands in manifests.
+        name: The task's name in manifests.
         auto_class: The class of transformers that loads such a model.
-        modules: What sentence-transformers' files say. Default: there are none.
+        modules: The modules that sentence-transformers' files describe. Default: none.
     """
 
     name: ClassVar[str]
@@ -30,7 +30,7 @@ class Task:
 
     @classmethod
     def claim(cls, architecture: str, config: Mapping[str, Any], modules: SentenceModules | None) -> Task | None:
-        """Returns the task of a checkpoint; nothing where it is another task's."""
+        """Returns the task of a checkpoint, or None where it is another task's."""
         raise NotImplementedError  # abstract
 
     def interface(self, config: Any) -> Interface:
@@ -41,9 +41,9 @@ class Task:
         """Runs a part.
 
         Args:
-            part: Its name.
+            part: The part's name.
             model: The model.
-            recorder: What a trace records. Default: none, and the model runs as transformers has it.
+            recorder: Records what a trace captures. None: the model runs as transformers has it.
             args: The part's arguments, by name.
 
         Returns:
@@ -52,7 +52,7 @@ class Task:
         raise NotImplementedError  # abstract
 
     def settings(self, parts: Mapping[str, Part], config: Any, source: Source, max_seq_len: int) -> dict[str, Any]:
-        """Returns what the runtime must know of the model beside its parts: plain values, for the manifest.
+        """Returns the runtime's settings for the model, beside its parts: plain values, for the manifest.
 
         Args:
             parts: The parts, captured.
@@ -66,7 +66,7 @@ class Task:
         return {"max_seq_len": max_seq_len}
 
     def feeds(self, encode: Any, text: str, max_seq_len: int) -> list[dict[str, Any]]:
-        """Returns what the check feeds the parts where they are compared by their values: inputs of one run each.
+        """Returns the inputs of each run of a check that compares the parts by their values.
 
         Args:
             encode: The tokenizer's `encode`.
@@ -76,36 +76,36 @@ class Task:
         Returns:
             Arrays by `part/input`, of every input that no other part feeds.
         """
-        raise NotImplementedError  # asked of tasks that are compared by values
+        raise NotImplementedError  # called for tasks that are compared by values
 
     def attach(self, model: nn.Module) -> None:
-        """Gives `model` the modules that run after it; most tasks have none."""
+        """Adds the modules that run after `model` to it. Default: none."""
 
     def part_of_config(self, config: Any) -> Any:
-        """Returns the parsed config that the model is made of; a multimodal one holds others."""
+        """Returns the parsed config of the task's model, which may be a part of `config`. Default: `config`."""
         return config
 
     def original(self, model: Any) -> Any:
-        """Returns the model that is run, of the one that transformers loads from a checkpoint."""
+        """Returns the task's model, which may be a part of the one that transformers loads. Default: all of it."""
         return model
 
     def text_limit(self, source: Source) -> int | None:
-        """Returns at how many tokens the model's own files cut a text; nothing where they do not."""
+        """Returns the number of tokens at which the model's own files cut a text. Default: None, they do not."""
         return None
 
     def warnings(self, config: Mapping[str, Any]) -> list[str]:
-        """Returns what a user must know of how a checkpoint of `config` is used."""
+        """Returns warnings for the user about how a checkpoint of `config` is used. Default: none."""
         return []
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuses a model that is of another kind (raises `CaptureError`)."""
+        """Refuses a model that is of another kind (raises `CaptureError`). Default: no model."""
 
     def check_padding(self, model: nn.Module, side: str | None) -> None:
-        """Refuses a side on which a tokenizer pads that changes the output, where the library of the task pads."""
+        """Refuses a tokenizer's padding side that changes the output (raises `CaptureError`). Default: no side."""
 
 
 class Traced(nn.Module):
-    """The module that is exported: a part's arguments in order in, its outputs out."""
+    """The module that is exported. It takes a part's arguments in order, and returns its outputs."""
 
     def __init__(self, task: Task, part: str, names: tuple[str, ...], model: nn.Module, recorder: Recorder) -> None:
         super().__init__()

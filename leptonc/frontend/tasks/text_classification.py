@@ -18,7 +18,7 @@ from runtime_edge.tasks import names
 
 
 class TextClassification(TextEncoder):
-    """Logits [batch, labels] over a text."""
+    """Gives logits [batch, labels] of a text."""
 
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
@@ -48,7 +48,7 @@ class TextClassification(TextEncoder):
 
 
 def _labels(config: Any, count: int) -> tuple[str, ...]:
-    """The names of a head's outputs; a config without any gets transformers' own, LABEL_0 and so on."""
+    """Returns the names of a head's outputs; a config without any gets transformers' own, LABEL_0 and so on."""
     names = getattr(config, "id2label", None) or {i: f"LABEL_{i}" for i in range(count)}
     missing = [i for i in range(count) if i not in names]
     if missing:
@@ -60,7 +60,7 @@ def _labels(config: Any, count: int) -> tuple[str, ...]:
 
 
 def _function(config: Any) -> str:
-    """What makes scores of logits, as transformers' pipeline for text classification chooses it."""
+    """Returns the function from logits to scores that transformers' pipeline for text classification chooses."""
     problem, count = getattr(config, "problem_type", None), int(config.num_labels)
     if problem == "regression":
         return "none"
@@ -68,7 +68,7 @@ def _function(config: Any) -> str:
 
 
 def _rerank_function(config: Any, modules: SentenceModules) -> str:
-    """What makes a pair's score of its logit, as sentence-transformers' `CrossEncoder` chooses it."""
+    """Returns the function from a pair's logit to its score that sentence-transformers' `CrossEncoder` chooses."""
     if modules.score_function:
         return modules.score_function
     own = getattr(config, "sentence_transformers", None)

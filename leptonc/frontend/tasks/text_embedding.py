@@ -17,7 +17,7 @@ from runtime_edge.tasks import names
 
 
 class TextEmbedding(TextEncoder):
-    """What sentence-transformers' modules make of the tokens' vectors, [batch, width].
+    """Gives embeddings [batch, width], which sentence-transformers' modules compute from the tokens' vectors.
 
     Pooling is Reimers & Gurevych 2019 (arXiv:1908.10084); a model without sentence-transformers files gets the mean,
     as that library gives it.

@@ -1,4 +1,4 @@
-"""What tasks of text encoders share: a batch of padded texts goes in, and one row a text comes out."""
+"""The base of the tasks of text encoders: a batch of padded texts goes in, and one row for each text comes out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TextEncoder(Task):
         return Interface({names.ENCODER: PartForm(inputs=inputs, outputs=(self.row,))}, ROWS)
 
     def more_inputs(self) -> tuple[Port, ...]:
-        """Returns what the task reads beside a text's tokens."""
+        """Returns the inputs beside a text's tokens. Default: none."""
         return ()
 
     def settings(self, parts: Mapping[str, Part], config: Any, source: Source, max_seq_len: int) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class TextEncoder(Task):
                 )
 
     def check_padding(self, model: nn.Module, side: str | None) -> None:
-        """sentence-transformers pads a batch; transformers' pipeline takes one text after the other."""
+        """Refuses left padding where sentence-transformers pads a batch; transformers' pipeline takes single texts."""
         pads = self.row.role == EMBEDDINGS or getattr(model.config, "num_labels", 0) == 1
         # RoBERTa's family makes positions of the tokens, so that padding has none.
         relative = any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules())

@@ -18,7 +18,7 @@ from runtime_edge.tasks import names
 
 
 class TextGeneration(Task):
-    """Logits [batch, length, vocabulary] of the next token at each position."""
+    """Gives logits [batch, length, vocabulary] of the next token at each position."""
 
     name = "text-generation"
     auto_class = "AutoModelForCausalLM"
@@ -43,11 +43,11 @@ class TextGeneration(Task):
         return {"max_seq_len": max_seq_len}
 
     def part_of_config(self, config: Any) -> Any:
-        """A multimodal checkpoint's config holds the language model's config."""
+        """Returns the language model's config, which a multimodal checkpoint's config holds."""
         return config.get_text_config(decoder=True)
 
     def original(self, model: Any) -> Any:
-        """The text model inside a multimodal one, as a causal model of its own: paths are as in the capture."""
+        """Returns the text model inside a multimodal one as a causal model of its own: paths are as in the capture."""
         import transformers
 
         config = model.config.get_text_config(decoder=True)
