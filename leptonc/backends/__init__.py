@@ -1,4 +1,4 @@
-"""Backends: what can run an artifact, each lowering the graph to its fastest form.
+"""Backends lower a graph to the form that their engine runs fastest.
 
 A backend is a module with the functions of `Backend`, imported when a build needs it.
 """
@@ -34,58 +34,58 @@ MODULES = {
 
 
 class Backend(Protocol):
-    """What a backend's module offers."""
+    """The functions of a backend's module."""
 
     def check_request(self, plan: VariantPlan) -> None:
-        """Refuses what cannot be built, before anything is opened (raises `LeptonError`)."""
+        """Refuses options that cannot be built, before anything is opened (raises `LeptonError`)."""
 
     def preflight(self, variant: VariantBuild) -> tuple[LayerFormat, ...]:
-        """Refuses what cannot run on the target, once the model is captured (raises `LeptonError`).
+        """Refuses a captured model that cannot run on the target (raises `LeptonError`).
 
         Returns the formats of the layers that a recipe names.
         """
 
     def config_of(self, plan: VariantPlan, choices: Choices | None = None) -> QuantizeWeightsConfig:
-        """Returns how weights are quantized (raises `InputError` where that is not to be had)."""
+        """Returns the quantization of weights (raises `InputError` where the backend does not have it)."""
 
     def passes(self, variant: VariantBuild, scratch: Path) -> list[Pass]:
-        """Returns the passes from the dialect to what the backend runs; `scratch` is for temporary files."""
+        """Returns the passes from the dialect to the backend's graph; `scratch` is for temporary files."""
 
     def lowerings(self) -> Sequence[Pass]:
-        """Returns the passes that lower a graph of the dialect; asked of backends whose graphs run here."""
+        """Returns the passes that lower a graph of the dialect; called for backends whose graphs run here."""
 
     def finish(self, model: ir.Model) -> None:
         """Declares the operator sets that the lowered graph uses."""
 
     def record(self, variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
-        """Returns the variant's record, its graph and weights being written."""
+        """Returns the variant's record, once its graph and weights are written."""
 
     def measure(
         self, variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest, rounded: Mapping[str, Rounded]
     ) -> Comparison:
-        """Runs what is written, and compares it with the original.
+        """Runs the written artifact, and compares it with the original.
 
         Args:
-            variant: What was built.
-            writer: Has the files.
-            manifest: Has this variant alone.
-            rounded: Linear layers whose noise is measured with it.
+            variant: The variant.
+            writer: The artifact's writer, which has the files.
+            manifest: A manifest of this variant alone.
+            rounded: Linear layers whose noise is measured too.
         """
 
     def compile(self, variant: VariantBuild, writer: ArtifactWriter, record: Variant) -> Variant:
-        """Builds what comes after the graph (an engine); returns the variant's record with it."""
+        """Builds the engine of a lowered graph, where the backend has engines; returns the variant's record with it."""
 
     def split_for_prompts(self, passes: Sequence[Pass]) -> int:
-        """Returns at which of a variant's passes a graph for prompts, which shares its weights, begins.
+        """Returns the index of the pass at which a graph for prompts, which shares the weights, begins.
 
-        It is asked of backends whose traits have graphs for prompts, as the next one is.
+        This and the next three are called for backends whose traits have graphs for prompts.
         """
 
     def prompt_passes(self, variant: VariantBuild, model: ir.Model) -> list[Pass]:
         """Returns the passes to the graph for prompts; `model` is the captured model, or the quantized one."""
 
     def described_bytes(self, model: ir.Model) -> int:
-        """Returns the bytes of what says how weights of a lowered graph for prompts are made; computes none of them."""
+        """Returns the size in bytes of the description of a prompt graph's weights; computes none of them."""
 
     def prompt_graph(
         self, variant: VariantBuild, model: ir.Model, record: Variant, writer: ArtifactWriter
@@ -93,10 +93,10 @@ class Backend(Protocol):
         """Lowers and writes the graph for prompts.
 
         Args:
-            variant: What is built; its own graph is written.
+            variant: The variant; its own graph is written.
             model: The captured model, or with shared weights the quantized one; it is changed.
             record: The variant's record.
-            writer: Of the artifact.
+            writer: The artifact's writer.
 
         Returns:
             The variant's record with the graph, and the passes that were run.
@@ -104,7 +104,7 @@ class Backend(Protocol):
 
 
 def check_method(plan: VariantPlan) -> None:
-    """Refuses a method that 8-bit activations leave nothing for (raises `InputError`)."""
+    """Refuses a method that scales channels beside 8-bit activations, which do so too (raises `InputError`)."""
     if METHODS[plan.method].scales_channels and (plan.activations != "none" or plan.prefill is not None):
         able = [name for name, method in METHODS.items() if not method.scales_channels]
         raise InputError(

@@ -1,4 +1,4 @@
-"""Formats of single layers: what a recipe's rules say, resolved against a graph and what a backend can do."""
+"""Formats of single layers: a recipe's rules, resolved against a graph and the formats that a backend has."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from runtime_edge.toml_writer import toml
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-SHOWN = 8  # layers that a message lists one by one; of more it has a line for all that are alike
+SHOWN = 8  # layers that a message lists one by one; more of them are grouped
 
 
 @dataclasses.dataclass(frozen=True)
 class Forms:
-    """What a backend can give linear layers.
+    """The formats that a backend has for linear layers.
 
     Attributes:
-        title: What messages call it.
+        title: The backend's name in messages.
         weights: Number formats that a rule may name.
-        usual: What a layer has that no rule names.
-        size: The block size that a number format has when none is named; 0 for whole output channels.
-        sizes: The block sizes that it can have.
-        whole: Whether blocks have to divide a layer's inputs.
-        asymmetric: Whether there are zero points.
+        usual: The format of a layer that no rule names.
+        size: Returns a number format's default block size; 0 stands for whole output channels.
+        sizes: Returns the block sizes that a number format can have. Default: those of `BLOCK_SIZES`, without 0.
+        whole: Whether blocks have to divide a layer's inputs. Default: they need not.
+        asymmetric: Whether weights may have zero points. Default: they may.
     """
 
     title: str
@@ -46,12 +46,12 @@ def resolve(rules: Sequence[LayerRule], model: ir.Model, forms: Forms) -> tuple[
     """Returns the formats of the layers that rules name, before anything long has begun.
 
     Args:
-        rules: In the recipe's order.
+        rules: The rules, in the recipe's order.
         model: A captured graph.
-        forms: What the target's backend can do.
+        forms: The formats of the target's backend.
 
     Raises:
-        InputError: A pattern matches nothing, a format is not to be had, or blocks do not divide; each one is listed.
+        InputError: A pattern matches nothing, the backend lacks a format, or blocks do not divide a layer's inputs.
     """
     from leptonc.ir.dialect import module_of
     from leptonc.ir.structure import linears, lookups
@@ -84,7 +84,7 @@ def resolve(rules: Sequence[LayerRule], model: ir.Model, forms: Forms) -> tuple[
 
 
 def ragged(size: int, columns: Mapping[str, int], forms: Forms) -> InputError:
-    """The error for layers, by path with their inputs, that blocks of `size` do not divide."""
+    """Returns the error for layers whose inputs blocks of `size` do not divide; `columns` has inputs by path."""
     weights = str(forms.usual.weights)
     fits = [s for s in forms.sizes(weights) if s and all(count % s == 0 for count in columns.values())]
     remedy = {"block_size": max(fits)} if fits else {"weights": forms.weights[0]}
@@ -104,7 +104,7 @@ def ragged(size: int, columns: Mapping[str, int], forms: Forms) -> InputError:
 
 
 def patterns_of(paths: Collection[str]) -> list[str]:
-    """Returns patterns for a message: paths that differ in their layer's number alone, as one."""
+    """Returns patterns for a message: paths that differ only in their layer's number become one pattern."""
     patterns: dict[str, None] = {}
     for path in paths:
         stem = ".".join("*" if part.isdigit() else part for part in path.split("."))

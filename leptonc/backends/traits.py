@@ -1,4 +1,4 @@
-"""What the steps of a build need to know of a backend, as data: none of them asks a backend for its name."""
+"""Traits of backends, as data: no step of a build asks a backend for its name."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class Traits:
     """Traits of a backend.
 
     Attributes:
-        channel_multiple: What its kernels like the number of channels to be a multiple of.
-        runs_here: Whether the lowered graph is what runs, so that it can be timed on this machine's CPU.
-        heals: Whether what it lowers can learn.
+        channel_multiple: Number that a count of channels should be a multiple of, for its kernels.
+        runs_here: Whether the lowered graph itself is run, so that it can be timed on this machine's CPU.
+        heals: Whether its variants can be healed.
         joins_linears: Whether linear layers that read one value become one product.
-        symmetric_inputs: Whether 8-bit inputs of linear layers have no zero points, and 8 bits alone.
+        symmetric_inputs: Whether quantized inputs of linear layers have no zero points, and always 8 bits.
         half: Whether weights and activations that are not quantized have 16 bits, unless float32 is asked for.
-        solves_with_integers: Whether 8-bit activations ask for codes that GPTQ chooses.
-        described: Bytes that say how one weight of such a graph is made of one that is stored.
-        table_bits: Bits that an embedding has at the least; 0 for the format that is asked for.
+        solves_with_integers: Whether GPTQ chooses the codes of weights beside 8-bit activations.
+        described: Bytes that describe how one weight of a graph for prompts is made from a stored one.
+        table_bits: Least number of bits of an embedding. Default: 0, the format that is asked for.
     """
 
     channel_multiple: int

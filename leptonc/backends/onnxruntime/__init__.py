@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: what can be asked of it, and how the runtime runs what is built."""
+"""ONNX Runtime on the CPU: checks of options, records, and runs of the built artifact."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_request(plan: VariantPlan) -> None:
 
 
 def preflight(variant: VariantBuild) -> tuple[LayerFormat, ...]:
-    """See `Backend.preflight`: the recipe's layers; a CPU's memory is not the profile's to know."""
+    """See `Backend.preflight`. Memory is not checked: profiles of CPUs do not say how much there is."""
     if variant.plan.prefill is not None and not variant.captured.interface.writes_text:
         raise InputError(
             f"expected a model that generates text for --prefill, found one for {variant.captured.task.name}",
@@ -80,7 +80,7 @@ def preflight(variant: VariantBuild) -> tuple[LayerFormat, ...]:
 
 
 def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
-    """See `Backend.variant`."""
+    """See `Backend.record`."""
     plan = variant.plan
     graph = Graph(
         part=variant.part, file=variant.file, activations=plan.activations, added=added(variant.graph.graph),
@@ -105,7 +105,7 @@ def measure(
 
 
 class _Artifact:
-    """An artifact as the runtime runs it; it is loaded when something is asked of it."""
+    """An artifact as the runtime runs it. It is loaded for each measurement."""
 
     gives_scores = True
 

@@ -16,14 +16,14 @@ from leptonc.ir.dialect import DOMAIN, attribute, module_of
 from leptonc.passes.base import Config, Pass
 
 MS = "com.microsoft"
-# What GroupQueryAttention's kernel wants of a head's width, and of a rotary table's.
+# GroupQueryAttention's kernel takes multiples of these as widths of heads and of rotary tables.
 HEAD_MULTIPLE = 8
 TABLE_MULTIPLE = 8
 
 
 @dataclass
 class Heads:
-    """How queries or keys came to be: a 3-D value, then split in heads, maybe normalized, maybe rotated.
+    """The origin of queries or keys: a 3-D value that is split into heads, maybe normalized, maybe rotated.
 
     Attributes:
         value: [batch, length, heads * dim] before it was split.
@@ -39,7 +39,7 @@ class Heads:
 
 
 def heads_of(value: ir.Value | None) -> Heads | None:
-    """Walks back from [batch, heads, length, dim] to the 3-D value that it was made of, or returns None."""
+    """Walks back from [batch, heads, length, dim] to the 3-D value that it was made from, or returns None."""
     if value is None or value.shape is None or len(value.shape) != 4 or not isinstance(value.shape[1], int):
         return None
     heads, dim = value.shape[1], value.shape[3]
@@ -63,7 +63,7 @@ def heads_of(value: ir.Value | None) -> Heads | None:
 
 
 def merged_output(y: ir.Value) -> ir.Value | None:
-    """Returns [batch, length, heads * dim] that the attention's output becomes, or None when it does not."""
+    """Returns the merged form [batch, length, heads * dim] of the attention's output, or None where it has none."""
     turn = edit.only_user(y)
     if turn is None or turn.op_type != "Transpose" or list(turn.attributes["perm"].value) != [0, 2, 1, 3]:
         return None
@@ -82,18 +82,18 @@ class GroupQueryConfig(Config):
 
 
 class CachedAttentionToGroupQuery(Pass):
-    """`lepton.CachedAttention` becomes `GroupQueryAttention`, with the rotary embedding inside it.
+    """Replaces `lepton.CachedAttention` by `GroupQueryAttention`, with the rotary embedding inside it.
 
     1. Queries and keys that are rotated by the same tables are rotated inside; others before it. Norms over a head come
        before it: the CPU kernel refuses its own inputs for them.
-    2. Keys and values have the same width, as the kernel wants; else the call stays, and runs as its body.
+    2. Keys and values need the same width for the kernel; else the call stays, and runs as its body.
     3. The cache is written in place when the runtime binds one buffer as past and present.
     4. With scales, keys and values are 8-bit integers there: rounded as they are written, and read as such.
     5. Scores are not scaled: the tables of the rotary embedding are, each side by the root, and cached keys with them.
        For one query the kernel then multiplies by keys as they lie; with a scale it would pack them anew each time.
 
     Args:
-        scales: Steps float32 [heads, width] of each cache, by the name of the graph's input; None for a float cache.
+        scales: Steps float32 [heads, width] of each cache, by the name of the graph's input. Default: a float cache.
     """
 
     name = "ort-group-query-attention"
@@ -162,7 +162,7 @@ class CachedAttentionToGroupQuery(Pass):
         return 1
 
     def _integers(self, graph: ir.Graph, past: ir.Value, times: float = 1.0) -> ir.Value:
-        """Makes a cache one of integers, its numbers `times` as large; returns its steps [1, heads, 1, width]."""
+        """Makes a cache's elements integers; returns their steps times `times`, float32 [1, heads, 1, width]."""
         assert self._scales is not None
         past.type = ir.TensorType(ir.DataType.INT8)
         steps = self._scales[str(past.name)][None, :, None] * np.float32(times)
@@ -192,10 +192,10 @@ class CachedAttentionToGroupQuery(Pass):
 def _tables(
     graph: ir.Graph, rotary: ir.Node | None, dim: int, scale: float
 ) -> tuple[Sequence[ir.Value | None], float]:
-    """Returns cosines and sines [positions, width / 2] for the attention, and what they multiply queries and keys by.
+    """Returns cosines and sines [positions, width / 2] for the attention, and the factor that they contain.
 
-    That is the root of `scale` where every feature of a head is rotated and the tables are constants, else 1: then the
-    tables are as they were.
+    The factor is the root of `scale` where every feature of a head is rotated and the tables are constants. Else it is
+    1, and the tables are as they were.
     """
     if rotary is None:
         return (None, None), 1.0
@@ -206,7 +206,7 @@ def _tables(
 
 
 def _times(graph: ir.Graph, table: ir.Value, factor: float) -> ir.Value:
-    """Returns a constant multiplied; the same for the same."""
+    """Returns a constant times a factor, registered once for all users."""
     name = f"{table.name}.times_" + f"{factor:.9g}".replace(".", "_")  # a number after a dot would be a layer's
     if name in graph.initializers:
         return graph.initializers[name]
@@ -216,7 +216,7 @@ def _times(graph: ir.Graph, table: ir.Value, factor: float) -> ir.Value:
 
 
 def _prepared(graph: ir.Graph, before: ir.Node, heads: Heads, dim: int, rotated_inside: bool) -> ir.Value:
-    """Returns the 3-D value, with each head normalized, and rotated where the attention will not do that."""
+    """Returns the 3-D value, its heads normalized, and rotated where the attention does not rotate them."""
     value = heads.value
     if heads.norm is not None:
         stem, attributes = heads.norm.name, {"axis": -1, "epsilon": float(attribute(heads.norm, "epsilon"))}
@@ -243,7 +243,7 @@ def _prepared(graph: ir.Graph, before: ir.Node, heads: Heads, dim: int, rotated_
 
 @dataclass(frozen=True)
 class WholeScoresConfig(Config):
-    """A run has `tokens` at most, over a cache of `length` with them."""
+    """`tokens`: the most that a run has; `length`: tokens of the cache, those of the run among them."""
 
     tokens: int
     length: int
@@ -281,7 +281,7 @@ class WholeScores(Pass):
 class PackQueryKeyValue(Pass):
     """Hands GroupQueryAttention one packed value where queries, keys and values lie side by side already.
 
-    They do behind a Split or Slices, in that order, of one value: what joined linear layers, Phi-3 and GPT-2 give.
+    They do behind a Split or Slices, in that order, of one value, as joined linear layers, Phi-3 and GPT-2 give it.
     """
 
     name = "ort-pack-qkv"
@@ -321,7 +321,7 @@ class PackQueryKeyValue(Pass):
 
 
 class AttentionOfMerged(Pass):
-    """An encoder's `Attention` reads and writes heads side by side, and adds its mask as numbers.
+    """Makes an encoder's `Attention` read and write heads side by side, and add its mask as numbers.
 
     ONNX Runtime's `Attention` takes about two thirds of the time of its `MultiHeadAttention` where there is a mask, and
     adding numbers less than choosing by truth values. Heads that are normalized or rotated by themselves stay apart.
@@ -353,7 +353,7 @@ class AttentionOfMerged(Pass):
 
 
 def _added(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
-    """Returns what a mask of truth values adds to scores: nothing, or so little that the softmax has nothing of it."""
+    """Returns a boolean mask as numbers to add to scores: 0, or the least float32, which softmax maps to 0."""
     zero, least = (
         edit.initializer(graph, name, ir.tensor(np.float32(value), name=name))
         for name, value in (("mask.zero", 0), ("mask.least", np.finfo(np.float32).min))

@@ -13,9 +13,9 @@ SKIP_NORM = "SkipSimplifiedLayerNormalization"
 
 
 class SkipNorms(Pass):
-    """A residual sum and the RMSNormalization that reads it become one op, which also gives others the sum.
+    """Makes a residual sum and the RMSNormalization that reads it one op, which also gives others the sum.
 
-    Only sums of two values of the same three-dimensional shape, normalized over their last axis. LayerNormalization
+    It takes sums of two values of the same three-dimensional shape, normalized over their last axis. LayerNormalization
     stays apart: ONNX Runtime's kernel for both takes three to six times as long as the two.
     """
 
@@ -54,7 +54,7 @@ class SkipNorms(Pass):
 
 
 class SwishToQuickGelu(Pass):
-    """SiLU has a kernel of its own under the name QuickGelu with factor one."""
+    """Replaces SiLU by QuickGelu with factor one, which has a kernel."""
 
     name = "ort-silu"
     in_dialect = False

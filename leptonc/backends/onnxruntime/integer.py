@@ -23,20 +23,20 @@ from leptonc.passes.quantize.channels import MIDDLE, channel_codes, codes_of
 from leptonc.passes.quantize.weights import quantized_of
 from runtime_edge.derived import SUFFIX
 
-DERIVED_KEY = "lepton.derived"  # of an initializer that the runtime makes: the quantized weight that it comes from
+DERIVED_KEY = "lepton.derived"  # where an initializer that the runtime makes has its quantized weight
 
 
 class LinearToInteger(Pass):
-    """A linear layer between QuantizeLinear's codes and signed weights with one scale a channel is one integer product.
+    """Makes a linear layer of QuantizeLinear's codes and signed weights, one scale a channel, one integer product.
 
-    1. Activations are quantized once a value, whoever reads them; scales of both sides and the bias are inside the op.
+    1. A value is quantized once for all its readers; scales of both sides and the bias are inside the op.
     2. Weights are stored [in, out], as the kernel takes them, and nowhere else.
     3. Activations are unsigned and weights signed, which x86 processors and Arm's have their fastest instructions for;
        see `leptonc.passes.quantize.channels` for those that would saturate.
     4. Weights that are quantized in blocks, for a graph that decodes with them, are not stored again: the runtime makes
-       integers of them as it opens the graph, see `runtime_edge.derived`. What that rounding changes in the mean of the
-       outputs goes into the bias (Nagel et al., Data-Free Quantization, 2019).
-    5. Activations of 16 bits are two of 8, of high bits and of low ones: two products with the same weights, and a sum.
+       integers of them as it opens the graph, see `runtime_edge.derived`. The bias takes back the change of that
+       rounding in the mean of the outputs (Nagel et al., Data-Free Quantization, 2019).
+    5. Activations of 16 bits become high and low ones of 8 bits: two products with the same weights, and a sum.
     """
 
     name = "ort-integer-linear"
@@ -82,7 +82,7 @@ class LinearToInteger(Pass):
         return 1
 
     def _parts(self, graph: ir.Graph, quantize: ir.Node) -> list[list[ir.Value]]:
-        """Returns unsigned codes of 8 bits, their scale and zero point: of what is quantized, or of its halves."""
+        """Returns unsigned codes of 8 bits, their scale and zero point, of the quantized value or of its two halves."""
         x, scale, zero = (value for value in quantize.inputs if value is not None)
         if zero.dtype != ir.DataType.UINT16:
             return [[quantize.outputs[0], scale, zero]]
@@ -113,19 +113,19 @@ def _scales(weight: Quantized) -> NDArray[np.float32]:
 
 
 def derived_of(model: ir.Model) -> dict[str, Quantized]:
-    """Returns the weights that the runtime makes for a graph, each by the name of its initializer there."""
+    """Returns the weights that the runtime makes for a graph, by the names of their initializers."""
     values = model.graph.initializers.values()
     return {str(value.name): value.meta[DERIVED_KEY] for value in values if DERIVED_KEY in value.meta}
 
 
 @dataclass
 class _Derived:
-    """Integers that the runtime makes of a weight.
+    """Integers that the runtime makes from a weight.
 
     Attributes:
         weight: The weight [out, in], in blocks.
-        read: What the layer reads, or None.
-        bias: Its bias, or None.
+        read: Statistics of the layer's input, or None.
+        bias: The layer's bias, or None.
     """
 
     weight: Quantized
@@ -134,7 +134,7 @@ class _Derived:
 
     @property
     def corrects(self) -> bool:
-        """Whether there is a bias that takes back what rounding changes in the mean."""
+        """Whether there is a bias that takes back the change of rounding in the mean."""
         return self.read is not None and (self.bias is None or self.bias.const_value is not None)
 
     @property
@@ -143,12 +143,12 @@ class _Derived:
 
     @cached_property
     def steps(self) -> NDArray[np.float32]:
-        """The step of each output channel that integers of the weight cost least with, float32 [out]."""
+        """The steps of the output channels with the least error of the integers, float32 [out]."""
         codes = channel_codes(self.weight.exact(), self._form, None if self.read is None else self.read.square)
         return np.ascontiguousarray(codes.scales.reshape(-1))
 
     def corrected(self) -> NDArray[np.float32]:
-        """The layer's bias and (W - W') E[x], float32 [out]; W' are the integers times their steps."""
+        """Returns the layer's bias plus (W - W') E[x], float32 [out]; W' are the integers times their steps."""
         assert self.read is not None
         exact = self.weight.exact()
         off = exact - codes_of(exact, self.steps, self._form) * self.steps[:, None]

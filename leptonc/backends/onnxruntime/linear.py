@@ -21,7 +21,7 @@ INT8_ACCURACY = 4  # MatMulNBits: activations are rounded to int8 in blocks, the
 
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Packs codes along the last axis into bytes, low bits first; what is left of a last byte is filled with zero."""
+    """Packs codes along the last axis into bytes, low bits first; the rest of a last byte is zero."""
     count = 8 // bits
     if count == 1:
         return codes
@@ -38,7 +38,7 @@ class NBits:
     """Initializers of a quantized weight in MatMulNBits' layout, registered once a weight.
 
     codes uint8 [out, blocks, size * bits / 8], scales float32 [out, blocks], zeros uint8 [out, ceil(blocks * bits / 8)]
-    (None when symmetric: the kernels' default is the middle). Scales of a format that says so are stored as float16,
+    (None when symmetric: the kernels' default is the middle). Scales of a format with `half` are stored as float16,
     behind a Cast that ONNX Runtime folds when it loads: the kernels take float32.
     """
 
@@ -90,7 +90,7 @@ class NBits:
         return value
 
     def rows(self) -> ir.Value:
-        """Returns the same codes as GatherBlockQuantized reads them: uint8 [out, in * bits / 8], stored once."""
+        """Returns the same codes in GatherBlockQuantized's layout, uint8 [out, in * bits / 8], stored once."""
         shape = (self.weight.shape[0], self.blocks * self.bytes_a_block)
         read = lambda: self._codes().reshape(shape)  # noqa: E731
         return self._part("rows", shape, read, stored_as=str(self.codes.name))
@@ -104,7 +104,7 @@ def _zeros(weight: Quantized) -> NDArray[np.uint8]:
 
 
 class LinearToKernels(Pass):
-    """Quantized linear layers become `MatMulNBits`, float ones `FusedMatMul` on the weight as the checkpoint has it.
+    """Replaces quantized linear layers by `MatMulNBits`, float ones by `FusedMatMul` on the checkpoint's weight.
 
     FusedMatMul takes the weight [out, in] transposed by an attribute: a tied embedding and head share one matrix, and
     nothing is transposed while building.
@@ -140,9 +140,9 @@ class LinearToKernels(Pass):
 
 
 class EmbeddingToKernels(Pass):
-    """A look-up in a quantized table becomes `GatherBlockQuantized`, reading the bytes that a tied head reads.
+    """Replaces a look-up in a quantized table by `GatherBlockQuantized`, on the bytes that a tied head reads.
 
-    The kernel wants whole blocks and, in a row, whole bytes of zero points; a table without them is looked up through
+    The kernel needs whole blocks and, in a row, whole bytes of zero points; a table without them is looked up through
     DequantizeLinear as it stands.
     """
 

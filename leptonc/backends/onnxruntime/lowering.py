@@ -40,7 +40,7 @@ BLOCK_SIZE = 32
 
 
 def is_symmetric(plan: VariantPlan) -> bool:
-    """Whether weights have no zero points: unless they are asked for, or 4 bits have to serve under a budget."""
+    """Whether weights have no zero points. Default: they have none, except under a budget of bytes."""
     return plan.budget is None if plan.symmetric is None else plan.symmetric
 
 
@@ -83,16 +83,16 @@ def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
 
 
 def _lowered(variant: VariantBuild, tokens: int) -> list[Pass]:
-    """The lowerings of a variant's graph that runs on so many tokens at most."""
+    """Returns the lowerings of a variant's graph; `tokens` is the most that a run has."""
     whole = WholeScores(WholeScoresConfig(tokens, variant.captured.max_seq_len))
     return [*lowerings(variant.choices.cache_scales), whole]
 
 
 def prompt_passes(variant: VariantBuild, model: ir.Model) -> list[Pass]:
-    """Returns the passes to a graph for prefill: 8-bit activations, and 8-bit weights where these are not to be had.
+    """Returns the passes to a graph for prefill: 8-bit activations, and 8-bit weights in layers without them.
 
-    The embedding has the format that the variant gives it: both graphs read the same bytes of it. Where they share all
-    weights, `model` has those of the graph that decodes, quantized.
+    The embedding has the variant's format: both graphs read its bytes. Where they share all weights, `model` has those
+    of the graph that decodes, quantized.
     """
     choices = variant.choices
     static, config = choices.prompt_inputs, config_of(variant.plan, variant.choices)
@@ -112,7 +112,10 @@ def prompt_passes(variant: VariantBuild, model: ir.Model) -> list[Pass]:
 
 
 def lowerings(cache_scales: Mapping[str, NDArray[Any]] | None = None) -> tuple[Pass, ...]:
-    """Returns the passes that lower a graph of the dialect, in order; with scales, to caches of 8-bit integers."""
+    """Returns the passes that lower a graph of the dialect, in order.
+
+    `cache_scales` makes caches 8-bit integers: see `CachedAttentionToGroupQuery`. Default: float caches.
+    """
     return (
         LastLogits(),
         FuseLinears(),
@@ -134,9 +137,9 @@ def split_for_prompts(passes: Sequence[Pass]) -> int:
 
 
 def finish(model: ir.Model) -> None:
-    """Declares the operator sets that the lowered graph uses; leaves out what ONNX Runtime finds by itself as it loads.
+    """Declares the operator sets that the lowered graph uses; removes what ONNX Runtime infers as it loads.
 
-    Types and shapes of values inside, names of nodes (their outputs have the same) and the modules that they come from
+    Types and shapes of inner values, names of nodes (their outputs have the same) and the modules that they come from
     are a third of the file.
     """
     model.graph.opset_imports[MS] = 1

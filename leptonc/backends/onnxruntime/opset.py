@@ -1,4 +1,4 @@
-"""The operator set that a lowered graph declares: the oldest that has every operator of it in the form that it uses.
+"""Declares the oldest operator set that has all operators of a lowered graph, in the form that the graph uses.
 
 ONNX Runtime refuses a graph of an operator set that is newer than itself, whatever the graph uses of it: 1.23, the last
 for Python 3.10, stops at 23. The dialect is of a newer one, for TensorScatter alone, which the lowering replaces.
@@ -22,9 +22,9 @@ OWN = frozenset({"QuantizeLinear"})
 
 
 def declare(model: ir.Model) -> None:
-    """Declares the oldest operator set and version of the format that the graph needs, and no domain that it has not.
+    """Declares the oldest operator set and version of the format that the graph needs, and only domains that it uses.
 
-    Types that a value has are looked at: this comes before they are left out.
+    It reads the types of values, so it comes before they are removed.
     """
     nodes = list(_nodes(model))
     for node in nodes:
@@ -46,7 +46,7 @@ def _nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def _needed(node: ir.Node) -> int:
-    """The oldest operator set whose schema of this operator has the node's inputs, outputs, attributes and types."""
+    """Returns the oldest operator set whose schema has the node's inputs, outputs, attributes and types."""
     oldest = OPSET
     for version in range(OPSET, OLDEST - 1, -1):
         try:
@@ -76,11 +76,11 @@ def _takes(schema: defs.OpSchema, node: ir.Node) -> bool:
 
 
 def _type_text(dtype: ir.DataType) -> str:
-    """As the specification writes it: `tensor(float)`."""
+    """Returns a dtype as the specification writes it: `tensor(float)`."""
     return f"tensor({helper.tensor_dtype_to_string(int(dtype)).removeprefix('TensorProto.').lower()})"
 
 
 def _ir_version_of_types(model: ir.Model) -> int:
-    """The version of the format that has the types of the weights: those of four bits came with the tenth."""
+    """Returns the version of the format that has the weights' types: four bits came with the tenth."""
     four = {ir.DataType.INT4, ir.DataType.UINT4}
     return 10 if any(value.dtype in four for value in model.graph.initializers.values()) else 8

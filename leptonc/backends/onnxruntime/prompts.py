@@ -1,8 +1,8 @@
-"""A second graph of a decoder, which prompts go through: 8-bit weights and activations, over the same cache.
+"""Writes a decoder's second graph, for prompts: 8-bit weights and activations, over the same cache.
 
-Many tokens at once are limited by arithmetic, which 8-bit integers have most of; one token at a time is limited by the
-bytes of the weights, which 4 bits have fewest of. Each gets its best form: from weights that are stored twice, or from
-those that decode, of which the runtime makes integers of 8 bits when it opens the artifact.
+Arithmetic limits runs of many tokens, and 8-bit integers have most of it. Reading weights limits runs of one token, and
+4 bits have the fewest bytes. So prompts get 8-bit weights: stored beside those that decode, or made from them by the
+runtime when it opens the artifact.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def prompt_graph(
 
 
 def described_bytes(model: ir.Model) -> int:
-    """Bytes of what says how the runtime makes the weights of a lowered graph; computes none of them."""
+    """See `Backend.described_bytes`: the size of `Derived` and of the arrays that it refers to."""
     weights = derived_of(model).values()
     rows = sum(4 * weight.shape[0] for weight in weights if weight.rows is not None)
     columns = {weight.columns.tobytes() for weight in weights if weight.columns is not None}
@@ -62,7 +62,7 @@ def described_bytes(model: ir.Model) -> int:
 
 
 def _beside(weight: Quantized, model: ir.Model) -> dict[str, NDArray[Any]]:
-    """Parts of a weight that no graph has, as the smoothing of its own that this graph has makes them, by name."""
+    """Returns the parts of a weight that no graph has, by name: this graph's own smoothing needs them."""
     arrays: dict[str, NDArray[Any]] = {}
     if weight.columns is not None:
         arrays["inputs"] = weight.columns.astype(np.float16)
@@ -77,9 +77,9 @@ def _part(blob: str, offset: int) -> Part:
 
 
 def _derived(name: str, weight: Quantized, decode: ir.Model, model: ir.Model, beside: dict[str, Part]) -> Weight:
-    """Says where the parts of a weight lie that the runtime makes.
+    """Returns the record of a weight that the runtime makes: where its parts are stored.
 
-    `beside` has some of its own, `model` the other steps, `decode` the rest.
+    `beside` has the weight's own parts, `model` the other steps, `decode` the rest.
     """
 
     def part(graph: ir.Graph, suffix: str) -> Part | None:

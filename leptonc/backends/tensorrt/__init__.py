@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from leptonc.evaluate.noise import Rounded
 
 _EVERY = 16
-_CHECK_BYTES = 128 * 2**20  # of logits that a run of the check gives: the CPU is not bound to the engine's profiles
+_CHECK_BYTES = 128 * 2**20  # of logits in a run of the check: the CPU is not bound to the engine's profiles
 
 
 def check_request(plan: VariantPlan) -> None:
@@ -170,7 +170,7 @@ def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
 
 
 class InlineFunctions(Pass):
-    """Inlines what is left of our domain's functions: the graph has standard operators only from here on."""
+    """Inlines the calls of our domain's functions that are left: the graph has standard operators only after it."""
 
     name = "tensorrt-inline"
 
@@ -184,7 +184,7 @@ class InlineFunctions(Pass):
 
 
 def _as_run(variant: VariantBuild, model: ir.Model) -> ir.Model:
-    """The graph as the CPU runs the sample's text through it: with a cache for that text alone."""
+    """Returns the graph for a run of the sample's text on the CPU: with a cache for that text alone."""
     cached = variant.captured.interface.writes_text
     return with_capacity(model, len(cast("NextTokens", variant.sample).token_ids)) if cached else model
 
@@ -210,7 +210,7 @@ def finish(model: ir.Model) -> None:
 
 
 def record(variant: VariantBuild, blobs: tuple[str, ...]) -> Variant:
-    """See `Backend.variant`."""
+    """See `Backend.record`."""
     plan = variant.plan
     left_out = engine_spec.capabilities(plan)[1]
     if left_out:

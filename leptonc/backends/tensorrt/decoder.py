@@ -18,9 +18,9 @@ AT = Port(name="logits_at", role=CHOSEN_POSITIONS, dtype="int64", dims=("kept",)
 
 
 class LogitsAt(Pass):
-    """Adds the graph input `logits_at` (int64 [n]): logits are of those positions of the run, and the last layer too.
+    """Adds the graph input `logits_at` (int64 [n]): the last layer and the head run for these positions only.
 
-    Unlike a slice of the last n, whose bounds TensorRT would want to know on the host, this is data on the device.
+    TensorRT would need the bounds of a slice on the host; this is data on the device.
     """
 
     name = "tensorrt-logits-at"
@@ -46,7 +46,7 @@ class FixedShapesConfig(Config):
 
 
 class FixedShapes(Pass):
-    """Makes the batch of a decoder 1 and its cache's length a number: TensorScatter's kernel wants both known."""
+    """Makes the batch of a decoder 1 and its cache's length a number: TensorScatter's kernel needs both."""
 
     name = "tensorrt-fixed-shapes"
     config: FixedShapesConfig
@@ -68,7 +68,7 @@ ROWS = {"key_positions": (1, 1, 1, -1), "cache_rows": (-1,)}
 def with_capacity(model: ir.Model, capacity: int) -> ir.Model:
     """Returns a copy of a lowered decoder with a cache of `capacity` rows and the same weights.
 
-    To run a short text on the CPU: attention over thousands of rows that are masked costs more than all else.
+    It is for runs of a short text on the CPU, where attention over thousands of masked rows would cost most.
     """
     copy = model.clone()
     graph = copy.graph
@@ -87,11 +87,11 @@ def with_capacity(model: ir.Model, capacity: int) -> ir.Model:
 
 
 class CachedAttentionToScatter(Pass):
-    """`lepton.CachedAttention` becomes `TensorScatter` into the cache and `Attention` with an explicit mask.
+    """Replaces `lepton.CachedAttention` by `TensorScatter` into the cache and `Attention` with an explicit mask.
 
     1. The mask is made once for every window that occurs, not once a layer: positions up to the query's own, and
        within the window. It hides the rows of the cache that nothing was written to yet.
-    2. `softmax_precision` is not said: TensorRT's parser refuses it.
+    2. `softmax_precision` is left out: TensorRT's parser refuses it.
     """
 
     name = "tensorrt-cached-attention"
@@ -123,7 +123,7 @@ class CachedAttentionToScatter(Pass):
         graph.remove(node, safe=True)
 
     def _mask(self, graph: ir.Graph, past: ir.Value, capacity: int, window: int) -> ir.Value:
-        """Returns bool [1, 1, length, capacity]: whether the query of a row may look at a column's key."""
+        """Returns the mask, bool [1, 1, length, capacity]: whether a row's query attends to a column's key."""
         if window not in self._masks:
             first = graph[0]
 

@@ -1,4 +1,4 @@
-"""Whether a model fits a device, and how fast it can be there at most: known before anything is built or copied."""
+"""Estimates whether a model fits a device, and its greatest speed there, before anything is built or copied."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _GB = 10**9
 
 @dataclass(frozen=True)
 class Need:
-    """Memory that a variant takes on the device, in bytes.
+    """Memory that a variant takes on the device.
 
     Attributes:
-        weights: As the engine holds them.
-        read: Of them, what every token reads: all but the embedding's rows.
-        token: Cache of one token.
-        workspace: Activations of the largest run.
-        length: Tokens that the cache is for.
+        weights: Bytes of the engine's weights.
+        read: Bytes of them that every token reads: all but the embedding's rows.
+        token: Bytes of one token's cache.
+        workspace: Bytes of the activations of the largest run.
+        length: Tokens that the cache holds.
     """
 
     weights: int
@@ -83,14 +83,14 @@ def need(variant: VariantBuild, *, block_size: int, chunk: int, logits: int, cac
 
 
 def check(needed: Need, target: targets.Target) -> Preflight:
-    """Compares what is needed with what the target has.
+    """Compares the memory that a variant needs with the target's.
 
     Returns:
-        What is needed; where the target says how much memory it has, that and the longest context; where it says its
-        bandwidth, the speed at an empty cache.
+        The memory needed. A target that says its memory adds that and the longest context, and one that says its
+        bandwidth adds the speed at an empty cache.
 
     Raises:
-        InputError: It does not fit.
+        InputError: The variant does not fit.
     """
     report = Preflight(
         weights_mb=round(needed.weights / 1e6, 1), cache_mb=round(needed.token * needed.length / 1e6, 1),

@@ -25,20 +25,20 @@ from runtime_edge.part_record import TOKEN_IDS
 from runtime_edge.tensorrt.engine_spec import check_spec
 from runtime_edge.tensorrt.flavours import flavour, import_module, in_range
 
-CHUNK = 512  # tokens that a run of the prefill takes at most
+CHUNK = 512  # most tokens of a run of the prefill
 USUAL = 128  # tokens that it is tuned for
-LOGITS_BYTES = 32 * 2**20  # of float32 logits that a run gives at most: their rows are bounded, whatever the vocabulary
-BATCH, USUAL_BATCH, USUAL_LENGTH = 32, 8, 64  # texts of an encoder's run, and what it is tuned for
+LOGITS_BYTES = 32 * 2**20  # most bytes of float32 logits in a run: a large vocabulary gets fewer rows
+BATCH, USUAL_BATCH, USUAL_LENGTH = 32, 8, 64  # most texts of an encoder's run; texts and tokens that it is tuned for
 
 
 def logits_rows(variant: VariantBuild) -> int:
-    """Rows of logits that a run may ask for."""
+    """Returns the most rows of logits that a run may ask for."""
     vocab = int(variant.captured.config.vocab_size)
     return max(1, min(CHUNK, variant.captured.max_seq_len, LOGITS_BYTES // (4 * vocab)))
 
 
 def profiles(variant: VariantBuild) -> tuple[Profile, ...]:
-    """The optimization profiles: prefill and decode of a decoder, batches of an encoder."""
+    """Returns the optimization profiles: prefill and decode of a decoder, batches of an encoder."""
     longest, (part,) = variant.captured.max_seq_len, variant.captured.parts.values()
     ids = part.input(TOKEN_IDS)
     if part.states and ids is not None:
@@ -60,14 +60,14 @@ def profiles(variant: VariantBuild) -> tuple[Profile, ...]:
 
 
 def versions(plan: VariantPlan) -> str:
-    """The versions that the graph is lowered for and the plan may be built by."""
+    """Returns the range of versions that the graph is lowered for and that may build the plan."""
     return plan.target.tensorrt or flavour(plan.target.backend).versions
 
 
 def capabilities(plan: VariantPlan) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the target's capabilities that can run the scheme, and those that are left out because they cannot.
 
-    What the user named is not left out: `checked` refuses it.
+    Capabilities that the user named are not left out: `checked` refuses them.
     """
     least = flavour(plan.target.backend).least_capability.get(plan.scheme)
     declared = plan.target.compute_capabilities
@@ -90,7 +90,7 @@ def _spec(plan: VariantPlan, shapes: tuple[Profile, ...]) -> EngineSpec:
 
 
 def sparsity(variant: VariantBuild) -> list[Pass]:
-    """Returns what checks that the lowered weights are 2:4 sparse, where they are to be."""
+    """Returns the pass that checks 2:4 sparsity of the lowered weights. Default: none, where weights are dense."""
     if not variant.plan.sparse:
         return []
     target_flavour, report = flavour(variant.plan.target.backend), Sparsity(pattern=PATTERN, linears=[])
@@ -104,7 +104,7 @@ def sparsity(variant: VariantBuild) -> list[Pass]:
 
 
 class CheckEngineSparsity(CheckSparsity):
-    """Checks that the lowered weights are 2:4 sparse, and reports it with what is known of the engine."""
+    """Checks that the lowered weights are 2:4 sparse, and reports that with facts about the engine."""
 
     def __init__(self, model: ir.Model, about: Sparsity) -> None:
         super().__init__(model)
@@ -115,7 +115,10 @@ class CheckEngineSparsity(CheckSparsity):
 
 
 def block_size(plan: VariantPlan) -> int:
-    """Weights that share a scale: whole channels for int8, for int4 what was asked for or the flavour's smallest."""
+    """Returns the number of weights that share a scale; 0 stands for whole channels, which int8 has.
+
+    Default for int4: the flavour's smallest number from 32 on.
+    """
     if plan.scheme != "int4":
         return 0
     smallest = min(size for size in flavour(plan.target.backend).int4_blocks if size >= 32)
@@ -123,11 +126,11 @@ def block_size(plan: VariantPlan) -> int:
 
 
 def layers(variant: VariantBuild) -> tuple[LayerFormat, ...]:
-    """The formats of the layers that a recipe names.
+    """Returns the formats of the layers that a recipe names.
 
     Raises:
         InputError: See `resolve`; or blocks of a size that was asked for do not divide the inputs of every layer.
-            (Those that the flavour's own choice does not divide keep their weights, and the report says so.)
+            (Layers that the default size does not divide keep their weights, and the report says so.)
     """
     plan, model = variant.plan, variant.captured.model
     target_flavour = flavour(plan.target.backend)
@@ -164,7 +167,7 @@ def checked(plan: VariantPlan) -> None:
     """Refuses a scheme that the target's flavour or GPUs do not take, before anything is opened.
 
     Raises:
-        InputError: The message has what was expected, the hint what to ask for.
+        InputError: The target does not take the scheme; the hint says which option helps.
         MissingDependencyError: The flavour builds here, and is not installed.
     """
     target_flavour = flavour(plan.target.backend)

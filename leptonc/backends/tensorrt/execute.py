@@ -1,4 +1,4 @@
-"""Runs a lowered graph on the CPU, with ONNX Runtime: the same operators, before any engine is built from them."""
+"""Runs a lowered graph on the CPU with ONNX Runtime: the same operators as in the engine, before it is built."""
 
 from __future__ import annotations
 

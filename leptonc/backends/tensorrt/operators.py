@@ -1,4 +1,4 @@
-"""Operators that TensorRT's ONNX parser documents, and which of a graph's it does not."""
+"""Operators that TensorRT's ONNX parser documents, and a check of a graph against them."""
 
 from __future__ import annotations
 

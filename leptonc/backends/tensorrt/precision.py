@@ -1,6 +1,6 @@
-"""Which numbers are float16 and which stay float32: decided from the ranges that real text gave, not by hope.
+"""Chooses which values are float16 and which stay float32, from the ranges that real text gave.
 
-TensorRT builds what the graph says (strongly typed): every tensor's type is written down here, as Casts.
+TensorRT builds a strongly typed graph: Casts, inserted here, give every tensor its type.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ALWAYS_FLOAT32 = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class HalfPrecisionConfig(Config):
-    """`headroom`: how many times larger than on the calibration text an activation may get before float16 overflows."""
+    """`headroom`: factor by which an activation may exceed its range on the calibration text without overflow."""
 
     headroom: float = 8
 
@@ -53,9 +53,9 @@ class HalfPrecision(Pass):
     4. Outputs of the graph that are no cache (logits, embeddings) are float32.
 
     Args:
-        config: How cautious it is.
+        config: The headroom.
         measure: Called with the float32 graph; returns the largest magnitude by value name, as `ranges.largest` does. A
-            value that is missing was not seen and stays float32.
+            missing value was not measured and stays float32.
     """
 
     name = "tensorrt-half-precision"
@@ -99,7 +99,7 @@ class HalfPrecision(Pass):
         return len(decided)
 
     def _scale_down(self, node: ir.Node) -> None:
-        """Rule 2: x W becomes (x 2^-k) W 2^k, where the result is too large and the input is not."""
+        """Applies rule 2: x W becomes (x 2^-k) W 2^k, where the result is too large and the input is not."""
         limit, result = self.config.limit, node.outputs[0]
         x, magnitude = node.inputs[0], self._ranges.get(str(result.name), 0.0)
         if x not in self._active or node.inputs[1] in self._active or not limit < magnitude < np.inf:
@@ -143,7 +143,7 @@ class HalfPrecision(Pass):
         return beyond
 
     def _loses(self, value: ir.Value) -> bool:
-        """Whether a small constant is lost in half: rounded to zero, to few digits, or beyond the largest number."""
+        """Whether float16 loses a small constant: rounded to zero or to few digits, or beyond its largest number."""
         constant = edit.constant(value) if value.is_initializer() else None
         if constant is None or constant.size > _SMALL or not constant.size:
             return False
@@ -151,7 +151,7 @@ class HalfPrecision(Pass):
         return bool(size.size and (size.min() < SMALLEST or size.max() > LARGEST))
 
     def _as(self, graph: ir.Graph, value: ir.Value, dtype: ir.DataType, before: ir.Node) -> ir.Value:
-        """Returns `value` in `dtype`: itself, a weight stored so, or a Cast placed where the value is made."""
+        """Returns `value` in `dtype`: itself, a weight stored in it, or a Cast before the first node that reads it."""
         if value.dtype == dtype:
             return value
         key = (str(value.name), dtype)
@@ -180,7 +180,7 @@ class HalfPrecision(Pass):
 
 
 def _is_float(node: ir.Node) -> bool:
-    """Whether the node computes with floats: masks and positions are none of our business."""
+    """Whether the node computes with floats; masks and positions keep their types."""
     return any(v is not None and v.dtype == FLOAT for v in (*node.inputs, *node.outputs))
 
 

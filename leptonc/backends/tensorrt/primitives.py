@@ -1,4 +1,4 @@
-"""Operators that a version of TensorRT lacks, made of those that it has.
+"""Replaces operators that a version of TensorRT lacks by operators that it has.
 
 TensorRT 10.3 (JetPack 6) has none of TensorScatter, Attention, RotaryEmbedding and RMSNormalization; no version's
 Attention has a soft cap. Each pass replaces one operator as the ONNX specification defines it (opset 24).
@@ -19,7 +19,7 @@ from leptonc.ir.types import fill_types
 from leptonc.passes.base import Pass
 
 FLOAT = ir.DataType.FLOAT
-# Lower than any score, and finite: a row of the softmax that is all masked stays a number.
+# Lower than any score, and finite: softmax of a row that is all masked stays finite.
 MASKED = float(np.finfo(np.float32).min / 2)
 OPSET, OPSET_WITH_BLOCKS = 20, 21  # 10.x documents up to 20; int4 and its blocks are in ONNX since 21
 
@@ -80,7 +80,7 @@ class _Maker:
 
 
 class AttentionToPrimitives(_Decompose):
-    """`Attention` becomes matrix products around a softmax in float32.
+    """Replaces `Attention` by matrix products around a softmax in float32.
 
     Queries of grouped heads get an axis for the group, against which their key's and value's axis is 1: the product
     repeats them without copying them.
@@ -121,7 +121,7 @@ class AttentionToPrimitives(_Decompose):
 
 
 class SoftCapToPrimitives(AttentionToPrimitives):
-    """The same for attention with a soft cap alone: TensorRT's own has none."""
+    """Replaces attention that has a soft cap: TensorRT's own has none."""
 
     name = "tensorrt-soft-cap-primitives"
 
@@ -130,10 +130,10 @@ class SoftCapToPrimitives(AttentionToPrimitives):
 
 
 class ScatterToWhere(_Decompose):
-    """`TensorScatter` of one sequence becomes a choice, for each row of the cache, between the old one and a new one.
+    """Replaces `TensorScatter` of one sequence by a choice, for each row of the cache, of the old or a new one.
 
-    Rows w to w + n - 1 of the cache come from the n new ones. Which these are is worked out once for all layers. The
-    result is another tensor than the cache: the runtime binds two buffers, in turn.
+    Rows w to w + n - 1 of the cache come from the n new ones; all layers share the choice. The result is another tensor
+    than the cache: the runtime binds two buffers, in turn.
     """
 
     name = "tensorrt-scatter-primitives"
@@ -156,7 +156,7 @@ class ScatterToWhere(_Decompose):
 
 
 class RotaryToPrimitives(_Decompose):
-    """`RotaryEmbedding` [batch, heads, length, dim] becomes products with rows of the tables (arXiv 2104.09864)."""
+    """Replaces `RotaryEmbedding` [batch, heads, length, dim] by products with rows of the tables (arXiv 2104.09864)."""
 
     name = "tensorrt-rotary-primitives"
     op = "RotaryEmbedding"
@@ -183,7 +183,7 @@ class RotaryToPrimitives(_Decompose):
         return rotated if width == dim else new("Concat", rotated, self._slice(new, x, width, dim, 1), axis=3)
 
     def _rows(self, new: _Maker, table: ir.Value | None, positions: ir.Value | None) -> ir.Value:
-        """Returns [batch, 1, length, width / 2] of a table, made once for all that read the same rows."""
+        """Returns rows [batch, 1, length, width / 2] of a table, made once for all readers of the same rows."""
         key = (table, positions)
         if key not in self._shared:
             rows = new("Gather", table, positions, axis=0) if positions is not None else table
@@ -195,7 +195,7 @@ class RotaryToPrimitives(_Decompose):
 
 
 class NormToPrimitives(_Decompose):
-    """`RMSNormalization` over the last axis becomes x / sqrt(mean(x^2) + epsilon) * scale (arXiv 1910.07467)."""
+    """Replaces `RMSNormalization` of the last axis by x / sqrt(mean(x^2) + epsilon) * scale (arXiv 1910.07467)."""
 
     name = "tensorrt-norm-primitives"
     op = "RMSNormalization"
@@ -210,7 +210,7 @@ class NormToPrimitives(_Decompose):
 
 
 class SwishToSigmoid(_Decompose):
-    """`Swish` becomes x * Sigmoid(alpha x)."""
+    """Replaces `Swish` by x * Sigmoid(alpha x)."""
 
     name = "tensorrt-swish-primitives"
     op = "Swish"
@@ -224,7 +224,7 @@ class SwishToSigmoid(_Decompose):
 
 
 class LowerOpset(Pass):
-    """Declares the operator set that TensorRT 10.3 parses: what is left has had its form since then.
+    """Declares the operator set that TensorRT 10.3 parses: it has the operators that are left, in the same form.
 
     Int4 weights and blocks came with opset 21; the parser takes them in DequantizeLinear all the same.
     """

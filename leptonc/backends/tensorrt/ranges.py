@@ -1,4 +1,4 @@
-"""How large the activations of a graph get on real text, measured by running it on the CPU."""
+"""Measures the largest magnitudes of a graph's activations on real text, by running it on the CPU."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Batch = Mapping[str, np.ndarray[Any, Any]]
 
 
 class MeasureRanges(Pass):
-    """Runs the graph on a text and remembers how large each activation got; the graph stays as it is.
+    """Runs the graph on a text and keeps the largest magnitude of each activation; the graph stays as it is.
 
-    It comes before weights are quantized: they would be quantized for this run and again when they are written, and
-    activations differ by far less than the headroom that is left above them.
+    It comes before weights are quantized: else they would be quantized twice, for this run and when they are written.
+    Activations differ by far less than the headroom above them.
 
     Args:
         as_run: Called with the graph; returns it, or a copy that computes the same and is cheaper to run.
-        inputs: Called with that; returns the inputs of each run, by name.
-        scratch: Where a temporary copy of the weights may lie.
+        inputs: Called with the result; returns the inputs of each run, by name.
+        scratch: Directory for a temporary copy of the weights.
     """
 
     name = "tensorrt-measure-ranges"
@@ -52,7 +52,7 @@ class MeasureRanges(Pass):
 
 
 def activations(graph: ir.Graph) -> list[ir.Value]:
-    """Returns what nodes compute from the graph's inputs; what they compute from weights alone is no activation."""
+    """Returns the values that nodes compute from the graph's inputs; values of weights alone are no activations."""
     computed: dict[ir.Value, None] = dict.fromkeys(graph.inputs)
     for node in graph:
         if any(value in computed for value in node.inputs if value is not None):
@@ -66,7 +66,7 @@ def largest(model: ir.Model, batches: Sequence[Batch], folder: Path) -> dict[str
     Args:
         model: A graph that ONNX Runtime runs; values get their types, nothing else changes.
         batches: Inputs of each run, by name.
-        folder: Where temporary files may lie.
+        folder: Directory for temporary files.
 
     Raises:
         InputError: An activation is not finite.
