@@ -1,1 +1,1 @@
-"""Artifacts: how they are written, whole or not at all."""
+"""Writes artifacts, whole or not at all."""

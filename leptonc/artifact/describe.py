@@ -1,4 +1,4 @@
-"""What the manifest says of a model: its tokenizer, its cache, its inputs and labels."""
+"""Records of a model for the manifest: its tokenizer, its parts, its settings."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def _token_ids(tokenizer_json: bytes) -> dict[str, int]:
 
 
 def settings_of(captured: Captured, source: Source) -> dict[str, Any]:
-    """Returns what the runtime must know of a model beside its parts.
+    """Returns the runtime's settings for a model, beside its parts.
 
     Args:
         captured: The model.
-        source: Where it comes from.
+        source: The model's source.
 
     Raises:
         InputError: Labels lack names, or an option has a value that it cannot have.
@@ -100,7 +100,7 @@ def parts_of(captured: Captured, cache_dtype: str | None = None) -> tuple[Part, 
 
 
 def toolchain() -> dict[str, str]:
-    """Returns the versions of what builds artifacts."""
+    """Returns the versions of Lepton, Python and the libraries that build artifacts."""
     return dict(_toolchain())
 
 

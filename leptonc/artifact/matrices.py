@@ -24,11 +24,12 @@ Shape = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The matrices of a captured graph, each once.
+    """Shapes of a captured graph's matrices, without repetition.
 
     Attributes:
-        linears: (out, in) of each linear layer by its path, but for heads that are tied to an embedding.
-        embeddings: (rows, columns) of each embedding's table by its path, and the path of a head tied to it, or None.
+        linears: Shape (out, in) of each linear layer by its path, without heads that are tied to an embedding.
+        embeddings: By path, the shape (rows, columns) of each embedding's table and the path of a head tied to it, or
+            None.
     """
 
     linears: Mapping[str, Shape]
@@ -51,7 +52,7 @@ def shapes_of(*graphs: ir.Model) -> Shapes:
 
 
 def rounded_of(passes: Sequence[Pass]) -> dict[str, Rounded]:
-    """Returns what passes that ran have quantized of the source's own weights."""
+    """Returns the linear layers that passes quantized, by path, with their formats and codes."""
     from leptonc.evaluate.noise import Rounded
     from leptonc.passes.quantize.weights import QuantizeWeights
 
@@ -65,14 +66,14 @@ def linear_rows(
     shapes: Mapping[str, Shape], rounded: Mapping[str, Rounded], noise: Mapping[str, float],
     quantization: Quantization, *, unquantized: str,
 ) -> list[Matrix]:  # fmt: skip
-    """Returns a row for each linear layer: its path, shape, format, bytes, and what rounding it costs.
+    """Returns a row for each linear layer: its path, shape, format, bytes, and the cost of rounding it.
 
     Args:
         shapes: See `shapes_of`.
         rounded: Layers whose weights were quantized.
-        noise: Decibels of their outputs, as far as they were measured.
-        quantization: What calibration reported: errors on its text stand in for decibels that were not measured.
-        unquantized: What the others' format is called: fp32, fp16 or fp8.
+        noise: Measured signal-to-noise ratios of their outputs, in decibels.
+        quantization: Calibration's report: errors on its text replace ratios that were not measured.
+        unquantized: Format of the other layers: fp32, fp16 or fp8.
 
     Returns:
         Rows; those of quantized layers have `snr_db` and `sensitivity` where these are known.
@@ -93,7 +94,7 @@ def linear_rows(
             path=path, shape=shape, weights=f"int{own.form.bits}", block_size=own.form.size,
             symmetric=own.form.symmetric, bytes=own.form.stored_bytes(shape), sensitivity=sensitivity.get(path),
         )  # fmt: skip
-        # Of inputs in 8 bits the error is that of both sides, where `noise` and the solver have the weights' alone.
+        # With 8-bit inputs the error is that of inputs and weights; `noise` and the solver have the weights' alone.
         error = max(static[path].error if path in static else 0.0, solved.get(path, 0.0))
         if path in noise and path not in static:
             row.snr_db = noise[path]
@@ -107,7 +108,7 @@ def embedding_rows(
     shapes: Shapes, rounded: Mapping[str, Rounded], noise: Mapping[str, float], quantization: Quantization, *,
     unquantized: str,
 ) -> list[Matrix]:  # fmt: skip
-    """Returns a row for each embedding, as `linear_rows` does; with a head tied to it, `head` and its noise."""
+    """Returns a row for each embedding, see `linear_rows`; a tied head adds `head` and its noise."""
     unquantized = "fp16" if unquantized == "fp8" else unquantized  # a table is no matrix of a product
     rows = []
     for path, (shape, head) in shapes.embeddings.items():
@@ -122,7 +123,7 @@ def embedding_rows(
 
 
 def worst(rows: Sequence[Matrix]) -> list[Matrix]:
-    """Returns the layers that lose most of those with the fewest bits, worst first: by sensitivity, or by noise."""
+    """Returns the layers with the fewest bits, those that lose most first: by sensitivity, or by noise."""
     known = [row for row in rows if row.snr_db is not None or row.sensitivity is not None]
     fewest = min((row.weights for row in known), key=lambda name: FORMATS[name].bits, default="")
     lowest = [row for row in known if row.weights == fewest]

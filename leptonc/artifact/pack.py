@@ -16,13 +16,13 @@ from runtime_edge.verify import check_listing
 
 
 def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = False) -> Manifest:
-    """Writes an artifact with some variants of another, and the files that these need.
+    """Writes an artifact with some variants of another one, and the files that they need.
 
     Args:
         artifact: The artifact to cut from; it is not changed.
         only: Names or targets of variants, at least one.
-        out: The new artifact.
-        replace: Whether an artifact that is at `out` already may be replaced.
+        out: Path of the new artifact.
+        replace: Whether an artifact at `out` may be replaced. Default: it may not.
 
     Returns:
         The new artifact's manifest.

@@ -1,7 +1,7 @@
 """`report.html`: the manifest and the report of an artifact as one page for people.
 
 The page is one file: no script, no request, readable without its plots, which have their figures in a table beside
-them. A section appears where the report has its data, so that what later passes report needs no change here.
+them. A section appears where the report has its data, so that further passes' reports need no change here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def page(title: str, body: str) -> str:
 
 
 def table(rows: Rows, names: Sequence[str] = ()) -> str:
-    """Rows as a table: the columns named, or all that occur, in the order in which they do."""
+    """Returns rows as a table with the named columns. Default: all columns that occur, in order."""
     columns = list(names or dict.fromkeys(name for row in rows for name in row))
     numeric = {n for n in columns if all(isinstance(row.get(n), int | float | None) for row in rows)}
     mark = {n: ' class="n"' if n in numeric else "" for n in columns}
@@ -57,12 +57,12 @@ def table(rows: Rows, names: Sequence[str] = ()) -> str:
 
 
 def behind(summary: str, content: str) -> str:
-    """What is shown when asked for."""
+    """Returns content that the reader opens by its summary."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def facts(record: Mapping[str, Any] | Section | None, without: Iterable[str] = ()) -> str:
-    """Names and values of nested data; lists of records become tables behind a line. Of nothing it is empty."""
+    """Returns names and values of nested data, lists of records as tables behind a line. Default: empty text."""
     values = as_plain(record) if isinstance(record, Section) else record or {}
     left_out = set(without)
     rows, tables = [], []
@@ -79,8 +79,8 @@ def report_page(manifest: Manifest, report: Report) -> bytes:
     """Returns `report.html`.
 
     Args:
-        manifest: The artifact's; its files are all but the page and the report themselves.
-        report: What `report.json` holds.
+        manifest: The artifact's manifest; its files are all but the page and the report.
+        report: The content of `report.json`.
     """
     parts = [f"<h1>{escape(manifest.name)}</h1>"]
     parts.append(f"<p>{escape(manifest.task)}, {escape(manifest.architecture)}, {manifest.parameters:,} parameters</p>")
@@ -131,19 +131,19 @@ def _fidelity(report: VariantReport) -> str:
 
 
 def _place(path: str) -> tuple[str, str, str]:
-    """The layer of a module path, its number, and the rest: `model.layers.3`, `3`, `mlp.down_proj`."""
+    """Splits a module path into its layer, the layer's number, and the rest: `model.layers.3`, `3`, `mlp.down_proj`."""
     match = re.match(r"^(.*?\.(\d+))(?:[./](.*)|$)", path)
     return (match[1], match[2], match[3] or "") if match else ("", "", path)
 
 
 def _axes(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Numbers of the layers, and kinds of linear layers in them."""
+    """Returns the numbers of the layers, and the kinds of linear layers in them."""
     places = [_place(path) for path in paths]
     return list(dict.fromkeys(p[1] or p[2] for p in places)), list(dict.fromkeys(p[2] if p[1] else "" for p in places))
 
 
 def _embeddings(report: VariantReport) -> list[tuple[str, Matrix]]:
-    """Rows of embeddings by a name that stands in the place of a layer's number."""
+    """Returns the rows of embeddings with a name that stands in the place of a layer's number."""
     return [("embedding", row) for row in report.embeddings or ()]
 
 
@@ -298,7 +298,7 @@ def _passes(manifest: Manifest) -> str:
 
 
 def _short(config: Mapping[str, Any]) -> str:
-    """A configuration in one line; long lists of paths as their number."""
+    """Returns a configuration in one line, a long list as its length."""
 
     def written(value: Any) -> str:
         if isinstance(value, Mapping):

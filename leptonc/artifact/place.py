@@ -1,7 +1,7 @@
-"""Where an artifact goes: written in a hidden directory beside its place, and moved there at once when it is whole.
+"""Writes an artifact in a hidden directory beside its place, and moves it there at once when it is whole.
 
-What is replaced or removed is only ever what we wrote. A build that was killed leaves its hidden directory; the next
-one to the same place removes it, if no process holds its lock. Its name has this machine's mark, for a lock says
+Only files that Lepton wrote are ever replaced or removed. A build that was killed leaves its hidden directory; the next
+one to the same place removes it, unless a process holds its lock. Its name has this machine's mark, for a lock says
 nothing of another machine's processes.
 """
 
@@ -28,7 +28,8 @@ from runtime_edge.manifest import EMITTED_NAME, REPORT_NAME
 from runtime_edge.verify import read_manifest
 from runtime_edge.writing import exchange, rename_new, short_name, sync_directory, sync_tree, write_whole
 
-_OURS = {MANIFEST_NAME: "an artifact", EMITTED_NAME: "an emitted graph"}  # what may be replaced, by the file that tells
+# Kinds of directories that may be replaced, by the file that tells them.
+_OURS = {MANIFEST_NAME: "an artifact", EMITTED_NAME: "an emitted graph"}
 _NEW, _OLD, _WORK, _STEPPING = "new", "old", "work", "stepping"  # in the hidden directory
 _SUFFIX = ".partial"
 _MOST_NAMED = 3  # files that a message names
@@ -36,10 +37,10 @@ _ATTEMPTS = 100
 
 
 class Place:
-    """A hidden directory beside `out`; `put` moves what is in `path` to `out`, `close` removes the rest.
+    """A hidden directory beside `out`: `put` moves its `path` to `out`, `close` removes the rest.
 
     Args:
-        out: The place.
+        out: The artifact's path.
         replace: Whether an artifact or emitted graph of ours may be replaced there.
 
     Raises:
@@ -50,10 +51,10 @@ class Place:
     def __init__(self, out: Path, *, replace: bool) -> None:
         check_out(out, replace=replace)
         self.out, self._replace = out, replace
-        self._parents = _made_directories(out.parent)
+        self._parents = _make_directories(out.parent)
         self._moving: os.stat_result | None = None  # of `path`, while what was at `out` may be in the hidden directory
         try:
-            self._root, self._lock = _made(out)
+            self._root, self._lock = _make_hidden(out)
             self.path, self.scratch = self._root / _NEW, self._root / _WORK
             self.path.mkdir()
             self.scratch.mkdir()
@@ -62,20 +63,20 @@ class Place:
             raise
 
     def put(self) -> None:
-        """Moves what is in `path` to `out`, all at once; what was there before is removed by `close`.
+        """Moves `path` to `out` at once; `close` removes the directory that was at `out`.
 
         Raises:
-            InputError: Something appeared at `out` meanwhile that may not be replaced; it is as it was.
+            InputError: Something appeared at `out` meanwhile that may not be replaced; it is left as it is.
         """
         os.chmod(self.path, 0o755)
         sync_tree(self.path)
-        while not self._moved():
+        while not self._try_move():
             pass
         self._parents = []
         sync_directory(self.out.parent)
 
     def close(self) -> None:
-        """Removes the hidden directory, and the directories that were made for `out` where nothing is in them."""
+        """Removes the hidden directory, and the empty directories that were made for `out`."""
         if self._moving is not None:
             self._put_back()
         shutil.rmtree(self._root, ignore_errors=True)
@@ -84,8 +85,8 @@ class Place:
             self._lock = None
         self._remove_parents()
 
-    def _moved(self) -> bool:
-        """Moves to `out`; False where what was there has just gone, which begins anew."""
+    def _try_move(self) -> bool:
+        """Moves `path` to `out`; returns False where the old one vanished meanwhile, so that the move begins anew."""
         try:
             if not rename_new(self.path, self.out):
                 self._step()
@@ -100,11 +101,11 @@ class Place:
             )
         with contextlib.suppress(FileNotFoundError):
             check_out(self.out, replace=True)
-            return self._exchanged()
+            return self._swap()
         return False
 
-    def _exchanged(self) -> bool:
-        """Moves to `out`, and what is there out of reach; it is looked at once more there before it may be removed."""
+    def _swap(self) -> bool:
+        """Moves `path` to `out`, and the old one out of reach; checks it there again before it may be removed."""
         write_whole(self._root / _STEPPING, os.fsencode(self.out.name))
         self._moving = self.path.stat()
         if exchange(self.path, self.out):
@@ -124,7 +125,7 @@ class Place:
         return True
 
     def _put_back(self) -> None:
-        """Puts what was at `out` there again, where it is no longer."""
+        """Moves the old one back to `out`, where it is not there."""
         moving, self._moving = self._moving, None
         with contextlib.suppress(OSError):
             if os.path.lexists(self._root / _OLD):
@@ -134,7 +135,7 @@ class Place:
                 exchange(self.path, self.out)
 
     def _step(self) -> None:
-        """Moves to `out` in two steps, where the system has no rename that does not replace."""
+        """Moves `path` to `out` in two steps, where the system has no rename that never replaces."""
         write_whole(self._root / _STEPPING, os.fsencode(self.out.name))
         self.out.mkdir()  # nobody else's: it fails where something is
         try:
@@ -152,18 +153,18 @@ class Place:
 
 
 def check_out(out: Path, *, replace: bool) -> None:
-    """Refuses a place that an artifact may not be written to; costs nothing, so it comes before the work.
+    """Refuses a path that an artifact may not be written to; it is quick, so it comes before the work.
 
-    What killed builds to the same place left is removed first, see `_clear`.
+    First it removes the rest of killed builds to the same path, see `_clear`.
 
     Raises:
-        InputError: Something is there that is not ours or has files that are not, or may not be replaced; or its
-            directory cannot be written to.
+        InputError: The path has something that Lepton did not write, in part or as a whole, or that may not be
+            replaced; or its directory cannot be written to.
     """
-    _there(out)  # it is a path at all
+    _exists(out)  # it is a path at all
     with contextlib.suppress(OSError):  # told below, or when something is written there
         _clear(out)
-    if _there(out):
+    if _exists(out):
         kind = None if out.is_symlink() else next((w for name, w in _OURS.items() if (out / name).is_file()), None)
         if kind is None:
             raise InputError(
@@ -184,8 +185,8 @@ def check_out(out: Path, *, replace: bool) -> None:
         )
 
 
-def _there(out: Path) -> bool:
-    """Whether anything is at a path (raises `InputError`: it is no path)."""
+def _exists(out: Path) -> bool:
+    """Whether anything is at a path (raises `InputError` where it is no path)."""
     try:
         os.lstat(out)
     except (FileNotFoundError, NotADirectoryError):
@@ -199,10 +200,10 @@ def _there(out: Path) -> bool:
 
 
 def _check_ours(directory: Path, out: Path) -> None:
-    """Refuses to have a directory removed unless we wrote every file in it; `out` is what messages call it."""
+    """Refuses to remove a directory unless Lepton wrote every file in it; messages call it `out`."""
     hint = f"move what you want to keep and delete {out} yourself, or choose another place with -o"
     try:
-        ours = _written(directory)
+        ours = _listed_files(directory)
         present = listing(directory)
     except ArtifactError as error:
         raise InputError(
@@ -221,8 +222,8 @@ class _Files(msgspec.Struct):
     files: tuple[str, ...] = ()
 
 
-def _written(directory: Path) -> set[str]:
-    """The files that an artifact or an emitted graph says are its own (raises `ArtifactError`: it says nothing)."""
+def _listed_files(directory: Path) -> set[str]:
+    """Returns the files that an artifact or emitted graph lists (raises `ArtifactError` where the list is damaged)."""
     if (directory / MANIFEST_NAME).is_file():
         return {MANIFEST_NAME, *(file.path for file in read_manifest(directory).files)}
     try:
@@ -232,8 +233,8 @@ def _written(directory: Path) -> set[str]:
     return {EMITTED_NAME, REPORT_NAME, *about.files}
 
 
-def _made_directories(path: Path) -> list[Path]:
-    """Makes a directory and those above it; returns those that were not there, the outermost first."""
+def _make_directories(path: Path) -> list[Path]:
+    """Makes a directory and its missing parents; returns those that it made, the outermost first."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()][::-1]
     path.mkdir(parents=True, exist_ok=True)
     return missing
@@ -241,7 +242,7 @@ def _made_directories(path: Path) -> list[Path]:
 
 @functools.cache
 def _machine() -> str:
-    """A mark of this machine, in 8 letters: its name, and the identity that its system was given."""
+    """Returns a mark of this machine, 8 letters: a digest of its name and of its system's identity."""
     texts = [platform.node()]
     for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
         with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -254,8 +255,8 @@ def _prefix(out: Path) -> str:
     return f".{short_name(out.name)}.{_machine()}."
 
 
-def _made(out: Path) -> tuple[Path, int | None]:
-    """Makes a hidden directory for `out`; returns it and the lock on it, which ends with this process."""
+def _make_hidden(out: Path) -> tuple[Path, int | None]:
+    """Makes a hidden directory for `out`; returns it and its lock, which ends with this process."""
     for _ in range(_ATTEMPTS):
         path = Path(tempfile.mkdtemp(prefix=_prefix(out), suffix=_SUFFIX, dir=out.parent))
         try:
@@ -268,14 +269,14 @@ def _made(out: Path) -> tuple[Path, int | None]:
 if sys.platform == "win32":
 
     def _locked(path: Path) -> int | None:
-        """No lock on directories there: what a killed build left is not cleared."""
+        """Returns None: directories have no locks there, so the rest of killed builds stays."""
         return None
 
 else:
     import fcntl
 
     def _locked(path: Path) -> int | None:
-        """Locks a directory; None where its file system has no locks. Raises `BlockingIOError`: another has it."""
+        """Locks a directory; returns None without locks (raises `BlockingIOError` where another process has it)."""
         handle = -1
         try:
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -305,9 +306,9 @@ def _left_over(out: Path) -> Iterator[Path]:
 
 
 def _clear(out: Path) -> None:
-    """Removes what builds to the same place left that are no longer alive.
+    """Removes the hidden directories of killed builds to the same path.
 
-    One that was killed between two steps of a move has what was at `out` put back first.
+    Where one was killed between two steps of a move, the old directory is first moved back to `out`.
     """
     for path in list(_left_over(out)):
         try:
@@ -317,8 +318,8 @@ def _clear(out: Path) -> None:
         if lock is None:
             continue
         try:
-            if _stepped(path, out):
-                if not _settled(path, out):
+            if _began_move(path, out):
+                if not _settle(path, out):
                     continue
                 os.unlink(path / _STEPPING)
             shutil.rmtree(path, ignore_errors=True)
@@ -326,16 +327,16 @@ def _clear(out: Path) -> None:
             os.close(lock)
 
 
-def _stepped(path: Path, out: Path) -> bool:
-    """Whether the build of a hidden directory had begun to replace what was at `out`."""
+def _began_move(path: Path, out: Path) -> bool:
+    """Whether the build of a hidden directory had begun to replace the old one at `out`."""
     try:
         return (path / _STEPPING).read_bytes() == os.fsencode(out.name)
     except OSError:
         return False
 
 
-def _settled(path: Path, out: Path) -> bool:
-    """Ends a move that was killed: the old one or the new one is at `out`; returns whether the rest may be removed."""
+def _settle(path: Path, out: Path) -> bool:
+    """Ends a killed move, so that the old or the new one is at `out`; returns whether the rest may be removed."""
     old = path / _OLD
     with contextlib.suppress(OSError):
         out.rmdir()  # an empty one, made for a move in two steps

@@ -23,14 +23,14 @@ svg .axis{stroke:currentColor;stroke-opacity:.25}svg .line{fill:none;stroke:curr
 
 
 def number(value: float) -> str:
-    """A figure as people read it: four significant digits, thousands apart."""
+    """Writes a figure for people: four significant digits, thousands apart."""
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def key(names: Sequence[str]) -> str:
-    """Names beside their colours, in order."""
+    """Returns the legend: names beside their colours, in order."""
     mark = '<svg viewBox="0 0 8 8" aria-hidden="true"><rect width="8" height="8" class="c{}"/></svg>'
     items = (f"<li>{mark.format(i % COLOURS)}{escape(name)}</li>" for i, name in enumerate(names))
     return f'<ul class="key">{"".join(items)}</ul>'
@@ -38,7 +38,7 @@ def key(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: what it counts, from where to where, and whether by powers of ten."""
+    """An axis: its title, its bounds, and whether it is logarithmic. Default: it is linear."""
 
     title: str
     low: float
@@ -47,7 +47,7 @@ class Axis:
 
     @classmethod
     def over(cls, title: str, values: Sequence[float], *, log: bool = False, zero: bool = False) -> Axis:
-        """An axis that has room for all values, from 0 where asked."""
+        """Returns an axis with room for all values. Default: it is linear and begins near the smallest one."""
         low, high = min(values), max(values)
         if log:
             return cls(title, low / 1.3, high * 1.3, True)
@@ -55,13 +55,13 @@ class Axis:
         return cls(title, 0.0 if zero else low - pad, high + pad)
 
     def at(self, value: float) -> float:
-        """Where a value lies, 0 to 1."""
+        """Returns a value's position, 0 to 1."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """Round values along it."""
+        """Returns round values along the axis."""
         if self.log:
             powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
             marks = [10.0**power for power in powers]
@@ -75,7 +75,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Dot:
-    """A point: where, of which series (its colour), what it is called, and whether that is written beside it."""
+    """A point: its position, its series (a colour), its title, and whether the title is written beside it."""
 
     x: float
     y: float
@@ -85,7 +85,7 @@ class Dot:
 
 
 def dots(title: str, points: Sequence[Dot], x: Axis, y: Axis, *, line: Sequence[int] = (), height: int = 260) -> str:
-    """Points over two axes; `line` joins those of these positions in order."""
+    """Plots points over two axes; `line` joins those with these indices, in order. Default: no line."""
     frame, place = _frame(title, x, y, height)
     parts = [frame]
     if line:
@@ -103,7 +103,7 @@ def dots(title: str, points: Sequence[Dot], x: Axis, y: Axis, *, line: Sequence[
 
 
 def columns(title: str, stacks: Sequence[tuple[str, Sequence[float]]], y_title: str, *, height: int = 220) -> str:
-    """A column for each (name, parts), its parts on top of each other in the series' colours."""
+    """Plots a column for each (name, parts), the parts on top of each other in the series' colours."""
     top = max(sum(parts) for _, parts in stacks) or 1.0
     x, y = Axis("", -0.5, len(stacks) - 0.5), Axis(y_title, 0.0, top * 1.05)
     frame, place = _frame(title, x, y, height, names=[name for name, _ in stacks])
@@ -127,7 +127,7 @@ def columns(title: str, stacks: Sequence[tuple[str, Sequence[float]]], y_title: 
 def grid(
     title: str, rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[str, str], tuple[int, float, str]]
 ) -> str:
-    """A map of cells by (row, column): each a series' colour, how full it is (0 to 1), and what it is called."""
+    """Plots cells by (row, column): (series, which is a colour; share that is filled, 0 to 1; title)."""
     left, cell_height = 130, 18
     wide = (WIDTH - left - RIGHT) / max(1, len(columns))
     height = cell_height * len(rows) + 34
@@ -157,7 +157,7 @@ def grid(
 def _frame(
     title: str, x: Axis, y: Axis, height: int, names: Sequence[str] = ()
 ) -> tuple[str, Callable[[float, float], tuple[float, float]]]:
-    """Axes with their ticks (or, along x, names), and what places a point."""
+    """Returns axes with ticks (along x, names where there are some), and the function that places a point."""
     wide, tall = WIDTH - LEFT - RIGHT, height - TOP - BOTTOM
 
     def place(a: float, b: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Checks a model's chat templates before they go into an artifact: the runtime renders what transformers renders.
+"""Checks a model's chat templates before they go into an artifact: the runtime has to render as transformers does.
 
 Probes are conversations with and without a system's message, with tools and their calls, and in parts. A template may
 refuse some of them, as many do, but then transformers has to refuse them too.
@@ -54,11 +54,11 @@ _TRIES = 3  # a template may write the time
 
 
 def check_templates(source: Source, special_tokens: Mapping[str, str]) -> None:
-    """Compares what each template of a source renders with transformers.
+    """Compares the runtime's rendering of each template of a source with that of transformers.
 
     Args:
-        source: The model.
-        special_tokens: What templates see as `bos_token`, `eos_token`, ….
+        source: The model's source.
+        special_tokens: Texts of `bos_token`, `eos_token`, …, for the templates.
 
     Raises:
         InputError: A template does not compile, exceeds the runtime's bounds, or renders something else.
@@ -93,7 +93,7 @@ def _check(name: str, text: str, special_tokens: Mapping[str, str]) -> None:
 
 
 def _reference(text: str, messages: list[dict[str, Any]], context: dict[str, Any]) -> str | None:
-    """What transformers renders; None where it refuses."""
+    """Returns the text that transformers renders, or None where it refuses."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -107,7 +107,7 @@ def _reference(text: str, messages: list[dict[str, Any]], context: dict[str, Any
 def _rendered(
     template: ChatTemplate, messages: list[dict[str, Any]], context: dict[str, Any]
 ) -> tuple[str | None, str | None]:
-    """What the runtime renders, and why it refuses."""
+    """Returns the text that the runtime renders, or None and the reason of its refusal."""
     try:
         return template.render(messages, variables=context), None
     except ChatTemplateError as error:
@@ -115,7 +115,7 @@ def _rendered(
 
 
 def _part(text: str | None, other: str | None) -> str:
-    """The part of a text where it begins to differ from another."""
+    """Returns the part of a text where it begins to differ from another."""
     if text is None:
         return "a refusal"
     at = next((i for i, (a, b) in enumerate(zip(text, other or "", strict=False)) if a != b), len(other or ""))

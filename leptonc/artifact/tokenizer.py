@@ -1,4 +1,4 @@
-"""The tokenizer as an artifact holds it."""
+"""Writes a tokenizer in the form that is read fastest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from leptonc.sources.tokenizer_parts import joined, split, text_of
 
 
 def stored(tokenizer_json: bytes) -> bytes:
-    """Returns a tokenizer.json that reads as the same tokenizer, in less time where that can be had.
+    """Returns a tokenizer.json of the same tokenizer that takes less time to read, where there is one.
 
     `tokenizers` takes the merges of a byte-pair encoding as pairs or, as older files have them, as texts with a space
     between. The texts are smaller, and a device reads them in little more than half the time.

@@ -27,8 +27,8 @@ from runtime_edge.manifest import DERIVED, File, Manifest, encode
 
 INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
 _COPY_BYTES = 2**22
-ALIGNMENT = 64  # of a tensor in its blob: a cache line, and what vector loads want
-# What a system says where a place cannot be written to.
+ALIGNMENT = 64  # of a tensor in its blob, in bytes: a cache line, which suits vector loads
+# Errors of a system where a path cannot be written to.
 _REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG,
     errno.EMFILE, errno.ENOTDIR, errno.EAGAIN,
@@ -38,12 +38,12 @@ Spot = tuple[str, int, int]  # a blob, and the offset and length of a tensor's b
 
 
 class ArtifactWriter:
-    """A new artifact in a hidden directory beside `out`; leaves nothing behind unless `commit` is reached.
+    """A new artifact in a hidden directory beside `out`; it leaves nothing behind unless `commit` is reached.
 
     Args:
-        out: Where the artifact will be.
-        replace: Whether an artifact that is there already may be replaced. Anything else never is, nor one that has
-            files which no build wrote.
+        out: Path of the artifact.
+        replace: Whether an artifact at `out` may be replaced. Default: it may not. Anything else is never replaced, nor
+            an artifact with files that no build wrote.
 
     Raises:
         InputError: `out` exists and may not be replaced, or its directory cannot be written to.
@@ -71,16 +71,16 @@ class ArtifactWriter:
             raise _unwritable(self.out.parent, error) from error
 
     def _is_ours(self, name: Any) -> bool:
-        """Whether an error's file is one of the artifact's, or is not told."""
+        """Whether an error's file is one of the artifact's, or unknown."""
         return name is None or Path(os.fsdecode(name)).is_relative_to(self.out.parent)
 
     def add(self, name: str, data: bytes | memoryview) -> None:
-        """Writes a file of the artifact, or writes it anew."""
+        """Writes a file of the artifact; an earlier one of the name is replaced."""
         (self.path / name).write_bytes(data)
         self.files[name] = File(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     def add_arrays(self, arrays: Sequence[NDArray[Any]]) -> list[tuple[str, int]]:
-        """Writes arrays that no graph has to one blob, equal ones once; returns the blob and the offset of each."""
+        """Writes arrays that no graph has to one blob, equal ones once; returns each one's blob and offset."""
         parts = [array.tobytes() for array in arrays]
         offsets: dict[bytes, int] = {}
         size = 0
@@ -98,7 +98,7 @@ class ArtifactWriter:
         """Copies a file of another artifact, a part at a time.
 
         Raises:
-            ArtifactError: It is not what that artifact's manifest says.
+            ArtifactError: Its size or digest differs from that artifact's manifest.
         """
         place, digest, size = self.path / file.path, hashlib.sha256(), 0
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -126,9 +126,9 @@ class ArtifactWriter:
         Args:
             name: The graph's file name.
             model: The lowered graph.
-            advance: Called with the bytes of each tensor written.
-            sources: Whether tensors keep their metadata, which says what each was in the checkpoint.
-            beside: Whether it goes with the graph that was written before, so that what both have is stored once.
+            advance: Called with the bytes of each tensor written. Default: nothing is called.
+            sources: Whether tensors keep their metadata, which has their names in the checkpoint. Default: no.
+            beside: Whether tensors that the last graph has too are stored once for both. Default: no.
 
         Returns:
             Paths of its blobs.
@@ -147,7 +147,10 @@ class ArtifactWriter:
     def _blob(
         self, values: list[ir.Value], advance: Callable[[int], Any], sources: bool, known: Mapping[str, Spot]
     ) -> dict[str, Spot]:  # fmt: skip
-        """Writes what a layer has that is not known, to one blob; returns the places of its tensors by mark."""
+        """Writes a layer's tensors that are not stored yet to one blob; returns the places of all by mark.
+
+        `known` has the places of stored tensors by mark.
+        """
         folder = self.path / "blobs"
         folder.mkdir(exist_ok=True)
         partial, digest = folder / "partial", hashlib.sha256()
@@ -209,10 +212,10 @@ class ArtifactWriter:
         return tuple(self.files[name] for name in sorted(self.files))
 
     def commit(self) -> Path:
-        """Puts the artifact in its place, once all of it is on the disk; what was there before is removed then.
+        """Moves the artifact to `out`, once all of it is on the disk; an old one there is removed then.
 
         Raises:
-            InputError: Something appeared there meanwhile that may not be replaced; it is as it was.
+            InputError: Something appeared there meanwhile that may not be replaced; it is left as it is.
         """
         self._place.put()
         return self.out
@@ -230,7 +233,7 @@ def is_derived(tensor: ir.TensorProtocol) -> bool:
 
 
 def _outside(model: ir.Model) -> list[tuple[str, ir.Value]]:
-    """Initializers that are stored in blobs, by name."""
+    """Returns the initializers that are stored in blobs, ordered by name."""
     return [
         (name, value)
         for name, value in sorted(model.graph.initializers.items())
@@ -241,7 +244,7 @@ def _outside(model: ir.Model) -> list[tuple[str, ir.Value]]:
 
 
 def _mark(name: str, value: ir.Value) -> str:
-    """What a tensor is known by: its storage's mark, or its name."""
+    """Returns the mark that identifies a tensor's data: that of its storage, else its name."""
     return str(value.meta.get(STORAGE_KEY, name))
 
 
@@ -253,7 +256,7 @@ def _serialized(model: ir.Model) -> bytes:
 def stored_bytes(model: ir.Model, beside: ir.Model | None = None) -> int:
     """Returns the bytes of blobs and graph that `ArtifactWriter.add_graph` would write; computes no weight.
 
-    `model` refers to files that are not there afterwards. What has the name of a tensor of `beside` is taken for it.
+    Afterwards `model` refers to files that do not exist. Tensors with a mark of `beside` count as stored.
     """
     known = set() if beside is None else {_mark(name, value) for name, value in _outside(beside)}
     sizes: dict[str, int] = {}

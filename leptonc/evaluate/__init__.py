@@ -1,1 +1,1 @@
-"""Evaluation: what an artifact, as the runtime runs it, has lost against the original in float32."""
+"""Evaluation: the loss of an artifact, as the runtime runs it, against the original in float32."""

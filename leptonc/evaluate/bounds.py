@@ -1,4 +1,4 @@
-"""What was lost, and bounds on it: `--max-loss`, and float32's own rounding."""
+"""The loss of quality, and bounds on it: `--max-loss`, and float32's own rounding."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ _ROUNDING = 1e-3  # nats of divergence, or percent; float32's own order of sums 
 
 
 def measured(fidelity: Fidelity | None) -> Fidelity:
-    """Returns what was measured (raises `ValueError`: nothing was)."""
+    """Returns the measurements (raises `ValueError` where there are none)."""
     if fidelity is None:
         raise ValueError("nothing was measured yet")
     return fidelity
 
 
 def judge(fidelity: Fidelity, bound: float | None, whom: str, hint: str) -> None:
-    """Holds what was measured against a bound in percent; None bounds nothing.
+    """Compares the loss with a bound.
 
     Args:
-        fidelity: What was measured.
-        bound: Largest loss.
-        whom: What lost it, for the message.
-        hint: What helps.
+        fidelity: The measurements.
+        bound: Largest loss in percent. None bounds nothing.
+        whom: Name of the measured artifact or variant in messages.
+        hint: Hint of the error.
 
     Raises:
-        BoundError: It lost more.
-        InputError: What it lost is no number: outputs, of the original most often, are not finite.
+        BoundError: The loss is larger.
+        InputError: The loss is not finite: outputs, most often the original's, are NaN or infinite.
     """
     change, lost = loss(fidelity)
     if bound is not None and lost > bound:
@@ -45,11 +45,11 @@ def judge(fidelity: Fidelity, bound: float | None, whom: str, hint: str) -> None
 
 
 def require_same(fidelity: Fidelity, whom: str) -> None:
-    """Refuses an artifact that lost nothing on purpose, all of it being float32, and answers otherwise all the same.
+    """Refuses a float32 artifact, which loses nothing on purpose, whose answers differ from the original's.
 
     Args:
-        fidelity: What was measured.
-        whom: What was measured.
+        fidelity: The measurements.
+        whom: Name of the measured artifact in messages.
 
     Raises:
         CaptureError: It differs from the original by more than float32's rounding.
@@ -67,7 +67,7 @@ def require_same(fidelity: Fidelity, whom: str) -> None:
 
 
 def loss(fidelity: Fidelity) -> tuple[str, float]:
-    """Returns the loss of quality: what fell or rose, and by how many percent."""
+    """Returns the loss of quality: words for the change of a measure, and its size in percent."""
     if fidelity.perplexity is not None and fidelity.perplexity_reference is not None:
         return "perplexity rises", 100 * (fidelity.perplexity / fidelity.perplexity_reference - 1)
     if fidelity.score_error is not None:

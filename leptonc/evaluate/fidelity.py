@@ -15,7 +15,7 @@ Floats = NDArray[np.float32]
 
 
 def significant(value: float, digits: int = 6) -> float:
-    """Rounds to significant digits: kernels' last bits are not part of a report."""
+    """Rounds to significant digits: a report leaves out the last bits, which depend on kernels."""
     return float(f"{value:.{digits}g}")
 
 
@@ -33,8 +33,8 @@ def compare_logits(
     """Compares two causal models on one text.
 
     Args:
-        reference: (position, logits [n, vocab]) blocks in order, of the original.
-        artifact: Likewise of the artifact; blocks may be cut elsewhere.
+        reference: The original's blocks (position, logits float32 [n, vocab]), in order.
+        artifact: The artifact's blocks, likewise; they may be cut at other positions.
         token_ids: The text.
 
     Returns:
@@ -70,7 +70,7 @@ def compare_logits(
 def _aligned(
     left: Iterable[tuple[int, Floats]], right: Iterable[tuple[int, Floats]]
 ) -> Iterator[tuple[int, Floats, Floats]]:
-    """Yields both sequences of blocks cut at the same positions; the left one loads what it needs first."""
+    """Yields the blocks of both sequences, cut at the same positions; the left one is loaded first."""
     others = iter(right)
     other_start, other = 0, np.empty((0, 0), np.float32)
     for start, block in left:
@@ -85,7 +85,7 @@ def _aligned(
 
 
 def scores(logits: Floats, function: str) -> Floats:
-    """Returns a softmax over the last axis, of each label by itself a sigmoid, or the logits themselves ("none")."""
+    """Returns scores of logits: "softmax" over the last axis, "sigmoid" of each label, or "none", the logits."""
     if function == "softmax":
         return np.exp(log_softmax(logits))
     if function == "none":
@@ -100,12 +100,12 @@ def compare_rows(reference: Floats, artifact: Floats, *, function: str | None) -
     Args:
         reference: Embeddings or scores of the original.
         artifact: Those of the artifact.
-        function: What made scores of logits, "softmax", "sigmoid" or "none"; None for embeddings.
+        function: The function from logits to scores, "softmax", "sigmoid" or "none". None: the rows are embeddings.
 
     Returns:
-        Differences and cosine similarities; of labels, top1_agreement; of a single label or a regression, where the
-        greatest score says nothing, score_error: the mean difference, as a part of the mean size of scores that have
-        no bound.
+        Differences and cosine similarities. Several labels add top1_agreement. A single label or a regression, where
+        the greatest score says nothing, adds score_error: the mean difference, divided by the mean size of scores where
+        these have no bound.
     """
     diff = np.abs(reference - artifact)
     norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(artifact, axis=1)

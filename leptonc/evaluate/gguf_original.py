@@ -1,6 +1,6 @@
-"""A GGUF file's tensors for the check, by the `gguf` package: its reader, its table of names, its dequantization.
+"""Reads a GGUF file's tensors for the check with the `gguf` package: its reader, table of names and dequantization.
 
-The table is `gguf.tensor_mapping`, which llama.cpp's converter uses too. What the converter does to values is undone
+The table is `gguf.tensor_mapping`, which llama.cpp's converter uses too. The converter's changes of values are undone
 here: see `_UNDONE`.
 """
 
@@ -27,14 +27,14 @@ Floats = NDArray[np.float32]
 
 
 def tensors_of(parts: Sequence[Path], model: Any) -> dict[str, tuple[tuple[int, ...], Callable[[], Floats]]]:
-    """Returns the shape of each of a transformers model's parameters that the file has, and what reads it.
+    """Returns the shape and the reader of each of a transformers model's parameters that the file has, by name.
 
     Args:
         parts: The file, or the pieces that it was cut into, in order; its header lies in the first.
-        model: Whose parameters are wanted, by their names in transformers.
+        model: The model.
 
     Raises:
-        InputError: the package does not read the file.
+        InputError: The package does not read the file.
     """
     try:
         header = _Header(parts)
@@ -54,7 +54,7 @@ def tensors_of(parts: Sequence[Path], model: Any) -> dict[str, tuple[tuple[int, 
 
 
 class _Header(gguf.GGUFReader):
-    """The package's reader without what takes long and much memory: a vocabulary as objects, views of all tensors.
+    """The package's reader without its slow and large steps: a vocabulary as objects, views of all tensors.
 
     Attributes:
         places: Type, shape in numpy's order, and offset of each tensor.
@@ -86,7 +86,7 @@ class _Header(gguf.GGUFReader):
             self.places[bytes(name).decode()] = (*place[:2], int(start_offs) + place[2])
 
     def read(self, name: str) -> Floats:
-        """Returns a tensor as float32. The file is open no longer than that, so its pages leave the memory."""
+        """Returns a tensor as float32. The file is open only meanwhile, so that its pages leave the memory."""
         kind, shape, offset = self.places[name]
         block, size = GGML_QUANT_SIZES[kind]
         result = np.empty(shape, np.float32)
@@ -120,7 +120,7 @@ def _as_stored(read: Callable[[], Floats], name: str, config: Any) -> Floats:
 
 
 def _llama(read: Callable[[], Floats], name: str, config: Any) -> Floats:
-    """The converter reorders a head's rows of queries and keys, so that pairs that are rotated together are beside."""
+    """Undoes the converter's order of a head's rows of queries and keys, which puts rotated pairs side by side."""
     if not name.rpartition(".")[0].endswith((".q_proj", ".k_proj")):
         return read()
     heads = config.num_attention_heads if ".q_proj" in name else config.num_key_value_heads
@@ -131,12 +131,12 @@ def _llama(read: Callable[[], Floats], name: str, config: Any) -> Floats:
 
 
 def _gemma(read: Callable[[], Floats], name: str, config: Any) -> Floats:
-    """It stores the norms' factors, to which Gemma's code adds one."""
+    """Takes one from the norms' factors: the converter stores them with the one that Gemma's code adds."""
     return read() - 1 if name.endswith("norm.weight") else read()
 
 
 def _gpt2(read: Callable[[], Floats], name: str, config: Any) -> Floats:
-    """It transposes the weights of linear layers, which GPT-2's code has the other way round."""
+    """Transposes the weights of linear layers back, which GPT-2's code has [in, out]."""
     transposed = name.endswith(".weight") and ".c_" in name
     return np.ascontiguousarray(read().T) if transposed else read()
 

@@ -1,4 +1,4 @@
-"""A captured graph in float32, one layer's weights in memory: the reference of a model that exists as a graph alone."""
+"""Runs a captured graph in float32, one layer's weights in memory: the reference of a model that is only a graph."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HEAD = "the head"
 
 
 def emitted_graph(source: Source) -> ir.Model:
-    """Reads an emitted graph anew: what passes do to another reading of it changes nothing here."""
+    """Reads an emitted graph anew, so that passes over another reading of it do not change this one."""
     longest = source.emitted.max_seq_len if source.emitted is not None else 1
     return capture(source, max_seq_len=longest).model
 
@@ -40,8 +40,8 @@ class GraphReference:
 
     Args:
         model: The graph. Its values get their types, nothing else changes.
-        folder: For temporary files. Default: the system's folder.
-        noise: Looks at the graph's linear layers while it runs. Default: nothing looks.
+        folder: Directory for temporary files. Default: the system's.
+        noise: Observes the graph's linear layers while it runs. Default: none.
     """
 
     def __init__(self, model: ir.Model, folder: Path | None = None, noise: OutputNoise | None = None) -> None:
@@ -77,7 +77,7 @@ class GraphReference:
         return np.concatenate(self._run(texts, self._stages, self._output))
 
     def values(self, runs: Sequence[Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
-        """See `Original.values`: a model that is compared so is no graph alone."""
+        """See `Original.values`: no emitted graph is compared by values (raises `ValueError`)."""
         raise ValueError("expected a model that is compared by its tokens or rows")
 
     def _run(self, texts: Sequence[Text], cut: Sequence[Stage], name: str) -> list[NDArray[Any]]:
@@ -95,7 +95,7 @@ class GraphReference:
             self._noise.see(linear.path, values[str(linear.x.name)], partial(weight_of, linear))  # type: ignore[union-attr]
 
     def _linears(self, stage: Stage) -> list[Linear]:
-        """Returns the linear layers to look at. Those that are in no layer are among them."""
+        """Returns a stage's linear layers to observe, heads among them. Default: none, without `noise`."""
         layers = map(linear_of, stage.nodes if self._noise is not None else ())
         return [linear for linear in layers if linear is not None]
 

@@ -1,4 +1,4 @@
-"""Holds what the check takes for the original of an embedding model against sentence-transformers itself.
+"""Compares the check's original of an embedding model with sentence-transformers itself.
 
 The library is no dependency: where it is not installed, nothing is compared.
 """
@@ -22,7 +22,7 @@ from leptonc.errors import InputError
 from leptonc.evaluate.fidelity import significant
 
 NAME = "sentence_transformers"
-TOLERANCE = 1e-4  # of the greatest number of an embedding: float32 in another order of sums stays well below
+TOLERANCE = 1e-4  # as a part of the greatest number of the embeddings; float32 in another order of sums stays below
 _FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError)
 
 
@@ -35,9 +35,9 @@ def compare(directory: Path, texts: list[str], rows: NDArray[np.float32]) -> str
     """Compares embeddings with those of `SentenceTransformer(directory).encode(texts)` in float32.
 
     Args:
-        directory: The model's.
+        directory: The model's directory.
         texts: Any texts.
-        rows: What the original makes of them here, float32 [n, dim], before anything is compiled.
+        rows: The original's embeddings of them, float32 [n, dim].
 
     Returns:
         The library's version and the largest difference, for the report.
@@ -81,7 +81,7 @@ def compare(directory: Path, texts: list[str], rows: NDArray[np.float32]) -> str
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What these libraries advise their own users, and their progress, is not for ours."""
+    """Silences the libraries: their advice and progress bars are for their own users."""
     logging: Any = import_module("transformers.utils.logging")
     level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     own = getLogger(NAME)

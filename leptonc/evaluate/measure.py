@@ -1,6 +1,6 @@
-"""The text that a build is measured on, and how far an artifact's outputs on it are from the original's.
+"""Measures how far an artifact's outputs on a text are from the original's.
 
-How outputs are compared is the interface's word (`leptonc.frontend.interface`): each has a kind of sample here.
+The interface (`leptonc.frontend.interface`) says how outputs are compared; each way has a kind of sample here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from runtime_edge.manifest import Encoder
 
 TOKENS = 512  # of text that a causal model is measured on
-SENTENCES = 32  # that an encoder is
+SENTENCES = 32  # that an encoder is measured on
 
 Floats = NDArray[np.float32]
 Blocks = Iterator[tuple[int, Floats]]
@@ -44,11 +44,11 @@ Inputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured of an artifact.
+    """An artifact's measurements.
 
     Attributes:
-        fidelity: How far its outputs are from the original's.
-        noise: Signal-to-noise ratio of each linear layer that was rounded, in decibels: see `OutputNoise.decibels`.
+        fidelity: Differences of its outputs from the original's.
+        noise: Signal-to-noise ratio in decibels of each rounded linear layer, see `OutputNoise.decibels`.
     """
 
     fidelity: Fidelity
@@ -56,22 +56,22 @@ class Comparison:
 
 
 class Runner(Protocol):
-    """Something that is compared with the original: an artifact, a lowered graph, or a captured one.
+    """An artifact, a lowered graph or a captured one, which is compared with the original.
 
     Attributes:
-        gives_scores: Whether its rows are scores of labels already, where the original's are their logits.
+        gives_scores: Whether its rows for labels are scores already; the original's are logits.
     """
 
     gives_scores: bool
 
     def logits(self, sample: NextTokens) -> Blocks:
-        """Yields (position, float32 [n, vocab]) blocks of the logits of a text; it is loaded for the first one."""
+        """Yields blocks (position, float32 [n, vocab]) of the logits of a text. The first one loads the runner."""
 
     def rows(self, sample: Rows) -> Floats:
         """Returns an output for each of the sample's texts, float32 [n, dim]."""
 
     def values(self, sample: Values) -> list[Floats]:
-        """Returns what the last part gives for each run of the sample, float32."""
+        """Returns the last part's output for each run of the sample, float32."""
 
 
 @dataclass
@@ -79,12 +79,12 @@ class Sample:
     """A text, cut for a model.
 
     Attributes:
-        source: The model that it is for.
-        captured: Its graphs.
+        source: The model.
+        captured: The model's graphs.
         text: The whole text.
-        name: What reports call the text.
+        name: The text's name in reports.
         scratch: Directory for temporary files. Default: the system's.
-        library: What a comparison with sentence-transformers gave, where there was one.
+        library: The result of the comparison with sentence-transformers. Default: none.
     """
 
     source: Source
@@ -105,13 +105,13 @@ class Sample:
 
     @abstractmethod
     def _compared(self, runner: Runner, original: Original) -> Fidelity:
-        """Compares what a runner gives with what the original gives."""
+        """Compares a runner's outputs with the original's."""
 
     def compare(self, runner: Runner, rounded: Mapping[str, Rounded] | None = None) -> Comparison:
         """Compares a runner's outputs with those of the original in float32.
 
         Args:
-            runner: What is compared.
+            runner: The runner.
             rounded: Linear layers whose noise is measured while the original runs. Default: none.
         """
         watching = OutputNoise(dict(rounded or {}))
@@ -127,7 +127,7 @@ class Sample:
         return self.compare(_CapturedGraph(model, self.scratch)).fidelity
 
     def _original(self, watching: OutputNoise) -> Original:
-        """What there is of the original: transformers' model or, where that was left behind, the emitted graph."""
+        """Returns the original: transformers' model or, for an emitted source, its graph."""
         if self.source.emitted is None:
             return Reference(self.source, self.captured.task, watching)
         from leptonc.evaluate.graph import GraphReference, emitted_graph
@@ -137,7 +137,7 @@ class Sample:
 
 @dataclass
 class NextTokens(Sample):
-    """Token ids of the text's start, for a model that continues a text."""
+    """The token ids of the text's start, for a model that continues a text."""
 
     token_ids: list[int] = field(init=False, default_factory=list)
 
@@ -181,7 +181,7 @@ class Rows(Sample):
 
     @cached_property
     def encoded(self) -> tuple[list[list[int]], int]:
-        """Token ids of the texts after the model's default prompt, and how many of the first the pooling leaves out."""
+        """Token ids of the texts with the default prompt before them, and how many at the start pooling skips."""
         return self._encode(self.texts)
 
     def _encode(self, texts: list[str]) -> tuple[list[list[int]], int]:
@@ -194,7 +194,7 @@ class Rows(Sample):
         return ids, len(alone.ids) - alone.special_tokens_mask[-1]
 
     def _is_read(self, text: str) -> bool:
-        """Whether sentence-transformers reads as much of a text: it cuts where the model's files say, nowhere else."""
+        """Whether sentence-transformers reads as much of a text: only the model's files say where it cuts."""
         limit = text_limit(self.source)
         whole = limit is None or limit > self.captured.max_seq_len
         return not whole or not self.tokenizer.encode(self._prompt + text).overflowing
@@ -235,7 +235,7 @@ class Rows(Sample):
 
 @dataclass
 class Values(Sample):
-    """Inputs that the task makes of the text, for a model of whatever parts."""
+    """Inputs that the task makes from the text, for a model of any parts."""
 
     runs: list[Inputs] = field(init=False, default_factory=list)
 
@@ -249,7 +249,7 @@ class Values(Sample):
 
 
 def _rows_of(values: list[Floats]) -> Floats:
-    """Puts arrays of one last axis below each other, [n, width]."""
+    """Joins arrays with the same last axis to rows [n, width]."""
     return np.concatenate([value.reshape(-1, value.shape[-1]) for value in values])
 
 

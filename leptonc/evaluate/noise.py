@@ -1,4 +1,4 @@
-"""What rounding weights does to each linear layer's own output, seen while the original runs."""
+"""Measures the error that rounding weights makes in each linear layer's output, while the original runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from leptonc.passes.quantize.blocks import Codes, Format, dequantize
 from leptonc.passes.quantize.weights import ROWS
 
-TOKENS = 64  # of a run that a layer is looked at with
-ENOUGH = 32  # tokens that tell a layer's noise: later runs are not looked at
+TOKENS = 64  # most tokens of a run that a layer is measured with
+ENOUGH = 32  # tokens that suffice for a layer: later runs are not measured
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class Rounded:
     Attributes:
         shape: (out, in) features.
         form: The weights' format.
-        codes: Given some rows of the source's weight, float32 [n, in], and the step between them, their codes; None
-            where the weight was changed before, so that the original has none like it.
-        off: Then what rounding changed in the weight itself, as a part of its energy; None where something chose codes.
+        codes: Returns the codes of some rows of the source's weight, given the rows, float32 [n, in], and the step
+            between them. Default: none, the weight was changed before, so that the original has none like it.
+        off: The energy of the rounding error in the weight itself, as a part of the weight's. Default: none, a method
+            chose the codes.
     """
 
     shape: tuple[int, int]
@@ -38,10 +39,10 @@ class Rounded:
 
 
 class OutputNoise:
-    """The ratio of a linear layer's output to the error that rounding its weights makes in it, the input being exact.
+    """Measures a linear layer's output against the error that rounding the weights makes in it, for exact inputs.
 
-    It is a mean over tokens of each token's own ratio: the massive activations of a text's first token (Sun et al.,
-    Massive Activations in Large Language Models, 2024) are one token's.
+    The result is a mean of the tokens' own ratios, so that the massive activations of a text's first token (Sun et al.,
+    Massive Activations in Large Language Models, 2024) count as one token's.
 
     Args:
         layers: The layers, by module path.
@@ -52,11 +53,11 @@ class OutputNoise:
         self._seen: dict[str, tuple[float, int]] = {}
 
     def watch(self, model: nn.Module) -> None:
-        """Looks at the layers whenever `model` runs from now on."""
+        """Measures the layers whenever `model` runs after this call."""
         for path, rounded in self._layers.items():
             try:
                 module = model.get_submodule(path)
-            except AttributeError:  # a layer of the graph's that is no module: nothing is said of it
+            except AttributeError:  # a layer of the graph that is no module is not measured
                 continue
             if rounded.codes is not None and isinstance(getattr(module, "weight", None), nn.Parameter):
                 module.register_forward_hook(self._hook(path, rounded, rounded.codes))
@@ -72,7 +73,7 @@ class OutputNoise:
         return look
 
     def see(self, path: str, x: NDArray[np.float32], weight: Callable[[], NDArray[np.float32]]) -> None:
-        """Looks at a layer of a graph: what it reads, float32 [..., in], and what reads its weight, [out, in]."""
+        """Measures a layer of a graph with its input `x`, float32 [..., in]; `weight` reads its weight [out, in]."""
         rounded = self._layers.get(path)
         if rounded is not None and rounded.codes is not None and not self._enough(path):
             self._look(path, rounded, rounded.codes, torch.from_numpy(x), torch.from_numpy(weight()))
@@ -95,6 +96,6 @@ class OutputNoise:
         self._seen[path] = (total + float(ratio.sum()), count + len(ratio))
 
     def decibels(self) -> dict[str, float]:
-        """Returns the ratio in dB of each layer that was looked at; layers without an error are left out."""
+        """Returns the ratio in dB of each measured layer; layers without an error are left out."""
         means = {path: total / count for path, (total, count) in self._seen.items()}
         return {path: round(-10 * math.log10(mean), 2) for path, mean in means.items() if mean > 0}

@@ -1,9 +1,9 @@
 """Loads the original for the check through transformers' own `from_pretrained`, by code that shares nothing with ours.
 
-Which file is read, what a tensor is called today, what is tied and what is left out: `from_pretrained` decides all of
-it. It is given marks in place of tensors: views of one number in a tensor's shape, which take no memory. The number
-that it puts into a parameter says which tensor the parameter is made of, and that one is read when the parameter's
-module runs. safetensors are read by the `safetensors` library; `gguf_original.py` reads GGUF by the `gguf` package.
+`from_pretrained` decides which file is read, how tensors are named, which are tied and which are left out. It gets
+marks in the place of tensors: views of one number in a tensor's shape, which take no memory. The number that it puts
+into a parameter says which tensor the parameter is made from, and that one is read when the parameter's module runs.
+The `safetensors` library reads safetensors; `gguf_original.py` reads GGUF with the `gguf` package.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from leptonc.quiet import quiet
 from leptonc.sources.base import Source
 
 _PIECE = 2**22  # values that are converted at a time
-_STEPS = "sentence."  # what sentence-transformers runs after an encoder, see `leptonc.evaluate.sentence`
+_STEPS = "sentence."  # prefix of the steps after an encoder, see `leptonc.evaluate.sentence`
 _FIRST = -(2**10)  # float32 has every whole number down to -2**24
 
 Read = Callable[[], NDArray[Any]]
 
 
 def load_original(source: Source, task: Task) -> tuple[Any, dict[str, Read]]:
-    """Returns transformers' model with its parameters on the meta device, and what reads each of them as float32.
+    """Returns transformers' model, its parameters on the meta device, and a reader of each parameter as float32.
 
     Args:
-        source: What is compiled; `path` says where its files are. The weights of a model without files, a sample that
-            is made up, are the source's own.
-        task: What it is for.
+        source: The model's source; `path` says where its files are. A made-up sample has no files: its weights are the
+            source's own.
+        task: The model's task.
 
     Raises:
-        InputError: transformers does not load it, or the checkpoint lacks what the model is made of.
+        InputError: transformers does not load the model, or the checkpoint is incomplete.
         CaptureError: transformers has no such model.
     """
     if source.path and source.path[0].is_dir():
@@ -62,14 +62,14 @@ def load_original(source: Source, task: Task) -> tuple[Any, dict[str, Read]]:
 
 
 class _Marks:
-    """Numbers that stand for tensors: a parameter full of `_FIRST - i` was made of the i-th.
+    """Numbers that stand for tensors: a parameter full of `_FIRST - i` was made from the i-th.
 
-    No initialization gives such numbers, so what transformers fills in by itself is no mark.
+    No initialization gives such numbers, so parameters that transformers initializes have no mark.
     """
 
     def __init__(self, whole: frozenset[int] = frozenset()) -> None:
         self.reads: list[Read] = []
-        self._whole = whole  # these are given with their values, because several make one parameter
+        self._whole = whole  # these have their values, because several make one parameter
 
     def mark(self, shape: tuple[int, ...], read: Read) -> Tensor:
         self.reads.append(read)
@@ -77,12 +77,12 @@ class _Marks:
         return torch.from_numpy(read()) if index in self._whole else torch.tensor(float(_FIRST - index)).expand(shape)
 
     def of(self, tensor: Tensor) -> int | None:
-        """Returns which tensor a parameter is; None where it is none of them as a whole."""
+        """Returns the index of a parameter's tensor, or None where it is not one whole tensor."""
         moving = any(step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
         return None if moving or not tensor.numel() else self._index(float(tensor.detach().flatten()[0]))
 
     def parts(self, tensor: Tensor) -> set[int]:
-        """Returns the tensors that a parameter was put together from."""
+        """Returns the indices of the tensors that a parameter was put together from."""
         values: Any = tensor.detach()
         indices = {self._index(value) for value in values.unique().tolist()}
         return {index for index in indices if index is not None}
@@ -93,7 +93,7 @@ class _Marks:
 
 
 class _MarkedFile:
-    """Stands for `safetensors.safe_open` inside `from_pretrained`: the file's own names, marks as tensors."""
+    """Stands for `safetensors.safe_open` inside `from_pretrained`: it has the file's names, and marks as tensors."""
 
     def __init__(self, marks: _Marks, path: str) -> None:
         self._marks, self._path = marks, path
@@ -120,7 +120,7 @@ class _MarkedFile:
 
 
 def _read(path: str, name: str) -> NDArray[np.float32]:
-    """Reads one tensor; the file is open no longer than that, so its pages leave the memory."""
+    """Reads one tensor. The file is open only meanwhile, so that its pages leave the memory."""
     with safe_open(path, framework="pt") as file:
         stored = file.get_slice(name)
         result = torch.empty(stored.get_shape(), dtype=torch.float32)
@@ -135,7 +135,7 @@ def _read(path: str, name: str) -> NDArray[np.float32]:
 def _of_directory(source: Source, task: Task) -> tuple[Any, dict[str, Read]]:
     directory = source.path[0]
     written = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    # What sentence-transformers' files change of it.
+    # Values that sentence-transformers' files change.
     changed = {name: value for name, value in source.config.items() if name not in written or written[name] != value}
 
     def load(marks: _Marks) -> tuple[Any, dict[str, Any]]:
@@ -224,7 +224,7 @@ def _finite(name: str, read: Read) -> NDArray[np.float32]:
 
 
 def _unknown(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """What a checkpoint does not have: a model that reads it gives no number, which the comparison shows."""
+    """Returns NaN for a parameter that a checkpoint lacks: the comparison shows where a model reads it."""
     return np.full(shape, np.nan, np.float32)
 
 
@@ -241,7 +241,7 @@ def _replaced_safe_open(stand_in: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What transformers reports of its loading, our own loader has reported to the user by then."""
+    """Silences transformers' report on its loading: our own loader has told the user by then."""
     bars: Any = transformers.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()

@@ -1,7 +1,7 @@
 """The reference: transformers' own float32 forward pass, its weights in memory one module at a time.
 
-The captured graph is not its own judge: the reference runs the model's own code with its own attention, so a capture
-that went wrong shows. Nor is the loader of our weights: see `original.py`.
+The reference runs the model's own code with its own attention, so that a wrong capture shows. It loads weights by other
+code than ours, too: see `original.py`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from leptonc.memory import give_back
 from leptonc.sources.base import Source
 from runtime_edge import part_record as roles
 
-# Logits of so many bytes are computed at a time.
+# Bytes of logits that are computed at a time.
 BLOCK_BYTES = 8 * 2**20
 
 
 @contextmanager
 def streamed(model: nn.Module, read: Mapping[str, Callable[[], NDArray[Any]]], *, keep: bool = False) -> Iterator[None]:
-    """Within it a module's parameters are real while the module runs (with `keep`, from its first run to the end)."""
+    """Loads a module's parameters while the module runs (with `keep`, from its first run to the context's end)."""
     handles: list[Any] = []
     releases: list[Callable[[], None]] = []
     for path, module in model.named_modules():
@@ -69,19 +69,19 @@ def streamed(model: nn.Module, read: Mapping[str, Callable[[], NDArray[Any]]], *
 
 
 class Original(Protocol):
-    """What artifacts are compared with, in float32."""
+    """The original, in float32, which artifacts are compared with."""
 
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yields (position, float32 [n, vocab]) blocks of a causal model's logits, in order."""
+        """Yields blocks (position, float32 [n, vocab]) of a causal model's logits, in order."""
 
     def rows(self, token_ids: list[list[int]], skipped: int = 0) -> NDArray[np.float32]:
-        """Returns an encoder's output for texts, float32 [n, dim], each run by itself and so without padding.
+        """Returns an encoder's output for texts, float32 [n, dim]. Each text runs by itself, so without padding.
 
-        `skipped` is how many tokens at the start, a prompt's, a pooling leaves out that has no prompts in it.
+        `skipped` is the number of a prompt's tokens at the start, which a pooling without prompts leaves out.
         """
 
     def values(self, runs: Sequence[Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
-        """Returns what the last part gives for each run; a run has the inputs that no part feeds, by `part/input`."""
+        """Returns the last part's output for each run; a run has the inputs that no part feeds, by `part/input`."""
 
 
 class Reference:
@@ -89,8 +89,8 @@ class Reference:
 
     Args:
         source: Config and weights.
-        task: What it is for.
-        noise: What looks at its linear layers while it runs, or None.
+        task: The model's task.
+        noise: Observes the linear layers while the model runs. Default: none.
     """
 
     def __init__(self, source: Source, task: Task, noise: OutputNoise | None = None) -> None:
@@ -111,7 +111,7 @@ class Reference:
             yield
 
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Runs the body, and returns (position, float32 [n, vocab]) blocks of a causal model's logits."""
+        """Runs the body, and returns blocks (position, float32 [n, vocab]) of a causal model's logits."""
         # Errors of its own forward are of the config's values: what ran before is the captured graph alone.
         with self._ready(), refusals(self.task, self.model.config.to_dict()):
             body = self.model.base_model(**self._texts([token_ids]), use_cache=False)
@@ -121,9 +121,9 @@ class Reference:
     def _head(
         self, kind: Callable[..., Any], hidden: Tensor, token_ids: list[int]
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """The model's own forward with its body answering `hidden`: heads, soft caps and scales are the model's.
+        """Runs the model's own forward over the body's output `hidden`: heads, soft caps and scales are the model's.
 
-        `kind` is the class of the body's outputs: some models read more fields than others, all empty here.
+        `kind` is the class of the body's outputs. Models read different fields of it; the other ones are empty.
         """
         base = self.model.base_model
         rows = max(1, BLOCK_BYTES // (4 * self.model.config.vocab_size))
@@ -140,7 +140,7 @@ class Reference:
             base.forward = plain
 
     def rows(self, token_ids: list[list[int]], skipped: int = 0) -> NDArray[np.float32]:
-        """See `Original.rows`; what follows an encoder is computed apart from what is traced of it."""
+        """See `Original.rows`; the steps after an encoder are computed by other code than the traced one."""
         results = []
         (form,) = self._forms.values()
         labels = form.outputs[0].role == roles.LABEL_LOGITS
@@ -171,21 +171,21 @@ class Reference:
         return results
 
     def _texts(self, token_ids: list[list[int]]) -> dict[str, Tensor]:
-        """What transformers' model is given for texts of one length; the rest is its own to make."""
+        """Returns the arguments of transformers' model for texts of one length; it makes all others itself."""
         values = text_values(np.asarray(token_ids, np.int64))
         own = (roles.PAST_LENGTH, roles.POOLING_MASK)  # of our graphs alone
         ports = [port for form in self._forms.values() for port in form.inputs if port.role not in own]
         return {port.name: torch.from_numpy(np.ascontiguousarray(values[port.role])) for port in ports}
 
     def _run_steps(self, tokens: Tensor, skipped: int) -> None:
-        """Lets what looks at linear layers see those after the encoder."""
+        """Runs the traced steps after the encoder, so that their linear layers are observed."""
         ones = torch.ones(tokens.shape[:2], dtype=torch.int64)
         pooled = (torch.arange(tokens.shape[1]) >= skipped).long()[None]
         self.model.sentence(tokens, {"attention_mask": ones, "pooling_mask": pooled})
 
 
 def _writable(array: NDArray[Any]) -> NDArray[Any]:
-    """Torch wants memory that it may write to; a view of the mapped file is copied."""
+    """Returns an array that torch may write to: a view of a mapped file is copied."""
     return array if array.flags.writeable else array.copy()
 
 

@@ -1,4 +1,4 @@
-"""What sentence-transformers makes of an encoder's output, written out in numpy: a judge of what was captured.
+"""The steps of sentence-transformers after an encoder, written in numpy: the reference for the captured ones.
 
 It shares no code with the modules that are traced (`leptonc.frontend.sentence`). One text at a time, without padding.
 """
@@ -34,9 +34,9 @@ def embedded(
 
     Args:
         tokens: The encoder's output for each of its tokens, float32 [length, width].
-        modules: The steps; None is the mean over the tokens.
-        weights: The source's, those of step i under `sentence.step{i}.`.
-        skipped: Tokens of a prompt at the start, which a pooling may leave out.
+        modules: The steps. None: the mean over the tokens.
+        weights: The source's weights, those of step i under `sentence.step{i}.`.
+        skipped: Number of a prompt's tokens at the start, which a pooling may leave out.
     """
     values: dict[str, Doubles] = {TOKENS: tokens.astype(np.float64)}
     for index, step in enumerate((modules or SentenceModules.pooled()).chain):
@@ -54,7 +54,7 @@ def embedded(
             output = _dense(x, options, weight)
         elif step.kind == "LayerNorm":
             output = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-            output = output * _there(weight("norm.weight")) + _there(weight("norm.bias"))
+            output = output * _required(weight("norm.weight")) + _required(weight("norm.bias"))
         else:
             output = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
         values[options.get("module_output_name", EMBEDDING)] = output
@@ -77,13 +77,13 @@ def _pooled(mode: str, x: Doubles, first: int) -> Doubles:
 
 def _dense(x: Doubles, options: Mapping[str, Any], weight: Callable[[str], Doubles | None]) -> Doubles:
     bias, through = weight("linear.bias"), weight("residual.weight")
-    linear = x @ _there(weight("linear.weight")).T
+    linear = x @ _required(weight("linear.weight")).T
     output = _ACTIVATIONS[options["activation_function"]](linear if bias is None else linear + bias)
     if not options["use_residual"]:
         return output
     return output + (x if through is None else x @ through.T)
 
 
-def _there(weight: Doubles | None) -> Doubles:
+def _required(weight: Doubles | None) -> Doubles:
     assert weight is not None  # bound when the model was captured
     return weight

@@ -1,4 +1,4 @@
-"""The text that fidelity is measured on: one that Lepton carries, or the user's."""
+"""The text that fidelity is measured on: the user's, or by default the built-in one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from leptonc.errors import InputError
 
 
 def load_text(path: Path | None) -> str:
-    """Returns the user's text, or the built-in one.
+    """Returns the user's text. Without a path it is the built-in one.
 
     Raises:
-        InputError: the file is missing, not UTF-8, or empty.
+        InputError: The file is missing, not UTF-8, or empty.
     """
     if path is None:
         return (files("leptonc.evaluate") / "text.txt").read_text(encoding="utf-8")
