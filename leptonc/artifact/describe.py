@@ -35,7 +35,7 @@ def tokenizer_of(source: Source, captured: Captured) -> Tokenizer:
     def configured(name: str) -> list[int]:
         return sorted({t for t in token_ids(settings.get(f"{name}_id"), f"{name}_id") if 0 <= t < vocab})
 
-    def own(name: str) -> int | None:  # a tokenizer may have tokens that the model has not
+    def own(name: str) -> int | None:  # a tokenizer may have more tokens than the model
         token_id = ids.get(texts.get(name, ""))
         return token_id if token_id is not None and token_id < vocab else None
 

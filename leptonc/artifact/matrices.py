@@ -112,7 +112,7 @@ def embedding_rows(
     unquantized = "fp16" if unquantized == "fp8" else unquantized  # a table is no matrix of a product
     rows = []
     for path, (shape, head) in shapes.embeddings.items():
-        # `QuantizeWeights` knows a tied one by its head, another by no path.
+        # `QuantizeWeights` records a tied table under its head's path, and others under none.
         own = rounded.get(head or "")
         known = {path: own} if own is not None and own.shape == shape else {}
         decibels = {path: noise[head]} if head is not None and head in noise else {}

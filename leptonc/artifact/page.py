@@ -183,14 +183,14 @@ def _by_kind(values: Sequence[tuple[str, float]]) -> tuple[list[str], list[Dot],
 
 
 def _noise(report: VariantReport) -> str:
-    # Behind the layers, whose numbers the axis has.
+    # Embeddings come last, so that the axis begins with the layers' numbers.
     rows = [*_linears(report), *_embeddings(report)]
     layers, points, kinds = _by_kind([(path, row.snr_db) for path, row in rows if row.snr_db is not None])
     if not points:
         return ""
     x, y = Axis("layer", -0.5, len(layers) - 0.5), Axis.over("dB", [point.y for point in points])
-    what = "rounding the layer's weights, and what it reads, changes in it"
-    about = f"<p class='soft'>Each output against what {what}: more is better.</p>"
+    cause = "rounding the layer's weights, and what it reads, changes in it"
+    about = f"<p class='soft'>Each output against what {cause}: more is better.</p>"
     return about + plots.dots("Signal-to-noise of each linear layer's output", points, x, y) + plots.key(kinds)
 
 
@@ -223,7 +223,7 @@ def _sizes(report: VariantReport) -> str:
 
 
 def _ranges(report: VariantReport) -> str:
-    # Where a graph for prompts has them, the other has none.
+    # Either the variant's graph or its graph for prompts has ranges.
     parts = [part.activations for part in (report.quantization, report.prefill) if part is not None]
     inputs = [value for part in parts if part is not None for value in part.inputs if value.layers]
     largest = [(value.layers[0], max(map(abs, value.range))) for value in inputs]

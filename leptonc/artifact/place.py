@@ -52,7 +52,7 @@ class Place:
         check_out(out, replace=replace)
         self.out, self._replace = out, replace
         self._parents = _make_directories(out.parent)
-        self._moving: os.stat_result | None = None  # of `path`, while what was at `out` may be in the hidden directory
+        self._moving: os.stat_result | None = None  # of `path`, while the old one is moved away
         try:
             self._root, self._lock = _make_hidden(out)
             self.path, self.scratch = self._root / _NEW, self._root / _WORK
@@ -121,7 +121,7 @@ class Place:
         if old != self.path:
             os.rename(self.path, self.out)
         self._moving = None
-        os.unlink(self._root / _STEPPING)  # from here on all in the hidden directory may be removed
+        os.unlink(self._root / _STEPPING)  # after this the whole hidden directory may be removed
         return True
 
     def _put_back(self) -> None:
@@ -137,7 +137,7 @@ class Place:
     def _step(self) -> None:
         """Moves `path` to `out` in two steps, where the system has no rename that never replaces."""
         write_whole(self._root / _STEPPING, os.fsencode(self.out.name))
-        self.out.mkdir()  # nobody else's: it fails where something is
+        self.out.mkdir()  # it fails where something exists
         try:
             os.rename(self.path, self.out)  # onto an empty directory
         except BaseException:
@@ -161,8 +161,8 @@ def check_out(out: Path, *, replace: bool) -> None:
         InputError: The path has something that Lepton did not write, in part or as a whole, or that may not be
             replaced; or its directory cannot be written to.
     """
-    _exists(out)  # it is a path at all
-    with contextlib.suppress(OSError):  # told below, or when something is written there
+    _exists(out)  # raises an error where it is no path
+    with contextlib.suppress(OSError):  # the checks below, or the first write, report it
         _clear(out)
     if _exists(out):
         kind = None if out.is_symlink() else next((w for name, w in _OURS.items() if (out / name).is_file()), None)
@@ -261,7 +261,7 @@ def _make_hidden(out: Path) -> tuple[Path, int | None]:
         path = Path(tempfile.mkdtemp(prefix=_prefix(out), suffix=_SUFFIX, dir=out.parent))
         try:
             return path, _locked(path)
-        except BlockingIOError:  # another build, which is clearing, was quicker: it is about to remove it
+        except BlockingIOError:  # another build is about to remove this directory
             continue
     raise OSError(errno.EAGAIN, "no directory of its own could be made", str(out.parent))
 

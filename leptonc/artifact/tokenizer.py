@@ -18,7 +18,7 @@ def stored(tokenizer_json: bytes) -> bytes:
     model = split(parts["model"])
     try:
         merges = msgspec.json.decode(model.get("merges", b"[]"), type=list[tuple[str, str]])
-    except msgspec.ValidationError:  # they are texts
+    except msgspec.ValidationError:  # the merges are texts already
         return tokenizer_json
     if not merges or any(" " in part for pair in merges for part in pair):
         return tokenizer_json

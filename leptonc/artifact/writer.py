@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.artifact.place import Place
-from leptonc.artifact.place import check_out as check_out  # for those that write with it
+from leptonc.artifact.place import check_out as check_out  # exported with the writer
 from leptonc.errors import InputError
 from leptonc.ir.dialect import STORAGE_KEY
 from leptonc.ir.structure import layer_of
@@ -58,7 +58,7 @@ class ArtifactWriter:
         self.path = self._place.path
         self.scratch = self._place.scratch  # for temporary files, on the same disk
         self.files: dict[str, File] = {}
-        self._stored: dict[str, Spot] = {}  # by a tensor's mark: of the last graph and those beside it
+        self._stored: dict[str, Spot] = {}  # by mark: tensors of the last graph and of those beside it
 
     def __enter__(self) -> ArtifactWriter:
         return self

@@ -171,7 +171,7 @@ class Rows(Sample):
         from leptonc.artifact.describe import settings_of
 
         record = encoder_of(tuple(self.captured.parts.values()), settings_of(self.captured, self.source))
-        assert record is not None  # asked of encoders alone
+        assert record is not None  # `Rows` are for encoders
         return record
 
     @property

@@ -109,7 +109,7 @@ class _MarkedFile:
         stored = self._file.get_slice(name)
         if not stored.get_dtype().startswith(("F", "BF")):
             values: Tensor = self._file.get_tensor(name)
-            return values  # integers are few and small, and no parameters
+            return values  # integers are small, and never parameters
         return self._marks.mark(tuple(stored.get_shape()), lambda: _read(self._path, name))
 
     def __enter__(self) -> _MarkedFile:

@@ -98,7 +98,7 @@ class Reference:
         self._weights, self._watched = source.weights, noise is not None
         self.model, self._read = load_original(source, task)
         self._forms = task.interface(self.model.config).parts
-        if noise is not None:  # before what lets go of weights: hooks run in the order that they come
+        if noise is not None:  # hooks run in order: this one comes before those that release weights
             noise.watch(self.model)
 
     @property
@@ -112,10 +112,10 @@ class Reference:
 
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Runs the body, and returns blocks (position, float32 [n, vocab]) of a causal model's logits."""
-        # Errors of its own forward are of the config's values: what ran before is the captured graph alone.
+        # transformers' forward runs here for the first time: its errors come from values in the config.
         with self._ready(), refusals(self.task, self.model.config.to_dict()):
             body = self.model.base_model(**self._texts([token_ids]), use_cache=False)
-        give_back()  # the weights have left, and what compares comes
+        give_back()  # the weights are released: make room for the comparison
         return self._head(type(body), body[0], token_ids)
 
     def _head(
@@ -173,7 +173,7 @@ class Reference:
     def _texts(self, token_ids: list[list[int]]) -> dict[str, Tensor]:
         """Returns the arguments of transformers' model for texts of one length; it makes all others itself."""
         values = text_values(np.asarray(token_ids, np.int64))
-        own = (roles.PAST_LENGTH, roles.POOLING_MASK)  # of our graphs alone
+        own = (roles.PAST_LENGTH, roles.POOLING_MASK)  # inputs of our graphs only
         ports = [port for form in self._forms.values() for port in form.inputs if port.role not in own]
         return {port.name: torch.from_numpy(np.ascontiguousarray(values[port.role])) for port in ports}
 

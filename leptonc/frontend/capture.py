@@ -80,7 +80,7 @@ def capture(source: Source, *, max_seq_len: int) -> Captured:
     warnings = [*ties.separate(model, source.weights), *by_length(model.config, positions)]
     bound = bindings.bind(model, source.weights)
     _check_nesting(source.config, model, bound)
-    if 2 * len(bound) < len(list(model.parameters())):  # another model: before the time that a trace takes
+    if 2 * len(bound) < len(list(model.parameters())):  # another model's: refuse it before the trace, which takes long
         bindings.require_weights((name for name, _ in model.named_parameters()), bound)
     values = bindings.buffers(model, source.weights)
     warnings += task.warnings(source.config)
@@ -126,7 +126,7 @@ def _check_nesting(config: Mapping[str, Any], model: Any, bound: Mapping[str, tu
 
     transformers finds none of them then, and starts with random numbers.
     """
-    if type(model.config) is not transformers.CONFIG_MAPPING[config["model_type"]]:  # whose `get` finds nothing
+    if type(model.config) is not transformers.CONFIG_MAPPING[config["model_type"]]:  # its `get` finds nothing
         return  # the language model of a multimodal config
     for name, (stored, _) in bound.items():
         if "language_model." in stored and "language_model." not in name:
@@ -190,7 +190,7 @@ class _Converter:
                     b.dims.setdefault(str(size), name)
             if port.name in input_names:
                 self.users[port.name] = b.input(port.name, _TYPES[port.dtype], port.dims)
-        sizes: dict[str, ir.Value] = {}  # by name: each that of the first input that has it
+        sizes: dict[str, ir.Value] = {}  # by name, read from the first input that has it
         for expression, name in b.dims.items():
             port = next(p for p in self.form.traced if p.name in input_names and name in p.dims)
             axis = port.dims.index(name)

@@ -80,7 +80,7 @@ def _check_shapes(proto: onnx.ModelProto, emitted: Emitted) -> None:
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     del bare.graph.initializer[:]
-    for tensor in proto.graph.initializer:  # data that lies elsewhere is not looked for
+    for tensor in proto.graph.initializer:  # external data is not read
         if tensor.external_data:
             bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         else:
@@ -95,7 +95,7 @@ def _tensor(source: Source, emitted: Emitted, name: str, stored: Any) -> Any:
     """Returns a weight as a lazy tensor, and a constant, which nodes share, as a tensor in memory."""
     handle = source.weights.get(name)
     if handle is not None and SOURCE_KEY in stored.metadata_props and handle.dtype == "F32":
-        stands_for = stored.metadata_props[SOURCE_KEY] or name  # of the graph: it is its own reference
+        stands_for = stored.metadata_props[SOURCE_KEY] or name  # a tensor without a source is its own reference
         return bindings.lazy(name, handle.shape, bindings.checked(name, handle), stands_for)
     try:
         return ir.tensor(handle.read() if handle is not None else stored.numpy().copy(), name=name)

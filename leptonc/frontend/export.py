@@ -37,7 +37,7 @@ def export(
     """
     family, programs = type(model).__name__, {}
     try:
-        with torch.no_grad(), quiet():  # torch.export tells of its own inner workings
+        with torch.no_grad(), quiet():  # torch.export logs its own steps
             for form, module in traced.values():
                 recorder.begin(keeps=form.keeps is not None)
                 module(*_examples(form))

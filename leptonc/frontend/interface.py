@@ -9,8 +9,8 @@ from runtime_edge.part_record import Port
 
 # How outputs are compared with the original's; `leptonc.evaluate.measure` has a kind of sample for each.
 NEXT_TOKENS = "next tokens"  # logits of one text, position by position
-ROWS = "rows"  # a vector of each of some texts: embeddings, or logits of labels
-VALUES = "values"  # whatever the last part gives, for inputs that the task makes of a text
+ROWS = "rows"  # a vector for each text: embeddings, or logits of labels
+VALUES = "values"  # the last part's output, for inputs that the task makes from a text
 
 
 @dataclass(frozen=True)

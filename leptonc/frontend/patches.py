@@ -191,7 +191,7 @@ def _patch_rotary_tables(model: nn.Module, recorder: Recorder) -> None:
                 recorder.tables[name] = (cos[0], sin[0])
             width = recorder.tables[name][0].shape[-1]
             result: tuple[Tensor, Tensor] = torch.ops.lepton.rotary_tables(position_ids, name, width)
-            # The pre-run is eager; the function that rotates must know then which table it was given.
+            # The pre-run is eager: there the rotating function reads from this attribute which table it has.
             for t in result:
                 t._lepton_table = name  # type: ignore[attr-defined]
             return result

@@ -37,7 +37,7 @@ def rms_norm_form(module: nn.Module) -> NormForm | None:
         return None
     generator = torch.Generator().manual_seed(0)
     dim = weight.shape[0] if weight is not None else 16
-    # Numbers so small that a wrong epsilon shows, and others of common size.
+    # Small numbers show a wrong epsilon; the others have a common size.
     x = torch.randn(4, 3, dim, generator=generator) * torch.tensor([1e-3, 1e-2, 1.0, 10.0]).view(4, 1, 1)
     w = torch.rand(dim, generator=generator) + 0.5
     try:

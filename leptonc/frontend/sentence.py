@@ -15,7 +15,7 @@ from leptonc.errors import InputError
 from leptonc.sources.base import EMBEDDING, TOKENS, SentenceModule
 
 _LEAST = 1e-9  # lower bound of a sum of weights
-_MASKED = -1e9  # in the place of minus infinity, which half precision would make of it
+_MASKED = -1e9  # stands for minus infinity, which half precision rounds it to
 
 
 class Pooling(nn.Module):

@@ -106,7 +106,7 @@ def _declared(model: Any, config: Mapping[str, Any]) -> Any:
         parsed = transformers.AutoConfig.for_model(config["model_type"], **fields)
         with torch.device("meta"):
             return kind._from_config(parsed)
-    except (ValueError, TypeError, AttributeError):  # it names a class of something else
+    except (ValueError, TypeError, AttributeError):  # the class is of another kind
         return None
 
 

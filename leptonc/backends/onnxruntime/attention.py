@@ -119,9 +119,9 @@ class CachedAttentionToGroupQuery(Pass):
             (last,) = edit.insert(first, "Sub", [total, edit.ints(graph, [1])], name="lengths/Sub", module="")
             int32 = {"to": int(ir.DataType.INT32)}
             (keys,) = edit.insert(first, "Cast", [last], int32, name="lengths/Cast", module="")
-            (most,) = edit.insert(first, "ReduceMax", [total], {"keepdims": 0}, name="lengths/Max", module="")
-            (all_,) = edit.insert(first, "Cast", [most], int32, name="lengths/CastMax", module="")
-            self._lengths = (keys, all_)
+            (longest,) = edit.insert(first, "ReduceMax", [total], {"keepdims": 0}, name="lengths/Max", module="")
+            (total_length,) = edit.insert(first, "Cast", [longest], int32, name="lengths/CastMax", module="")
+            self._lengths = (keys, total_length)
         return self._lengths
 
     def _lower(self, graph: ir.Graph, node: ir.Node) -> int:
@@ -134,7 +134,7 @@ class CachedAttentionToGroupQuery(Pass):
         if past_value.shape[3] != dim or dim % HEAD_MULTIPLE:  # type: ignore[union-attr, index]
             return self._left(node)
         rotary = self._shared_rotary(query, key)
-        # In single precision, as a file has it: a graph that was written and read gives the same tables.
+        # A file stores single precision: rounded here too, a graph gives the same tables before and after writing.
         window, scale = int(attribute(node, "window", 0)), float(np.float32(attribute(node, "scale")))
         tables, root = _tables(graph, rotary, dim, scale)
         attributes: dict[str, Any] = {

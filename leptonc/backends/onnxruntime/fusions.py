@@ -39,7 +39,7 @@ class SkipNorms(Pass):
                 continue
             others = any(u.node is not node for u in total.uses()) or total.is_graph_output()
             inputs = [left, right, *node.inputs[1:]]
-            # The norm goes where the sum was: whoever reads the sum comes after it.
+            # The norm takes the place of the sum, so that all readers of the sum come after it.
             values = edit.insert(
                 add, SKIP_NORM, inputs, {"epsilon": float(attribute(node, "epsilon", 1e-5))}, domain=MS,
                 outputs=4 if others else 1, name=f"{node.name}/{SKIP_NORM}",

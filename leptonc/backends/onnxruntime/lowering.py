@@ -143,7 +143,7 @@ def finish(model: ir.Model) -> None:
     are a third of the file.
     """
     model.graph.opset_imports[MS] = 1
-    declare(model)  # by types, which go below
+    declare(model)  # it reads types, which are removed below
     inside = [value for node in model.graph for value in node.outputs if not value.is_graph_output()]
     for value in (*inside, *model.graph.initializers.values()):
         value.type = value.shape = None

@@ -66,7 +66,7 @@ def _beside(weight: Quantized, model: ir.Model) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     if weight.columns is not None:
         arrays["inputs"] = weight.columns.astype(np.float16)
-    if weight.rows is not None:  # the graph's steps are of weights that are multiplied by these
+    if weight.rows is not None:  # the graph's steps contain these factors
         steps: Any = model.graph.initializers[f"{weight.key}.int8.steps"].const_value
         arrays["steps"] = (steps.numpy() / weight.rows).astype(np.float32)
     return arrays

@@ -152,8 +152,8 @@ class QuantizeForEngine(QuantizeWeights):
 
 def passes(variant: VariantBuild, scratch: Path) -> list[Pass]:
     """See `Backend.passes`."""
-    # Before ranges are measured: what is rounded is an activation too.
     plan, choices = variant.plan, variant.choices
+    # Inputs are rounded before ranges are measured: rounded values are activations too.
     steps: list[Pass] = choices.inputs.passes() if choices.inputs is not None else []
     steps += [choices.scaling] if choices.scaling is not None else []
     chosen = ChooseCodes(config_of(plan, choices), choices.solve) if choices.solve is not None else None
@@ -195,7 +195,7 @@ def _batches(variant: VariantBuild, model: ir.Model) -> list[Batch]:
     if not variant.captured.interface.writes_text:
         return list(sample.batches())
     ids = sample.token_ids[: engine_spec.CHUNK]
-    positions = range(len(ids) - 1, -1, -_EVERY)  # logits are large, and alike: some of them do
+    positions = range(len(ids) - 1, -1, -_EVERY)  # logits are large and alike, so that some suffice
     (part,) = variant.captured.parts.values()
     past = {buffer.input for buffer in part.buffers}
     batch: dict[str, np.ndarray[Any, Any]] = dict(decoder_inputs(part, ids, 0, positions))
@@ -266,7 +266,7 @@ class _LoweredGraph:
 
 def compile(variant: VariantBuild, writer: ArtifactWriter, record: Variant) -> Variant:
     """See `Backend.compile`: a plan where it can be built, else a rehearsal of it."""
-    give_back()  # what the check took: TensorRT has much to keep
+    give_back()  # the check's memory: TensorRT needs much itself
     model = variant.graph
     require_operators(model, variant.plan.target.backend, first_version(engine_spec.versions(variant.plan)))
     return build_engine(variant, writer, model, record)

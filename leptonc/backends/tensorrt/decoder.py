@@ -24,7 +24,7 @@ class LogitsAt(Pass):
     """
 
     name = "tensorrt-logits-at"
-    version = 3  # the last layer too, and logits say of how many positions they are
+    version = 3  # the last layer too; logits have a size for the positions
 
     def run(self, model: ir.Model) -> int:
         head = head_of(model.graph)

@@ -11,7 +11,7 @@ from leptonc.ir.structure import linears, lookups
 from leptonc.report.variant import Preflight
 from leptonc.variant import VariantBuild
 
-RESERVED_GB = 1.5  # for the system and the CUDA context, where the memory is shared with them: a choice of Lepton
+RESERVED_GB = 1.5  # for the system and the CUDA context on shared memory; a choice, not a measured figure
 _GB = 10**9
 
 
@@ -55,7 +55,7 @@ def need(variant: VariantBuild, *, block_size: int, chunk: int, logits: int, cac
     tables = lookups(model)
     quantized = {linear.weight for linear in linears(model) if linear.weight not in tables} if bits < 16 else set()
     heads = {linear.weight for linear in linears(model)}
-    weights = read = again = widest = 0
+    weights = read = duplicated = widest = 0
     for value in model.graph.initializers.values():
         shape = [int(d) for d in value.shape or ()]  # type: ignore[arg-type]
         size = 1
@@ -66,14 +66,14 @@ def need(variant: VariantBuild, *, block_size: int, chunk: int, logits: int, cac
             scales = size // block_size if block_size else max(shape)
             count = size * bits // 8 + scales * half
         weights += count
-        # A table that is the head too is read as the head, and stored twice: as rows and as a matrix.
+        # A table that is the head too is stored twice, as rows and as a matrix, and every token reads the matrix.
         if value in tables and value in heads:
-            again += count
+            duplicated += count
         if value not in tables or value in heads:
             read += count
         widest = max(widest, *shape) if len(shape) == 2 and value not in tables else widest
     raised = max(0, (variant.plan.budget or 0) - weights)
-    weights, read = weights + raised + again, read + raised
+    weights, read = weights + raised + duplicated, read + raised
     decoder = variant.captured.interface.writes_text
     buffers = [buffer for part in variant.captured.parts.values() for buffer in part.buffers]
     token = sum(int(buffer.dims[1]) * int(buffer.dims[3]) for buffer in buffers) * half * cache_copies

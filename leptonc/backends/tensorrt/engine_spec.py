@@ -190,4 +190,4 @@ def checked(plan: VariantPlan) -> None:
     except EngineError as error:
         raise InputError(error.message, hint=error.hint) from error
     if not target_flavour.needs_gpu:
-        import_module(target_flavour)  # the engine is built here: what is missing is said before the work
+        import_module(target_flavour)  # the engine is built here: report a missing library before the work

@@ -34,7 +34,7 @@ def open_session(graph: ir.Model | Path, folder: Path | None = None) -> Any:
     options.log_severity_level = 3
     # The graph as it stands, in float arithmetic: kernels for signed codes on both sides are slow on a CPU.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    # Weights are made float as they are read, for that run: folded before, all of them would be in memory as float32.
+    # Weights become float while a run reads them. Folded at the start, all would be in memory as float32.
     return ort.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
     )

@@ -126,8 +126,8 @@ class HalfPrecision(Pass):
         if node.op_type in ALWAYS_FLOAT32:
             return True
         values = [v for v in (*node.inputs, *node.outputs) if v is not None and v.dtype == FLOAT]
-        # Weights, what is computed from them alone, and caches are not measured: a cache holds what was written to it,
-        # and weights are checked when they are cast.
+        # Weights, values of weights alone, and caches are not measured: a cache holds values that were measured, and
+        # weights are checked when they are cast.
         magnitudes = [self._ranges.get(str(v.name), np.inf) for v in values if v in self._active]
         if node.op_type == "TensorScatter":  # the cache has one type, whatever a layer's keys are
             if any(not magnitude <= LARGEST for magnitude in magnitudes):

@@ -76,7 +76,7 @@ def largest(model: ir.Model, batches: Sequence[Batch], folder: Path) -> dict[str
     magnitudes: dict[str, float] = {}
 
     def see(outputs: Values) -> None:
-        for name in [name for name in values if name in outputs]:  # in the graph's order: the first one is told
+        for name in [name for name in values if name in outputs]:  # in the graph's order: the error names the first
             top = float(np.abs(outputs[name]).max(initial=0))
             if not np.isfinite(top):
                 module = module_of(edit.producer(values[name]))  # type: ignore[arg-type]
