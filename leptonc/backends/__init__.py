@@ -78,7 +78,7 @@ class Backend(Protocol):
     def split_for_prompts(self, passes: Sequence[Pass]) -> int:
         """Returns the index of the pass at which a graph for prompts, which shares the weights, begins.
 
-        This and the next three are called for backends whose traits have graphs for prompts.
+        This and the next three are called for variants with `prefill`, which `check_request` may refuse.
         """
 
     def prompt_passes(self, variant: VariantBuild, model: ir.Model) -> list[Pass]:
