@@ -63,7 +63,8 @@ def decoder_of(parts: Sequence[Part], settings: Mapping[str, Any]) -> Decoder | 
         return None
     (part,) = parts
     ids, past, logits = part.input(roles.TOKEN_IDS), part.input(roles.PAST_LENGTH), part.output(roles.NEXT_TOKEN_LOGITS)
-    if ids is None or past is None or logits is None or not isinstance(logits.dims[-1], int):
+    vocab_size = logits.dims[-1] if logits is not None and logits.dims else ""
+    if ids is None or past is None or logits is None or not isinstance(vocab_size, int):
         return None
     values = msgspec.convert(dict(settings), DecoderSettings)
     names = DecoderNames(
@@ -77,6 +78,6 @@ def decoder_of(parts: Sequence[Part], settings: Mapping[str, Any]) -> Decoder | 
         cache.append(CacheLayer(**sizes, window=state.window))
     dtypes = [buffer.dtype for buffer in part.buffers]
     return Decoder(
-        vocab_size=logits.dims[-1], max_seq_len=values.max_seq_len, cache=tuple(cache), names=names,
+        vocab_size=vocab_size, max_seq_len=values.max_seq_len, cache=tuple(cache), names=names,
         cache_dtype=next(iter(dtypes), "float32"), keeps_none=values.keeps_none,
     )  # fmt: skip

@@ -158,6 +158,10 @@ CASES: dict[str, tuple[Change, str]] = {
         edited(lambda data: data["parts"][0].update(outputs=[{**data["parts"][0]["outputs"][0], "role": "x"}])),
         "task text-generation: expected one part, a decoder with states, found none",
     ),
+    "logits without dims": (
+        edited(lambda data: data["parts"][0]["outputs"][0].update(dims=[])),
+        "task text-generation: expected one part, a decoder with states, found none",
+    ),
     "a part without a graph": (
         edited(lambda data: data["parts"].append({**data["parts"][0], "name": "other", "states": []})),
         "variants: expected a graph of part 'other' in one of them, found none",
