@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -77,14 +78,14 @@ def graph_bytes(result: BuildResult) -> int:
 
 
 BUDGET = 300_000  # bytes of graphs and weights
-OPTIONS: list[tuple[str, dict[str, object]]] = [
+OPTIONS: list[Any] = [
     ("tiny-llama", {"method": "gptq", "symmetric": False}),
     ("tiny-llama", {"weights": f"auto:{BUDGET // 1000}kB"}),
-    ("tiny-llama", {"weights": "int2", "symmetric": False}),
+    pytest.param("tiny-llama", {"weights": "int2", "symmetric": False}, marks=pytest.mark.families),
     ("tiny-llama", {"heal": "3steps", "calibration": None}),
     ("tiny-llama", {"rotate": True, "kv_cache": "int8"}),
     ("tiny-gemma3", {"weights": "int8"}),
-    ("tiny-gpt2", {"block_size": 64}),
+    pytest.param("tiny-gpt2", {"block_size": 64}, marks=pytest.mark.families),
     ("tiny-qwen3", {"prune": "20%"}),
 ]
 

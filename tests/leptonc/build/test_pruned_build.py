@@ -25,6 +25,8 @@ from sample_models import tiny_names
 from sample_models.export import write_directory
 from tests.leptonc import models, pruned
 
+pytestmark = pytest.mark.usefixtures("short_windows")
+
 LLAMA = "sample:tiny-llama"
 
 

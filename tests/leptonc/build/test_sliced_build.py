@@ -19,6 +19,8 @@ from leptonc.options import BuildOptions
 from leptonc.passes.prune.width import SliceWidth
 from leptonc.report import as_plain
 
+pytestmark = pytest.mark.usefixtures("short_windows")
+
 LLAMA = "sample:tiny-llama"
 GIVEN: dict[str, Any] = {"weights": "fp32", "prune": "width:10%", "max_seq_len": 96}
 

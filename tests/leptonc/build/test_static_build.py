@@ -21,6 +21,8 @@ from leptonc.passes.quantize.smooth import Place, places
 from leptonc.report import as_plain
 from tests.leptonc import models
 
+pytestmark = pytest.mark.usefixtures("short_windows")
+
 
 def built(source: str, text: Path, out: Path, **options: object) -> BuildResult:
     given = {"weights": "int8", "activations": "int8", "calibration": text, "eval_text": text, **options}

@@ -23,6 +23,8 @@ from leptonc.passes.base import Pass
 from leptonc.report import as_plain
 from leptonc.variant import VariantBuild
 
+pytestmark = pytest.mark.usefixtures("short_windows")
+
 LLAMA = "sample:tiny-llama"
 # Options of the build as a whole: what is built, where it goes, and what every step reads.
 OWN = {

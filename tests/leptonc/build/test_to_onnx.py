@@ -27,6 +27,8 @@ from leptonc.sources import open_source
 from sample_models import tiny_names
 from tests.leptonc import models, pruned
 
+pytestmark = pytest.mark.usefixtures("short_windows")
+
 LLAMA = "sample:tiny-llama"
 ALL = models.others_apart(tiny_names())
 FIRST = {"model.layers.0/mlp": {"channels": "0-31"}, "model.layers.1/attention": "block"}
