@@ -158,7 +158,8 @@ class BuildOptions:
     )  # fmt: skip
     calibration: Path | None = option(
         "Text like what the model will read, .txt or .jsonl, for whatever measures the model: --method gptq, --weights "
-        "auto, --activations int8, --kv-cache, --prefill, --prune and --heal.",
+        "auto, --activations int8, --kv-cache, --prefill, --prune and --heal. `built-in` stands for text of many kinds "
+        "that Lepton carries.",
         None, usual="a decoder writes one itself, an encoder reads one that Lepton carries", metavar="FILE",
     )  # fmt: skip
     rotate: bool = option(

@@ -23,6 +23,7 @@ from leptonc.build.plan import artifact_plan
 from leptonc.build.recipe import as_record, with_recipe
 from leptonc.build.steps import TO_ARTIFACT
 from leptonc.build.to_artifact import build
+from leptonc.calibrate.texts import is_built_in
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.progress import Progress
@@ -154,7 +155,8 @@ def _asked(options: BuildOptions, origin: Mapping[str, str]) -> dict[str, Any]:
     texts = {name: getattr(options, name) for name in ("calibration", "eval_text")}
     asked = {
         "leptonc": __version__, "origin": origin, "target": options.target, "recipe": as_record(options),
-        "sha256": {name: _digest(path) for name, path in texts.items() if path is not None},
+        "sha256": {name: _digest(path) for name, path in texts.items()
+                   if path is not None and not is_built_in(path)},
     }  # fmt: skip
     plain: dict[str, Any] = json.loads(json.dumps(asked))
     return plain

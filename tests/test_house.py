@@ -76,6 +76,7 @@ MAY_IMPORT = {
     },
     "leptonc.sweep": {
         "leptonc.__version__", "leptonc.build", "leptonc.artifact", "leptonc.sources", "leptonc.report",
+        "leptonc.calibrate.texts",
         "leptonc.options", *BASE, "runtime_edge", "targets",
     },
     "leptonc.cli": {"leptonc", "runtime_edge", "targets"},

@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from leptonc.calibrate.texts import is_built_in
 from leptonc.errors import InputError, near
 from leptonc.options import BuildOptions, LayerRule, kinds_of, options_of
 
@@ -53,7 +54,7 @@ def with_recipe(options: BuildOptions, recipe: str | None, given: Collection[str
     values = read_recipe(path, type(options))
     text = values.get("calibration")
     if text is not None:
-        values["calibration"] = path.parent / text
+        values["calibration"] = text if is_built_in(text) else path.parent / text
     return dataclasses.replace(options, **{name: value for name, value in values.items() if name not in given})
 
 

@@ -18,6 +18,7 @@ LARGEST = 2**30  # bytes
 LONG = 2**23  # characters. Only pieces of longer texts are tokenized, because tokens take thirty times the bytes
 PER_TOKEN = 16  # characters of a piece for each token that is wanted: about four times as many as most tokens have
 FORMATS = (".txt", ".jsonl")
+BUILT_IN = "built-in"  # in a file's place: text of many kinds that Lepton carries
 
 Conversation = list[dict[str, Any]]  # messages with `role` and `content`, as chat templates take them
 
@@ -25,9 +26,13 @@ Conversation = list[dict[str, Any]]  # messages with `role` and `content`, as ch
 def read_texts(path: Path) -> list[str | Conversation]:
     """Returns the texts of a file: a .txt is one, a .jsonl has one a line, in the field "text" or "messages".
 
+    `BUILT_IN` stands for the text of many kinds, unless there is a file of that name.
+
     Raises:
         InputError: The file is not there, too large, of another format, not UTF-8, or without text.
     """
+    if is_built_in(path):
+        return list(built_in_pieces())
     if not path.is_file():
         raise InputError(f"expected a calibration file, found none at {path}", hint="a .txt or .jsonl file of text")
     if path.suffix not in FORMATS:
@@ -63,6 +68,24 @@ def read_texts(path: Path) -> list[str | Conversation]:
 def built_in_texts() -> list[str]:
     """Returns a small text, written for this, for models that cannot write one."""
     return (files("leptonc.calibrate") / "text.txt").read_text(encoding="utf-8").splitlines()
+
+
+def is_built_in(path: Path) -> bool:
+    """Returns whether a path stands for the text of many kinds."""
+    return path == Path(BUILT_IN) and not path.exists()
+
+
+def built_in_pieces() -> list[str]:
+    """Returns pieces of text of many kinds, written for this: articles, prose, dialogue, code, tables, languages.
+
+    Kinds take turns, so that an evenly spread part of the pieces has all of them.
+    """
+    folder = files("leptonc.calibrate") / "text"
+    kinds = [
+        [piece.strip("\n") for piece in file.read_text(encoding="utf-8").split("\n%%\n") if piece.strip()]
+        for file in sorted(folder.iterdir(), key=lambda file: file.name) if file.name.endswith(".txt")
+    ]  # fmt: skip
+    return [kind[at] + "\n\n" for at in range(max(map(len, kinds))) for kind in kinds if at < len(kind)]
 
 
 def rendered(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import runtime_edge
+from leptonc.build.recipe import with_recipe
 from leptonc.build.steps import spend_budget
 from leptonc.build.to_artifact import BuildResult, build
 from leptonc.errors import BoundError, InputError
@@ -195,3 +196,20 @@ def test_a_budget_that_codes_alone_exceed_is_refused_before_anything_is_measured
     with pytest.raises(BoundError, match=r"expected a budget that weights of 4 bits fit, found .* codes of 80,896"):
         build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights=f"auto:{size}"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("short_windows")
+def test_the_text_of_many_kinds_is_named_in_a_files_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the command line, and in a recipe, whose files lie beside it."""
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {"weights": "int4", "method": "gptq", "check": False}
+    result = build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", calibration=Path("built-in"), **given))
+    about = as_plain(result.report)["variants"]["cpu"]["quantization"]["calibration"]
+    assert about == {"text": "built-in", "samples": 32, "tokens": 32 * 128}
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "r.toml").write_text('weights = "int4"\nmethod = "gptq"\ncalibration = "built-in"\n')
+    options = with_recipe(BuildOptions("sample:tiny-llama", out=tmp_path / "b", check=False), "far/r.toml")
+    again = build(options)
+    assert [file.sha256 for file in again.manifest.files if file.path.startswith("blobs/")] == [
+        file.sha256 for file in result.manifest.files if file.path.startswith("blobs/")
+    ]

@@ -9,8 +9,37 @@ import numpy as np
 import pytest
 
 from leptonc.calibrate import texts as texts_module
-from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
+from leptonc.calibrate.texts import (
+    BUILT_IN,
+    built_in_pieces,
+    built_in_texts,
+    is_built_in,
+    read_texts,
+    rendered,
+    text_windows,
+    token_windows,
+)
 from leptonc.errors import InputError
+
+
+def test_the_text_of_many_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = built_in_pieces()
+    assert len(pieces) == len(set(pieces)) > 50
+    assert read_texts(Path(BUILT_IN)) == pieces
+    whole = "".join(pieces)
+    assert 80_000 < len(whole.encode()) < 120_000
+    assert "%%" not in whole.split("\n")
+    begin = "".join(pieces[:6])  # one of each kind
+    assert all(mark in begin for mark in ("def ", "Support:", "|"))
+    assert any("\u0400" <= letter < "\u0500" for letter in whole)
+    assert any("\u4e00" <= letter < "\ua000" for letter in whole)
+    windows = token_windows(pieces, lambda piece: list(piece.encode()), 32, 512)
+    assert len(windows) == 32
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / BUILT_IN).write_text("a file of that name")
+    assert not is_built_in(Path(BUILT_IN))  # is the user's
+    with pytest.raises(InputError, match="expected a calibration file of a format among"):
+        read_texts(Path(BUILT_IN))
 
 
 def test_text_and_lines_of_json(tmp_path: Path) -> None:
