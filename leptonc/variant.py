@@ -76,12 +76,6 @@ class VariantPlan:
     sparse: bool = False
 
     @property
-    def calibrated(self) -> bool:
-        """Whether it takes a text to choose its numbers."""
-        asked = (self.budget, self.prefill, self.kv_cache)
-        return self.method != ROUNDING or self.activations != "none" or any(wish is not None for wish in asked)
-
-    @property
     def prefill_graph(self) -> str:
         """Name of the file of the graph for prefill."""
         return f"{self.name}.prefill.onnx"

@@ -16,7 +16,7 @@ from leptonc.build.memory_bound import ModelSizes, room_for_activations
 from leptonc.build.plan import BuildPlan
 from leptonc.build.recipe import check_values
 from leptonc.build.resume import check_resume, open_step_cache
-from leptonc.build.step import ModelStep, Step, VariantStep
+from leptonc.build.step import CalibratedStep, ModelStep, Step, VariantStep
 from leptonc.errors import InputError
 from leptonc.evaluate.measure import sample_of
 from leptonc.frontend.captured import Captured
@@ -73,7 +73,12 @@ def checked_plan(options: BuildOptions, ending: Ending[Any]) -> BuildPlan:
     check_text(options, text_readers(plan, ending.steps))
     for step in ending.steps:
         step.check(plan)
-    plan = dataclasses.replace(plan, texts=max(step.texts(plan) for step in ending.steps if step.wanted(plan)))
+    calibrating = [step for step in ending.steps if isinstance(step, CalibratedStep)]
+    calibrated = [variant for variant in plan.variants if any(step.applies(variant) for step in calibrating)]
+    plan = dataclasses.replace(
+        plan, texts=max(step.texts(plan) for step in ending.steps if step.wanted(plan)),
+        calibrated=frozenset(variant.name for variant in calibrated),
+    )  # fmt: skip
     check_resume(plan)
     return plan
 
@@ -156,8 +161,8 @@ def _built(parts: Sequence[VariantBuild], context: BuildContext, steps: Sequence
     """Runs the steps of a variant, those of parts on each; what is in memory of it is gone afterwards."""
     for step in steps:
         if isinstance(step, VariantStep) and step.applies(parts[0].plan):
-            each = parts if step.is_of_parts else [joined(parts)]
-            parts = [step.run(context, part) for part in each]
+            units = parts if step.is_of_parts else [joined(parts)]
+            parts = [step.run(context, unit) for unit in units]
     return joined(parts).written()
 
 

@@ -28,6 +28,7 @@ class BuildPlan:
         prune: What is cut out of the model. Default: nothing.
         lowered: Whether variants are lowered for their targets, as those of an emission are not.
         texts: Calibration texts that the build's steps read; 0 where none reads a text.
+        calibrated: Names of the variants that something is chosen for by such a text. Default: none.
     """
 
     options: BuildOptions
@@ -35,6 +36,7 @@ class BuildPlan:
     prune: Request | None = None
     lowered: bool = True
     texts: int = 0
+    calibrated: frozenset[str] = frozenset()
 
     @property
     def several(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from leptonc.build.calibration_text import texts_for_codes
 from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
@@ -106,3 +107,13 @@ class VariantStep(Step):
     @abstractmethod
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         """Does the step; returns the variant that goes on, with other choices or a changed graph."""
+
+
+class CalibratedStep(VariantStep):
+    """A step that chooses something for a variant by what a text shows. The variant's report says which text it is."""
+
+    def texts(self, plan: BuildPlan) -> int:
+        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
+
+    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
+        yield layer_need(sizes)

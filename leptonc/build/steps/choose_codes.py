@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 from leptonc.build.calibration_text import texts_for_codes
 from leptonc.build.context import BuildContext
-from leptonc.build.memory_bound import ModelSizes
-from leptonc.build.plan import BuildPlan
-from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.build.step import CalibratedStep
 from leptonc.calibrate.code_solver import Solver
 from leptonc.passes.quantize.methods import METHODS
 from leptonc.variant import VariantBuild, VariantPlan
 
 
-class ChooseCodes(VariantStep):
+class ChooseCodes(CalibratedStep):
     """Does what `--method` asks for. The codes themselves are chosen when the pass that quantizes weights asks."""
 
     name: ClassVar[str] = "codes"
@@ -24,12 +21,6 @@ class ChooseCodes(VariantStep):
 
     def applies(self, plan: VariantPlan) -> bool:
         return bool(METHODS[plan.method].module)
-
-    def texts(self, plan: BuildPlan) -> int:
-        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
-
-    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
-        yield layer_need(sizes)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         plan, calibration = variant.plan, context.calibration

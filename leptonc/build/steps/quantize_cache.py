@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leptonc.build.calibration_text import LOOKS, texts_for_codes
+from leptonc.build.calibration_text import LOOKS
 from leptonc.build.context import BuildContext
-from leptonc.build.memory_bound import ModelSizes
-from leptonc.build.plan import BuildPlan
-from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.build.step import CalibratedStep
 from leptonc.calibrate.caches import cache_scales
 from leptonc.variant import VariantBuild, VariantPlan
 
 
-class QuantizeCache(VariantStep):
+class QuantizeCache(CalibratedStep):
     """Does what `--kv-cache int8` asks for: a scale a channel, from the keys and values that the text gives."""
 
     name: ClassVar[str] = "cache"
@@ -27,12 +24,6 @@ class QuantizeCache(VariantStep):
 
     def applies(self, plan: VariantPlan) -> bool:
         return plan.kv_cache is not None
-
-    def texts(self, plan: BuildPlan) -> int:
-        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
-
-    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
-        yield layer_need(sizes)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         model, calibration = variant.graph, context.calibration

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from leptonc.build.calibration_text import WEIGHING, texts_for_codes
+from leptonc.build.calibration_text import WEIGHING
 from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.static_inputs import static_inputs
-from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.build.step import CalibratedStep, Need
 from leptonc.passes.quantize.methods import METHODS
 from leptonc.variant import VariantBuild, VariantPlan
 
 
-class QuantizeInputs(VariantStep):
+class QuantizeInputs(CalibratedStep):
     """Does what `--activations int8` asks for."""
 
     name: ClassVar[str] = "activations"
@@ -25,11 +25,8 @@ class QuantizeInputs(VariantStep):
     def applies(self, plan: VariantPlan) -> bool:
         return plan.activations == "int8"
 
-    def texts(self, plan: BuildPlan) -> int:
-        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
-
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
-        yield layer_need(sizes)
+        yield from super().needs(plan, sizes)
         yield Need("weighing layers", WEIGHING + sizes.largest, keeps_activations=True)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar
 
 from leptonc.backends import backend_of
-from leptonc.build.calibration_text import LOOKS, texts_for_codes
+from leptonc.build.calibration_text import LOOKS
 from leptonc.build.context import BuildContext
-from leptonc.build.memory_bound import ModelSizes
-from leptonc.build.plan import BuildPlan
-from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.build.step import CalibratedStep
 from leptonc.calibrate.scaling import Scaling, scalings
 from leptonc.calibrate.stages import linear_stages
 from leptonc.passes.quantize.methods import METHODS
@@ -20,19 +17,13 @@ from leptonc.report.quantization import ScaledInput
 from leptonc.variant import VariantBuild, VariantPlan
 
 
-class ScaleChannels(VariantStep):
+class ScaleChannels(CalibratedStep):
     """Comes before the codes of a method that scales channels, which `--method awq` asks for."""
 
     name: ClassVar[str] = "scaling"
 
     def applies(self, plan: VariantPlan) -> bool:
         return METHODS[plan.method].scales_channels
-
-    def texts(self, plan: BuildPlan) -> int:
-        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
-
-    def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
-        yield layer_need(sizes)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         model, plan, calibration = variant.graph, variant.plan, context.calibration

@@ -15,11 +15,11 @@ import onnx_ir as ir
 from leptonc.artifact.writer import stored_bytes
 from leptonc.backends import backend_of
 from leptonc.backends.traits import traits_of
-from leptonc.build.calibration_text import TRIAL, TRIALS, WEIGHING, Calibration, texts_for_codes
+from leptonc.build.calibration_text import TRIAL, TRIALS, WEIGHING, Calibration
 from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
-from leptonc.build.step import Need, VariantStep, layer_need
+from leptonc.build.step import CalibratedStep, Need
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.errors import BoundError
 from leptonc.frontend.captured import Captured
@@ -65,7 +65,7 @@ class _Prices:
         return int(high.stored_bytes(layer.shape)) - int(low.stored_bytes(layer.shape)) + self.nodes
 
 
-class SpendBudget(VariantStep):
+class SpendBudget(CalibratedStep):
     """Does what `--weights auto:SIZE` asks for: chooses what has 8 bits.
 
     The embedding, with a head that is tied to it, is one of what is chosen among, where the backend has formats for it
@@ -82,15 +82,12 @@ class SpendBudget(VariantStep):
     def applies(self, plan: VariantPlan) -> bool:
         return plan.budget is not None
 
-    def texts(self, plan: BuildPlan) -> int:
-        return max((texts_for_codes(variant) for variant in plan.variants if self.applies(variant)), default=0)
-
     def preflight(self, plan: BuildPlan, captured: Captured) -> None:
         for variant in plan.variants if plan.prune is None else ():
             refuse_too_small(variant.budget, captured.model)
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
-        yield layer_need(sizes)
+        yield from super().needs(plan, sizes)
         # The head as it is, and as it would be.
         yield Need("weighing layers", WEIGHING + 3 * sizes.largest, keeps_activations=True)
 

@@ -28,6 +28,6 @@ class WriteText(ModelStep):
     def run(self, context: BuildContext) -> BuildContext:
         about = context.calibration.describe()
         for variant in context.variants:
-            if variant.plan.calibrated:
+            if variant.plan.name in context.plan.calibrated:
                 variant.report.quantization = Quantization(method=variant.plan.method, calibration=about)
         return context
