@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +20,10 @@ class Progress(Protocol):
         """Shows a line on how a stage goes."""
         ...
 
+    def forecast(self, stages: Sequence[tuple[str, float]]) -> AbstractContextManager[None]:
+        """Says how long what is done in the context will take: names of stages, in order, and seconds of each."""
+        ...
+
 
 class Silent:
     """Shows nothing."""
@@ -31,20 +35,47 @@ class Silent:
     def note(self, text: str) -> None:
         """Says nothing."""
 
+    @contextmanager
+    def forecast(self, stages: Sequence[tuple[str, float]]) -> Iterator[None]:
+        yield
+
+
+def plain(stage: str) -> str:
+    """Returns a stage's name without the variant and the part that stand before it."""
+    return stage.rpartition(": ")[2]
+
 
 @dataclass
 class Timed:
-    """Times stages while the user sees them; those of one name together."""
+    """Times stages while the user sees them; those of one name together.
+
+    Attributes:
+        progress: What shows them.
+        seconds: Of each stage, those inside it included.
+        own: Of each stage without those inside it, by its plain name: those of all variants together.
+    """
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
+    own: dict[str, float] = field(default_factory=dict)
+    _inside: list[float] = field(default_factory=list)  # seconds of the stages inside each open one
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
         started = time.perf_counter()
-        with self.progress.stage(name, total) as advance:
-            yield advance
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self._inside.append(0.0)
+        try:
+            with self.progress.stage(name, total) as advance:
+                yield advance
+        finally:
+            taken, inside = time.perf_counter() - started, self._inside.pop()
+        if self._inside:
+            self._inside[-1] += taken
+        self.seconds[name] = self.seconds.get(name, 0.0) + taken
+        self.own[plain(name)] = self.own.get(plain(name), 0.0) + taken - inside
 
     def note(self, text: str) -> None:
         self.progress.note(text)
+
+    def forecast(self, stages: Sequence[tuple[str, float]]) -> AbstractContextManager[None]:
+        return self.progress.forecast(stages)

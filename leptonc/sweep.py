@@ -127,6 +127,7 @@ class Sweep:
                 options = dataclasses.replace(point.options, out=artifact, force=True)
                 result = build(options, self._progress, self._texts)
                 known = {"asked": asked, "manifest": _digest(artifact / MANIFEST_NAME), "seconds": result.seconds}
+                known["estimated_seconds"] = result.estimated_seconds
                 _write(beside, known)
             if known.get("how") != self._how:
                 known |= {"how": self._how, "measured": self._measure(artifact)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +80,14 @@ def _run(
     capfd.readouterr()
     code = main([str(argument) for argument in arguments])
     return Outcome(code, *capfd.readouterr())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Builds remember what they measured of the machine in a folder of the tests, never in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEPTON_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import targets
 
@@ -20,6 +20,7 @@ class Traits:
         half: Whether weights and activations that are not quantized have 16 bits, unless float32 is asked for.
         solves_with_integers: Whether GPTQ chooses the codes of weights beside 8-bit activations.
         described: Bytes that describe how one weight of a graph for prompts is made from a stored one.
+        compiles: The stage in which a graph is compiled, for this machine or on trial. Default: none.
         table_bits: Least number of bits of an embedding. Default: 0, the format that is asked for.
     """
 
@@ -32,6 +33,7 @@ class Traits:
     solves_with_integers: bool = False
     table_bits: int = 0
     described: int = 0
+    compiles: str = ""
 
     def unquantized(self, scheme: str) -> str:
         """Returns the number format of weights that are not quantized where `scheme` is asked for."""
@@ -46,7 +48,10 @@ _CPU = Traits(
     described=700,
 )  # fmt: skip
 _ENGINE = Traits(64, symmetric_inputs=True, half=True, table_bits=16)
-TRAITS = {"onnxruntime": _CPU, "tensorrt": _ENGINE, "tensorrt-rtx": _ENGINE}
+TRAITS = {
+    "onnxruntime": _CPU, "tensorrt": replace(_ENGINE, compiles="rehearsal"),
+    "tensorrt-rtx": replace(_ENGINE, compiles="engine"),
+}  # fmt: skip
 
 
 def traits_of(target: targets.Target) -> Traits:

@@ -12,8 +12,10 @@ from leptonc.artifact.writer import ArtifactWriter, check_out
 from leptonc.build.begin import captured_model, first_report, opened, variants_of
 from leptonc.build.calibration_text import Calibration, check_text
 from leptonc.build.context import BuildContext
+from leptonc.build.estimate import Estimate
 from leptonc.build.memory_bound import ModelSizes, room_for_activations
 from leptonc.build.plan import BuildPlan
+from leptonc.build.rates import Rates
 from leptonc.build.recipe import check_values
 from leptonc.build.resume import check_resume, open_step_cache
 from leptonc.build.step import CalibratedStep, ModelStep, Step, VariantStep
@@ -49,12 +51,21 @@ class Ending(Generic[T]):
 
 @dataclass(frozen=True)
 class Result(Generic[T]):
-    """What was built: its place, what describes it, the report, and the seconds of each stage and `pass …` in it."""
+    """What was built.
+
+    Attributes:
+        path: Its place.
+        about: What describes it.
+        report: The report.
+        seconds: Of each stage, and of each `pass …` in it.
+        estimated_seconds: What was foreseen for stages, those of all variants together.
+    """
 
     path: Path
     about: T
     report: Report
     seconds: dict[str, float]
+    estimated_seconds: dict[str, float]
 
 
 def text_readers(plan: BuildPlan, steps: Sequence[Step]) -> dict[str, bool]:
@@ -104,6 +115,8 @@ def run(
     with opened(plan, clock) as (source, text):
         out = options.out or Path(ending.out.format(source.name))
         check_out(out, replace=options.force)
+        estimate = Estimate(Rates.here())
+        estimate.capture(source.config)
         captured = captured_model(plan, source, clock)
         check_parts(captured, steps)
         sizes = ModelSizes(captured, emitted=source.emitted is not None)
@@ -114,7 +127,8 @@ def run(
             manager.write(graph, "capture")
         for step in steps:
             step.preflight(plan, captured)
-        with ArtifactWriter(out, replace=options.force) as writer:
+        estimate.steps(plan, steps, sizes, written=bool(texts))
+        with clock.forecast(estimate.ahead), ArtifactWriter(out, replace=options.force) as writer:
             name = options.eval_text.name if options.eval_text else "built-in"
             sample = sample_of(source, captured, text, name, writer.scratch)
             variants = variants_of(plan, captured, sample, clock)
@@ -131,7 +145,10 @@ def run(
             about, whole = ending.finish(context)
             path = writer.commit()
             cache.finish()
-    return Result(path, about, whole, dict(clock.seconds))
+    estimated = estimate.seconds
+    if options.resume is None:  # else parts of stages may have been there
+        estimate.rates.learn(estimate.works, clock.own)
+    return Result(path, about, whole, dict(clock.seconds), estimated)
 
 
 def _run_steps(context: BuildContext, steps: Sequence[Step]) -> BuildContext:

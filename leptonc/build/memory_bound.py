@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 import onnx_ir as ir
 
 from leptonc.backends.traits import traits_of
-from leptonc.calibrate.stages import Stage, linear_stages
+from leptonc.calibrate.stages import Stage, linear_stages, stages
 from leptonc.errors import InputError
 from leptonc.formats import FORMATS
-from leptonc.ir.structure import lookups
+from leptonc.ir.structure import Linear, layer_of, linears, lookups
 from runtime_edge.process import resident
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Taken(Protocol):
 
 
 class ModelSizes:
-    """Sizes of a captured model, in bytes of float32, each reckoned once.
+    """Sizes of a captured model, each reckoned once: bytes of float32, and what a token takes.
 
     Args:
         captured: The model.
@@ -77,6 +77,46 @@ class ModelSizes:
         """Bytes that calibrating the largest stage takes: its weights, and the moments of what they read."""
         graphs = self.captured.graphs.values()
         return max(self._stage(stage) for graph in graphs for stage in linear_stages(graph, outside=True))
+
+    @cached_property
+    def linears(self) -> list[Linear]:
+        """The linear layers of all parts."""
+        return [linear for graph in self.captured.graphs.values() for linear in linears(graph)]
+
+    @cached_property
+    def multiplications(self) -> int:
+        """Multiply-adds of linear layers for a token, a head's among them; as many as they have weights."""
+        return sum(math.prod(linear.shape) for linear in self.linears)
+
+    @cached_property
+    def layers(self) -> int:
+        """Stages that walks over a text take one after the other."""
+        return sum(len(stages(graph)) for graph in self.captured.graphs.values())
+
+    @cached_property
+    def head(self) -> int:
+        """Multiply-adds for a token of linear layers that are in no layer."""
+        return sum(math.prod(linear.shape) for linear in self.linears if not layer_of(linear.path))
+
+    @cached_property
+    def inputs(self) -> list[int]:
+        """Widths of the values that linear layers read, each once."""
+        return list({linear.x: linear.shape[1] for linear in self.linears}.values())
+
+    @cached_property
+    def squares(self) -> int:
+        """Numbers of the second moments of all these values."""
+        return sum(width**2 for width in self.inputs)
+
+    @cached_property
+    def cubes(self) -> int:
+        """Multiply-adds that solving with all these moments takes, but for a factor."""
+        return sum(width**3 for width in self.inputs)
+
+    @cached_property
+    def solved(self) -> int:
+        """Multiply-adds of products of all weights with the moments of what they read."""
+        return sum(rows * width**2 for rows, width in (linear.shape for linear in self.linears))
 
     def stored(self, plan: VariantPlan) -> float:
         """Returns about how many bytes of weights a variant of the model has.

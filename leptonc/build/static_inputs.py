@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from leptonc.backends.traits import traits_of
-from leptonc.build.calibration_text import LOOKS, Calibration
+from leptonc.build.calibration_text import LOOKS, TRIAL, TRIALS, Calibration
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
+from leptonc.build.work import Work, changing, reading, work
 from leptonc.calibrate.activations import (
     ROUNDED,
     SOLVED,
@@ -26,6 +30,12 @@ from leptonc.passes.quantize.static import StaticActivations
 from leptonc.report.quantization import Quantization
 from leptonc.report.variant import Prefill
 from leptonc.variant import VariantBuild
+
+
+def static_work(plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+    """Returns what `static_inputs` does; see `Step.work`."""
+    yield work("activations", **reading(plan, sizes, LOOKS, "ranges", moments=1))
+    yield work("sensitivity", **changing(sizes, len(sizes.inputs), TRIALS, TRIAL // 2))
 
 
 def static_inputs(

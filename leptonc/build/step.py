@@ -1,8 +1,8 @@
 """What a step of a build is.
 
 A step is one file of `leptonc.build.steps`. It names the options that it owns, says whether a build has it, refuses
-what it cannot do before anything is opened, says what memory it takes, and runs. `leptonc.build.steps` has the order of
-all steps, and `leptonc.build.engine` runs them.
+what it cannot do before anything is opened, says what memory it takes and what work it does, and runs.
+`leptonc.build.steps` has the order of all steps, and `leptonc.build.engine` runs them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from leptonc.build.calibration_text import texts_for_codes
 from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
+from leptonc.build.work import Work
 from leptonc.frontend.captured import Captured
 from leptonc.variant import VariantBuild, VariantPlan
 
@@ -77,6 +78,13 @@ class Step:
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         """Returns the memory that the step takes. Default: none that counts."""
+        return ()
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        """Returns what the step does in each of its stages of progress. Default: nothing that counts.
+
+        A step on variants is asked once a variant, with a plan that has this one alone.
+        """
         return ()
 
 

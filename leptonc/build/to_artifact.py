@@ -22,12 +22,21 @@ from runtime_edge.manifest import PAGE_NAME, REPORT_NAME, Manifest
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A built artifact: where it is, its manifest and report, and the seconds of each stage and each `pass …` in it."""
+    """A built artifact.
+
+    Attributes:
+        path: Where it is.
+        manifest: Its manifest.
+        report: Its report.
+        seconds: Of each stage, and of each `pass …` in it.
+        estimated_seconds: What was foreseen for stages, those of all variants together.
+    """
 
     path: Path
     manifest: Manifest
     report: Report
     seconds: dict[str, float] = field(default_factory=dict)
+    estimated_seconds: dict[str, float] = field(default_factory=dict)
 
 
 def build(
@@ -47,7 +56,7 @@ def build(
         LeptonError: Whatever was wrong; nothing is left at `options.out` then.
     """
     result = run(options, ENDING, progress, texts)
-    return BuildResult(result.path, result.about, result.report, result.seconds)
+    return BuildResult(result.path, result.about, result.report, result.seconds, result.estimated_seconds)
 
 
 def _finish(context: BuildContext) -> tuple[Manifest, Report]:

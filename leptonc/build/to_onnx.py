@@ -23,12 +23,21 @@ from runtime_edge.manifest import EMITTED_NAME, REPORT_NAME
 
 @dataclass(frozen=True)
 class EmitResult:
-    """An emitted graph: where it is, what describes it, the report, and the seconds of each stage."""
+    """An emitted graph.
+
+    Attributes:
+        path: Where it is.
+        about: What describes it.
+        report: Its report.
+        seconds: Of each stage.
+        estimated_seconds: What was foreseen for stages.
+    """
 
     path: Path
     about: About
     report: Report
     seconds: dict[str, float] = field(default_factory=dict)
+    estimated_seconds: dict[str, float] = field(default_factory=dict)
 
 
 def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
@@ -45,7 +54,7 @@ def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
         LeptonError: Whatever was wrong; nothing is left at `options.out` then.
     """
     result = run(options, ENDING, progress)
-    return EmitResult(result.path, result.about, result.report, result.seconds)
+    return EmitResult(result.path, result.about, result.report, result.seconds, result.estimated_seconds)
 
 
 def _plan(options: BuildOptions) -> BuildPlan:

@@ -61,6 +61,7 @@ def build(emit: str | None, recipe: str | None, as_json: bool, **values: Any) ->
             require(module, extra="compiler", needed_by="leptonc build")
     from leptonc.build.recipe import with_recipe
     from leptonc.build.to_artifact import build as run_build
+    from leptonc.cli.better import better
     from leptonc.memory import collect_seldom
 
     wanted = with_recipe(asked, recipe, given=options.given())
@@ -76,10 +77,12 @@ def build(emit: str | None, recipe: str | None, as_json: bool, **values: Any) ->
                 "manifest": result.manifest,
                 "report": result.report,
                 "seconds": result.seconds,
+                "estimated_seconds": result.estimated_seconds,
+                "better": better(result, wanted),
             }
         )
         return
-    print_pairs(summary(result))
+    print_pairs([*summary(result), *(("better", line) for line in better(result, wanted))])
 
 
 def _emit(wanted: BuildOptions, as_json: bool) -> None:
@@ -90,7 +93,8 @@ def _emit(wanted: BuildOptions, as_json: bool) -> None:
     result = emit(wanted, progress=StageProgress())
     report = result.report
     if as_json:
-        print_json({"path": str(result.path), "about": result.about, "report": report, "seconds": result.seconds})
+        times = {"seconds": result.seconds, "estimated_seconds": result.estimated_seconds}
+        print_json({"path": str(result.path), "about": result.about, "report": report, **times})
         return
     rows = [("graph", str(result.path)), ("size", megabytes(report.bytes.total if report.bytes else 0))]
     rows += pruned(report)

@@ -11,12 +11,17 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from runtime_edge.cli import interrupts
+from runtime_edge.cli.forecast import Forecast, announcement, duration
 
 _MB = 10**6
+_ANNOUNCED = 5.0  # seconds: nobody has to be told of less
+_NAME_WIDTH = 24  # characters
 
 
 def print_json(value: Any) -> None:
@@ -62,6 +67,8 @@ def megabytes(size: int) -> str:
 class StageProgress:
     """Progress on stderr, a line a stage: a bar that moves on a terminal, its time when done elsewhere.
 
+    Where it is foreseen how long all stages take, that is said first, and on a terminal they share one bar.
+
     Args:
         animate: Whether a bar may move; where speed is measured, that would take time from what is measured.
     """
@@ -69,6 +76,7 @@ class StageProgress:
     def __init__(self, *, animate: bool = True) -> None:
         self._animate = animate and sys.stderr.isatty()
         self._bars: Progress | None = None
+        self._forecast: Forecast | None = None
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -77,7 +85,7 @@ class StageProgress:
         All of it raise KeyboardInterrupt where Ctrl-C came and was swallowed.
         """
         interrupts.check()
-        show = self._bar if self._animate else self._line
+        show = self._line if not self._animate else self._part if self._forecast is not None else self._bar
         with show(name, total) as advance:
 
             def checked(count: int) -> None:
@@ -95,8 +103,43 @@ class StageProgress:
             click.echo(text, err=True)
 
     @contextmanager
+    def forecast(self, stages: Sequence[tuple[str, float]]) -> Iterator[None]:
+        """Says how long all stages that are opened in the context will take together, and shows how much is left.
+
+        Args:
+            stages: Their names, in the order that they end in, and seconds. Others may come, and some may not.
+        """
+        foreseen = Forecast(stages)
+        if foreseen.total >= _ANNOUNCED:
+            self.note(announcement(stages))
+        if not self._animate:
+            yield
+            return
+        columns = (_Name(foreseen), _Done(foreseen), _Left(foreseen), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), refresh_per_second=5, transient=True) as progress:
+            progress.add_task("", total=None)
+            self._bars, self._forecast = progress, foreseen
+            try:
+                yield
+            finally:
+                self._bars = self._forecast = None
+
+    @contextmanager
+    def _part(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Shows a stage in the bar of all."""
+        forecast, start = self._forecast, time.perf_counter()
+        assert forecast is not None
+        forecast.begin(name, total)
+        try:
+            yield forecast.advance
+        finally:
+            forecast.end()
+        self.note(f"{name}: {time.perf_counter() - start:.2f} s")
+
+    @contextmanager
     def _bar(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        name_column = TextColumn("{task.description:<24}")
+        columns = (name_column, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), refresh_per_second=5) as progress:
             task = progress.add_task(name, total=total)
             self._bars = progress
@@ -111,3 +154,26 @@ class StageProgress:
         start = time.perf_counter()
         yield lambda count: None
         click.echo(f"{name}: {time.perf_counter() - start:.2f} s", err=True)
+
+
+class _Foreseen(ProgressColumn):
+    """A column that shows a forecast, which moves with the time too."""
+
+    def __init__(self, forecast: Forecast) -> None:
+        super().__init__()
+        self._forecast = forecast
+
+
+class _Name(_Foreseen):
+    def render(self, task: Task) -> Text:
+        return Text(f"{self._forecast.stage or 'working':<{_NAME_WIDTH}}")
+
+
+class _Done(_Foreseen):
+    def render(self, task: Task) -> ProgressBar:
+        return ProgressBar(total=self._forecast.total or 1, completed=self._forecast.done, width=40)
+
+
+class _Left(_Foreseen):
+    def render(self, task: Task) -> Text:
+        return Text(f"{duration(self._forecast.left)} left")

@@ -37,7 +37,7 @@ def doctor(as_json: bool) -> None:
     """Show what this machine and this installation can do.
 
     Python, packages, which extras are complete and how to get those that are not, CPU, memory, GPUs, and what
-    TensorRT has and lacks here: driver, compute capability, free memory, versions.
+    TensorRT has and lacks here: driver, compute capability, free memory, versions; and what would be better.
     """
     from runtime_edge.cli.console import print_json, print_pairs
 
@@ -56,11 +56,13 @@ def doctor(as_json: bool) -> None:
     for extra, state in facts["extras"].items():
         missing = ", ".join(name for name, version in state["packages"].items() if version is None)
         rows += [(f"extra {extra}", f"lacks {missing}: {state['install']}" if missing else "complete")]
+    rows += [("better", line) for line in facts["better"]]
     print_pairs(rows)
 
 
 def examine() -> dict[str, Any]:
     """Returns everything that `doctor` shows, as plain data."""
+    from runtime_edge.cli.better import Machine, better
     from runtime_edge.probe import usable_cores
 
     base, extras = _packages()
@@ -79,6 +81,7 @@ def examine() -> dict[str, Any]:
         "tensorrt": examine_tensorrt(),
         "base": base,
         "extras": extras,
+        "better": better(Machine.here()),
     }
 
 

@@ -13,6 +13,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,12 @@ def lacking() -> str | None:
     if not compiled:
         return "not compiled: that needs Linux on x86-64, and GCC 11 or Clang 12, while lepton-edge is installed"
     return f"this CPU has no {', '.join(name for name in compiled[-1] if name not in _features())}"
+
+
+def may_compile() -> bool:
+    """Whether a compiler would give this machine kernels that it has not: there is none here, and its CPU runs some."""
+    runs = any(_features().issuperset(needed) for needed in _LIBRARIES.values())
+    return runs and not _compiled() and sys.platform == "linux"
 
 
 def library() -> Path | None:

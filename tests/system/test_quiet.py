@@ -1,4 +1,4 @@
-"""What a build, a run and a measurement send, and where they write: nothing, and nowhere but at OUT."""
+"""What a build, a run and a measurement send, and where they write: nothing, and only at OUT and in the cache."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def traced(folder: Path, *command: object) -> tuple[list[str], list[str]]:
         each.mkdir(exist_ok=True)
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT),
                    "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
+                   "LEPTON_CACHE": str(folder / "cache"),  # a build remembers there how fast the machine is
                    "LOGNAME": "lepton"}  # torch asks the system's name service for it otherwise
     calls = f"trace=%network,open,openat,{MAKES}"
     strace = [str(STRACE), "-f", "-qq", "-s", "4096", "-e", "signal=none", "-e", calls, "-o", str(log)]
@@ -44,7 +45,7 @@ def traced(folder: Path, *command: object) -> tuple[list[str], list[str]]:
     assert done.returncode == 0, done.stderr
     lines = log.read_text(errors="replace").splitlines()
     assert any("libonnxruntime" in line for line in lines)  # the trace has what libraries do
-    ours = (str(folder / "out"), str(temporary), "/dev/null", "/dev/tty", "/proc/self/")
+    ours = (str(folder / "out"), str(folder / "cache"), str(temporary), "/dev/null", "/dev/tty", "/proc/self/")
     written = [path for line in lines if OPENED.search(line) or MADE.search(line) for path in PATH.findall(line)]
     assert [*home.rglob("*"), *temporary.rglob("*")] == []  # temporary files are gone
     return [line for line in lines if SOCKET.search(line)], [path for path in written if not path.startswith(ours)]

@@ -9,6 +9,7 @@ from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import CHECKING, ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
+from leptonc.build.work import Work, checking, work
 from leptonc.evaluate.bounds import judge, require_same
 from leptonc.evaluate.graph import emitted_graph
 from leptonc.sources import open_source
@@ -32,6 +33,9 @@ class CheckEmitted(VariantStep):
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         yield Need("the check", CHECKING + sizes.largest + sizes.original)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("check", **checking(sizes))
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         options = context.plan.options

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from leptonc.build.calibration_text import texts_for_codes
 from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
 from leptonc.build.step import CalibratedStep
+from leptonc.build.work import Work, reading, work
 from leptonc.calibrate.code_solver import Solver
+from leptonc.formats import FORMATS
 from leptonc.passes.quantize.methods import METHODS
 from leptonc.variant import VariantBuild, VariantPlan
+
+IN_EIGHT = 0.3  # of the time of fewer bits, whose damping is chosen too
 
 
 class ChooseCodes(CalibratedStep):
@@ -21,6 +28,13 @@ class ChooseCodes(CalibratedStep):
 
     def applies(self, plan: VariantPlan) -> bool:
         return bool(METHODS[plan.method].module)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        (variant,) = plan.variants
+        # The exact model runs beside, and moments have a second sum.
+        read = reading(plan, sizes, texts_for_codes(variant), graphs=2, moments=2)
+        part = 1.0 if FORMATS[variant.scheme].bits < 8 else IN_EIGHT
+        yield work("pass calibrate", **read, fits=sizes.cubes, codes=part * sizes.multiplications)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         plan, calibration = variant.plan, context.calibration

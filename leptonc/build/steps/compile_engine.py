@@ -12,6 +12,7 @@ from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
+from leptonc.build.work import Work, work
 from leptonc.variant import VariantBuild
 
 ENGINE, PLANNED = 7 * 10**8, 5  # bytes of TensorRT, which has the graph's weights, a plan's and a copy of that
@@ -27,6 +28,11 @@ class CompileEngine(VariantStep):
         engines = [variant for variant in plan.variants if not traits_of(variant.target).runs_here]
         if engines:
             yield Need("building an engine", ENGINE + int(PLANNED * max(map(sizes.stored, engines))))
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        (variant,) = plan.variants
+        if stage := traits_of(variant.target).compiles:
+            yield work(stage, compiled=sizes.stored(variant))
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         if variant.record is None:

@@ -13,11 +13,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.backends.traits import traits_of
+from leptonc.build import calibration_text
 from leptonc.build.calibration_text import WINDOWS, Calibration
 from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import CALIBRATING, ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
+from leptonc.build.work import Work, work
 from leptonc.errors import InputError, require
 from leptonc.frontend.captured import Captured
 from leptonc.heal.budget import parse_budget
@@ -94,6 +96,12 @@ class HealVariant(VariantStep):
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         yield Need("healing", CALIBRATING + int(HEALING * sizes.whole), keeps_activations=True)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        if plan.options.heal is not None:
+            budget = parse_budget(plan.options.heal)
+            learnt = budget.steps * min(calibration_text.WINDOW, sizes.captured.max_seq_len) * sizes.multiplications
+            yield work("heal", seconds=budget.seconds, learnt=learnt)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         from leptonc.heal.distill import require_enough

@@ -12,6 +12,7 @@ from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import CALIBRATING, ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
+from leptonc.build.work import Work, work
 from leptonc.ir.dialect import count_ops
 from leptonc.variant import SHARED, VariantBuild
 
@@ -30,6 +31,9 @@ class Lower(VariantStep):
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         if not all(traits_of(variant.target).runs_here for variant in plan.variants):
             yield Need("measuring ranges", CALIBRATING + 2 * sizes.largest)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("passes", captured=len(sizes.linears) / 60)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         plan, model, manager, clock = variant.plan, variant.graph, variant.manager, context.clock

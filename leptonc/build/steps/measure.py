@@ -14,6 +14,7 @@ from leptonc.build.manifest import manifest_of
 from leptonc.build.memory_bound import CHECKING, ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
+from leptonc.build.work import Work, checking, work
 from leptonc.evaluate.measure import Comparison
 from leptonc.evaluate.noise import Rounded
 from leptonc.variant import VariantBuild, VariantPlan
@@ -36,6 +37,9 @@ class Measure(VariantStep):
         ran = max((_ran(variant, sizes) for variant in plan.variants if variant.check), default=0)
         yield Need("the check", CHECKING + sizes.largest + max(ran, sizes.original))
 
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("check", **checking(sizes))
+
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         rounded = rounded_of(variant.passes)
         comparison = measure(context, variant, f"{variant.prefix}check", rounded)
@@ -50,6 +54,9 @@ class MeasurePrompts(VariantStep):
 
     def applies(self, plan: VariantPlan) -> bool:
         return plan.check and plan.prefill is not None
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("prefill check", **checking(sizes))
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         comparison = measure(context, variant, f"{variant.prefix}prefill check", {})

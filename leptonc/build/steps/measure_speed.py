@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from leptonc.backends.traits import traits_of
 from leptonc.build.context import BuildContext
-from leptonc.build.latency import speed
+from leptonc.build.latency import REPORTED, speed
+from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import ModelStep
+from leptonc.build.work import Work, work
 from leptonc.variant import VariantPlan
 
 
@@ -20,6 +23,9 @@ class MeasureSpeed(ModelStep):
     def wanted(self, plan: BuildPlan) -> bool:
         cuts = plan.prune is not None and not plan.prune.sparse
         return cuts and any(map(_runs_here, plan.variants))
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("prune speed", seconds=2 * REPORTED, written=3 * sizes.whole)
 
     def run(self, context: BuildContext) -> BuildContext:
         if context.original is None or context.report.pruning is None:

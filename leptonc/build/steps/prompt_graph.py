@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import ClassVar
 
 from leptonc.backends import backend_of
 from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
 from leptonc.build.step import VariantStep
+from leptonc.build.work import Work, work
 from leptonc.variant import VariantBuild, VariantPlan
 
 
@@ -19,6 +23,10 @@ class PromptGraph(VariantStep):
 
     def applies(self, plan: VariantPlan) -> bool:
         return plan.prefill is not None
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("prefill passes", captured=len(sizes.linears) / 60)
+        yield work("prefill weights", written=1.25 * sizes.whole)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         if variant.prompts is None or variant.record is None:

@@ -14,6 +14,7 @@ from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import ModelStep, Need, layer_need
+from leptonc.build.work import Work, reading, work
 from leptonc.calibrate.sparse import sparse_weights
 from leptonc.calibrate.stages import stages
 from leptonc.errors import InputError
@@ -73,6 +74,12 @@ class PrunePattern(ModelStep):
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         yield layer_need(sizes)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        if self.texts(plan):
+            read = reading(plan, sizes, self.texts(plan), graphs=2, moments=2)
+            yield work("prune calibrate", **read, fits=sizes.cubes, codes=sizes.multiplications)
+        yield work("prune", written=sizes.whole)
 
     def run(self, context: BuildContext) -> BuildContext:
         context.report.pruning = _sparsify(context, context.plan.options.prune_method or METHODS[0])

@@ -19,9 +19,11 @@ from leptonc.build.latency import share_for
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import ModelStep, Need, layer_need
+from leptonc.build.work import Work, changing, checking, reading, work
 from leptonc.calibrate.input_moments import InputMoments
+from leptonc.calibrate.latency import SECONDS
 from leptonc.calibrate.observe import features, influence
-from leptonc.calibrate.reconstruct import fitted, in_sequence, reconstruction
+from leptonc.calibrate.reconstruct import TRIAL, fitted, in_sequence, reconstruction
 from leptonc.calibrate.stages import stages
 from leptonc.errors import InputError
 from leptonc.frontend.captured import Captured
@@ -40,7 +42,8 @@ from leptonc.report.pruning import Pruning as Pruned
 from leptonc.report.quality import Fidelity
 from leptonc.report.section import Change
 
-COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
+FITTED = ("least-squares", "sequential")
+COMPENSATIONS = ("none", "bias", *FITTED)
 RECONSTRUCTION = "reconstruction"
 GRADIENTS = 8  # texts that gradients are taken on
 # Of a comparison, what tells how much is lost.
@@ -89,6 +92,33 @@ class PruneUnits(ModelStep):
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         yield layer_need(sizes)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        request = plan.prune
+        if request is None:
+            return
+        method, compensation = _method(plan.options), _compensation(plan)
+        measured = bool(request.share or request.latency)
+        reconstructs = measured and method == RECONSTRUCTION
+        if request.latency:
+            yield work("prune latency", seconds=2 * SECONDS, written=3 * sizes.whole)
+        if reconstructs or compensation == "least-squares":
+            yield work("prune moments", **reading(plan, sizes, self.texts(plan), moments=1))
+        if reconstructs:
+            yield work("prune choose", removals=sizes.cubes)
+            blocks = len(sizes.inputs) / 2  # of four values that a layer's linears read, two are of what can be cut
+            yield work("prune sensitivity", **changing(sizes, 1.5 * blocks, 1, TRIAL))
+        elif measured and method == "taylor":
+            yield work("prune gradients", **reading(plan, sizes, GRADIENTS, "learnt"))
+        elif request.layers or (measured and method != "magnitude"):
+            yield work("prune calibrate", **reading(plan, sizes, self.texts(plan)))
+        if compensation == "bias":
+            yield work("prune calibrate", **reading(plan, sizes, self.texts(plan)))
+        if compensation in FITTED:
+            in_turn = reading(plan, sizes, self.texts(plan), graphs=2, moments=2)
+            yield work("prune compensate", fits=sizes.cubes, **(in_turn if compensation == FITTED[1] else {}))
+        if plan.options.check:
+            yield work("prune check", **checking(sizes, 1 if compensation == "none" else 2))
 
     def run(self, context: BuildContext) -> BuildContext:
         plan, options, calibration = context.plan, context.plan.options, context.calibration
@@ -240,7 +270,7 @@ class Pruning:
         self, captured: Captured, prunable: Groups, moments: InputMoments, stay: Mapping[str, Any]
     ) -> tuple[dict[str, Callable[[], NDArray[np.float32]]], list[FittedLayer] | None]:
         """Returns weights that make up for what goes, and what the report says of them."""
-        if self.compensation not in ("least-squares", "sequential"):
+        if self.compensation not in FITTED:
             return {}, None
         calibration = self.calibration
         report: list[FittedLayer] = []

@@ -14,6 +14,7 @@ from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import ModelStep, Need, layer_need
+from leptonc.build.work import Work, reading, work
 from leptonc.calibrate.input_moments import InputMoments
 from leptonc.calibrate.stage_session import Weights
 from leptonc.calibrate.width import by_value, fitted_width
@@ -67,6 +68,10 @@ class PruneWidth(ModelStep):
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         yield layer_need(sizes)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("prune moments", **reading(plan, sizes, self.texts(plan), moments=1))
+        yield work("prune compensate", fits=sizes.cubes)
 
     def run(self, context: BuildContext) -> BuildContext:
         if context.plan.prune is not None:

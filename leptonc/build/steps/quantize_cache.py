@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar
 
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 
 from leptonc.build.calibration_text import LOOKS
 from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
 from leptonc.build.step import CalibratedStep
+from leptonc.build.work import Work, reading, work
 from leptonc.calibrate.caches import cache_scales
 from leptonc.variant import VariantBuild, VariantPlan
 
@@ -24,6 +28,9 @@ class QuantizeCache(CalibratedStep):
 
     def applies(self, plan: VariantPlan) -> bool:
         return plan.kv_cache is not None
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("cache ranges", **reading(plan, sizes, LOOKS))
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         model, calibration = variant.graph, context.calibration

@@ -9,8 +9,9 @@ from leptonc.build.calibration_text import WEIGHING
 from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
-from leptonc.build.static_inputs import static_inputs
+from leptonc.build.static_inputs import static_inputs, static_work
 from leptonc.build.step import CalibratedStep, Need
+from leptonc.build.work import Work
 from leptonc.report.variant import Prefill
 from leptonc.variant import VariantBuild, VariantPlan
 
@@ -27,6 +28,9 @@ class QuantizePromptInputs(CalibratedStep):
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         yield from super().needs(plan, sizes)
         yield Need("weighing layers", WEIGHING + sizes.largest, keeps_activations=True)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        return static_work(plan, sizes)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         variant.report.prefill = about = Prefill(

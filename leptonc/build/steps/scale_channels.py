@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar
 
 from leptonc.backends import backend_of
 from leptonc.build.calibration_text import LOOKS
 from leptonc.build.context import BuildContext
+from leptonc.build.memory_bound import ModelSizes
+from leptonc.build.plan import BuildPlan
 from leptonc.build.step import CalibratedStep
-from leptonc.calibrate.scaling import Scaling, scalings
+from leptonc.build.work import Work, reading, work
+from leptonc.calibrate.scaling import STRENGTHS, Scaling, scalings
 from leptonc.calibrate.stages import linear_stages
 from leptonc.passes.quantize.methods import METHODS
 from leptonc.passes.quantize.smooth import SmoothLinears, SmoothLinearsConfig
@@ -24,6 +28,9 @@ class ScaleChannels(CalibratedStep):
 
     def applies(self, plan: VariantPlan) -> bool:
         return METHODS[plan.method].scales_channels
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("scaling", **reading(plan, sizes, LOOKS, moments=1), fits=len(STRENGTHS) * sizes.solved)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         model, plan, calibration = variant.graph, variant.plan, context.calibration

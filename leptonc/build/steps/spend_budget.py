@@ -20,6 +20,7 @@ from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import CalibratedStep, Need
+from leptonc.build.work import Work, changing, work
 from leptonc.calibrate.sensitivity import Sensitivity, raise_within, sensitivities
 from leptonc.errors import BoundError
 from leptonc.frontend.captured import Captured
@@ -90,6 +91,9 @@ class SpendBudget(CalibratedStep):
         yield from super().needs(plan, sizes)
         # The head as it is, and as it would be.
         yield Need("weighing layers", WEIGHING + 3 * sizes.largest, keeps_activations=True)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("sensitivity", **changing(sizes, len(sizes.linears), TRIALS, TRIAL))
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         if variant.plan.budget is None:

@@ -10,6 +10,7 @@ from leptonc.build.emitted import about_of
 from leptonc.build.memory_bound import WRITING, ModelSizes, bytes_of
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
+from leptonc.build.work import Work, work
 from leptonc.sources.emitted import GRAPH_NAME, encode
 from leptonc.variant import VariantBuild
 from runtime_edge.manifest import EMITTED_NAME
@@ -23,6 +24,9 @@ class WriteEmitted(VariantStep):
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         yield Need("writing a weight", WRITING + 2 * sizes.largest)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        yield work("weights", written=2 * sizes.whole)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         source, writer, model = context.source, context.writer, variant.graph

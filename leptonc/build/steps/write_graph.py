@@ -11,6 +11,7 @@ from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import WRITING, ModelSizes, bytes_of
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import Need, VariantStep
+from leptonc.build.work import Work, work
 from leptonc.variant import VariantBuild
 
 
@@ -23,6 +24,10 @@ class WriteGraph(VariantStep):
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         yield Need("writing a weight", WRITING + 2 * sizes.largest)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        (variant,) = plan.variants
+        yield work("weights", written=sizes.whole + sizes.stored(variant))
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         plan, model = variant.plan, variant.graph

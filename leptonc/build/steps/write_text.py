@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+from leptonc.build import calibration_text
 from leptonc.build.context import BuildContext
 from leptonc.build.memory_bound import CALIBRATING, ModelSizes
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import ModelStep, Need
+from leptonc.build.work import Work, work
+from leptonc.calibrate.generate import rounds
 from leptonc.report.quantization import Quantization
 
 
@@ -24,6 +27,12 @@ class WriteText(ModelStep):
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
         if plan.options.calibration is None and sizes.captured.interface.writes_text:
             yield Need("the model that writes", CALIBRATING + sizes.whole // 2, keeps_activations=True)
+
+    def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
+        if plan.options.calibration is None and sizes.captured.interface.writes_text:
+            length = min(calibration_text.WINDOW, sizes.captured.max_seq_len)
+            drawn = plan.texts * length * sizes.multiplications
+            yield work("calibration text", drawn=drawn, runs=rounds(plan.texts) * length)
 
     def run(self, context: BuildContext) -> BuildContext:
         about = context.calibration.describe()

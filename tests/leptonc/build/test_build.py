@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def test_other_weights_are_other_bytes(artifact: Callable[..., Path]) -> None:
 
 def test_the_report_of_a_decoder(tmp_path: Path) -> None:
     steps: dict[str, int] = {}
+    foreseen: list[str] = []
 
     class Watching:
         def note(self, text: str) -> None:
@@ -73,6 +74,11 @@ def test_the_report_of_a_decoder(tmp_path: Path) -> None:
 
             yield advance
             assert total is None or steps[name] <= total
+
+        @contextmanager
+        def forecast(self, stages: Sequence[tuple[str, float]]) -> Iterator[None]:
+            foreseen.extend(name for name, _ in stages)
+            yield
 
     result = build(BuildOptions(LLAMA, out=tmp_path / "m", weights="fp32"), Watching())
     report = json.loads((result.path / "report.json").read_text())
@@ -97,6 +103,8 @@ def test_the_report_of_a_decoder(tmp_path: Path) -> None:
     assert {"open", "capture", "passes", "weights", "check"} <= set(steps)
     assert 0.99 * blobs <= steps["weights"] <= blobs
     assert {"capture", "weights", "check", "pass fuse-linears"} <= set(result.seconds)
+    assert foreseen == ["passes", "weights", "check"]
+    assert list(result.estimated_seconds) == ["capture", *foreseen]
 
 
 def test_perplexity_is_that_of_transformers(tmp_path: Path) -> None:

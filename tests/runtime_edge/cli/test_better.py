@@ -1,0 +1,67 @@
+"""What would be better on a machine: said where it is so, and only there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from runtime_edge import kernels
+from runtime_edge.cli import better as module
+from runtime_edge.cli.better import RULES, Machine, better
+
+GOOD = Machine(cores=4, threads=4, building=4, memory=16 * 10**9)
+
+
+def test_where_all_is_well_nothing_is_said() -> None:
+    assert better(GOOD) == []
+    assert better(dataclasses.replace(GOOD, threads=8, building=8)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"may_compile": True}, "kernels are faster, and not compiled here"),
+        ({"threads": 1}, "models run on 1 of 4 cores: leave LEPTON_THREADS unset"),
+        ({"building": 2}, "builds compute on 2 of 4 cores: leave OMP_NUM_THREADS unset"),
+        ({"memory": 10**9}, "little memory"),
+    ],
+)
+def test_each_rule_alone(change: dict[str, Any], said: str) -> None:
+    (line,) = better(dataclasses.replace(GOOD, **change))
+    assert said in line
+
+
+def test_every_rule_has_a_test_above() -> None:
+    bad = Machine(cores=4, threads=1, building=1, memory=1, may_compile=True)
+    assert len(better(bad)) == len(RULES) == 4
+
+
+def test_the_facts_are_this_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "usable_cores", lambda: 64)
+    monkeypatch.setenv("LEPTON_THREADS", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    machine = Machine.here()
+    assert (machine.cores, machine.threads, machine.building) == (64, 3, 2)
+    monkeypatch.setenv("LEPTON_THREADS", "many")
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    machine = Machine.here()
+    assert (machine.threads, machine.building) == (64, 64)
+
+
+def test_kernels_that_a_compiler_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(kernels, "_path", lambda name: None)
+    monkeypatch.setattr(kernels, "_features", lambda: {"avx2", "fma"})
+    assert kernels.may_compile()
+    monkeypatch.setattr(kernels, "_features", lambda: {"avx"})
+    assert not kernels.may_compile()
+
+
+def test_doctor_says_it(monkeypatch: pytest.MonkeyPatch, lepton_edge: Callable[..., Any]) -> None:
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: dataclasses.replace(GOOD, threads=1)))
+    assert "better" in lepton_edge("doctor").out
+    assert json.loads(lepton_edge("doctor", "--json").out)["better"] == better(Machine.here())
