@@ -34,7 +34,7 @@ from leptonc.variant import VariantBuild
 
 def static_work(plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
     """Returns what `static_inputs` does; see `Step.work`."""
-    yield work("activations", **reading(plan, sizes, LOOKS, "ranges", moments=1))
+    yield work("activations", **reading(plan, sizes, LOOKS, "ranges", moments=0.5))
     yield work("sensitivity", **changing(sizes, len(sizes.inputs), TRIALS, TRIAL // 2))
 
 

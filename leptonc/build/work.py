@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 A_SENTENCE = 24  # tokens of a sentence, about
 A_TOKEN = 4  # bytes of text for a token, about
-OPENED = 4  # runs of a layer over a text that take as long as it takes to open the layer
+OPENED = 10  # runs of a layer over a text that take as long as it takes to open the layer
 FIRST_LAYERS = 30  # layers that take as long to capture as what comes before the first one
+
+
+CORE, CORES = "core", "cores"  # what makes a kind of work faster: a faster core, and more of them too
 
 
 @dataclass(frozen=True)
@@ -25,32 +28,31 @@ class Kind:
 
     Attributes:
         unit: What amounts of it count.
-        rate: How many a second there were on the machine whose product of matrices `leptonc.build.rates` tells. Only a
+        rate: How many a second there were on one core of the machine whose speed `leptonc.build.rates` tells. Only a
             build that knows nothing of its own machine uses it.
-        product: Whether a machine that multiplies matrices faster does it as much faster. Default: it takes as long
-            anywhere.
+        faster: What makes it faster, `CORE` or `CORES`. Default: it takes as long anywhere.
     """
 
     unit: str
     rate: float
-    product: bool = True
+    faster: str = ""
 
 
 KINDS = {
-    "seconds": Kind("seconds that are asked for", 1, product=False),
-    "captured": Kind("layers that are traced", 16, product=False),
-    "written": Kind("bytes of weights that are read, rounded and stored", 2.5e8, product=False),
-    "drawn": Kind("multiply-adds of a model that writes text", 6e10),
-    "products": Kind("multiply-adds of a model that reads text, and of moments of what its layers read", 6e10),
-    "runs": Kind("runs of a layer over a text, whatever its size, and layers that are opened", 300, product=False),
-    "ranges": Kind("multiply-adds of a model whose values are looked at for their ranges", 2e10),
-    "trials": Kind("multiply-adds of a model that runs on with one change", 4e10),
-    "codes": Kind("weights whose codes are chosen one input after the other", 3e6),
-    "fits": Kind("multiply-adds of systems of equations, a row and a column for each input of a layer", 1e10),
-    "removals": Kind("multiply-adds of curves of what is lost as inputs of a layer go one after the other", 1.5e9),
-    "compared": Kind("multiply-adds of the original, with which an artifact is compared", 1e10),
-    "learnt": Kind("multiply-adds of a model that learns", 2e10),
-    "compiled": Kind("bytes of weights that become an engine", 1e7, product=False),
+    "seconds": Kind("seconds that are asked for", 1),
+    "captured": Kind("layers that are traced", 17),
+    "written": Kind("bytes of weights that are read, rounded and stored", 7e8),
+    "runs": Kind("runs of a layer over a text, whatever its size, and layers that are opened", 300),
+    "drawn": Kind("multiply-adds of a model that writes text", 3e10, CORES),
+    "products": Kind("multiply-adds of a model that reads text, and of moments of what its layers read", 4.6e10, CORES),
+    "ranges": Kind("multiply-adds of a model whose values are looked at for their ranges", 2.6e10, CORES),
+    "trials": Kind("multiply-adds of a model that runs on with one change", 6e10, CORES),
+    "codes": Kind("weights whose codes are chosen one input after the other", 2e6, CORE),
+    "fits": Kind("multiply-adds of systems of equations, a row and a column for each input of a layer", 1.5e10, CORES),
+    "removals": Kind("multiply-adds of curves of what is lost as inputs of a layer go one by one", 5.4e9, CORE),
+    "compared": Kind("multiply-adds of the original, with which an artifact is compared", 1.5e10, CORES),
+    "learnt": Kind("multiply-adds of a model that learns", 1e10, CORES),
+    "compiled": Kind("bytes of weights that become an engine", 1e7),
 }  # fmt: skip
 
 
@@ -90,7 +92,7 @@ def texts_of(plan: BuildPlan, sizes: ModelSizes, texts: int) -> float:
 
 
 def reading(
-    plan: BuildPlan, sizes: ModelSizes, texts: int, kind: str = "products", *, graphs: int = 1, moments: int = 0
+    plan: BuildPlan, sizes: ModelSizes, texts: int, kind: str = "products", *, graphs: int = 1, moments: float = 0
 ) -> dict[str, float]:  # fmt: skip
     """Returns the amounts of a walk over texts.
 
@@ -100,17 +102,21 @@ def reading(
         texts: Texts of a decoder.
         kind: Of the model's multiply-adds.
         graphs: Graphs that run side by side.
-        moments: Second moments of what linear layers read that are summed.
+        moments: Products that sum second moments of what linear layers read: one half for those of a value with itself.
     """
     count = tokens(plan, sizes, texts)
     runs = graphs * sizes.layers * (OPENED + texts_of(plan, sizes, texts))
-    return {kind: count * (graphs * sizes.multiplications + moments * sizes.squares), "runs": runs}
+    layers = sizes.multiplications - sizes.head  # a walk ends before the head
+    return {kind: count * (graphs * layers + moments * sizes.squares), "runs": runs}
 
 
 def changing(sizes: ModelSizes, changes: float, texts: int, length: int) -> dict[str, float]:
-    """Returns the amounts of runs over texts of `length` tokens with one change each, evenly spread over the layers."""
+    """Returns the amounts of runs over texts of `length` tokens with one change each, evenly spread over the layers.
+
+    All changes of earlier layers run on together.
+    """
     products = changes * texts * length * ((sizes.multiplications - sizes.head) / 2 + sizes.head)
-    return {"trials": products, "runs": changes * (OPENED + texts * sizes.layers / 2)}
+    return {"trials": products, "runs": OPENED * (changes + sizes.layers)}
 
 
 def checking(sizes: ModelSizes, times: int = 1) -> dict[str, float]:

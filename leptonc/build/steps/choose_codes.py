@@ -16,7 +16,7 @@ from leptonc.formats import FORMATS
 from leptonc.passes.quantize.methods import METHODS
 from leptonc.variant import VariantBuild, VariantPlan
 
-IN_EIGHT = 0.3  # of the time of fewer bits, whose damping is chosen too
+IN_EIGHT = 0.5  # of the time of fewer bits, whose damping is chosen too
 
 
 class ChooseCodes(CalibratedStep):
@@ -32,7 +32,7 @@ class ChooseCodes(CalibratedStep):
     def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
         (variant,) = plan.variants
         # The exact model runs beside, and moments have a second sum.
-        read = reading(plan, sizes, texts_for_codes(variant), graphs=2, moments=2)
+        read = reading(plan, sizes, texts_for_codes(variant), graphs=2, moments=1.5)
         part = 1.0 if FORMATS[variant.scheme].bits < 8 else IN_EIGHT
         yield work("pass calibrate", **read, fits=sizes.cubes, codes=part * sizes.multiplications)
 

@@ -77,7 +77,7 @@ class PrunePattern(ModelStep):
 
     def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
         if self.texts(plan):
-            read = reading(plan, sizes, self.texts(plan), graphs=2, moments=2)
+            read = reading(plan, sizes, self.texts(plan), graphs=2, moments=1.5)
             yield work("prune calibrate", **read, fits=sizes.cubes, codes=sizes.multiplications)
         yield work("prune", written=sizes.whole)
 

@@ -45,6 +45,7 @@ from leptonc.report.section import Change
 FITTED = ("least-squares", "sequential")
 COMPENSATIONS = ("none", "bias", *FITTED)
 RECONSTRUCTION = "reconstruction"
+GRAPHS = 3  # times as long as an artifact does a captured graph take to compare
 GRADIENTS = 8  # texts that gradients are taken on
 # Of a comparison, what tells how much is lost.
 QUALITY = (
@@ -103,11 +104,11 @@ class PruneUnits(ModelStep):
         if request.latency:
             yield work("prune latency", seconds=2 * SECONDS, written=3 * sizes.whole)
         if reconstructs or compensation == "least-squares":
-            yield work("prune moments", **reading(plan, sizes, self.texts(plan), moments=1))
+            yield work("prune moments", **reading(plan, sizes, self.texts(plan), moments=0.5))
         if reconstructs:
             yield work("prune choose", removals=sizes.cubes)
             blocks = len(sizes.inputs) / 2  # of four values that a layer's linears read, two are of what can be cut
-            yield work("prune sensitivity", **changing(sizes, 1.5 * blocks, 1, TRIAL))
+            yield work("prune sensitivity", **changing(sizes, 1.5 * blocks, 1, TRIAL), fits=sizes.cubes)
         elif measured and method == "taylor":
             yield work("prune gradients", **reading(plan, sizes, GRADIENTS, "learnt"))
         elif request.layers or (measured and method != "magnitude"):
@@ -115,10 +116,10 @@ class PruneUnits(ModelStep):
         if compensation == "bias":
             yield work("prune calibrate", **reading(plan, sizes, self.texts(plan)))
         if compensation in FITTED:
-            in_turn = reading(plan, sizes, self.texts(plan), graphs=2, moments=2)
+            in_turn = reading(plan, sizes, self.texts(plan), graphs=2, moments=1.5)
             yield work("prune compensate", fits=sizes.cubes, **(in_turn if compensation == FITTED[1] else {}))
         if plan.options.check:
-            yield work("prune check", **checking(sizes, 1 if compensation == "none" else 2))
+            yield work("prune check", **checking(sizes, GRAPHS * (1 if compensation == "none" else 2)))
 
     def run(self, context: BuildContext) -> BuildContext:
         plan, options, calibration = context.plan, context.plan.options, context.calibration

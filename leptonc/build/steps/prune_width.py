@@ -70,7 +70,7 @@ class PruneWidth(ModelStep):
         yield layer_need(sizes)
 
     def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
-        yield work("prune moments", **reading(plan, sizes, self.texts(plan), moments=1))
+        yield work("prune moments", **reading(plan, sizes, self.texts(plan), moments=0.5))
         yield work("prune compensate", fits=sizes.cubes)
 
     def run(self, context: BuildContext) -> BuildContext:

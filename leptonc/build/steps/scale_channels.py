@@ -30,7 +30,7 @@ class ScaleChannels(CalibratedStep):
         return METHODS[plan.method].scales_channels
 
     def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
-        yield work("scaling", **reading(plan, sizes, LOOKS, moments=1), fits=len(STRENGTHS) * sizes.solved)
+        yield work("scaling", **reading(plan, sizes, LOOKS, moments=0.5), fits=len(STRENGTHS) * sizes.solved)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         model, plan, calibration = variant.graph, variant.plan, context.calibration

@@ -16,14 +16,18 @@ from leptonc.build.work import KINDS, work
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LEPTON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(rates_module, "products_a_second", lambda: PRODUCT)
+    monkeypatch.setattr(rates_module, "_threads", lambda: 1)
     return tmp_path / "cache"
 
 
 def test_a_machine_that_nothing_is_known_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products are as much faster as a measurement says, the rest is not."""
+    """Products are as much faster as a measurement says and as cores help, other work is not."""
     monkeypatch.setattr(rates_module, "products_a_second", lambda: 3 * PRODUCT)
     rates = Rates.here()
     assert rates.rate("products") == pytest.approx(3 * KINDS["products"].rate)
+    monkeypatch.setattr(rates_module, "_threads", lambda: 4)
+    assert 3 * 2 < rates.rate("products") / KINDS["products"].rate < 3 * 4
+    assert rates.rate("codes") == pytest.approx(3 * KINDS["codes"].rate)
     assert rates.rate("written") == KINDS["written"].rate
     assert rates.seconds(work("heal", seconds=90)) == 90
 
