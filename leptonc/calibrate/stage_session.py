@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.stages import Stage
+from runtime_edge.probe import usable_cores
 
+SIDE_BY_SIDE = 2  # runs of a session at a time, each with its part of the cores: small products share cores badly
 JOINED_TOKENS = 512  # of short texts that run at once
 LOGITS = 2**24  # numbers of a run's output, at most
 
@@ -22,7 +26,7 @@ Change = Callable[[ir.Graph], None]  # changes a stage's own graph, whose values
 
 def open_stage(
     model: ir.Model, stage: Stage, outputs: Sequence[str], weights: Weights, folder: Path,
-    change: Change | None = None, *, once: bool = False,
+    change: Change | None = None, *, once: bool = False, runs: int = 1,
 ) -> Any:  # fmt: skip
     """Opens a session over one stage.
 
@@ -35,6 +39,7 @@ def open_stage(
         change: Changes the stage's own graph before the session opens. Default: nothing changes.
         once: Whether the session runs a single time. The graph is not optimized then, because that takes longer than a
             short text does. Default: the session is optimized.
+        runs: How many runs at a time share the cores. Default: 1, which has all of them.
     """
     from runtime_edge.ort import load
 
@@ -51,8 +56,12 @@ def open_stage(
     path = folder / "stage.onnx"
     (folder / "stage.data").unlink(missing_ok=True)
     ir.save(part, path, external_data="stage.data")
+    for value in graph.initializers.values():  # a graph waits for the search for cycles, and its weights need not
+        value.const_value = None
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if runs > 1:
+        options.intra_op_num_threads = max(1, usable_cores() // runs)
     if once:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -76,12 +85,15 @@ class StageSession:
         session: A session that `open_stage` opened.
         stage: The stage.
         names: Names of the values that the session returns.
-        joined: Whether short texts of one length may run at once, which takes less time. Sums may then be rounded
-            otherwise. Default: one text at a time.
+        joined: Whether short texts of one length may run as one, which takes less time. Sums may then be rounded
+            otherwise. Default: each text runs alone.
+        runs: How many runs there are at a time. Default: 1.
     """
 
-    def __init__(self, session: Any, stage: Stage, names: Sequence[str], *, joined: bool = False) -> None:
-        self._session, self._stage, self._names = session, stage, list(names)
+    def __init__(
+        self, session: Any, stage: Stage, names: Sequence[str], *, joined: bool = False, runs: int = 1
+    ) -> None:  # fmt: skip
+        self._session, self._stage, self._names, self._runs = session, stage, list(names), runs
         wanted = set(names)
         made = [value for node in stage.nodes for value in node.outputs if value.name in wanted]
         shapes = [value.shape for value in (*stage.inputs.values(), *made)]
@@ -94,16 +106,33 @@ class StageSession:
         Args:
             texts: All values known of each text. The stage reads its inputs from them.
         """
+        if self._runs < 2 or len(texts) < 2:
+            for together in self._together(texts):
+                yield from self._results(together)
+            return
+        with ThreadPoolExecutor(self._runs) as pool:
+            running: deque[Future[list[Values]]] = deque()
+            for together in self._together(texts):
+                running.append(pool.submit(self._results, together))
+                if len(running) > self._runs:  # results that nobody has asked for would fill the memory
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
+
+    def _together(self, texts: Sequence[Mapping[str, NDArray[Any]]]) -> Iterator[list[Values]]:
+        """Yields the inputs of the texts that run as one, in order."""
         at = 0
         while at < len(texts):
-            together = self._joinable(texts, at)
+            yield (together := self._joinable(texts, at))
             at += len(together)
-            if len(together) == 1:
-                yield self._run(together[0])
-                continue
-            joined = {name: np.concatenate([values[name] for values in together]) for name in together[0]}
-            parts = {name: np.split(array, len(together)) for name, array in self._run(joined).items()}
-            yield from ({name: part[i] for name, part in parts.items()} for i in range(len(together)))
+
+    def _results(self, together: Sequence[Values]) -> list[Values]:
+        """Runs texts as one; returns what the stage returns for each."""
+        if len(together) == 1:
+            return [self._run(together[0])]
+        joined = {name: np.concatenate([values[name] for values in together]) for name in together[0]}
+        parts = {name: np.split(array, len(together)) for name, array in self._run(joined).items()}
+        return [{name: part[i] for name, part in parts.items()} for i in range(len(together))]
 
     def _run(self, inputs: Values) -> Values:
         return dict(zip(self._names, self._session.run(None, inputs), strict=True))

@@ -15,12 +15,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.stage_session import Change, StageSession, Values, Weights, open_stage
+from leptonc.calibrate.stage_session import SIDE_BY_SIDE, Change, StageSession, Values, Weights, open_stage
 from leptonc.calibrate.stages import Stage, linear_stages
 from leptonc.calibrate.store import Store
 from leptonc.ir import edit
 from leptonc.ir.types import fill_types
 from leptonc.memory import dropping_cycles, give_back
+from runtime_edge.probe import usable_cores
 
 Text = Mapping[str, NDArray[Any]]  # a graph's inputs for one text, by name
 MEMORY = 2**30  # bytes of activations that are kept in memory where nothing else is asked for
@@ -139,11 +140,11 @@ class GraphRun:
             once: Whether the session runs a single time.
             joined: Whether short texts may run at once.
         """
-        stage = self.stages[at]
+        stage, runs = self.stages[at], 1 if once or len(self.values) < 2 else min(SIDE_BY_SIDE, usable_cores())
         opened = open_stage(
-            self._model, stage, names, weights or {}, self._run.folder, change or self._change, once=once
+            self._model, stage, names, weights or {}, self._run.folder, change or self._change, once=once, runs=runs
         )
-        return StageSession(opened, stage, names, joined=joined)
+        return StageSession(opened, stage, names, joined=joined, runs=runs)
 
     def run(
         self, at: int, weights: Weights | None = None, *, also: Sequence[str] = (),
@@ -165,13 +166,11 @@ class GraphRun:
         if not names:
             return
         session = self.open(at, names, weights)
-        for text, values in enumerate(self.values):
-            (results,) = session([values])
+        # What a stage reads stays in place while it runs, whatever is stored.
+        for text, (values, results) in enumerate(zip(self.values, session(self.values), strict=True)):
             if observer is not None:
                 observer(text, {**{name: values[name] for name in stage.inputs}, **results})
             self.store(text, {name: results[name] for name in needed})
-        del session
-        self._run.drop_cycles()
 
     def store(self, text: int, results: Values) -> None:
         """Stores values of a text for later stages."""

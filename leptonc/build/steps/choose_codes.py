@@ -23,6 +23,7 @@ class ChooseCodes(CalibratedStep):
     """Does what `--method` asks for. The codes themselves are chosen when the pass that quantizes weights asks."""
 
     name: ClassVar[str] = "codes"
+    version: ClassVar[int] = 2
     options: ClassVar[tuple[str, ...]] = ("method",)
     text_option: ClassVar[str] = "--method gptq"
 

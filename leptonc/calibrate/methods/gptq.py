@@ -5,7 +5,8 @@ Weights also move to make up for the error in their inputs; the damping is chose
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from leptonc.calibrate.methods import Chosen, Layers, awq
 from leptonc.calibrate.moments import Moments
 from leptonc.passes.columns import DAMPING, Factor, factorize, shift_of
-from leptonc.passes.quantize.blocks import Format
-from leptonc.passes.quantize.gptq import damping_of, gptq, output_error
+from leptonc.passes.quantize.blocks import CHUNK, Codes, Format
+from leptonc.passes.quantize.gptq import damping_of, gptq_with_errors
 
 WITH_EXACT = HOLDS_OUT = True
 # Weights make up for half of the error in their inputs, and for less where there are fewer than 8 tokens a feature.
@@ -37,15 +38,42 @@ def choose(layers: Layers) -> list[Chosen]:
     damping = _damping(moments, layers.weights, layers.forms, more)
     hessian = moments.hessian()
     # The damping that suits codes would leave much of the inputs' error in place.
-    factor = factorize(hessian, DAMPING + more)
+    factor = factorize(hessian, DAMPING + more, rough=True)
     shift = None if factor is None or more else _shift(moments, factor)
     if damping not in (None, DAMPING):
-        factor = factorize(hessian, damping + more)
-    chosen = []
-    for weight, form in zip(layers.weights, layers.forms, strict=True):
-        codes = gptq(weight, form, hessian, factor, shift)
-        chosen.append(Chosen(codes, output_error(weight, codes, form, hessian, shift), damping))
-    return chosen
+        factor = factorize(hessian, damping + more, rough=True)
+    return list(
+        chain.from_iterable(
+            _chosen(layers.weights[part], layers.forms[part.start], hessian, factor, shift, damping)
+            for part in _alike(layers)
+        )
+    )
+
+
+def _alike(layers: Layers) -> Iterator[slice]:
+    """Yields runs of layers of one format that are quantized as one, because each step of a small one takes as long."""
+    start = size = 0
+    for at, (weight, form) in enumerate(zip(layers.weights, layers.forms, strict=True)):
+        size += weight.size
+        if at > start and (form != layers.forms[start] or size > CHUNK):
+            yield slice(start, at)
+            start, size = at, weight.size
+    yield slice(start, len(layers.weights))
+
+
+def _chosen(
+    weights: Sequence[NDArray[Any]], form: Format, hessian: NDArray[Any], factor: Factor | None,
+    shift: NDArray[Any] | None, damping: float | None,
+) -> Iterator[Chosen]:  # fmt: skip
+    """Quantizes layers as one; yields the codes of each."""
+    joined = weights[0] if len(weights) == 1 else np.concatenate(weights)
+    codes, off, whole = gptq_with_errors(joined, form, hessian, factor, shift)
+    stop = 0
+    for weight in weights:
+        rows = slice(stop, stop := stop + len(weight))
+        energy, own = float(whole[rows].sum(dtype=np.float64)), (None if part is None else part[rows] for part in codes)
+        error = float(off[rows].sum(dtype=np.float64)) / energy if energy > 0 else 0.0
+        yield Chosen(Codes(*own), error, damping)  # type: ignore[arg-type]
 
 
 def _damping(

@@ -47,17 +47,17 @@ def _shifted(rows: NDArray[Any], shift: NDArray[Any] | None) -> NDArray[Any]:
 
 
 def _by_rows(
-    weight: NDArray[Any], form: Format, elements: int, choose: Callable[[NDArray[Any]], Codes]
+    shape: tuple[int, ...], form: Format, elements: int, choose: Callable[[slice], Codes]
 ) -> Codes:  # fmt: skip
     """Chooses codes a chunk of rows at a time. The results are allocated before temporaries, to keep the heap whole."""
-    rows, columns = weight.shape
+    rows, columns = shape
     blocks = -(-columns // form.size)
     all_codes = Codes(
         np.empty((rows, columns), np.uint8), np.empty((rows, blocks), np.float32),
         None if form.symmetric else np.empty((rows, blocks), np.uint8),
     )  # fmt: skip
-    for chunk in chunks(weight, elements):
-        for whole, part in zip(all_codes, choose(weight[chunk]), strict=True):
+    for chunk in chunks(all_codes.codes, elements):
+        for whole, part in zip(all_codes, choose(chunk), strict=True):
             if whole is not None and part is not None:
                 whole[chunk] = part
     return all_codes
@@ -74,7 +74,7 @@ def clip_search(weight: NDArray[Any], form: Format, importance: NDArray[Any]) ->
     Returns:
         The nearest codes for the best of `CLIPS`. By that error they are never worse than rounding to nearest.
     """
-    return _by_rows(weight, form, CACHED, lambda rows: _searched(rows, form, importance))
+    return _by_rows(weight.shape, form, CACHED, lambda rows: _searched(weight[rows], form, importance))
 
 
 def _searched(weight: NDArray[Any], form: Format, importance: NDArray[Any]) -> Codes:
@@ -140,8 +140,27 @@ def gptq(
     Returns:
         Codes of GPTQ; for rows where the clipping search has less error on these inputs, its codes.
     """
+    return gptq_with_errors(weight, form, hessian, factor, shift)[0]
+
+
+def gptq_with_errors(
+    weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None = None,
+    shift: NDArray[Any] | None = None,
+) -> tuple[Codes, NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
+    """Returns the codes of `gptq`, and what `output_error` sums: the error of each output, and its energy, [out].
+
+    Outputs are independent of each other: the weights of several layers that read one value may be one weight.
+    """
     factor = factorize(hessian) if factor is None else factor
-    return _by_rows(weight, form, CHUNK, lambda rows: _solved(_shifted(rows, shift), form, hessian, factor))
+    off, whole = np.empty(len(weight), np.float32), np.empty(len(weight), np.float32)
+
+    def choose(rows: slice) -> Codes:
+        aim = _shifted(weight[rows], shift)
+        codes, off[rows] = _solved(aim, form, hessian, factor)
+        whole[rows] = energies(aim, hessian)
+        return codes
+
+    return _by_rows(weight.shape, form, CHUNK, choose), off, whole
 
 
 def damping_of(
@@ -158,16 +177,21 @@ def damping_of(
     Returns:
         One of `DAMPINGS`. The search begins in the middle, and goes on as long as the error falls.
     """
-    tried = [(rows, form, _searched_codes(rows, form, learnt), energy(rows, held)) for rows, form in weights]
+    tried = []
+    for form in dict.fromkeys(form for _, form in weights):  # layers of one format at once: rows are independent
+        parts = [rows for rows, other in weights if other == form]
+        rows, wholes = np.concatenate(parts), [energy(part, held) for part in parts]
+        counts = np.repeat([1 / whole if whole > 0 else 0 for whole in wholes], [len(part) for part in parts])
+        tried.append((rows, form, _searched_codes(rows, form, learnt), counts))
     errors: dict[int, float] = {}
 
     def error(at: int) -> float:
         if at not in errors:
             factor = factorize(learnt, DAMPINGS[at] + more, rough=True)
             errors[at] = sum(
-                energy(rows - dequantize(_decided(rows, form, searched, factor), form), held) / whole
-                for rows, form, searched, whole in tried
-                if factor is not None and whole > 0
+                float(counts @ energies(rows - dequantize(_decided(rows, form, searched, factor), form), held))
+                for rows, form, searched, counts in tried
+                if factor is not None
             )
         return errors[at]
 
@@ -178,14 +202,18 @@ def damping_of(
     return DAMPINGS[at]
 
 
-def _solved(weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None) -> Codes:
+def _solved(
+    weight: NDArray[Any], form: Format, hessian: NDArray[Any], factor: Factor | None
+) -> tuple[Codes, NDArray[Any]]:  # fmt: skip
+    """Returns the better codes of each output, and their errors [out]."""
     searched = _searched_codes(weight, form, hessian)
+    costs = energies(weight - dequantize(searched, form), hessian)
     if factor is None:
-        return searched
+        return searched, costs
     solved = _decided(weight, form, searched, factor)
-    costs = [energies(weight - dequantize(candidate, form), hessian) for candidate in (solved, searched)]
-    codes = np.where((costs[0] <= costs[1])[:, None], solved.codes, searched.codes)
-    return searched._replace(codes=codes)
+    better = (lower := energies(weight - dequantize(solved, form), hessian)) <= costs
+    codes = np.where(better[:, None], solved.codes, searched.codes)
+    return searched._replace(codes=codes), np.where(better, lower, costs)
 
 
 def _searched_codes(weight: NDArray[Any], form: Format, hessian: NDArray[Any]) -> Codes:

@@ -39,7 +39,12 @@ def test_inputs_that_are_not_finite_are_refused(value: float) -> None:
         Moments("layers.3.mlp", 8).add(x)
 
 
-def test_how_far_inputs_are_from_exact_ones_is_told_without_massive_ones() -> None:
+@pytest.mark.parametrize(("rounds", "tolerance"), [(False, 1e-2), (True, 1.0)])
+def test_how_far_inputs_are_from_exact_ones_is_told_without_massive_ones(
+    rounds: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of some 50, also where the product is one of bfloat16, on processors that have it."""
+    monkeypatch.setattr("leptonc.calibrate.moments.multiplies_bfloat16", lambda: rounds)
     random = np.random.default_rng(0)
     x = random.standard_normal((3, 1000, 8)).astype(np.float32)  # more than are summed at once
     exact = x + random.standard_normal(x.shape).astype(np.float32)
@@ -50,7 +55,7 @@ def test_how_far_inputs_are_from_exact_ones_is_told_without_massive_ones() -> No
     rows, off = x.reshape(-1, 8)[1:].astype(np.float64), (exact - x).reshape(-1, 8)[1:].astype(np.float64)
     found = moments.off()
     assert found is not None
-    np.testing.assert_allclose(found, off.T @ rows, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(found, off.T @ rows, rtol=1e-4, atol=tolerance)
     alone = Moments("layer", 8)
     alone.add(x)
     assert alone.off() is None
@@ -88,6 +93,8 @@ def test_too_few_tokens_hold_nothing_out(texts: int, tokens: int, hold_out: bool
 
 
 def test_sums_that_wait_are_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leptonc.calibrate.moments.multiplies_bfloat16", lambda: False)
+
     def sums(waiting: int) -> list[np.ndarray]:
         monkeypatch.setattr("leptonc.calibrate.moments.WAITING", waiting)
         moments = Moments("layer", 8, hold_out=True)
