@@ -39,7 +39,7 @@ MAY_IMPORT = {
     },
     "leptonc.calibrate": {
         "leptonc.calibrate", "leptonc.report", "leptonc.passes", "leptonc.ir", "leptonc.errors", "leptonc.memory",
-        "runtime_edge.ort", "runtime_edge.part_record", "runtime_edge.writing",
+        "runtime_edge.ort", "runtime_edge.part_record", "runtime_edge.probe", "runtime_edge.writing",
     },
     "leptonc.heal": {
         "leptonc.heal", "leptonc.calibrate", "leptonc.passes", "leptonc.ir", "leptonc.errors", "runtime_edge.writing",
