@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 _LARGEST_THRESHOLD = 2**25  # glibc takes no larger one
 _TRIM_BYTES, _KEPT_BYTES = 2**26, 2**30  # free at the end of the heap; the first is glibc's own choice
 _THRESHOLD_BYTES = 2**23
@@ -30,8 +30,9 @@ def return_freed_memory() -> None:
 
     By default the limit grows to 32 MB with what a program frees, and a build that reads one weight after the other
     keeps hundreds of megabytes of holes. With a smaller one, clearing the pages of each new array takes more time
-    than filling it does.
+    than filling it does. And threads that come after share one heap: of its own, each would have holes of its own.
     """
+    _set(_M_ARENA_MAX, 1)
     _set(_M_MMAP_THRESHOLD, _THRESHOLD_BYTES)
     _set(_M_TRIM_THRESHOLD, _TRIM_BYTES)
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.cores import sharing_cores
 from leptonc.calibrate.methods import Layers, method_of
 from leptonc.calibrate.moments import Moments
 from leptonc.calibrate.stage_session import Weights
@@ -63,11 +64,12 @@ def choose_by_stage(
         chosen = steps.arrays(step_name(name, stage), lambda: choose(stage, moments.pop))
         return use(stage, chosen)
 
-    walk(
-        model, [inputs_of(model, window) for window in windows], observer, solve, folder, memory=memory,
-        advance=advance,
-        solved_before=lambda stage: steps.has(step_name(name, stage)), outside=outside, with_exact=with_exact,
-    )  # fmt: skip
+    with sharing_cores():
+        walk(
+            model, [inputs_of(model, window) for window in windows], observer, solve, folder, memory=memory,
+            advance=advance,
+            solved_before=lambda stage: steps.has(step_name(name, stage)), outside=outside, with_exact=with_exact,
+        )  # fmt: skip
 
 
 def step_name(name: str, stage: Stage) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.cores import side_by_side
 from leptonc.calibrate.stage_session import LOGITS, open_stage
 from leptonc.calibrate.stages import Stage
 from leptonc.errors import OVERFLOWS, InputError
@@ -80,9 +81,13 @@ class OutputChange:
         for part in _parts(self._first, len(rows), max(1, LOGITS // self._head.shape[0])):
             theirs = self._logits(rows[part])
             self._check(theirs)
-            for name, x in after.items():
-                mine = self._logits(x.reshape(rows.shape)[part], (heads or {}).get(name))
-                errors[name] += divergence(theirs, mine, logits=True) * len(theirs)
+
+            def error(name: str, part: slice = part, theirs: NDArray[Any] = theirs) -> float:
+                mine = self._logits(after[name].reshape(rows.shape)[part], (heads or {}).get(name))
+                return divergence(theirs, mine, logits=True)
+
+            for name, change in zip(after, side_by_side(error, after), strict=True):
+                errors[name] += change * len(theirs)
         return {name: error / (len(rows) - self._first) for name, error in errors.items()}
 
     @cached_property

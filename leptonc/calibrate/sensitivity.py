@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.cores import sharing_cores
 from leptonc.calibrate.output_change import OutputChange
 from leptonc.calibrate.stage_session import Weights, weights_of
 from leptonc.calibrate.staged_run import Branch, StagedRun
@@ -141,7 +142,7 @@ def measure(
         InputError: The model's output is not finite.
     """
     cut = stages(model, outside=True)
-    with StagedRun(folder, memory=memory, advance=advance, trim=False) as run:
+    with sharing_cores(), StagedRun(folder, memory=memory, advance=advance, trim=False) as run:
         change_of = OutputChange(model, run.folder, first=first)
         graph = run.graph(model, [inputs_of(model, window) for window in windows], cut, keep=[change_of.name])
         branches: dict[str, Branch] = {}  # by path of the trial

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.cores import side_by_side
 from leptonc.calibrate.stages import Stage
-from runtime_edge.probe import usable_cores
 
-SIDE_BY_SIDE = 2  # runs of a session at a time, each with its part of the cores: small products share cores badly
 JOINED_TOKENS = 512  # of short texts that run at once
 LOGITS = 2**24  # numbers of a run's output, at most
 
@@ -26,7 +23,7 @@ Change = Callable[[ir.Graph], None]  # changes a stage's own graph, whose values
 
 def open_stage(
     model: ir.Model, stage: Stage, outputs: Sequence[str], weights: Weights, folder: Path,
-    change: Change | None = None, *, once: bool = False, runs: int = 1,
+    change: Change | None = None, *, once: bool = False, threads: int = 0,
 ) -> Any:  # fmt: skip
     """Opens a session over one stage.
 
@@ -39,7 +36,7 @@ def open_stage(
         change: Changes the stage's own graph before the session opens. Default: nothing changes.
         once: Whether the session runs a single time. The graph is not optimized then, because that takes longer than a
             short text does. Default: the session is optimized.
-        runs: How many runs at a time share the cores. Default: 1, which has all of them.
+        threads: Of a run. Default: one a core.
     """
     from runtime_edge.ort import load
 
@@ -60,8 +57,7 @@ def open_stage(
         value.const_value = None
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    if runs > 1:
-        options.intra_op_num_threads = max(1, usable_cores() // runs)
+    options.intra_op_num_threads = threads
     if once:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -106,18 +102,8 @@ class StageSession:
         Args:
             texts: All values known of each text. The stage reads its inputs from them.
         """
-        if self._runs < 2 or len(texts) < 2:
-            for together in self._together(texts):
-                yield from self._results(together)
-            return
-        with ThreadPoolExecutor(self._runs) as pool:
-            running: deque[Future[list[Values]]] = deque()
-            for together in self._together(texts):
-                running.append(pool.submit(self._results, together))
-                if len(running) > self._runs:  # results that nobody has asked for would fill the memory
-                    yield from running.popleft().result()
-            while running:
-                yield from running.popleft().result()
+        for results in side_by_side(self._results, self._together(texts), min(self._runs, len(texts))):
+            yield from results
 
     def _together(self, texts: Sequence[Mapping[str, NDArray[Any]]]) -> Iterator[list[Values]]:
         """Yields the inputs of the texts that run as one, in order."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from leptonc.calibrate.stage_session import SIDE_BY_SIDE, Change, StageSession, Values, Weights, open_stage
+from leptonc.calibrate.cores import lanes, part_of_cores
+from leptonc.calibrate.stage_session import Change, StageSession, Values, Weights, open_stage
 from leptonc.calibrate.stages import Stage, linear_stages
 from leptonc.calibrate.store import Store
 from leptonc.ir import edit
 from leptonc.ir.types import fill_types
 from leptonc.memory import dropping_cycles, give_back
-from runtime_edge.probe import usable_cores
 
 Text = Mapping[str, NDArray[Any]]  # a graph's inputs for one text, by name
+SMALL = 2**25  # bytes of a stage's weights; see `_is_small`
 MEMORY = 2**30  # bytes of activations that are kept in memory where nothing else is asked for
 
 
@@ -128,7 +130,7 @@ class GraphRun:
 
     def open(
         self, at: int, names: Sequence[str], weights: Weights | None = None, change: Change | None = None, *,
-        once: bool = False, joined: bool = False,
+        once: bool = False, joined: bool = False, beside: bool = False,
     ) -> StageSession:  # fmt: skip
         """Opens a session over a stage that returns the values `names`; see `open_stage` and `StageSession`.
 
@@ -139,16 +141,18 @@ class GraphRun:
             change: Changes the stage's own graph. Default: what the graph was added with.
             once: Whether the session runs a single time.
             joined: Whether short texts may run at once.
+            beside: Whether the session runs beside other work. Default: texts run side by side.
         """
-        stage, runs = self.stages[at], 1 if once or len(self.values) < 2 else min(SIDE_BY_SIDE, usable_cores())
+        stage, runs = self.stages[at], 1 if beside or once or len(self.values) < 2 else lanes()
         opened = open_stage(
-            self._model, stage, names, weights or {}, self._run.folder, change or self._change, once=once, runs=runs
-        )
+            self._model, stage, names, weights or {}, self._run.folder, change or self._change, once=once,
+            threads=part_of_cores() if beside or runs > 1 else 0,
+        )  # fmt: skip
         return StageSession(opened, stage, names, joined=joined, runs=runs)
 
     def run(
         self, at: int, weights: Weights | None = None, *, also: Sequence[str] = (),
-        observer: Callable[[int, Values], None] | None = None,
+        observer: Callable[[int, Values], None] | None = None, beside: bool = False,
     ) -> None:  # fmt: skip
         """Runs a stage over all texts, and stores the values that later stages read.
 
@@ -160,12 +164,13 @@ class GraphRun:
             also: Names of further values that `observer` gets. Default: none.
             observer: Called for each text with its place, and with what the stage reads and returns. `self.values`
                 does not have the stage's values yet. Default: nothing is called.
+            beside: Whether it runs beside other work, in a thread of its own.
         """
         needed, stage = self.needed(at), self.stages[at]
         names = list(dict.fromkeys((*needed, *also)))
         if not names:
             return
-        session = self.open(at, names, weights)
+        session = self.open(at, names, weights, beside=beside)
         # What a stage reads stays in place while it runs, whatever is stored.
         for text, (values, results) in enumerate(zip(self.values, session(self.values), strict=True)):
             if observer is not None:
@@ -254,14 +259,26 @@ def walk(
         solved = run.graph(model, texts, cut)
         graphs = [solved, *([run.graph(model, texts, cut, change=unrounded)] if with_exact else [])]
         for at, stage in run.over(cut):
-            weights: Weights = {}
             if stage.linears:
                 for name in () if solved_before(stage) else stage.linears:
                     for values in zip(*(graph.read(name) for graph in graphs), strict=True):
                         observer(stage, name, *values)
-                weights = solve(stage)
-            for graph in graphs:
-                graph.run(at, weights if graph is solved else None)
+            # The exact graph knows nothing of what is solved.
+            with ThreadPoolExecutor(1) as pool:
+                beside = [pool.submit(graph.run, at, beside=True) for graph in graphs[1:] if _is_small(model, stage)]
+                weights = solve(stage) if stage.linears else {}
+                for running in beside:
+                    running.result()
+            solved.run(at, weights)
+            for graph in graphs[1 + len(beside) :]:
+                graph.run(at)
+
+
+def _is_small(model: ir.Model, stage: Stage) -> bool:
+    """Whether a stage's weights are few enough that it may run beside other work, which takes memory too."""
+    names = {str(value.name) for node in stage.nodes for value in node.inputs if value is not None}
+    weights = [model.graph.initializers[name].const_value for name in names if name in model.graph.initializers]
+    return sum(weight.nbytes for weight in weights if weight is not None) <= SMALL
 
 
 def unrounded(graph: ir.Graph) -> None:

@@ -66,7 +66,9 @@ def factorize(
         del damped
         if not failed:
             break
+    del turned  # memory is at its most here
     inverted = _inverse(lower).numpy()
+    del lower
     return Factor(order, np.ascontiguousarray(inverted[::-1, ::-1], np.float32))
 
 

@@ -41,6 +41,7 @@ def choose(layers: Layers) -> list[Chosen]:
     factor = factorize(hessian, DAMPING + more, rough=True)
     shift = None if factor is None or more else _shift(moments, factor)
     if damping not in (None, DAMPING):
+        del factor
         factor = factorize(hessian, damping + more, rough=True)
     return list(
         chain.from_iterable(
