@@ -7,6 +7,7 @@ nobody. It may be deleted at any time.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from runtime_edge.writing import write_whole
 FILE, VERSION = "rates.json", 1
 SHORTEST = 0.2  # seconds, foreseen and taken, of a stage that is long enough to tell a rate
 NEWEST = 0.5  # part of the newest build in the mean of all
+MOST = 30.0  # times as slow, or as fast, as a stage can be: more is a machine that was suspended
+ASKED = ("", "seconds")  # kinds of work whose time the user sets
 PRODUCT = 5.5e10  # multiply-adds of float32 a second on a core of the machine that `KINDS` were measured on
 SPREAD = 0.8  # so many times as many cores, to this power, are as many times as fast
 # Of the matrices that are multiplied, and seconds of it: one of many short products is undisturbed anywhere.
@@ -28,28 +31,30 @@ SIDE, MEASURING = 256, 0.1
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
-class Rate(msgspec.Struct, frozen=True):
-    """A rate as it is kept.
+class Pace(msgspec.Struct, frozen=True):
+    """How a stage compares with the shipped rates here.
 
     Attributes:
-        rate: Amount of a kind of work a second.
+        times: How many times as long it took.
+        kind: The kind of work that most of its time goes into.
         builds: Builds that it was measured in.
     """
 
-    rate: float
+    times: float
+    kind: str
     builds: int = 1
 
 
-class RateFile(msgspec.Struct):
+class PaceFile(msgspec.Struct):
     """The file.
 
     Attributes:
         version: Of its form, and of what amounts count.
-        machines: Rates by kind of work, by machine.
+        machines: Paces by stage and kind of work, by machine.
     """
 
     version: int = VERSION
-    machines: dict[str, dict[str, Rate]] = msgspec.field(default_factory=dict)
+    machines: dict[str, dict[str, Pace]] = msgspec.field(default_factory=dict)
 
 
 def machine() -> str:
@@ -101,81 +106,83 @@ class Rates:
     """Rates of this machine.
 
     Args:
-        known: Those that earlier builds measured here. Others are the table's, scaled by a measurement.
+        known: Paces of stages that earlier builds had here. Default: none, and the shipped rates are scaled by a
+            measurement alone.
     """
 
-    def __init__(self, known: Mapping[str, Rate]) -> None:
-        self.known = dict(known)
+    def __init__(self, known: Mapping[str, Pace] | None = None) -> None:
+        self.known = dict(known or {})
 
     @classmethod
     def here(cls) -> Rates:
         """Returns this machine's rates; a file that cannot be read counts as none."""
-        return cls(_read().machines.get(machine(), {}))
-
-    def rate(self, kind: str) -> float:
-        """Returns how much of a kind of work is done in a second."""
-        if kind in self.known:
-            return self.known[kind].rate
-        return KINDS[kind].rate * faster(KINDS[kind].faster)
+        return cls(_read().machines.get(machine()))
 
     def seconds(self, work: Work) -> float:
-        """Returns how long a stage will take."""
-        return sum(amount / self.rate(kind) for kind, amount in work.amounts.items() if amount)
+        """Returns how long a stage will take.
+
+        A stage that was never measured is as much slower or faster than the shipped rates as those that were, and that
+        do the same kind of work.
+        """
+        base, kind = _base(work)
+        return base * self._pace(work.stage, kind)
 
     def learn(self, works: Sequence[Work], seconds: Mapping[str, float]) -> None:
         """Learns from a build that is done, and keeps it for later ones where that is possible.
-
-        Where a stage does work of several kinds, all of them were as much faster or slower than foreseen as the stage.
 
         Args:
             works: What was foreseen.
             seconds: How long each stage took, without those inside it, by its plain name.
         """
-        measured = measured_rates(self, works, seconds)
-        if not measured:
-            return
-        for kind, rate in measured.items():
-            before = self.known.get(kind)
-            if before is None:
-                self.known[kind] = Rate(rate)
+        expected: dict[str, float] = {}
+        for work in works:
+            expected[work.stage] = expected.get(work.stage, 0.0) + self.seconds(work)
+        measured: dict[str, Pace] = {}
+        for work in works:
+            (_, kind), taken = _base(work), seconds.get(work.stage, 0.0)
+            if kind in ASKED or min(taken, expected[work.stage]) < SHORTEST:
+                continue
+            key, before = _key(work.stage, kind), self._pace(work.stage, kind)
+            times = min(MOST, max(1 / MOST, before * taken / expected[work.stage]))
+            old = self.known.get(key)
+            if old is None:
+                measured[key] = Pace(times, kind)
             else:
-                mean = before.rate ** (1 - NEWEST) * rate**NEWEST
-                self.known[kind] = Rate(mean, before.builds + 1)
-        _keep(self.known)
+                measured[key] = Pace(old.times ** (1 - NEWEST) * times**NEWEST, kind, old.builds + 1)
+        if measured:
+            self.known |= measured
+            _keep(self.known)
+
+    def _pace(self, stage: str, kind: str) -> float:
+        own = self.known.get(_key(stage, kind))
+        if own is not None:
+            return own.times
+        alike = [math.log(pace.times) for pace in self.known.values() if pace.kind == kind]
+        return math.exp(sum(alike) / len(alike)) if alike else 1.0
 
 
-def measured_rates(rates: Rates, works: Sequence[Work], seconds: Mapping[str, float]) -> dict[str, float]:
-    """Returns the rate of each kind of work that a build did long enough, arguments as of `Rates.learn`."""
-    foreseen: dict[str, float] = {}
-    for work in works:
-        foreseen[work.stage] = foreseen.get(work.stage, 0.0) + rates.seconds(work)
-    amounts: dict[str, float] = {}
-    expected_of: dict[str, float] = {}
-    taken: dict[str, float] = {}
-    for work in works:
-        actual, expected = seconds.get(work.stage, 0.0), foreseen[work.stage]
-        if min(actual, expected) < SHORTEST:
-            continue
-        for kind, amount in work.amounts.items():
-            if amount and kind != "seconds":
-                here = amount / rates.rate(kind)
-                amounts[kind] = amounts.get(kind, 0.0) + amount
-                expected_of[kind] = expected_of.get(kind, 0.0) + here
-                taken[kind] = taken.get(kind, 0.0) + here * actual / expected
-    return {kind: amount / taken[kind] for kind, amount in amounts.items() if expected_of[kind] >= SHORTEST}
+def _key(stage: str, kind: str) -> str:
+    return f"{stage}, {kind}"
 
 
-def _read() -> RateFile:
+def _base(work: Work) -> tuple[float, str]:
+    """Returns the seconds of a stage by the shipped rates, and the kind of work that most of them go into."""
+    amounts = {kind: amount for kind, amount in work.amounts.items() if amount}
+    by_kind = {kind: amount / (KINDS[kind].rate * faster(KINDS[kind].faster)) for kind, amount in amounts.items()}
+    return sum(by_kind.values()), max(by_kind, key=lambda kind: by_kind[kind], default="")
+
+
+def _read() -> PaceFile:
     try:
-        file = msgspec.json.decode((cache_root() / FILE).read_bytes(), type=RateFile)
+        file = msgspec.json.decode((cache_root() / FILE).read_bytes(), type=PaceFile)
     except (OSError, ValueError, RuntimeError):  # msgspec's errors are ValueErrors; a user without a home: RuntimeError
-        return RateFile()
-    all_rates = [item for rates in file.machines.values() for item in rates.items()]
-    good = all(kind in KINDS and 0 < rate.rate < float("inf") for kind, rate in all_rates)
-    return file if good and file.version == VERSION else RateFile()
+        return PaceFile()
+    paces = [pace for known in file.machines.values() for pace in known.values()]
+    good = all(1 / MOST <= pace.times <= MOST and pace.builds > 0 for pace in paces)
+    return file if good and file.version == VERSION else PaceFile()
 
 
-def _keep(known: Mapping[str, Rate]) -> None:
+def _keep(known: Mapping[str, Pace]) -> None:
     try:
         folder = cache_root()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

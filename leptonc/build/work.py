@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leptonc.build import calibration_text
+from leptonc.calibrate.texts import built_in_texts
 from leptonc.evaluate.measure import SENTENCES, TOKENS
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ class Kind:
 
     Attributes:
         unit: What amounts of it count.
-        rate: How many a second there were on one core of the machine whose speed `leptonc.build.rates` tells. Only a
-            build that knows nothing of its own machine uses it.
+        rate: How many a second there were on one core of the machine whose speed `leptonc.build.rates` tells.
         faster: What makes it faster, `CORE` or `CORES`. Default: it takes as long anywhere.
     """
 
@@ -51,6 +51,7 @@ KINDS = {
     "fits": Kind("multiply-adds of systems of equations, a row and a column for each input of a layer", 1.5e10, CORES),
     "removals": Kind("multiply-adds of curves of what is lost as inputs of a layer go one by one", 5.4e9, CORE),
     "compared": Kind("multiply-adds of the original, with which an artifact is compared", 1.5e10, CORES),
+    "sentences": Kind("sentences that an encoder and its own library are compared on", 8),
     "learnt": Kind("multiply-adds of a model that learns", 1e10, CORES),
     "compiled": Kind("bytes of weights that become an engine", 1e7),
 }  # fmt: skip
@@ -78,7 +79,9 @@ def tokens(plan: BuildPlan, sizes: ModelSizes, texts: int) -> float:
     """Returns about how many tokens so many texts of a decoder have, or all of an encoder's, which are sentences."""
     captured, file = sizes.captured, plan.options.calibration
     if not captured.interface.writes_text:
-        return calibration_text.WINDOWS * 8 * min(A_SENTENCE, captured.max_seq_len)
+        sentence, most = min(A_SENTENCE, captured.max_seq_len), calibration_text.WINDOWS * 8
+        read = len(built_in_texts()) if file is None or not file.is_file() else file.stat().st_size / A_TOKEN / sentence
+        return min(most, read) * sentence
     length = min(calibration_text.WINDOW, captured.max_seq_len)
     if file is None or not file.is_file():
         return texts * length
@@ -121,6 +124,6 @@ def changing(sizes: ModelSizes, changes: float, texts: int, length: int) -> dict
 
 def checking(sizes: ModelSizes, times: int = 1) -> dict[str, float]:
     """Returns the amounts of so many comparisons with the original on the text of the check."""
-    texts, length = (1, TOKENS) if sizes.captured.interface.writes_text else (SENTENCES, A_SENTENCE)
-    products, runs = texts * length * sizes.multiplications, (OPENED + texts) * sizes.layers
-    return {"compared": times * products, "runs": times * runs}
+    if not sizes.captured.interface.writes_text:
+        return {"sentences": times * SENTENCES}
+    return {"compared": times * TOKENS * sizes.multiplications, "runs": times * (OPENED + 1) * sizes.layers}

@@ -57,7 +57,7 @@ def captured() -> Captured:
 
 def works(captured: Captured, *, written: bool = False, **options: Any) -> dict[str, Work]:
     plan = checked_plan(BuildOptions("m", **options), to_artifact.ENDING)
-    estimate = Estimate(Rates({}))
+    estimate = Estimate(Rates())
     wanted = [step for step in to_artifact.ENDING.steps if step.wanted(plan)]
     estimate.steps(plan, wanted, ModelSizes(captured), written=written)
     return {each.stage: each for each in estimate.works}
@@ -120,7 +120,7 @@ def test_amounts_are_those_of_the_model(captured: Captured) -> None:
 
 
 def test_every_kind_is_known_and_used(captured: Captured) -> None:
-    used = {"captured"}
+    used = {"captured", "sentences"}
     for options in (
         {"weights": "auto:1MB", "prefill": "int8", "heal": "30s"}, {"weights": "int4", "method": "awq"},
         {"prune": "10%"}, {"target": "rtx"}, {"activations": "int8"},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from leptonc.build import rates as rates_module
-from leptonc.build.rates import FILE, PRODUCT, Rate, Rates, products_a_second
+from leptonc.build.rates import FILE, MOST, PRODUCT, Rates, products_a_second
 from leptonc.build.work import KINDS, work
 
 
@@ -22,14 +22,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_machine_that_nothing_is_known_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products are as much faster as a measurement says and as cores help, other work is not."""
+
+    def seconds(kind: str) -> float:
+        return Rates.here().seconds(work("stage", **{kind: KINDS[kind].rate}))
+
+    assert (seconds("products"), seconds("written")) == pytest.approx((1, 1))
     monkeypatch.setattr(rates_module, "products_a_second", lambda: 3 * PRODUCT)
-    rates = Rates.here()
-    assert rates.rate("products") == pytest.approx(3 * KINDS["products"].rate)
+    assert (seconds("products"), seconds("codes"), seconds("written")) == pytest.approx((1 / 3, 1 / 3, 1))
     monkeypatch.setattr(rates_module, "_threads", lambda: 4)
-    assert 3 * 2 < rates.rate("products") / KINDS["products"].rate < 3 * 4
-    assert rates.rate("codes") == pytest.approx(3 * KINDS["codes"].rate)
-    assert rates.rate("written") == KINDS["written"].rate
-    assert rates.seconds(work("heal", seconds=90)) == 90
+    assert 1 / 12 < seconds("products") < 1 / 6
+    assert (seconds("codes"), seconds("written")) == pytest.approx((1 / 3, 1))
+    assert Rates.here().seconds(work("heal", seconds=90)) == 90
 
 
 def test_the_measurement() -> None:
@@ -45,8 +48,26 @@ def test_what_a_build_took_is_what_the_next_one_expects(cache: Path) -> None:
     after = Rates.here()
     assert after.seconds(works[0]) == pytest.approx(3 * expected)
     assert after.seconds(works[1]) == pytest.approx(12)
-    assert after.rate("trials") == before.rate("trials")
     assert (cache / FILE).stat().st_mode & 0o022 == 0
+
+
+def test_stages_of_one_kind_of_work_learn_from_each_other_until_they_come() -> None:
+    seen, unseen, other = work("a", products=1e12), work("b", products=1e12), work("c", trials=1e12)
+    before = [Rates.here().seconds(each) for each in (seen, unseen, other)]
+    Rates.here().learn([seen], {"a": 2 * before[0]})
+    assert [Rates.here().seconds(each) for each in (seen, unseen, other)] == pytest.approx(
+        [2 * before[0], 2 * before[1], before[2]]
+    )
+    Rates.here().learn([unseen], {"b": 5 * before[1]})
+    assert Rates.here().seconds(unseen) == pytest.approx(5 * before[1])
+    assert Rates.here().seconds(seen) == pytest.approx(2 * before[0])
+
+
+def test_a_stage_of_two_variants_is_learnt_as_a_whole() -> None:
+    works = [work("check", compared=1e11), work("check", compared=3e11)]
+    Rates.here().learn(works, {"check": 40.0})
+    assert [Rates.here().seconds(each) for each in works] == pytest.approx([10, 30])
+    assert [pace.builds for pace in Rates.here().known.values()] == [1]
 
 
 def test_the_newest_builds_count_most() -> None:
@@ -57,13 +78,21 @@ def test_the_newest_builds_count_most() -> None:
     for _ in range(5):
         Rates.here().learn(works, {"check": 40.0})
     assert Rates.here().seconds(works[0]) == pytest.approx(40, rel=0.05)
-    assert Rates.here().known["compared"].builds == 7
+    (pace,) = Rates.here().known.values()
+    assert (pace.builds, pace.kind) == (7, "compared")
+
+
+def test_a_machine_that_slept_is_no_slow_one() -> None:
+    works = [work("check", compared=1e12)]
+    before = Rates.here().seconds(works[0])
+    Rates.here().learn(works, {"check": 1e6 * before})
+    assert Rates.here().seconds(works[0]) == pytest.approx(MOST * before)
 
 
 def test_short_stages_and_what_was_not_done_teach_nothing(cache: Path) -> None:
     works = [work("check", compared=1e12), work("heal", seconds=10), work("text", drawn=1e12)]
-    works += [work("weights", written=1)]
-    Rates.here().learn(works, {"check": 0.1, "heal": 60.0, "weights": 60.0})
+    works += [work("weights", written=1), work("engine")]
+    Rates.here().learn(works, {"check": 0.1, "heal": 60.0, "weights": 60.0, "engine": 60.0})
     assert not (cache / FILE).exists()
     assert Rates.here().known == {}
 
@@ -82,10 +111,11 @@ def test_another_machine_has_rates_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"[]", b'{"version": 99}', b'{"version": 1, "machines": {"M": {"compared": {"rate": 0}}}}',
-     b'{"version": 1, "machines": {"M": {"compared": {"rate": -1e9}}}}',
-     b'{"version": 1, "machines": {"M": {"magic": {"rate": 5}}}}',
-     b'{"version": 1, "machines": {"M": {"compared": {"rate": "fast"}}}}'],
+    [b"", b"{", b"\xff\xfe", b"[]", b'{"version": 99}',
+     b'{"version": 1, "machines": {"M": {"check": {"times": 0, "kind": "compared"}}}}',
+     b'{"version": 1, "machines": {"M": {"check": {"times": 1e300, "kind": "compared"}}}}',
+     b'{"version": 1, "machines": {"M": {"check": {"times": 2}}}}',
+     b'{"version": 1, "machines": {"M": {"check": {"times": "slow", "kind": "compared"}}}}'],
 )  # fmt: skip
 def test_a_broken_file_counts_as_none(content: bytes, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates_module, "machine", lambda: "M")
@@ -93,14 +123,14 @@ def test_a_broken_file_counts_as_none(content: bytes, cache: Path, monkeypatch: 
     (cache / FILE).write_bytes(content)
     assert Rates.here().known == {}
     Rates.here().learn([work("check", compared=1e12)], {"check": 5.0})
-    assert json.loads((cache / FILE).read_text())["machines"]["M"]["compared"]["builds"] == 1
+    assert json.loads((cache / FILE).read_text())["machines"]["M"]["check, compared"]["builds"] == 1
 
 
 def test_where_nothing_can_be_kept_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file := tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("LEPTON_CACHE", str(file))
     rates = Rates.here()
-    rates.learn([work("check", compared=1e12)], {"check": 5.0})
-    assert rates.known["compared"] == Rate(2e11)
+    rates.learn([works := work("check", compared=1e12)], {"check": 5.0})
+    assert rates.seconds(works) == pytest.approx(5)
     assert Rates.here().known == {}
     assert file.read_text() == "in the way"
