@@ -84,7 +84,8 @@ def test_every_option_arrives(leptonc: Callable[..., Any], asked: list[compiler.
 
 
 @pytest.mark.usefixtures("asked")
-def test_what_a_person_sees(leptonc: Callable[..., Any]) -> None:
+def test_what_a_person_sees(leptonc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leptonc.cli.better.better", lambda result, options: ["a text of your own"])
     done = leptonc("build", SOURCE)
     rows = dict(line.strip().split("  ", 1) for line in done.out.splitlines())
     assert re.fullmatch(r" +[\d,]+\.\d MB at most", rows.pop("memory"))
@@ -95,6 +96,7 @@ def test_what_a_person_sees(leptonc: Callable[..., Any]) -> None:
         "preflight": "weights mb 1.5, cache mb 0.5, workspace mb 0.25",
         "max abs diff": "0.5",
         "time": "1.2 s",
+        "better": "a text of your own",
     }
     assert done.err.startswith("one: 0.")
 
