@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.calibrators import scale_of
 from leptonc.calibrate.choice import Choice, choose
+from leptonc.calibrate.cores import sharing_cores
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.stage_session import Weights
 from leptonc.calibrate.staged_run import walk
@@ -75,7 +76,8 @@ def choices(
         return {}
 
     texts = [inputs_of(model, window) for window in windows]
-    walk(model, texts, observer, solve, folder, memory=memory, advance=advance)
+    with sharing_cores():
+        walk(model, texts, observer, solve, folder, memory=memory, advance=advance)
     return chosen
 
 

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from leptonc.calibrate.calibrators import SEARCH as SEARCHES
 from leptonc.calibrate.calibrators import Grid, calibrators, grids_of
+from leptonc.calibrate.cores import lanes, side_by_side
 from leptonc.calibrate.statistics import Statistics
 from leptonc.ir.structure import Linear, weight_of
 from leptonc.passes.quantize.smooth import Place
 
 STRENGTHS = (0.5, 0.8, 0.9)  # tried, besides none, for smoothing a norm's output
 CAPS = (0.01, 0.05)  # tried, besides none, for other values: the part of the features that is divided
+SMALL = 2**22  # weights of which several candidates may be in memory, because they run side by side
 SEARCH = 128  # ordinary tokens that strengths are compared on
 OUTLIERS = 16  # features, one in 64 at most, that may stay float where a single layer reads the value
 # They stay float where the error is above LARGE and falls to less than GAIN of it: they cost three small operators.
@@ -156,12 +158,14 @@ def choose(
         off, grid = min(((part((grid.round(x) - x) @ moved.T), grid) for grid in grids), key=lambda pair: pair[0])
         return _Tried(off + by_weights, strength, scales, tuple(few.tolist()), grid)
 
-    unmoved = [tried(strength, scale, 0) for strength, scale in tries]
+    runs = lanes() if weight.size <= SMALL else 1
+    unmoved = list(side_by_side(lambda candidate: tried(*candidate, 0), tries, runs))
     best = min(unmoved, key=lambda candidate: candidate.error)
     count = min(OUTLIERS, statistics.width // 64)
     alone = len(linears) == 1 and len(list(linears[0].weight.uses())) == 1  # a shared weight is another layer's too
     if count and alone and (place is None or place.norm is None):
-        past = min((tried(strength, scale, count) for strength, scale in tries), key=lambda candidate: candidate.error)
+        beyond = side_by_side(lambda candidate: tried(*candidate, count), tries, runs)
+        past = min(beyond, key=lambda candidate: candidate.error)
         best = past if best.error > LARGE and past.error < GAIN * best.error else best
     by = np.ones(statistics.width, np.float32) if best.scales is None else best.scales.copy()
     importance = statistics.importance() / np.square(by.astype(np.float64))

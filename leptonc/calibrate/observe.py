@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from leptonc.calibrate.cores import sharing_cores
 from leptonc.calibrate.moments import Moments, finite_energy, is_sink
 from leptonc.calibrate.stage_session import Values
 from leptonc.calibrate.staged_run import MEMORY, StagedRun, Text
@@ -120,7 +121,8 @@ def moments(
                 for linear in readers[name]:
                     use(linear, known.hessian() / np.float32(max(1, known.tokens)))
 
-    observe(model, texts, set(readers), observer, folder, memory=memory, advance=advance)
+    with sharing_cores():
+        observe(model, texts, set(readers), observer, folder, memory=memory, advance=advance)
 
 
 def influence(

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.calibrate.compensate import compensate
+from leptonc.calibrate.cores import lanes, sharing_cores, side_by_side
 from leptonc.calibrate.input_moments import Clock, InputMoments
 from leptonc.calibrate.sensitivity import Trial, measure
 from leptonc.calibrate.stage_session import Weights
@@ -32,6 +33,7 @@ from leptonc.report.pruning import CutReasons, FittedLayer
 
 TRIAL = 384  # tokens that divergences are measured on: attention needs a long text
 MLPS_FROM = 0.4  # smallest share at which cutting whole MLPs is tried: below it something cheaper can always go
+SMALL = 2048  # inputs of layers for which the ways to cut two blocks are found side by side, each with some moments
 RIDGE = 1e-2  # part of the mean second moment: how strongly a block's fit keeps to its weights
 Stay = Mapping[str, Mapping[str, NDArray[np.bool_]] | None]
 
@@ -56,10 +58,15 @@ def reconstruction(
     blocks = {block.consumers[0].path: block for block in groups.blocks if len(block.consumers) == 1}
     ways: dict[str, list[Option]] = {}
     moments.gather()
-    with moments.clock("prune choose", len(blocks)) as advance:
-        for block in blocks.values():
-            (linear,) = block.consumers
-            ways[block.name] = options(block, weight_of(linear), moments[linear], multiple=multiple)
+
+    def ways_of(block: Block) -> list[Option]:
+        (linear,) = block.consumers
+        return options(block, weight_of(linear), moments[linear], multiple=multiple)
+
+    runs = lanes() if all(block.consumers[0].shape[1] <= SMALL for block in blocks.values()) else 1
+    with moments.clock("prune choose", len(blocks)) as advance, sharing_cores():
+        for block, cuttable in zip(blocks.values(), side_by_side(ways_of, blocks.values(), runs), strict=True):
+            ways[block.name] = cuttable
             advance(1)
 
     def without_some(block: Block, linear: Linear) -> Weights:
@@ -122,7 +129,7 @@ def fitted(moments: InputMoments, groups: Groups, stay: Stay, folder: Path) -> t
     linears = [linear for linear in groups.consumers if linear.path in removed]
     if linears:
         moments.gather()
-    with moments.clock("prune compensate", len(linears)) as advance:
+    with moments.clock("prune compensate", len(linears)) as advance, sharing_cores():
         for linear in linears:
             gone, weight, moment = removed[linear.path], weight_of(linear), moments[linear]
             new = reconstructed(weight, moment, gone, ridge=RIDGE)

@@ -143,7 +143,8 @@ class GraphRun:
             joined: Whether short texts may run at once.
             beside: Whether the session runs beside other work. Default: texts run side by side.
         """
-        stage, runs = self.stages[at], 1 if beside or once or len(self.values) < 2 else lanes()
+        alone = beside or once or (len(self.values) < 2 and not joined)
+        stage, runs = self.stages[at], 1 if alone else lanes()
         opened = open_stage(
             self._model, stage, names, weights or {}, self._run.folder, change or self._change, once=once,
             threads=part_of_cores() if beside or runs > 1 else 0,
