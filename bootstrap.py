@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Sets Lepton up in `.venv` of this folder and runs it. Needs Python 3.10 to 3.13 and nothing else.
 
-    python3 bootstrap.py demo              build an int4 artifact from SmolLM2-135M and ask it something
+    python3 bootstrap.py demo              build an artifact from SmolLM2-135M and ask it something
     python3 bootstrap.py test [ARGS…]      run the tests; ARGS go to pytest
     python3 bootstrap.py install           set up only
 
@@ -35,7 +35,7 @@ SAMPLES = ("samples",)
 WORKERS = 4  # processes of tests at most: one may take 2 GB
 
 ARTIFACT = ROOT / "smollm2-135m.lepton"
-BUILD = ("build", "sample:smollm2-135m", "--target", "cpu", "--weights", "int4", "--force", "-o", str(ARTIFACT))
+BUILD = ("build", "sample:smollm2-135m", "--target", "cpu", "--force", "-o", str(ARTIFACT))
 ASK = ("run", str(ARTIFACT), "What is edge computing? Answer in two sentences.", "--max-new-tokens", "100")
 
 

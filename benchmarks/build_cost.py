@@ -3,9 +3,9 @@
 
     python benchmarks/build_cost.py sample:smollm2-135m --weights int4 [--rounds 3] [--peer 'PEER COMMAND']
     python benchmarks/build_cost.py --depths 4,24      two made-up models of one width and different depth
-    python benchmarks/build_cost.py --depths 4,42 -- --weights int4 --method gptq --calibration FILE --memory-gb 1
+    python benchmarks/build_cost.py --depths 4,42 -- --weights int4 --symmetric --calibration FILE --memory-gb 1
 
-What stands after `--` is what `leptonc build` gets in place of `--weights`.
+What stands after `--` is what `leptonc build` gets in place of `--weights int4 --fast`.
 
 Memory is that of the whole process tree (its largest sum of resident sets, sampled every 20 ms), as a user's machine
 feels it. Prints JSON.
@@ -80,7 +80,7 @@ def by_depth(depths: list[int], more: list[str]) -> list[dict[str, Any]]:
         for depth in depths:
             source = made_up(folder, depth)
             weights = sum(f.stat().st_size for f in source.glob("*.safetensors")) / 2**20
-            for options in [more] if more else [["--weights", "fp32"], ["--weights", "int4"]]:
+            for options in [more] if more else [["--weights", "fp32"], ["--weights", "int4", "--fast"]]:
                 cost = measure(build(str(source), folder / "out.lepton", "--no-check", *options))
                 rows.append({"layers": depth, "fp32_mb": round(weights), "options": shlex.join(options), **cost})
     return rows
@@ -100,7 +100,7 @@ def main() -> None:
         print(json.dumps(by_depth([int(d) for d in args.depths.split(",")], more), indent=2))
         return
     with tempfile.TemporaryDirectory() as name:
-        options = more or ["--weights", args.weights]
+        options = more or ["--weights", args.weights, "--fast"]
         commands = {"ours": build(args.source, Path(name) / "out.lepton", *options)}
         if args.peer:
             commands["peer"] = shlex.split(args.peer)

@@ -149,18 +149,24 @@ class BuildOptions:
     )  # fmt: skip
     symmetric: bool | None = option(
         "Quantize weights without or with zero points.",
-        None, usual="without; with auto: with", flags=("--symmetric/--asymmetric",),
+        None, usual="without; with, for fewer than 8 bits whose codes a text chooses, and for auto",
+        flags=("--symmetric/--asymmetric",),
     )  # fmt: skip
     method: str | None = option(
         "How integer codes are chosen. " + " ".join(f"{name}: {method.meaning}." for name, method in METHODS.items()),
-        None, usual="rtn; with auto, and for ONNX Runtime with --activations int8: gptq",
+        None, usual="gptq; rtn for weights of 16 or more bits, with --fast, and for 8 bits on engines",
         choices=tuple(METHODS),
+    )  # fmt: skip
+    fast: bool = option(
+        "Round weights to nearest, and look at no text for them. It takes a fraction of the time and loses more.",
+        False,
     )  # fmt: skip
     calibration: Path | None = option(
         "Text like what the model will read, .txt or .jsonl, for whatever measures the model: --method gptq, --weights "
         "auto, --activations int8, --kv-cache, --prefill, --prune and --heal. `built-in` stands for text of many kinds "
         "that Lepton carries.",
-        None, usual="a decoder writes one itself, an encoder reads one that Lepton carries", metavar="FILE",
+        None, metavar="FILE",
+        usual="a decoder reads what it writes itself and text that Lepton carries, an encoder sentences",
     )  # fmt: skip
     rotate: bool = option(
         "Give a decoder's residual stream a random basis, folded into the weights, before they are quantized. It "

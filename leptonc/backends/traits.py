@@ -18,7 +18,7 @@ class Traits:
         joins_linears: Whether linear layers that read one value become one product.
         symmetric_inputs: Whether quantized inputs of linear layers have no zero points, and always 8 bits.
         half: Whether weights and activations that are not quantized have 16 bits, unless float32 is asked for.
-        solves_with_integers: Whether GPTQ chooses the codes of weights beside 8-bit activations.
+        solves_eight_bits: Whether a text chooses the codes of 8-bit weights, where nothing else is asked for.
         described: Bytes that describe how one weight of a graph for prompts is made from a stored one.
         compiles: The stage in which a graph is compiled, for this machine or on trial. Default: none.
         table_bits: Least number of bits of an embedding. Default: 0, the format that is asked for.
@@ -30,7 +30,7 @@ class Traits:
     joins_linears: bool = False
     symmetric_inputs: bool = False
     half: bool = False
-    solves_with_integers: bool = False
+    solves_eight_bits: bool = False
     table_bits: int = 0
     described: int = 0
     compiles: str = ""
@@ -44,7 +44,7 @@ class Traits:
 
 # Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
 _CPU = Traits(
-    32, runs_here=True, heals=True, joins_linears=True, solves_with_integers=True,
+    32, runs_here=True, heals=True, joins_linears=True, solves_eight_bits=True,
     described=700,
 )  # fmt: skip
 _ENGINE = Traits(64, symmetric_inputs=True, half=True, table_bits=16)

@@ -1,4 +1,4 @@
-"""The text that a build calibrates on: a file's, one that the model writes itself, or for an encoder a built-in one."""
+"""The text that a build calibrates on: a file's, or one that a decoder writes beside one that Lepton carries."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from leptonc.artifact.writer import ArtifactWriter
-from leptonc.calibrate.generate import generate, rounds
+from leptonc.calibrate.default_text import fault_of, in_turn, openings
+from leptonc.calibrate.generate import Written, generate, rounds
 from leptonc.calibrate.stages import stages
 from leptonc.calibrate.step_cache import StepCache
-from leptonc.calibrate.texts import built_in_texts, read_texts, rendered, text_windows, token_windows
+from leptonc.calibrate.texts import (
+    BUILT_IN,
+    built_in_texts,
+    read_texts,
+    rendered,
+    text_windows,
+    token_windows,
+)
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.passes.base import Manager
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from leptonc.frontend.capture import Captured
 
 WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
+WRITTEN = 0.5  # part of a decoder's texts that it writes itself, where it may
 LESSONS = 384  # texts of a file that there are to learn from: more than a short healing comes to
 TRIALS, TRIAL = 2, 128  # texts that sensitivities are measured on, and tokens of each
 LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
@@ -72,13 +81,14 @@ class Calibration:
     Attributes:
         captured: The model.
         sample: Its source and tokenizer.
-        file: The user's text, or None: the model writes it itself, or, if it is an encoder, a built-in one is taken.
+        file: The user's text. None: half of it a decoder writes itself, and half Lepton carries; an encoder gets
+            sentences that Lepton carries.
         seed: Of what the model writes.
         memory: Bytes of activations kept in memory.
         scratch: Directory for temporary files.
         clock: Times stages.
         chat: Whether texts of the file become a user's messages.
-        count: Texts that a decoder writes, or that are cut from a file for it.
+        count: Texts that there are for a decoder.
         texts: What models wrote, by length and seed, for builds of the same source.
         step_cache: What an interrupted build left, and this one leaves.
     """
@@ -92,7 +102,7 @@ class Calibration:
     clock: Progress
     chat: bool = False
     count: int = WINDOWS
-    texts: dict[Any, list[NDArray[np.int64]]] = field(default_factory=dict)
+    texts: dict[Any, Written] = field(default_factory=dict)
     step_cache: StepCache = field(default_factory=StepCache)
     name: str = field(init=False, default="")
 
@@ -105,12 +115,7 @@ class Calibration:
             texts = self._read(self.file) if self.file else built_in_texts()
             return text_windows(texts, lambda text: list(tokenizer.encode(text).ids), WINDOWS * 8)
         if self.file is None:
-            self.name = f"written by the model, seed {self.seed}"
-            key = (length, self.seed)
-            if len(self.texts.get(key, [])) < self.count:
-                made = self.step_cache.arrays("text", lambda: {str(i): x for i, x in enumerate(self._written(length))})
-                self.texts[key] = [made[name] for name in sorted(made, key=int)]
-            return self.texts[key][: self.count]
+            return self._default(length)
         return self._cut(self.file, self.count)
 
     @cached_property
@@ -122,29 +127,50 @@ class Calibration:
 
     def _cut(self, file: Path, count: int) -> list[NDArray[np.int64]]:
         """So many windows of a file, evenly spread over it."""
-        self.name, tokenizer = file.name, self.sample.tokenizer
-        return token_windows(
-            self._read(file), lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), count,
-            min(WINDOW, self.captured.max_seq_len), self.lead,
-        )  # fmt: skip
+        self.name, length = file.name, min(WINDOW, self.captured.max_seq_len)
+        return token_windows(self._read(file), self._tokens, count, length, self.lead)
 
     @property
     def lead(self) -> list[int]:
         """What the tokenizer puts before every text of a decoder: models that know it go astray without."""
         return list(self.sample.tokenizer.encode("").ids) if self.captured.interface.writes_text else []
 
-    def _read(self, file: Path) -> list[str]:
-        """The texts of a file; conversations, and all where that is wanted, go through the model's chat template."""
+    @cached_property
+    def _template(self) -> Any:
+        """The model's chat template; None where it has none."""
         from leptonc.artifact.describe import tokenizer_of
         from runtime_edge.chat import ChatTemplate
 
-        texts, source = read_texts(file), self.sample.source
+        source = self.sample.source
         if source.chat_template is None:
+            return None
+        return ChatTemplate(source.chat_template, tokenizer_of(source, self.captured).special_tokens)
+
+    def _read(self, file: Path) -> list[str]:
+        """The texts of a file; conversations, and all where that is wanted, go through the model's chat template."""
+        texts, template = read_texts(file), self._template
+        if template is None:
             return rendered(texts, None, chat=self.chat)
-        template = ChatTemplate(source.chat_template, tokenizer_of(source, self.captured).special_tokens)
         return rendered(texts, lambda messages, answer: template.render(messages, answer=answer), chat=self.chat)
 
-    def _written(self, length: int) -> list[NDArray[np.int64]]:
+    def _default(self, length: int) -> list[NDArray[np.int64]]:
+        """What the model writes and text that Lepton carries, as much of both; the latter alone where it cannot."""
+        key, count = (length, self.seed), int(WRITTEN * self.count) if self.count > LOOKS else 0
+        if not count:
+            return self._cut(Path(BUILT_IN), self.count)
+        if len(self.texts[key].texts if key in self.texts else ()) < count:
+            self.texts[key] = Written.of(self.step_cache.arrays("text", lambda: self._written(length, count).arrays()))
+        written = self.texts[key]
+        fault = fault_of(written, int(self.captured.model.graph.outputs[0].shape[-1]))  # type: ignore[index, arg-type]
+        if fault is not None:
+            carried = self._cut(Path(BUILT_IN), self.count)
+            self.name = f"built-in, because {fault}"
+            return carried
+        carried = self._cut(Path(BUILT_IN), self.count - count)
+        self.name = f"written by the model, seed {self.seed}" + (", and built-in" if carried else "")
+        return in_turn(written.texts[:count], carried)
+
+    def _written(self, length: int, count: int) -> Written:
         """Lets the model write, its weights in int8: what it writes is nearly the same, in a third of the time."""
         from leptonc.artifact.describe import tokenizer_of
         from leptonc.backends import host_backend
@@ -153,19 +179,38 @@ class Calibration:
         about = tokenizer_of(self.sample.source, self.captured)
         begins = [] if about.bos_token_id is None else [about.bos_token_id]
         first = [*self.lead[:1], *begins, *about.eos_token_ids, 0]
+        begun = openings(self._tokens, first[:1], self.lead, self._question)
         model = self.captured.model.clone()
         Manager().run(model, [QuantizeWeights(QuantizeWeightsConfig(bits=8)), *backend.lowerings()])
         backend.finish(model)
-        steps = rounds(self.count) * (length - 1)
         with (
-            self.clock.stage("calibration text", steps) as advance,
+            self.clock.stage("calibration text", rounds(count) * (length - 1)) as advance,
             ArtifactWriter(self.scratch / "writes", replace=False) as writer,
         ):
             writer.add_graph("model.onnx", model)
             return generate(
-                writer.path / "model.onnx", part, first[0], about.eos_token_ids, self.count, length,
+                writer.path / "model.onnx", part, begun, about.eos_token_ids, count, length,
                 seed=self.seed, memory=self.memory, advance=advance,
             )  # fmt: skip
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.sample.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _question(self) -> Callable[[str], str] | None:
+        """Renders a user's question, up to where the answer begins; None without a template that renders one."""
+        from runtime_edge.errors import ChatTemplateError
+
+        def render(question: str) -> str:
+            return str(self._template.render([{"role": "user", "content": question}]))
+
+        if self._template is None:
+            return None
+        try:
+            render("?")
+        except ChatTemplateError:  # one that needs more than a question: the model is asked nothing
+            return None
+        return render
 
     def describe(self) -> CalibrationText:
         """Returns what reports say of the text: its name, and how many texts and tokens there are."""

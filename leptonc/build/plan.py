@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import targets
 from leptonc.backends.traits import traits_of
 from leptonc.errors import InputError
+from leptonc.formats import FORMATS
 from leptonc.options import BuildOptions
 from leptonc.passes.prune.request import Request, parse_prune
 from leptonc.passes.prune.sparse import PATTERN
-from leptonc.passes.quantize.methods import ROUNDING
+from leptonc.passes.quantize.methods import BEST, ROUNDING
 from leptonc.variant import VariantPlan
 
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)\s*([kKMG])B", re.ASCII)
@@ -88,16 +89,25 @@ def variant_plans(options: BuildOptions) -> list[VariantPlan]:
             raise InputError(f"expected each target once, found {target.spec} twice")
         usual = "int8" if integers else "fp16" if sparse else target.weights
         scheme = (options.weights if budget is None else "int4") or usual
-        solved = budget is not None or (integers and traits_of(target).solves_with_integers)
         plans.append(
             VariantPlan(
                 name, target, scheme, block_size=options.block_size, symmetric=options.symmetric, budget=budget,
-                method=options.method or ("gptq" if solved else ROUNDING), embeddings=options.embeddings,
+                method=_method(options, scheme, target), embeddings=options.embeddings,
                 check=options.check, rules=options.layers, activations=options.activations,
                 calibrator=options.calibrator, kv_cache=options.kv_cache, prefill=options.prefill, sparse=sparse,
             )
         )  # fmt: skip
     return plans
+
+
+def _method(options: BuildOptions, scheme: str, target: targets.Target) -> str:
+    """Returns how codes are chosen: as asked for, else so that least is lost, unless the build shall be fast."""
+    if options.method is not None:
+        return options.method
+    form = FORMATS[scheme]
+    if options.fast or not form.integer or options.prune == PATTERN:
+        return ROUNDING
+    return BEST if form.bits < 8 or traits_of(target).solves_eight_bits else ROUNDING
 
 
 def parse_budget(weights: str | None) -> int | None:

@@ -50,7 +50,7 @@ RULES = (
     Rule(lambda facts: facts.wrote, "calibrated on text of your own kind it loses less: --calibration FILE"),
     Rule(
         lambda facts: facts.lost > MUCH,
-        "rounding to nearest lost {lost:.0f} %: codes that a text chooses lose less, --method gptq",
+        "rounding to nearest lost {lost:.0f} %: codes that a text chooses lose less, with --method gptq, not --fast",
     ),
 )
 

@@ -11,30 +11,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from leptonc.calibrate.generate import Written
 from runtime_edge.part_record import Part
 
-_WRITTEN: dict[Any, list[NDArray[np.int64]]] = {}
+_WRITTEN: dict[Any, Written] = {}
 
 
-def generate_once(generate: Callable[..., list[NDArray[np.int64]]]) -> Callable[..., list[NDArray[np.int64]]]:
+def generate_once(generate: Callable[..., Written]) -> Callable[..., Written]:
     """Returns `leptonc.calibrate.generate.generate` with a memory: of the same graph's bytes, seed and length."""
 
     def generated(
-        graph: Path, part: Part, start: int, banned: Sequence[int], samples: int, length: int, *, seed: int = 0,
-        **more: Any,
-    ) -> list[NDArray[np.int64]]:
+        graph: Path, part: Part, openings: Sequence[Sequence[int]], ends: Sequence[int], samples: int, length: int, *,
+        seed: int = 0, **more: Any,
+    ) -> Written:  # fmt: skip
         files = sorted(path for path in graph.parent.rglob("*") if path.is_file())
         content = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).digest()
-        key = content, start, tuple(banned), length, seed
-        if len(_WRITTEN.get(key, [])) < samples:
-            _WRITTEN[key] = generate(graph, part, start, banned, samples, length, seed=seed, **more)
+        key = content, tuple(map(tuple, openings)), tuple(ends), length, seed
+        known = _WRITTEN.get(key)
+        if known is None or len(known.texts) < samples:
+            known = _WRITTEN[key] = generate(graph, part, openings, ends, samples, length, seed=seed, **more)
         elif "advance" in more:
             more["advance"](length - 1)
-        return [text.copy() for text in _WRITTEN[key][:samples]]
+        return Written([text.copy() for text in known.texts[:samples]], known.surprise)
 
     return generated
 

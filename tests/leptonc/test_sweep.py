@@ -113,13 +113,15 @@ def test_a_model_writes_its_text_once_for_all_points(tmp_path: Path, monkeypatch
 
     written: list[int] = []
 
-    def one(self: Any, length: int) -> Any:
+    def one(self: Any, length: int, count: int) -> Any:
         written.append(length)
-        return [self_windows[:length]] * self.count
+        return Written([windows[:length]] * count, 1.0)
 
     import numpy as np
 
-    self_windows = np.random.default_rng(0).integers(0, 256, 512)
+    from leptonc.calibrate.generate import Written
+
+    windows = np.random.default_rng(0).integers(0, 256, 512)
     monkeypatch.setattr(calibration.Calibration, "_written", one)
     wanted = points(["int4", "int8"], [], BuildOptions(LLAMA, check=False, method="gptq"))
     found = Sweep(tmp_path, lambda _: {}, {}).run(wanted)

@@ -23,13 +23,14 @@ from leptonc.backends.onnxruntime.integer import LinearToInteger
 from leptonc.backends.onnxruntime.linear import EmbeddingToKernels, LinearToKernels
 from leptonc.backends.onnxruntime.opset import declare
 from leptonc.errors import InputError
+from leptonc.formats import FORMATS
 from leptonc.ir.dialect import MODULE_KEY
 from leptonc.ir.structure import layer_of, linears
 from leptonc.passes.base import Pass
 from leptonc.passes.cleanup import Cleanup
 from leptonc.passes.fuse_linears import FuseLinears
 from leptonc.passes.last_logits import LastLogits
-from leptonc.passes.quantize.methods import ROUNDING
+from leptonc.passes.quantize.methods import METHODS, ROUNDING
 from leptonc.passes.quantize.numbers import CodesToNumbers, CodesToNumbersConfig
 from leptonc.passes.quantize.weights import QuantizeWeights, QuantizeWeightsConfig
 from leptonc.variant import SHARED, Choices, VariantBuild, VariantPlan
@@ -40,8 +41,14 @@ BLOCK_SIZE = 32
 
 
 def is_symmetric(plan: VariantPlan) -> bool:
-    """Whether weights have no zero points. Default: they have none, except under a budget of bytes."""
-    return plan.budget is None if plan.symmetric is None else plan.symmetric
+    """Whether weights have no zero points.
+
+    Default: those of fewer than 8 bits whose codes a text chooses have, and all under a budget of bytes.
+    """
+    if plan.symmetric is not None:
+        return plan.symmetric
+    solved = FORMATS[plan.scheme].bits < 8 and bool(METHODS[plan.method].module)
+    return plan.budget is None and not solved
 
 
 def config_of(plan: VariantPlan, choices: Choices | None = None) -> QuantizeWeightsConfig:

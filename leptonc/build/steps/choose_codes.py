@@ -12,23 +12,34 @@ from leptonc.build.plan import BuildPlan
 from leptonc.build.step import CalibratedStep
 from leptonc.build.work import Work, reading, work
 from leptonc.calibrate.code_solver import Solver
+from leptonc.errors import InputError
 from leptonc.formats import FORMATS
-from leptonc.passes.quantize.methods import METHODS
+from leptonc.passes.quantize.methods import METHODS, ROUNDING
 from leptonc.variant import VariantBuild, VariantPlan
 
 IN_EIGHT = 0.5  # of the time of fewer bits, whose damping is chosen too
 
 
 class ChooseCodes(CalibratedStep):
-    """Does what `--method` asks for. The codes themselves are chosen when the pass that quantizes weights asks."""
+    """Does what `--method` and `--fast` ask for.
+
+    The codes themselves are chosen when the pass that quantizes weights asks.
+    """
 
     name: ClassVar[str] = "codes"
     version: ClassVar[int] = 2
-    options: ClassVar[tuple[str, ...]] = ("method",)
+    options: ClassVar[tuple[str, ...]] = ("method", "fast")
     text_option: ClassVar[str] = "--method gptq"
 
     def applies(self, plan: VariantPlan) -> bool:
         return bool(METHODS[plan.method].module)
+
+    def check(self, plan: BuildPlan) -> None:
+        method = plan.options.method
+        if plan.options.fast and method not in (None, ROUNDING):
+            raise InputError(
+                f"expected no method with --fast, which rounds to nearest, found {method}", hint="leave out --fast"
+            )
 
     def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
         (variant,) = plan.variants

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ROUNDING = "rtn"
+BEST = "gptq"  # what a build takes where it may read a text
 
 
 @dataclass(frozen=True)

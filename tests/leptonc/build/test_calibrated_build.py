@@ -109,7 +109,7 @@ def test_a_model_writes_its_own_text(tmp_path: Path) -> None:
         for i, seed in enumerate((3, 3, 4))
     ]
     about = as_plain(found[0].report)["variants"]["cpu"]["quantization"]["calibration"]
-    assert about == {"text": "written by the model, seed 3", "samples": 32, "tokens": 32 * 512}
+    assert about == {"text": "written by the model, seed 3, and built-in", "samples": 32, "tokens": 32 * 512}
     blobs = [sorted(file.path for file in each.manifest.files if file.path.startswith("blobs/")) for each in found]
     assert blobs[0] == blobs[1] != blobs[2]
 

@@ -103,7 +103,7 @@ def test_reconstruction_keeps_closer_than_other_methods(tmp_path: Path) -> None:
         assert 18 < about["removed_percent"] < 24
         found[method] = as_plain(result.report)["fidelity"]["kl_divergence"]
     assert found[None] < found["wanda"]
-    assert about["calibration"]["text"] == "written by the model, seed 0"
+    assert about["calibration"]["text"] == "written by the model, seed 0, and built-in"
 
 
 def test_report_of_a_reconstruction(text: Path, tmp_path: Path) -> None:

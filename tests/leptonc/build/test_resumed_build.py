@@ -104,7 +104,7 @@ def test_an_interrupted_build_goes_on(
     done = list(STEPS)[: list(STEPS).index(stop)]
     assert not any(calls[name] for name in done if name != "cut")  # cutting takes no time, and is done again
     assert stop != "codes" or 0 < calls["codes"] < 22  # of 21 linear layers and the head, those of a layer at a time
-    assert report.pruning.calibration.text == "written by the model, seed 0"
+    assert report.pruning.calibration.text == "written by the model, seed 0, and built-in"
     assert report.pruning.fitted
     assert len(report.variants["cpu"].choices().linears or ()) == 22
 
