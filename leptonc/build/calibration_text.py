@@ -41,6 +41,7 @@ WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
 WRITTEN = 0.5  # part of a decoder's texts that it writes itself, where it may
 LESSONS = 384  # texts of a file that there are to learn from: more than a short healing comes to
 TRIALS, TRIAL = 2, 128  # texts that sensitivities are measured on, and tokens of each
+CODES = 24  # texts that codes of fewer than 8 bits come from
 LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
 WEIGHING = 40 * 10**7  # bytes: logits of a few texts, and what compares them
 T = TypeVar("T")
@@ -48,7 +49,12 @@ T = TypeVar("T")
 
 def texts_for_codes(plan: VariantPlan) -> int:
     """Returns how many texts a variant's codes come from: eight bits leave so little error that fewer tell as much."""
-    return LOOKS if plan.scheme == "int8" and plan.budget is None else WINDOWS
+    return LOOKS if plan.scheme == "int8" and plan.budget is None else CODES
+
+
+def written(count: int) -> int:
+    """Returns how many of so many texts a decoder writes itself: none where few are enough, and the rest is carried."""
+    return int(WRITTEN * count) if count > LOOKS else 0
 
 
 def check_text(options: BuildOptions, readers: Mapping[str, bool]) -> None:
@@ -155,20 +161,20 @@ class Calibration:
 
     def _default(self, length: int) -> list[NDArray[np.int64]]:
         """What the model writes and text that Lepton carries, as much of both; the latter alone where it cannot."""
-        key, count = (length, self.seed), int(WRITTEN * self.count) if self.count > LOOKS else 0
+        key, count = (length, self.seed), written(self.count)
         if not count:
             return self._cut(Path(BUILT_IN), self.count)
         if len(self.texts[key].texts if key in self.texts else ()) < count:
             self.texts[key] = Written.of(self.step_cache.arrays("text", lambda: self._written(length, count).arrays()))
-        written = self.texts[key]
-        fault = fault_of(written, int(self.captured.model.graph.outputs[0].shape[-1]))  # type: ignore[index, arg-type]
+        made = self.texts[key]
+        fault = fault_of(made, int(self.captured.model.graph.outputs[0].shape[-1]))  # type: ignore[index, arg-type]
         if fault is not None:
             carried = self._cut(Path(BUILT_IN), self.count)
             self.name = f"built-in, because {fault}"
             return carried
         carried = self._cut(Path(BUILT_IN), self.count - count)
         self.name = f"written by the model, seed {self.seed}" + (", and built-in" if carried else "")
-        return in_turn(written.texts[:count], carried)
+        return in_turn(made.texts[:count], carried)
 
     def _written(self, length: int, count: int) -> Written:
         """Lets the model write, its weights in int8: what it writes is nearly the same, in a third of the time."""

@@ -14,7 +14,7 @@ from leptonc.build.calibration_text import Calibration, check_text
 from leptonc.build.context import BuildContext
 from leptonc.build.estimate import Estimate
 from leptonc.build.memory_bound import ModelSizes, room_for_activations
-from leptonc.build.plan import BuildPlan
+from leptonc.build.plan import BuildPlan, of_several_parts
 from leptonc.build.rates import Rates
 from leptonc.build.recipe import check_values
 from leptonc.build.resume import check_resume, open_step_cache
@@ -84,14 +84,19 @@ def checked_plan(options: BuildOptions, ending: Ending[Any]) -> BuildPlan:
     check_text(options, text_readers(plan, ending.steps))
     for step in ending.steps:
         step.check(plan)
-    calibrating = [step for step in ending.steps if isinstance(step, CalibratedStep)]
-    calibrated = [variant for variant in plan.variants if any(step.applies(variant) for step in calibrating)]
-    plan = dataclasses.replace(
-        plan, texts=max(step.texts(plan) for step in ending.steps if step.wanted(plan)),
-        calibrated=frozenset(variant.name for variant in calibrated),
-    )  # fmt: skip
+    plan = _with_texts(plan, ending.steps)
     check_resume(plan)
     return plan
+
+
+def _with_texts(plan: BuildPlan, steps: Sequence[Step]) -> BuildPlan:
+    """Returns the plan with how many texts its steps read, and for which variants."""
+    calibrating = [step for step in steps if isinstance(step, CalibratedStep)]
+    calibrated = [variant for variant in plan.variants if any(step.applies(variant) for step in calibrating)]
+    return dataclasses.replace(
+        plan, texts=max(step.texts(plan) for step in steps if step.wanted(plan)),
+        calibrated=frozenset(variant.name for variant in calibrated),
+    )  # fmt: skip
 
 
 def run(
@@ -118,7 +123,10 @@ def run(
         estimate = Estimate(Rates.here())
         estimate.capture(source.config)
         captured = captured_model(plan, source, clock)
-        check_parts(captured, steps)
+        if len(captured.graphs) > 1:
+            plan = _with_texts(of_several_parts(plan), ending.steps)
+            steps = [step for step in ending.steps if step.wanted(plan)]
+            check_parts(captured, steps)
         sizes = ModelSizes(captured, emitted=source.emitted is not None)
         memory = room_for_activations(options.memory_gb, [need for step in steps for need in step.needs(plan, sizes)])
         report = first_report(plan, source, captured, clock)
@@ -190,7 +198,7 @@ def check_parts(captured: Captured, steps: Sequence[Step]) -> None:
         InputError: There is such a step.
     """
     unable = [step for step in steps if not step.several_parts]
-    if len(captured.graphs) == 1 or not unable:
+    if not unable:
         return
     options = ", ".join(f"--{name.replace('_', '-')}" for step in unable for name in step.options)
     raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
@@ -108,6 +109,17 @@ def _method(options: BuildOptions, scheme: str, target: targets.Target) -> str:
     if options.fast or not form.integer or options.prune == PATTERN:
         return ROUNDING
     return BEST if form.bits < 8 or traits_of(target).solves_eight_bits else ROUNDING
+
+
+def of_several_parts(plan: BuildPlan) -> BuildPlan:
+    """Returns the plan for a model of several parts: codes are rounded, unless it is asked that a text chooses them."""
+    if plan.options.method is not None:
+        return plan
+    rounded = [
+        dataclasses.replace(variant, method=ROUNDING) if variant.budget is None else variant
+        for variant in plan.variants
+    ]
+    return dataclasses.replace(plan, variants=tuple(rounded))
 
 
 def parse_budget(weights: str | None) -> int | None:

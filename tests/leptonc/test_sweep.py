@@ -33,7 +33,7 @@ def test_points_are_schemes_and_recipes_over_common_options(tmp_path: Path) -> N
     assert found["int8-gptq"].weights == "int8"
     assert [point.stem for point in points(["auto:1MB"], [], base)] == ["auto-1MB"]
     (tmp_path / "r.toml").write_text('weights = "int8"\nchat = true\n')
-    plain = dataclasses.replace(base, method=None, chat=True)
+    plain = dataclasses.replace(base, method=None, fast=True, chat=True)
     recipes = [str(tmp_path / "r.toml"), "int8-gptq"]
     kept = {point.name: point.options for point in points(["int4", "w8a8", "auto:1MB"], recipes, plain)}
     reads = [name for name, options in kept.items() if (options.calibration, options.chat) == (Path("c.txt"), True)]
@@ -164,15 +164,15 @@ def test_a_text_for_some_points_and_speeds_of_all(leptonc: Callable[..., Any], t
     text, keep = tmp_path / "text.txt", tmp_path / "keep"
     text.write_text(TEXT)
     done = leptonc(
-        "sweep", LLAMA, "--schemes", "int4,int8,auto:300kB", "--calibration", text, "--eval-text", text, "--window", 64,
+        "sweep", LLAMA, "--schemes", "fp32,int8,auto:300kB", "--calibration", text, "--eval-text", text, "--window", 64,
         "--max-windows", 2, "--speed", "--threads", 1, "--keep", keep, "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
     rows = {record["name"]: record for record in json.loads(done.out)["points"]}
-    assert list(rows) == ["int4", "int8", "auto:300kB"]
+    assert list(rows) == ["fp32", "int8", "auto:300kB"]
     assert all(record["decode_tok_s"] > 0 and record["prefill_tok_s"] > 0 for record in rows.values())
     read = {p: json.loads((Path(r["artifact"]) / "report.json").read_text())["recipe"] for p, r in rows.items()}
-    assert [name for name, recipe in read.items() if "calibration" in recipe] == ["auto:300kB"]
+    assert [name for name, recipe in read.items() if "calibration" in recipe] == ["int8", "auto:300kB"]
     page = (keep / "sweep.html").read_text()
     for what in ("Size and loss", "Speed and loss", "Size and speed"):
         (plot,) = re.findall(rf"<h2>{what}</h2>(<svg.*?</svg>)", page, re.DOTALL)

@@ -25,14 +25,13 @@ class WriteText(ModelStep):
         return plan.texts > 0
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
-        if plan.options.calibration is None and sizes.captured.interface.writes_text:
+        if _written(plan, sizes):
             yield Need("the model that writes", CALIBRATING + sizes.whole // 2, keeps_activations=True)
 
     def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
-        if plan.options.calibration is None and sizes.captured.interface.writes_text:
+        if texts := _written(plan, sizes):
             length = min(calibration_text.WINDOW, sizes.captured.max_seq_len)
-            drawn = plan.texts * length * sizes.multiplications
-            yield work("calibration text", drawn=drawn, runs=rounds(plan.texts) * length)
+            yield work("calibration text", drawn=texts * length * sizes.multiplications, runs=rounds(texts) * length)
 
     def run(self, context: BuildContext) -> BuildContext:
         about = context.calibration.describe()
@@ -40,3 +39,9 @@ class WriteText(ModelStep):
             if variant.plan.name in context.plan.calibrated:
                 variant.report.quantization = Quantization(method=variant.plan.method, calibration=about)
         return context
+
+
+def _written(plan: BuildPlan, sizes: ModelSizes) -> int:
+    """How many texts a model writes itself."""
+    writes = plan.options.calibration is None and sizes.captured.interface.writes_text
+    return calibration_text.written(plan.texts) if writes else 0

@@ -38,7 +38,8 @@ def test_gptq_runs_and_says_what_it_looked_at(source: str, text: Path, tmp_path:
         ({"weights": "auto:many"}, "expected weights auto:SIZE, found auto:many"),
         ({"weights": "auto:1MB", "target": "rtx-20"}, "found rtx-20 without int8 and int4"),
         ({"weights": "auto:1MB", "target": "rtx", "embeddings": "int8"}, "expected no format for embeddings"),
-        ({"calibration": True}, "found .*text.txt and none of them"),
+        ({"calibration": True, "fast": True}, "found .*text.txt and none of them"),
+        ({"method": "gptq", "fast": True}, "expected no method with --fast, which rounds to nearest, found gptq"),
         ({"method": "gptq", "calibration": True, "weights": "fp32"}, "found fp32"),
         ({"embeddings": "int8", "weights": "fp32"}, "found fp32"),
         ({"method": "gptq", "calibration": True, "target": "rtx", "weights": "fp16"}, "expected weights int8 or int4"),
@@ -53,7 +54,7 @@ def test_requests_that_cannot_be_met(changes: dict[str, object], message: str, t
 
 def test_awq_scales_channels_and_says_so(text: Path, tmp_path: Path) -> None:
     options = {"weights": "int4", "symmetric": False, "eval_text": text}
-    plain = build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", **options))  # type: ignore[arg-type]
+    plain = build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", fast=True, **options))  # type: ignore[arg-type]
     scaled = build(BuildOptions("sample:tiny-llama", out=tmp_path / "b", method="awq", calibration=text, **options))  # type: ignore[arg-type]
     about = as_plain(scaled.report)["variants"]["cpu"]["quantization"]
     assert about["method"] == "awq"
@@ -109,7 +110,7 @@ def test_a_model_writes_its_own_text(tmp_path: Path) -> None:
         for i, seed in enumerate((3, 3, 4))
     ]
     about = as_plain(found[0].report)["variants"]["cpu"]["quantization"]["calibration"]
-    assert about == {"text": "written by the model, seed 3, and built-in", "samples": 32, "tokens": 32 * 512}
+    assert about == {"text": "written by the model, seed 3, and built-in", "samples": 24, "tokens": 24 * 512}
     blobs = [sorted(file.path for file in each.manifest.files if file.path.startswith("blobs/")) for each in found]
     assert blobs[0] == blobs[1] != blobs[2]
 
@@ -136,7 +137,7 @@ def test_a_budget_is_kept_and_spent_on_what_matters(source: str, target: str, te
     def size(result: BuildResult) -> int:
         return int(as_plain(result.report)["bytes"]["weights"] + as_plain(result.report)["bytes"]["graph"])
 
-    plain = {"target": target, "weights": "int4"}
+    plain = {"target": target, "weights": "int4", "fast": True}
     plain |= {"symmetric": False, "embeddings": "int8"} if target == "cpu" else {}
     lowest = build(BuildOptions(source, out=tmp_path / "least", **plain))  # type: ignore[arg-type]
     budget = size(lowest) + 16_000
@@ -205,7 +206,7 @@ def test_the_text_of_many_kinds_is_named_in_a_files_place(tmp_path: Path, monkey
     given: dict[str, Any] = {"weights": "int4", "method": "gptq", "check": False}
     result = build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", calibration=Path("built-in"), **given))
     about = as_plain(result.report)["variants"]["cpu"]["quantization"]["calibration"]
-    assert about == {"text": "built-in", "samples": 32, "tokens": 32 * 128}
+    assert about == {"text": "built-in", "samples": 24, "tokens": 24 * 128}
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "r.toml").write_text('weights = "int4"\nmethod = "gptq"\ncalibration = "built-in"\n')
     options = with_recipe(BuildOptions("sample:tiny-llama", out=tmp_path / "b", check=False), "far/r.toml")

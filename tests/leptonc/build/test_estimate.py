@@ -148,7 +148,7 @@ def test_a_stage_inside_another_is_timed_apart() -> None:
 def test_what_a_build_took_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learnt: list[set[str]] = []
     monkeypatch.setattr(Rates, "learn", lambda self, works, seconds: learnt.append(set(seconds)))
-    build(BuildOptions(LLAMA, out=tmp_path / "a", weights="int8", check=False))
+    build(BuildOptions(LLAMA, out=tmp_path / "a", weights="int8", fast=True, check=False))
     assert learnt == [{"open", "capture", "passes", "weights"}]
     build(BuildOptions(LLAMA, out=tmp_path / "b", method="gptq", check=False, resume=tmp_path / "steps"))
     assert len(learnt) == 1  # parts of stages may have been there

@@ -19,7 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "awq": {"weights": "int4", "method": "awq"},
     "auto": {"weights": "auto:300kB"},
     "w8a8": {"weights": "int8", "activations": "int8"},
-    "prefill": {"weights": "int4", "prefill": "shared"},
+    "prefill": {"weights": "int4", "prefill": "shared", "fast": True},
 }
 
 
@@ -85,7 +85,7 @@ def test_squares_whose_sum_overflows(name: str, text: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("target", ["rtx", "jetson-orin"])
 @pytest.mark.parametrize("weights", ["int4", "fp16"])
 def test_ranges_for_half_precision_that_are_none(target: str, weights: str, tmp_path: Path) -> None:
-    error = refused(saved(tmp_path / "hf", 1e16, 1e5), tmp_path, target=target, weights=weights, check=False)
+    error = refused(saved(tmp_path / "hf", 1e16, 1e5), tmp_path, target=target, weights=weights, fast=True, check=False)
     assert error.message.startswith("expected finite activations on the text that ranges are measured on, found inf in")
     assert "model.layers.1.mlp" in error.message
     assert error.hint is not None
@@ -104,7 +104,7 @@ def test_a_text_that_such_a_model_writes_itself(name: str, tmp_path: Path) -> No
 )
 def test_outputs_that_are_no_numbers_meet_no_bound(options: dict[str, Any], tmp_path: Path) -> None:
     """Nothing is calibrated: what is measured at the end tells."""
-    error = refused(saved(tmp_path / "hf", 1e16, 1e5), tmp_path, **options)
+    error = refused(saved(tmp_path / "hf", 1e16, 1e5), tmp_path, fast=True, **options)
     assert error.message == (
         "expected finite outputs on the text that is measured, found that perplexity rises by nan % for cpu"
     )

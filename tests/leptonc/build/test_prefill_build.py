@@ -36,7 +36,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(source: str, text: Path, out: Path, **options: object) -> BuildResult:
-    given = {"weights": "int4", "prefill": "int8", "calibration": text, "eval_text": text, **options}
+    given = {"weights": "int4", "prefill": "int8", "fast": True, "calibration": text, "eval_text": text, **options}
     return build(BuildOptions(f"sample:{source}", out=out, **given))  # type: ignore[arg-type]
 
 
@@ -53,7 +53,7 @@ def test_prompts_go_through_8_bits_and_tokens_through_4(source: str, text: Path,
     assert (
         len(variant.blobs) == 2 * layers + 1
     )  # what lies outside of the layers is stored once
-    only = build(BuildOptions(f"sample:{source}", out=tmp_path / "b", weights="int4", eval_text=text))
+    only = build(BuildOptions(f"sample:{source}", out=tmp_path / "b", weights="int4", fast=True, eval_text=text))
     # The same weights; one graph runs all tokens through kernels for few of them, which may sum in another order.
     for name in ("perplexity", "kl_divergence"):
         assert about["fidelity"][name] == pytest.approx(as_plain(only.report)["fidelity"][name], rel=2e-3)
