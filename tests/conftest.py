@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Builds an artifact once a session: `artifact("sample:tiny-llama", weights="fp32")`.
 
-    Options are those of `leptonc.options.BuildOptions`; without `check=True` quality is not measured. The artifact is
-    shared: tests that change one take a copy.
+    Options are those of `leptonc.options.BuildOptions`; without `check=True` quality is not measured, and without a
+    method codes are rounded. The artifact is shared: tests that change one take a copy.
     """
     built: dict[tuple[Any, ...], Path] = {}
 
@@ -42,7 +42,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             from leptonc.options import BuildOptions
 
             out = tmp_path_factory.mktemp("artifact") / "model.lepton"
-            built[key] = run_build(BuildOptions(source, out=out, **{"check": False, **options})).path
+            built[key] = run_build(BuildOptions(source, out=out, **{"check": False, "method": "rtn", **options})).path
         return built[key]
 
     return build

@@ -105,8 +105,8 @@ def _method(options: BuildOptions, scheme: str, target: targets.Target) -> str:
     """Returns how codes are chosen: as asked for, else so that least is lost, unless the build shall be fast."""
     if options.method is not None:
         return options.method
-    form = FORMATS[scheme]
-    if options.fast or not form.integer or options.prune == PATTERN:
+    form = FORMATS.get(scheme)  # an unknown one is refused later, by what knows the target's
+    if options.fast or form is None or not form.integer or options.prune == PATTERN:
         return ROUNDING
     return BEST if form.bits < 8 or traits_of(target).solves_eight_bits else ROUNDING
 

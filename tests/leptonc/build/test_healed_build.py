@@ -28,7 +28,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def built(out: Path, text: Path | None, **options: Any) -> BuildResult:
-    given = {"weights": "int4", "fast": True, "calibration": text, "max_seq_len": 64, "check": False, **options}
+    given = {"weights": "int4", "method": "rtn", "calibration": text, "max_seq_len": 64, "check": False, **options}
     return build(BuildOptions(given.pop("source", "sample:tiny-llama"), out=out, **given))
 
 
@@ -99,7 +99,7 @@ def test_an_interrupted_build_leaves_its_state_and_goes_on(
         ({"heal": "1s", "weights": "int8", "activations": "int8"}, "with --heal, found activations int8"),
         ({"heal": "1s", "target": "rtx"}, "expected no --heal for target rtx"),
         ({"heal": "1s", "calibration": "The valves close. " * 20}, "expected at least 2 windows"),
-        ({"resume": True, "weights": "int8", "fast": True}, "expected --prune, --heal or a calibration with --resume"),
+        ({"resume": True, "weights": "int8"}, "expected --prune, --heal or a calibration with --resume"),
         ({"heal": "1s", "resume": True}, "expected a directory for --resume, found a file"),
     ],
 )

@@ -36,7 +36,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(source: str, text: Path, out: Path, **options: object) -> BuildResult:
-    given = {"weights": "int4", "prefill": "int8", "fast": True, "calibration": text, "eval_text": text, **options}
+    given = {"weights": "int4", "prefill": "int8", "method": "rtn", "calibration": text, "eval_text": text, **options}
     return build(BuildOptions(f"sample:{source}", out=out, **given))  # type: ignore[arg-type]
 
 

@@ -182,7 +182,7 @@ def test_what_was_measured_is_not_measured_again(
 
 def test_a_directory_that_nothing_would_be_kept_in(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected --prune, --heal or a calibration with --resume"):
-        build(BuildOptions(LLAMA, out=tmp_path / "m", resume=tmp_path / "kept"))
+        build(BuildOptions(LLAMA, out=tmp_path / "m", fast=True, resume=tmp_path / "kept"))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="expected a directory for --resume, found a file"):
         build(BuildOptions(LLAMA, out=tmp_path / "m", prune="20%", resume=tmp_path / "file"))

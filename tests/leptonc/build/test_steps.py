@@ -61,11 +61,11 @@ def test_what_reads_a_text_says_so(tmp_path: Path) -> None:
     ):  # fmt: skip
         plan = artifact_plan(BuildOptions("m", **options))  # type: ignore[arg-type]
         assert text_readers(plan, steps.TO_ARTIFACT)[reader], reader
-        assert not text_readers(artifact_plan(BuildOptions("m")), steps.TO_ARTIFACT)[reader]
+        assert not text_readers(artifact_plan(BuildOptions("m", fast=True)), steps.TO_ARTIFACT)[reader]
     text = tmp_path / "text.txt"
     text.write_text("The valves close when the pressure falls. " * 40)
     with pytest.raises(InputError, match="expected something that reads a calibration text, one of --prune, "):
-        checked_plan(BuildOptions("m", weights="int4", calibration=text), to_artifact.ENDING)
+        checked_plan(BuildOptions("m", weights="int4", fast=True, calibration=text), to_artifact.ENDING)
 
 
 def test_pruned_weights_get_the_codes_that_are_asked_for(text: Path, tmp_path: Path) -> None:

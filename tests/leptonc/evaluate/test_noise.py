@@ -27,7 +27,7 @@ from tests.leptonc import models
 def test_decibels_of_a_decoder(name: str, bits: int, symmetric: bool, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The river runs through the town and under the old bridge. " * 40)
-    options = {"weights": f"int{bits}", "symmetric": symmetric, "eval_text": text}
+    options = {"weights": f"int{bits}", "symmetric": symmetric, "fast": True, "eval_text": text}
     result = build(BuildOptions(f"sample:{name}", out=tmp_path / "m", **options))  # type: ignore[arg-type]
     rows = {row["path"]: row for row in as_plain(result.report)["variants"]["cpu"]["linears"]}
     ids = Tokenizer.from_file(str(result.path / "tokenizer.json")).encode(text.read_text()).ids[:512]
@@ -116,7 +116,7 @@ def test_weights_that_were_changed_before_have_their_own_noise(tmp_path: Path, t
 
     def rows(name: str, **options: Any) -> list[dict[str, Any]]:
         out = tmp_path / f"{name}{len(list(tmp_path.iterdir()))}"
-        asked = BuildOptions("sample:tiny-llama", out=out, rotate=True, eval_text=text, **options)
+        asked = BuildOptions("sample:tiny-llama", out=out, rotate=True, fast=True, eval_text=text, **options)
         found: list[dict[str, Any]] = as_plain(build(asked).report)["variants"]["cpu"]["linears"]
         return found
 
@@ -150,7 +150,7 @@ def test_a_bound_that_is_not_met_names_the_layers_and_the_recipe_that_raises_the
     from leptonc.build.recipe import with_recipe
 
     def options(name: str, **more: Any) -> BuildOptions:
-        out, given = tmp_path / name, {"weights": "int4", "symmetric": symmetric, "eval_text": text, **more}
+        out, given = tmp_path / name, {"weights": "int4", "symmetric": symmetric, "fast": True, "eval_text": text, **more}
         return BuildOptions(f"sample:{source}", out=out, **given)
 
     with pytest.raises(BoundError) as caught:

@@ -39,7 +39,7 @@ LENGTH = 512  # a short cache: tests write few bytes
 def built(
     tmp_path: Path, source: str, target: str | tuple[str, ...], weights: str | None = "fp16", **options: Any
 ) -> BuildResult:
-    given = {"max_seq_len": LENGTH, **options}
+    given = {"max_seq_len": LENGTH, "method": "rtn", **options}
     return build(BuildOptions(f"sample:{source}", target, tmp_path / "m", weights, **given))
 
 
