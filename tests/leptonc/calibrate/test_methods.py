@@ -44,7 +44,8 @@ def test_a_method_of_ones_own_builds(text: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(METHODS, "mine", Method("rounds", "mine"))
     options = options_of(BuildOptions)["method"]
     monkeypatch.setattr(type(options), "may_be", lambda self, value: True)  # the command line read the table before
-    given: dict[str, Any] = {"weights": "int4", "symmetric": True, "calibration": text, "check": False, "max_seq_len": 96}
+    given: dict[str, Any] = {"weights": "int4", "symmetric": True, "check": False, "max_seq_len": 96}
+    given["calibration"] = text
     mine = build(BuildOptions("sample:tiny-llama", out=tmp_path / "mine", method="mine", **given))
     report = mine.report.variants["cpu"].choices()
     assert report.method == "mine"

@@ -150,8 +150,8 @@ def test_a_bound_that_is_not_met_names_the_layers_and_the_recipe_that_raises_the
     from leptonc.build.recipe import with_recipe
 
     def options(name: str, **more: Any) -> BuildOptions:
-        out, given = tmp_path / name, {"weights": "int4", "symmetric": symmetric, "fast": True, "eval_text": text, **more}
-        return BuildOptions(f"sample:{source}", out=out, **given)
+        out, given = tmp_path / name, {"weights": "int4", "symmetric": symmetric, "fast": True, **more}
+        return BuildOptions(f"sample:{source}", out=out, eval_text=text, **given)
 
     with pytest.raises(BoundError) as caught:
         build(options("m", max_loss=0.001))
