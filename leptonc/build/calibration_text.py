@@ -41,7 +41,6 @@ WINDOWS, WINDOW = 32, 512  # texts, and tokens of each
 WRITTEN = 0.5  # part of a decoder's texts that it writes itself, where it may
 LESSONS = 384  # texts of a file that there are to learn from: more than a short healing comes to
 TRIALS, TRIAL = 2, 128  # texts that sensitivities are measured on, and tokens of each
-CODES = 24  # texts that codes of fewer than 8 bits come from
 LOOKS = 12  # texts that ranges of activations, and codes of 8 bits, come from: some thousand tokens tell enough
 WEIGHING = 40 * 10**7  # bytes: logits of a few texts, and what compares them
 T = TypeVar("T")
@@ -49,7 +48,7 @@ T = TypeVar("T")
 
 def texts_for_codes(plan: VariantPlan) -> int:
     """Returns how many texts a variant's codes come from: eight bits leave so little error that fewer tell as much."""
-    return LOOKS if plan.scheme == "int8" and plan.budget is None else CODES
+    return LOOKS if plan.scheme == "int8" and plan.budget is None else WINDOWS
 
 
 def written(count: int) -> int:

@@ -110,7 +110,7 @@ def test_a_model_writes_its_own_text(tmp_path: Path) -> None:
         for i, seed in enumerate((3, 3, 4))
     ]
     about = as_plain(found[0].report)["variants"]["cpu"]["quantization"]["calibration"]
-    assert about == {"text": "written by the model, seed 3, and built-in", "samples": 24, "tokens": 24 * 512}
+    assert about == {"text": "written by the model, seed 3, and built-in", "samples": 32, "tokens": 32 * 512}
     blobs = [sorted(file.path for file in each.manifest.files if file.path.startswith("blobs/")) for each in found]
     assert blobs[0] == blobs[1] != blobs[2]
 
@@ -206,7 +206,7 @@ def test_the_text_of_many_kinds_is_named_in_a_files_place(tmp_path: Path, monkey
     given: dict[str, Any] = {"weights": "int4", "method": "gptq", "check": False}
     result = build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", calibration=Path("built-in"), **given))
     about = as_plain(result.report)["variants"]["cpu"]["quantization"]["calibration"]
-    assert about == {"text": "built-in", "samples": 24, "tokens": 24 * 128}
+    assert about == {"text": "built-in", "samples": 32, "tokens": 32 * 128}
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "r.toml").write_text('weights = "int4"\nmethod = "gptq"\ncalibration = "built-in"\n')
     options = with_recipe(BuildOptions("sample:tiny-llama", out=tmp_path / "b", check=False), "far/r.toml")

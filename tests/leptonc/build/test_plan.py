@@ -83,9 +83,9 @@ def test_what_a_model_cannot_write_lepton_carries(
 ) -> None:
     def generate(*_: Any, **__: Any) -> Written:
         ids = np.arange(128) % (2 if repeated else 128)
-        return Written([ids] * 12, surprise)
+        return Written([ids] * 16, surprise)
 
     monkeypatch.setattr(calibration_text, "generate", generate)
     result = build(BuildOptions("sample:tiny-llama", out=tmp_path / "a", weights="int4", check=False))
     about = as_plain(result.report)["variants"]["cpu"]["quantization"]["calibration"]
-    assert about == {"text": text, "samples": calibration_text.CODES, "tokens": calibration_text.CODES * 128}
+    assert about == {"text": text, "samples": calibration_text.WINDOWS, "tokens": calibration_text.WINDOWS * 128}
