@@ -118,7 +118,7 @@ from leptonc.build.to_artifact import build
 from leptonc.options import BuildOptions
 from leptonc.report import as_plain
 from pathlib import Path
-more = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
+more = {"method": "rtn", **(json.loads(sys.argv[4]) if len(sys.argv) > 4 else {})}
 more = {name: Path(value) if name == "calibration" else value for name, value in more.items()}
 result = build(BuildOptions(sys.argv[1], out=Path(sys.argv[2]), weights=sys.argv[3], check=False, **more))
 print(json.dumps({"peak": most_resident(), "bytes": as_plain(result.report)["bytes"]}))
