@@ -14,6 +14,7 @@ in percent, or Spearman's correlation (times 100) with the scores of `--sts`. `-
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import subprocess
@@ -55,7 +56,9 @@ def built(source: str, options: Sequence[str], out: Path) -> Path:
     """Builds an artifact as the command line does, in this process, so that what is patched here counts."""
     from leptonc.cli import main
 
-    if code := main(["build", source, *options, "--no-check", "--force", "-o", str(out)]):
+    with contextlib.redirect_stdout(sys.stderr):  # the table alone is printed
+        code = main(["build", source, *options, "--no-check", "--force", "-o", str(out)])
+    if code:
         raise SystemExit(code)
     return out
 
