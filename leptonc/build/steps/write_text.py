@@ -19,6 +19,7 @@ class WriteText(ModelStep):
     """Reads the user's text, or lets a decoder write one; the report of each calibrated variant says which."""
 
     name: ClassVar[str] = "calibration text"
+    version: ClassVar[int] = 2
     options: ClassVar[tuple[str, ...]] = ("calibration", "chat")
 
     def wanted(self, plan: BuildPlan) -> bool:
