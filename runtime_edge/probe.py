@@ -8,6 +8,7 @@ from pathlib import Path
 from runtime_edge.errors import RequestError
 
 THREADS_VARIABLE = "LEPTON_THREADS"
+OPENMP_VARIABLE = "OMP_NUM_THREADS"  # threads of the libraries that a build computes with
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
 _UNKNOWN_MEMORY = 2**30  # bytes, where the system does not say

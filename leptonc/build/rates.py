@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from leptonc.build.work import CORES, KINDS, Work
-from runtime_edge.probe import cpu_field, usable_cores
+from runtime_edge.probe import OPENMP_VARIABLE, cpu_field, usable_cores
 from runtime_edge.tensorrt.cache import cache_root
 from runtime_edge.writing import write_whole
 
@@ -28,7 +28,6 @@ PRODUCT = 5.5e10  # multiply-adds of float32 a second on a core of the machine t
 SPREAD = 0.8  # so many times as many cores, to this power, are as many times as fast
 # Of the matrices that are multiplied, and seconds of it: one of many short products is undisturbed anywhere.
 SIDE, MEASURING = 256, 0.1
-THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -62,7 +61,7 @@ def machine() -> str:
     import platform
 
     name = cpu_field("model name") or platform.processor() or platform.machine()
-    threads = os.environ.get(THREADS_VARIABLE, "")
+    threads = os.environ.get(OPENMP_VARIABLE, "")
     return f"{name}, {usable_cores()} cores" + (f", {threads} threads" if threads else "")
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from runtime_edge import kernels
 from runtime_edge.errors import RequestError
-from runtime_edge.probe import THREADS_VARIABLE, default_threads, usable_cores, usable_memory
+from runtime_edge.probe import OPENMP_VARIABLE, THREADS_VARIABLE, default_threads, usable_cores, usable_memory
 
-OPENMP_VARIABLE = "OMP_NUM_THREADS"  # of the libraries that a build computes with
 LITTLE_MEMORY = 2 * 10**9  # bytes: a build of a small model takes one and more
+F = TypeVar("F")
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,24 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Generic[F]):
     """One thing that would be better.
 
     Attributes:
-        holds: Whether it is so.
+        holds: Whether it is so by the facts, a dataclass.
         text: What to do, with fields of the facts in braces.
     """
 
-    holds: Callable[[Machine], bool]
+    holds: Callable[[F], bool]
     text: str
 
 
-RULES = (
+def told(rules: Iterable[Rule[F]], facts: F) -> list[str]:
+    """Returns what the rules that hold say, a line each."""
+    return [rule.text.format(**vars(facts)) for rule in rules if rule.holds(facts)]
+
+
+RULES: tuple[Rule[Machine], ...] = (
     Rule(
         lambda machine: machine.may_compile,
         "Lepton's own kernels are faster, and not compiled here: install GCC or Clang, then lepton-edge anew",
@@ -79,5 +85,4 @@ RULES = (
 
 def better(machine: Machine) -> list[str]:
     """Returns what would be better, a line each; nothing where all is well."""
-    facts = {name: getattr(machine, name) for name in ("cores", "threads", "building")}
-    return [rule.text.format(**facts) for rule in RULES if rule.holds(machine)]
+    return told(RULES, machine)
