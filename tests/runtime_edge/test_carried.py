@@ -17,7 +17,7 @@ from tests.runtime_edge.carried import BUILDS, answers
 FOLDER = os.environ.get("LEPTON_ARTIFACTS")
 # Sums of float32 in another order. Where activations are integers, such a difference may move one to the next integer,
 # which these made-up models pass on: by a tenth of what the quantization itself costs them (llama's logits: 0.6).
-TOLERANCES = {"window": 1e-4, "int4": 0.05, "int8": 0.05, "w8a8": 0.15, "prefill": 0.5, "encoder": 0.02}
+TOLERANCES = {"window": 1e-4, "int4": 0.05, "int8": 0.15, "w8a8": 0.15, "prefill": 0.5, "encoder": 0.02}
 
 
 @pytest.mark.skipif(FOLDER is None, reason="LEPTON_ARTIFACTS names no folder that tests.runtime_edge.carried wrote")
