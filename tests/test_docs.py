@@ -14,7 +14,7 @@ import pytest
 from leptonc.cli import _VERBS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
 def command(verb: str) -> click.Command:
@@ -49,12 +49,12 @@ def test_shown_commands_parse(document: str, words: list[str]) -> None:
 
 
 def test_every_option_in_the_documents_exists_and_every_verb_is_described() -> None:
-    text = (ROOT / "docs" / "cli.md").read_text()
+    text = (ROOT / "docs" / "reference" / "cli.md").read_text()
     known = {"--help"}.union(*(options(verb) for verb in _VERBS))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - known == set()
     assert [verb for verb in _VERBS if not re.search(rf"\*\*`(leptonc )?{verb}\b", text)] == []
 
 
 def test_options_of_build_are_all_described() -> None:
-    text = (ROOT / "docs" / "cli.md").read_text()
+    text = (ROOT / "docs" / "reference" / "cli.md").read_text()
     assert [name for name in options("build") if name not in text and name != "--out" and name != "--check"] == []

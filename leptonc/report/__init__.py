@@ -1,4 +1,4 @@
-"""`report.json`: what a build did and measured, as a schema. `docs/report.md` lists all of it.
+"""`report.json`: what a build did and measured, as a schema. `docs/reference/report.md` lists all of it.
 
 A step returns its section; a `Report` is whole when it is written. Sections import nothing of the compiler.
 """

@@ -1,4 +1,4 @@
-"""`docs/report.md`, made of the schema: each section with its fields, their types, and what they mean."""
+"""`docs/reference/report.md`, made of the schema: each section with its fields, their types, and what they mean."""
 
 from __future__ import annotations
 

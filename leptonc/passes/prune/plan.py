@@ -73,7 +73,7 @@ def cuts_of(plan: Mapping[str, Any]) -> tuple[Cut, ...]:
         else:
             raise InputError(
                 f'expected of {name} "block", or units such as {{"channels": "0-3,7"}}, found {cut!r}',
-                hint="see docs/pruning.md",
+                hint="see docs/guides/prune.md",
             )
     return tuple(cuts)
 

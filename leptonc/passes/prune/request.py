@@ -73,7 +73,7 @@ def _plan(path: Path) -> tuple[Cut, ...]:
     except OSError as error:
         raise InputError(f"expected a plan at {path}, found: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"expected JSON in {path}, found: {error}", hint="see docs/pruning.md") from error
+        raise InputError(f"expected JSON in {path}, found: {error}", hint="see docs/guides/prune.md") from error
     if not isinstance(record, dict) or not record:
         raise InputError(f"expected a JSON object with names of blocks in {path}, found something else")
     return cuts_of(record)

@@ -30,7 +30,7 @@ def test_every_field_is_described() -> None:
 
 def test_docs_say_the_same() -> None:
     """`python -c "from leptonc.report.document import document; print(document(), end='')"` writes the page."""
-    assert (ROOT / "docs" / "report.md").read_text() == document()
+    assert (ROOT / "docs" / "reference" / "report.md").read_text() == document()
 
 
 def test_what_is_written_reads_as_it_was_and_says_its_version() -> None:
