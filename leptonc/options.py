@@ -213,7 +213,7 @@ class BuildOptions:
     prune: str | None = option(
         "Cut heads, channels and blocks out of the model: `25%` of its layers' weights, what saves `latency:30%` of "
         "its time on this machine, `layers:4`, or what a plan's .json file lists. `width:10%` cuts a decoder's "
-        "residual stream. `2:4` makes two weights of each four zero, for sparse tensor cores. See docs/guides/prune.md.",
+        "residual stream. `2:4` makes two weights of each four zero, for sparse tensor cores.",
         None, metavar="SPEC",
     )  # fmt: skip
     prune_method: str | None = option(

@@ -1,6 +1,7 @@
 """What a sentence-transformers directory says: the steps after its encoder, the prompts, and how texts are read.
 
-Which file decides what, under which name each version saved it, is that library's; docs/reference/compatibility.md has the list.
+Which file decides what, under which name each version saved it, is that library's;
+docs/reference/compatibility.md has the list.
 What it would run as code of the model's own, or what is no encoder with steps after it, is refused.
 """
 

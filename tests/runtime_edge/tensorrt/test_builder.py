@@ -82,7 +82,7 @@ def test_the_table_of_capabilities_is_what_the_builder_does(tmp_path: Path, sche
 
 @pytest.mark.parametrize("scheme", flavours.flavour("tensorrt-rtx").sparse_formats)
 def test_the_flag_for_sparse_weights_is_taken_and_changes_nothing_yet(tmp_path: Path, scheme: str) -> None:
-    """What the table says of it: where a later version gives another plan, the table and docs/guides/targets.md are wrong."""
+    """Where a later version gives another plan, the table and docs/guides/targets.md are wrong."""
     path = saved(tmp_path / "g.onnx", scheme=scheme)  # of zeros: they have the pattern
     plans = [
         bytes(build_plan(path, engine_spec("7.5", "8.6", "12.0", sparse_weights=each)).data) for each in (False, True)
