@@ -1,8 +1,10 @@
-"""What the documents say exists: links, verbs and options."""
+"""What the pages say exists: links, anchors, verbs and options. `tests/docs` runs their blocks and builds the site."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,9 +14,11 @@ import click
 import pytest
 
 from leptonc.cli import _VERBS
+from tests.docs.pages import PAGES, ROOT, blocks, name, prose, words
 
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+# Words by hand in README.md and docs/. Not counted: blocks, tables, pages that are made of code.
+MOST_WORDS = 18_000
+OPERATORS = {"|", ">", ">>", "<", "&&", ";", "&"}  # of the shell: behind them a command is over
 
 
 def command(verb: str) -> click.Command:
@@ -29,18 +33,43 @@ def options(verb: str) -> set[str]:
 
 def shown_commands() -> Iterator[tuple[str, list[str]]]:
     """Every `leptonc …` and `lepton-edge …` line of a code block, without comments."""
-    for document in DOCUMENTS:
-        for block in re.findall(r"```bash\n(.*?)```", document.read_text(), re.S):
-            for line in block.splitlines():
-                words = shlex.split(line, comments=True)
-                if words and words[0] in ("leptonc", "lepton-edge"):
-                    yield document.name, words[1:]
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "bash":
+                for line in block.text.replace("\\\n", " ").splitlines():
+                    words = shlex.split(line, comments=True)
+                    if words and words[0] in ("leptonc", "lepton-edge"):
+                        yield block.place, list(itertools.takewhile(lambda word: word not in OPERATORS, words[1:]))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
-    assert [link for link in links if "://" not in link and not (document.parent / link).exists()] == []
+@functools.cache
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors that a git forge gives a page's headings; the site is told to give the same."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    headings = (re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading) for heading in re.findall(r"^#+ +(.*)$", text, re.M))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name)
+def test_links_and_anchors_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^ *```.*?^ *```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    broken = []
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        if "://" not in target:
+            path = (page.parent / target).resolve() if target else page
+            if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
+                broken.append(f"{target}#{anchor}" if anchor else target)
+    assert broken == []
+
+
+def test_anchors_are_those_of_git_forges() -> None:
+    assert {"model", "where-a-change-goes"} & anchors(ROOT / "CONTRIBUTING.md") == {"where-a-change-goes"}
+
+
+def test_words_by_hand_are_few() -> None:
+    counted = {name(page): words(page) for page in PAGES if page.parent != ROOT or page.name == "README.md"}
+    assert sum(counted.values()) <= MOST_WORDS, dict(sorted(counted.items(), key=lambda item: -item[1]))
+    assert prose(ROOT / "README.md").count("|") < 3  # tables are not prose
 
 
 @pytest.mark.parametrize(("document", "words"), list(shown_commands()))

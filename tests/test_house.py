@@ -280,10 +280,11 @@ OF_EXTRAS = {
     "jetson": {"cuda-bindings"},
     "bench": {"psutil"},
     "test": {"pytest", "pytest-xdist", "hypothesis", "scipy", "onnx"},
+    "docs": {"mkdocs-material", "griffelib"},
     "sentence-tests": {"sentence-transformers"},
     "tensorrt-api": {"tensorrt-lean-cu12-bindings", "tensorrt-lean-cu12-libs"},
 }  # fmt: skip
-OF_EXTRAS["dev"] = {"ruff", "mypy", *OF_EXTRAS["test"], *OF_EXTRAS["tensorrt-api"]}
+OF_EXTRAS["dev"] = {"ruff", "mypy", *OF_EXTRAS["docs"], *OF_EXTRAS["test"], *OF_EXTRAS["tensorrt-api"]}
 OF_EXTRAS["all"] = {name for extra in ("bench", "compiler", "dev", "rtx") for name in OF_EXTRAS[extra]}
 
 

@@ -10,6 +10,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(path for path in ROOT.glob("*.md") if path.name != "CHANGELOG.md"), *(ROOT / "docs").rglob("*.md")])
 
+# How a page begins that `python -m docs.generate` makes.
+MADE = "<!-- Made by "
+
 _FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.M | re.S)
 _MARK = re.compile(r"<!--\s*(not run|exit|file)\s*:\s*(.*?)\s*-->\s*$", re.S)
 
@@ -62,3 +65,10 @@ def prose(page: Path) -> str:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r"^ *\|.*$", "", text, flags=re.M)
     return re.sub(r"\]\([^)]*\)", "]", text)
+
+
+def words(page: Path) -> int:
+    """Returns how many words of a page were written by hand; none of a page that code makes."""
+    if page.read_text(encoding="utf-8").startswith(MADE):
+        return 0
+    return sum(any(letter.isalnum() for letter in word) for word in prose(page).split())

@@ -1,0 +1,66 @@
+"""A hook of mkdocs: what pages link to outside of docs/ is part of the site, so that links work in the repository too.
+
+README.md stands for the site's first page. ARCHITECTURE.md and its like become pages; other files are copied.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
+
+ROOT = Path(__file__).parent.parent
+PAGES = {"README.md": "index.md"} | {f"{name}.md": f"{name.lower()}.md" for name in ("ARCHITECTURE", "CONTRIBUTING")}
+PAGES["CHANGELOG.md"] = "changelog.md"
+
+_LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
+_CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]+`)", re.S | re.M)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the project's own pages, and the other files that pages link to."""
+    from mkdocs.structure.files import File
+
+    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page, place in PAGES.items() if place != "index.md"}
+    for page, text in texts.items():
+        files.append(File.generated(config, PAGES[page], content=_moved(text, page, PAGES[page])))
+    texts |= {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
+    for page, text in texts.items():
+        for _, link, _, _ in _LINK.findall(_CODE.sub("", text)):
+            target = _in_repository(page, link)
+            is_outside = target not in PAGES and not target.startswith("docs/") and (ROOT / target).is_file()
+            if is_outside and files.get_file_from_path(target) is None:
+                files.append(File.generated(config, target, abs_src_path=str(ROOT / target)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Turns links that leave docs/ into links of the site."""
+    place = page.file.src_uri
+    return markdown if page.file.generated_by else _moved(markdown, f"docs/{place}", place)
+
+
+def _in_repository(page: str, link: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
+
+
+def _moved(text: str, page: str, place: str) -> str:
+    """Returns a page's text with links as they are in the site.
+
+    Args:
+        text: The page in Markdown.
+        page: Its path in the repository.
+        place: Its path in the site.
+    """
+
+    def link(found: re.Match[str]) -> str:
+        target = _in_repository(page, found[2])
+        target = PAGES.get(target, target.removeprefix("docs/"))
+        return f"{found[1]}{posixpath.relpath(target, posixpath.dirname(place) or '.')}{found[3] or ''}{found[4]}"
+
+    parts = _CODE.split(text)
+    return "".join(part if number % 2 else _LINK.sub(link, part) for number, part in enumerate(parts))
