@@ -284,7 +284,9 @@ OF_EXTRAS = {
     "sentence-tests": {"sentence-transformers"},
     "tensorrt-api": {"tensorrt-lean-cu12-bindings", "tensorrt-lean-cu12-libs"},
 }  # fmt: skip
-OF_EXTRAS["dev"] = {"ruff", "mypy", *OF_EXTRAS["docs"], *OF_EXTRAS["test"], *OF_EXTRAS["tensorrt-api"]}
+OF_EXTRAS["dev"] = {"ruff", "mypy", "fastapi", "httpx2"}.union(
+    *(OF_EXTRAS[extra] for extra in ("docs", "test", "tensorrt-api"))
+)
 OF_EXTRAS["all"] = {name for extra in ("bench", "compiler", "dev", "rtx") for name in OF_EXTRAS[extra]}
 
 
