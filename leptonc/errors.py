@@ -16,6 +16,7 @@ from types import ModuleType
 
 from runtime_edge.errors import LeptonError as LeptonError
 from runtime_edge.errors import RequestWarning
+from runtime_edge.installation import install_command
 
 # What helps where activations are not finite.
 OVERFLOWS = "the checkpoint's weights hold values that are not finite, or the model overflows float32"
@@ -56,7 +57,7 @@ def require(module: str, *, extra: str, needed_by: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"{needed_by} needs the package `{error.name}`, which is not installed",
-            hint=f"pip install 'lepton-edge[{extra}]'",
+            hint=install_command(extra),
         ) from error
 
 

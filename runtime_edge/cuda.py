@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import platform
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge.errors import EngineError, MissingDependencyError, RequestError
+from runtime_edge.installation import install_command
 
 ALIGNMENT = 256  # TensorRT wants tensors at multiples of this many bytes (IExecutionContext::setTensorAddress)
 _NO_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary")
@@ -153,7 +155,7 @@ def import_runtime() -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"TensorRT engines run through the package cuda-bindings, which does not load: {error}",
-            hint="pip install 'lepton-edge[rtx]', on a Jetson 'lepton-edge[jetson]'",
+            hint=install_command("jetson" if platform.machine() == "aarch64" else "rtx"),
         ) from error
 
 

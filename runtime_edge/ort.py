@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 from runtime_edge.errors import MissingDependencyError
+from runtime_edge.installation import install_command
 
 _WHOLE = (1, 32)  # what artifacts are built and measured with, and the first that runs all of them
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -28,7 +29,7 @@ def load() -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             "this artifact runs on ONNX Runtime: expected the package onnxruntime, found none",
-            hint="pip install 'lepton-edge[cpu]'",
+            hint=install_command("cpu"),
         ) from error
     onnxruntime.disable_telemetry_events()
     return onnxruntime

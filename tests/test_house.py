@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "runtime_edge": {"runtime_edge"},
     "targets": {"targets"},
     "sample_models": {"sample_models", "runtime_edge.errors"},
-    "leptonc.errors": {"runtime_edge.errors"},
+    "leptonc.errors": {"runtime_edge.errors", "runtime_edge.installation"},
     "leptonc.memory": set(),
     "leptonc.progress": set(),
     "leptonc.quiet": set(),

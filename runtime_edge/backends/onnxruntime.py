@@ -26,6 +26,7 @@ from runtime_edge.cache import KVCache
 from runtime_edge.decoder_record import Decoder, decoder_of
 from runtime_edge.errors import ArtifactError, MissingDependencyError
 from runtime_edge.files import Background, listing
+from runtime_edge.installation import install_command
 from runtime_edge.manifest import PROMPTS, Manifest, Variant
 from runtime_edge.part_record import Part
 
@@ -247,7 +248,7 @@ def gpu_providers() -> list[str]:
     if provider is None:
         raise MissingDependencyError(
             f"ONNX Runtime: expected one of {' and '.join(_GPU)}, found {', '.join(available)}",
-            hint="pip uninstall onnxruntime && pip install 'lepton-edge[gpu]'",
+            hint=f"pip uninstall onnxruntime && {install_command('gpu')}",
         )
     return [provider, *CPU]
 

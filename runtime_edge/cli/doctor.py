@@ -19,9 +19,9 @@ from typing import Any
 import click
 
 from runtime_edge.cli import machine, options
+from runtime_edge.installation import DISTRIBUTION, install_command
 from runtime_edge.probe import cpu_field
 
-_DISTRIBUTION = "lepton-edge"
 # The instruction sets that ONNX Runtime's kernels choose by.
 _FEATURES = (
     "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
@@ -144,28 +144,28 @@ def _tensorrt_rows(tensorrt: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "gpu memory", shown(tensorrt["free_memory"], lambda state: f"{state['bytes'] / 1e9:.1f} GB free")
     for name, state in tensorrt["flavours"].items():
         yield FLAVOURS[name].title, shown(state, lambda state: str(state["version"]))
-    yield "ONNX Runtime on", ", ".join(tensorrt["onnxruntime_providers"]) or "nothing: pip install 'lepton-edge[cpu]'"
+    yield "ONNX Runtime on", ", ".join(tensorrt["onnxruntime_providers"]) or f"nothing: {install_command('cpu')}"
 
 
 def _packages() -> tuple[dict[str, str | None], dict[str, Any]]:
     """Versions of the base requirements, and for each extra those of its own and how to install it."""
     try:
-        requirements = metadata.requires(_DISTRIBUTION) or []
+        requirements = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        return {_DISTRIBUTION: None}, {}
-    base: dict[str, str | None] = {_DISTRIBUTION: machine.version(_DISTRIBUTION)}
+        return {DISTRIBUTION: None}, {}
+    base: dict[str, str | None] = {DISTRIBUTION: machine.version(DISTRIBUTION)}
     extras: dict[str, Any] = {}
     for requirement in requirements:
         match = _NAME.match(requirement)
         marker = _EXTRA.search(requirement)
-        if match is None or (name := match.group()) == _DISTRIBUTION:
+        if match is None or (name := match.group()) == DISTRIBUTION:
             continue  # an extra that is made of others
         if marker is None:
             base[name] = machine.version(name)
             continue
         extra = extras.setdefault(marker.group(1), {"install": "", "packages": {}})
         extra["packages"][name] = machine.version(name)
-        extra["install"] = f"pip install '{_DISTRIBUTION}[{marker.group(1)}]'"
+        extra["install"] = install_command(marker.group(1))
     # Needed on older Pythons only.
     if sys.version_info >= (3, 11):
         base.pop("tomli", None)

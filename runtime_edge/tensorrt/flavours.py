@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from runtime_edge.errors import EngineError, MissingDependencyError
+from runtime_edge.installation import install_command
 
 _COMPARE = {
     "==": operator.eq,
@@ -36,7 +37,8 @@ class Flavour:
         name: As engine specs and variants call it.
         title: As people call it.
         module: The Python module.
-        install: What to do where the module is missing.
+        extra: The extra that has the module; None where none does.
+        elsewhere: What to do where the module is missing, and no extra has it.
         versions: The versions that the builder is written for.
         first_operators: ONNX operators that only some versions parse, each with the first that does.
         least_capability: Number formats that weights can have, each with the least compute capability that takes it.
@@ -56,7 +58,8 @@ class Flavour:
     name: str
     title: str
     module: str
-    install: str
+    extra: str | None
+    elsewhere: str
     versions: str
     first_operators: Mapping[str, str]
     least_capability: Mapping[str, str]
@@ -71,6 +74,11 @@ class Flavour:
     heeds_sparsity: bool = True
     own_api: frozenset[str] = field(default_factory=frozenset)
 
+    @property
+    def install(self) -> str:
+        """What to do where the module is missing."""
+        return self.elsewhere if self.extra is None else install_command(self.extra)
+
 
 FLAVOURS: Mapping[str, Flavour] = {
     flavour.name: flavour
@@ -79,8 +87,9 @@ FLAVOURS: Mapping[str, Flavour] = {
             name="tensorrt",
             title="TensorRT",
             module="tensorrt",
-            install="on a Jetson it comes with JetPack (`sudo apt install nvidia-jetpack`); a virtual environment sees "
-            "it when it was made with `--system-site-packages`",
+            extra=None,
+            elsewhere="on a Jetson it comes with JetPack (`sudo apt install nvidia-jetpack`); a virtual environment "
+            "sees it when it was made with `--system-site-packages`",
             versions=">=10.3;<12.0",
             first_operators={
                 "Attention": "10.14",
@@ -109,7 +118,8 @@ FLAVOURS: Mapping[str, Flavour] = {
             name="tensorrt-rtx",
             title="TensorRT-RTX",
             module="tensorrt_rtx",
-            install="pip install 'lepton-edge[rtx]'",
+            extra="rtx",
+            elsewhere="",
             versions=">=1.4;<2.0",
             # Swish was tried with 1.7; which version was the first is not documented.
             first_operators={

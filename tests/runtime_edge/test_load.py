@@ -15,6 +15,7 @@ import pytest
 import runtime_edge
 from runtime_edge import probe
 from runtime_edge.errors import ArtifactError, MissingDependencyError, RequestError
+from runtime_edge.installation import install_command
 from tests.runtime_edge import tiny
 from tests.runtime_edge.test_verify import edit, relist
 
@@ -89,7 +90,7 @@ def test_missing_package_names_the_extra(built: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match="expected the package onnxruntime, found none") as caught:
         runtime_edge.load(built)
-    assert caught.value.hint == "pip install 'lepton-edge[cpu]'"
+    assert caught.value.hint == install_command("cpu")
     assert caught.value.exit_code == 4
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from runtime_edge.cli.doctor import examine
+from runtime_edge.installation import install_command
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -77,7 +78,7 @@ def test_building_says_which_extra_it_needs() -> None:
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr == (
         "error: leptonc build needs the package `torch`, which is not installed\n"
-        "hint: pip install 'lepton-edge[compiler]'\n"
+        f"hint: {install_command('compiler')}\n"
     )
 
 
@@ -90,7 +91,7 @@ def test_without_onnxruntime_running_says_which_extra_it_needs(tiny_artifact: Pa
     done = python(program, tiny_artifact)
     assert (done.returncode, done.stdout) == (4, "")
     assert "onnxruntime" in done.stderr
-    assert "hint: pip install 'lepton-edge[cpu]'" in done.stderr
+    assert f"hint: {install_command('cpu')}" in done.stderr
 
 
 def test_importing_the_runtime_is_quick_and_light() -> None:
@@ -151,4 +152,4 @@ def test_the_wheel_runs_in_a_new_virtual_environment(tmp_path: Path, tiny_artifa
     assert "jetson-orin" in run(bin_folder / "leptonc", "targets").stdout
     refused = run(bin_folder / "leptonc", "build", "sample:tiny-llama")
     assert refused.returncode == 4
-    assert "pip install 'lepton-edge[compiler]'" in refused.stderr
+    assert f"hint: pip install '{wheel}[compiler]'" in refused.stderr

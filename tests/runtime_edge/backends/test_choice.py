@@ -23,6 +23,7 @@ from runtime_edge.errors import (
     MissingDependencyError,
     RequestError,
 )
+from runtime_edge.installation import install_command
 from runtime_edge.tensorrt import device as devices
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.device import Device
@@ -177,7 +178,7 @@ def test_without_a_driver_the_cpu_runs_and_each_step_down_is_told_once(rtx: Path
         "rtx on tensorrt-rtx: expected a GPU of NVIDIA and its driver, found none (install the driver)",
         "cpu on onnxruntime-cuda: ONNX Runtime: expected one of CUDAExecutionProvider and TensorrtExecutionProvider, "
         f"found {', '.join(ort.load().get_available_providers())} "
-        "(pip uninstall onnxruntime && pip install 'lepton-edge[gpu]')",
+        f"(pip uninstall onnxruntime && {install_command('gpu')})",
     ]
     assert model.why == tuple(warned)
     assert len(model.generate("a", max_new_tokens=3).token_ids) == 3
@@ -296,7 +297,7 @@ def test_only_tensorrt_where_it_is_not_installed(rtx: Path, monkeypatch: pytest.
         MissingDependencyError, match="needs the module `tensorrt_rtx`, which is not installed"
     ) as caught:
         runtime_edge.load(rtx)
-    assert caught.value.hint == "pip install 'lepton-edge[rtx]'"
+    assert caught.value.hint == install_command("rtx")
 
 
 def test_an_altered_plan_is_refused_before_anything_is_opened(rtx: Path, machine: Machine) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from runtime_edge import cuda, kernels
 from runtime_edge.cli import doctor as module
+from runtime_edge.installation import install_command
 from runtime_edge.tensorrt import device, flavours
 
 
@@ -42,7 +43,7 @@ def test_what_is_missing_and_how_to_get_it(leptonc: Callable[..., Any]) -> None:
     assert rows["absent-base"] == "missing"
     assert rows["extra cpu"] == "complete"
     assert rows["extra compiler"] == "complete"
-    assert rows["extra gpu"] == "lacks absent-gpu: pip install 'lepton-edge[gpu]'"
+    assert rows["extra gpu"] == f"lacks absent-gpu: {install_command('gpu')}"
 
 
 @pytest.mark.usefixtures("installed")
@@ -127,12 +128,12 @@ def test_tensorrt_on_a_machine_with_nothing(monkeypatch: pytest.MonkeyPatch, lep
     shown = rows(done.out)
     assert "libno-such-driver.so.1" in shown["driver"]
     assert "install NVIDIA's driver" in shown["driver"]
-    assert "pip install 'lepton-edge[rtx]'" in shown["gpu memory"]
+    assert install_command("jetson" if platform.machine() == "aarch64" else "rtx") in shown["gpu memory"]
     assert shown["TensorRT-RTX"].startswith("missing: ")
-    assert shown["TensorRT-RTX"].endswith("pip install 'lepton-edge[rtx]'")
+    assert shown["TensorRT-RTX"].endswith(install_command("rtx"))
     assert "sudo apt install nvidia-jetpack" in shown["TensorRT"]
     found = json.loads(lepton_edge("doctor", "--json").out)["tensorrt"]
-    assert found["flavours"]["tensorrt-rtx"]["install"] == "pip install 'lepton-edge[rtx]'"
+    assert found["flavours"]["tensorrt-rtx"]["install"] == install_command("rtx")
     assert "version" not in found["flavours"]["tensorrt-rtx"]
 
 

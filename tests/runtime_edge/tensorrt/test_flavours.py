@@ -10,6 +10,7 @@ import pytest
 
 import targets
 from runtime_edge.errors import EngineError, MissingDependencyError
+from runtime_edge.installation import install_command
 from runtime_edge.tensorrt import flavours
 from runtime_edge.tensorrt.engine_spec import check_spec
 from tests.runtime_edge.tensorrt.graphs import engine_spec
@@ -86,7 +87,7 @@ def test_missing_module_names_what_installs_it(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(MissingDependencyError, match="`tensorrt_rtx`, which is not installed") as caught:
         flavours.import_module(RTX)
     assert caught.value.exit_code == 4
-    assert caught.value.hint == "pip install 'lepton-edge[rtx]'"
+    assert caught.value.hint == install_command("rtx")
 
 
 def test_a_folder_of_the_modules_name_is_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
