@@ -12,6 +12,16 @@ from leptonc.passes.quantize.methods import METHODS
 
 _KEY = "option"  # of a field's metadata
 
+# Headings of the help, in its order.
+BUILT = "What is built"
+WEIGHTS = "Weights"
+ACTIVATIONS = "Activations and cache"
+CALIBRATION = "Calibration text"
+PRUNING = "Pruning"
+HEALING = "Healing"
+QUALITY = "Quality"
+RUNNING = "The build itself"
+
 
 @dataclass(frozen=True)
 class Option:
@@ -30,6 +40,7 @@ class Option:
         flags: How the command line spells it. Default: the field's name with dashes.
         in_command: Whether the command line has an option of it.
         in_recipe: Whether a recipe may have it as a field. What is one build's own affair is no part of a recipe.
+        group: The heading that it stands under in the help and in the reference. Default: none of its own.
     """
 
     help: str
@@ -44,6 +55,7 @@ class Option:
     flags: tuple[str, ...] = ()
     in_command: bool = True
     in_recipe: bool = True
+    group: str | None = None
 
     def may_be(self, value: object) -> bool:
         """Whether a value is one of the choices, or has the open one's form; any is where there are no choices."""
@@ -108,151 +120,157 @@ class BuildOptions:
         }
     )
     target: str | tuple[str, ...] = option(
-        "Device to compile for, with changes behind its name: `jetson-orin,memory_gb=8`. See `leptonc targets`. Given "
-        "several times, the artifact holds a variant for each.",
-        "cpu", metavar="NAME", several=True, in_recipe=False,
+        "Device to compile for, with changes behind its name: `jetson-orin,memory_gb=8`. `leptonc targets` lists them. "
+        "Given several times, the artifact holds a variant for each.",
+        "cpu", metavar="NAME", several=True, in_recipe=False, group=BUILT,
     )  # fmt: skip
     out: Path | None = option(
         "Artifact to write.", None,
-        usual="NAME.lepton", metavar="OUT", flags=("-o", "--out"), in_recipe=False,
+        usual="the model's name with .lepton, in this folder", metavar="OUT", flags=("-o", "--out"), in_recipe=False,
+        group=BUILT,
     )  # fmt: skip
+    max_seq_len: int | None = option(
+        "Tokens of context to provide for.",
+        None, usual="the target's, at most the model's", metavar="N", least=1, group=BUILT,
+    )  # fmt: skip
+    attach: Path | None = option(
+        "File, or folder with files, to put into the artifact as they are: a licence, a model card. They lie under "
+        "attached/ there, and `verify` checks them.",
+        None, metavar="PATH", in_recipe=False, group=BUILT,
+    )  # fmt: skip
+    force: bool = option("Replace an artifact that is already at OUT.", False, in_recipe=False, group=BUILT)
     weights: str | None = option(
         "Number format of the weights. With `auto:95MB` weights have 4 bits, and 8 where they help most, so that graph "
         "and weights fit in that size.",
         None, usual="int8 with int8 activations, fp16 with --prune 2:4, else the target's",
-        choices=tuple(FORMATS), open_choice="auto:SIZE",
-    )  # fmt: skip
-    activations: str = option(
-        "Number format of what linear layers read. int8 goes with --weights int8 and takes its scales from a "
-        "calibration text.",
-        "none", choices=("none", "int8"),
-    )  # fmt: skip
-    calibrator: str = option(
-        "How the ranges of int8 activations are chosen from what the model makes of the calibration text. search tries "
-        "minmax, percentile and mse, and takes for each layer the one whose outputs are off least.",
-        "search", choices=("minmax", "percentile", "entropy", "mse", "search"),
-    )  # fmt: skip
-    kv_cache: str | None = option(
-        "Keep keys and values as 8-bit integers, with scales from a calibration text. The cache takes a quarter of the "
-        "memory.",
-        None, usual="float32", choices=("int8",),
-    )  # fmt: skip
-    prefill: str | None = option(
-        "Add a second graph with 8-bit weights and activations, which prompts go through faster. With int8 it has "
-        "weights of its own, which take as much space again. With shared they are made of the first graph's when the "
-        "artifact is opened.",
-        None, usual="no second graph", choices=("int8", "shared"),
-    )  # fmt: skip
-    block_size: int | None = option(
-        "Weights that share one scale, for integers.",
-        None, usual="the backend's own: 32 for ONNX Runtime", choices=(16, 32, 64, 128, 256),
-    )  # fmt: skip
-    symmetric: bool | None = option(
-        "Quantize weights without or with zero points.",
-        None, usual="without; with, for fewer than 8 bits whose codes a text chooses, and for auto",
-        flags=("--symmetric/--asymmetric",),
+        choices=tuple(FORMATS), open_choice="auto:SIZE", group=WEIGHTS,
     )  # fmt: skip
     method: str | None = option(
         "How integer codes are chosen. " + " ".join(f"{name}: {method.meaning}." for name, method in METHODS.items()),
         None, usual="gptq; rtn for weights of 16 or more bits, with --fast, and for 8 bits on engines",
-        choices=tuple(METHODS),
+        choices=tuple(METHODS), group=WEIGHTS,
     )  # fmt: skip
     fast: bool = option(
         "Round weights to nearest, and look at no text for them. It takes a fraction of the time and loses more.",
-        False,
+        False, group=WEIGHTS,
     )  # fmt: skip
-    calibration: Path | None = option(
-        "Text like what the model will read, .txt or .jsonl, for whatever measures the model: --method gptq, --weights "
-        "auto, --activations int8, --kv-cache, --prefill, --prune and --heal. `built-in` stands for text of many kinds "
-        "that Lepton carries.",
-        None, metavar="FILE",
-        usual="a decoder reads what it writes itself and text that Lepton carries, an encoder sentences",
+    block_size: int | None = option(
+        "Weights that share one scale, for integers.",
+        None, usual="the backend's own: 32 for ONNX Runtime", choices=(16, 32, 64, 128, 256), group=WEIGHTS,
+    )  # fmt: skip
+    symmetric: bool | None = option(
+        "Quantize weights without zero points (symmetric) or with them.",
+        None, usual="symmetric; asymmetric for auto, and where a text chooses codes of fewer than 8 bits",
+        flags=("--symmetric/--asymmetric",), group=WEIGHTS,
+    )  # fmt: skip
+    embeddings: str | None = option(
+        "Number format of the embedding and of a head tied to it.",
+        None, usual="that of --weights", choices=("int8", "int4"), group=WEIGHTS,
     )  # fmt: skip
     rotate: bool = option(
         "Give a decoder's residual stream a random basis, folded into the weights, before they are quantized. It "
-        "spreads outliers over all features. See docs/guides/quantize.md.",
-        False,
+        "spreads outliers over all features.",
+        False, group=WEIGHTS,
+    )  # fmt: skip
+    activations: str = option(
+        "Number format of what linear layers read. int8 goes with --weights int8 and takes its scales from a "
+        "calibration text.",
+        "none", choices=("none", "int8"), group=ACTIVATIONS,
+    )  # fmt: skip
+    calibrator: str = option(
+        "How the ranges of int8 activations are chosen from what the model makes of the calibration text. search tries "
+        "minmax, percentile and mse, and takes for each layer the one whose outputs are off least.",
+        "search", choices=("minmax", "percentile", "entropy", "mse", "search"), group=ACTIVATIONS,
+    )  # fmt: skip
+    kv_cache: str | None = option(
+        "Keep keys and values of a decoder as 8-bit integers, with scales from a calibration text. The cache takes a "
+        "quarter of the memory. For ONNX Runtime.",
+        None, usual="float32", choices=("int8",), group=ACTIVATIONS,
+    )  # fmt: skip
+    prefill: str | None = option(
+        "Add a second graph of a decoder with 8-bit weights and activations, which prompts of 16 tokens and more go "
+        "through faster. With int8 it has weights of its own, which take as much space again. With shared they are "
+        "made of the first graph's when the artifact is opened. For ONNX Runtime.",
+        None, usual="no second graph", choices=("int8", "shared"), group=ACTIVATIONS,
+    )  # fmt: skip
+    calibration: Path | None = option(
+        "Text like what the model will read, .txt or .jsonl with a field `text` or `messages`, for whatever measures "
+        "the model: codes of weights, --weights auto, --activations int8, --kv-cache, --prefill, --prune and --heal. "
+        "`built-in` stands for text of many kinds that Lepton carries.",
+        None, metavar="FILE", group=CALIBRATION,
+        usual="a decoder reads what it writes itself and text that Lepton carries, an encoder sentences",
     )  # fmt: skip
     chat: bool = option(
         "Put each text of --calibration into the model's chat template, as what a user says. (Lines of a .jsonl that "
         "have `messages` are always rendered with it.)",
-        False,
-    )  # fmt: skip
-    heal: str | None = option(
-        "Let the quantized model learn from the original on the calibration text for a time (10min, 30s, 1h) or a "
-        "number of steps (200steps). Scales, zero points, gains and biases change; codes and the size do not.",
-        None, metavar="TIME",
-    )  # fmt: skip
-    heal_rank: str | None = option(
-        "Rank of the term that --heal adds to each weight of a pruned model in float32. With `full` every weight "
-        "learns, which takes more memory.",
-        None, usual="16", metavar="RANK|full",
-    )  # fmt: skip
-    resume: Path | None = option(
-        "Directory for the results of long steps (calibration, --prune, --heal). After an interruption the same "
-        "command goes on from them.",
-        None, metavar="DIR", in_recipe=False,
-    )  # fmt: skip
-    embeddings: str | None = option(
-        "Number format of the embedding and of a head tied to it.",
-        None, usual="that of --weights", choices=("int8", "int4"),
-    )  # fmt: skip
-    memory_gb: float | None = option(
-        "Memory that the build may take in all. Activations that it has no room for wait on disk.",
-        None, usual="no bound, and up to 0.5 GB of activations in memory", metavar="GB", least=0,
-    )  # fmt: skip
-    max_seq_len: int | None = option(
-        "Tokens of context to provide for.",
-        None, usual="the target's, at most the model's", metavar="N", least=1,
-    )  # fmt: skip
-    max_loss: float | None = option(
-        "Fail, with exit code 3 and nothing at OUT, where quality falls by more than PCT percent (3 or 3%): perplexity "
-        "of a causal model, cosine similarity of embeddings, agreement of a classifier.",
-        None, usual="no bound", metavar="PCT", percent=True,
+        False, group=CALIBRATION,
     )  # fmt: skip
     prune: str | None = option(
         "Cut heads, channels and blocks out of the model: `25%` of its layers' weights, what saves `latency:30%` of "
         "its time on this machine, `layers:4`, or what a plan's .json file lists. `width:10%` cuts a decoder's "
         "residual stream. `2:4` makes two weights of each four zero, for sparse tensor cores.",
-        None, metavar="SPEC",
+        None, metavar="SPEC", group=PRUNING,
     )  # fmt: skip
     prune_method: str | None = option(
         "How --prune chooses what goes. 2:4 has sparsegpt and magnitude.",
         None, usual="reconstruction; with 2:4: sparsegpt",
-        choices=("reconstruction", "magnitude", "wanda", "flap", "taylor", "sparsegpt"),
+        choices=("reconstruction", "magnitude", "wanda", "flap", "taylor", "sparsegpt"), group=PRUNING,
     )  # fmt: skip
     prune_compensation: str | None = option(
         "How the weights that stay make up for what --prune takes.",
         None, usual="least-squares; none for a plan", choices=("none", "bias", "least-squares", "sequential"),
+        group=PRUNING,
     )  # fmt: skip
     prune_allocation: str | None = option(
         "Whether magnitude, wanda, flap and taylor cut as much of every block, or what matters least anywhere.",
-        None, usual="uniform; with flap: global", choices=("uniform", "global"),
+        None, usual="uniform; with flap: global", choices=("uniform", "global"), group=PRUNING,
+    )  # fmt: skip
+    heal: str | None = option(
+        "Let the quantized or pruned model learn from the original on the calibration text for a time (10min, 30s, 1h) "
+        "or a number of steps (200steps). Scales, zero points, gains and biases change; codes and the size do not. For "
+        "ONNX Runtime.",
+        None, metavar="TIME", group=HEALING,
+    )  # fmt: skip
+    heal_rank: str | None = option(
+        "Rank of the term that --heal adds to each weight of a pruned model in float32. With `full` every weight "
+        "learns, which takes more memory.",
+        None, usual="16", metavar="RANK|full", group=HEALING,
+    )  # fmt: skip
+    max_loss: float | None = option(
+        "Fail, with exit code 3 and nothing at OUT, where quality falls by more than PCT percent (3 or 3%): perplexity "
+        "of a causal model, cosine similarity of embeddings, agreement of a classifier.",
+        None, usual="no bound", metavar="PCT", percent=True, group=QUALITY,
     )  # fmt: skip
     eval_text: Path | None = option(
         "Text that quality is measured on.",
-        None, usual="one that Lepton carries", metavar="FILE", in_recipe=False,
+        None, usual="one that Lepton carries", metavar="FILE", in_recipe=False, group=QUALITY,
     )  # fmt: skip
     check: bool = option(
         "Measure the artifact against the original model. For an engine the lowered graph is measured on the CPU "
         "before it is built.",
-        True, flags=("--check/--no-check",), in_recipe=False,
+        True, flags=("--check/--no-check",), in_recipe=False, group=QUALITY,
+    )  # fmt: skip
+    memory_gb: float | None = option(
+        "Memory that the build may take in all, Python and torch among it. Activations that it has no room for wait on "
+        "disk. A bound that is too small is refused with the least that does.",
+        None, usual="no bound, and up to 0.5 GB of activations in memory", metavar="GB", least=0, group=RUNNING,
+    )  # fmt: skip
+    resume: Path | None = option(
+        "Directory for the results of long steps (calibration, --prune, --heal). After an interruption the same "
+        "command goes on from them. A finished build removes it.",
+        None, metavar="DIR", in_recipe=False, group=RUNNING,
     )  # fmt: skip
     seed: int = option(
         "Seed of the text that a model writes for its calibration, and of --rotate. Nothing else in a build is random.",
-        0, metavar="N", least=0, most=2**63 - 1,
+        0, metavar="N", least=0, most=2**63 - 1, group=RUNNING,
     )  # fmt: skip
+    dump_ir: Path | None = option(
+        "Write the graph after each pass to DIR.", None, metavar="DIR", in_recipe=False, group=RUNNING
+    )
     layers: tuple[LayerRule, ...] = option(
         "Exceptions for single layers: the tables [[layers]] of a recipe.",
         (), in_command=False, in_recipe=False,
     )  # fmt: skip
-    attach: Path | None = option(
-        "File, or folder with files, to put into the artifact as they are: a licence, a model card. They lie under "
-        "attached/ there, and `verify` checks them.",
-        None, metavar="PATH", in_recipe=False,
-    )  # fmt: skip
-    dump_ir: Path | None = option("Write the graph after each pass to DIR.", None, metavar="DIR", in_recipe=False)
-    force: bool = option("Replace an artifact that is already at OUT.", False, in_recipe=False)
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from runtime_edge.manifest import Variant
 
 
-
 @dataclass(frozen=True)
 class VariantPlan:
     """What is asked for one variant.

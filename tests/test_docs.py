@@ -13,11 +13,13 @@ from pathlib import Path
 import click
 import pytest
 
+from docs.generate import FOLDER, pages
 from leptonc.cli import _VERBS
 from tests.docs.pages import PAGES, ROOT, blocks, name, prose, words
 
 # Words by hand in README.md and docs/. Not counted: blocks, tables, pages that are made of code.
 MOST_WORDS = 18_000
+PACKAGES = ("leptonc", "runtime_edge", "targets", "sample_models")
 OPERATORS = {"|", ">", ">>", "<", "&&", ";", "&"}  # of the shell: behind them a command is over
 
 
@@ -77,13 +79,20 @@ def test_shown_commands_parse(document: str, words: list[str]) -> None:
     command(words[0]).make_context(words[0], words[1:])
 
 
-def test_every_option_in_the_documents_exists_and_every_verb_is_described() -> None:
-    text = (ROOT / "docs" / "reference" / "cli.md").read_text()
-    known = {"--help"}.union(*(options(verb) for verb in _VERBS))
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - known == set()
-    assert [verb for verb in _VERBS if not re.search(rf"\*\*`(leptonc )?{verb}\b", text)] == []
+@pytest.mark.parametrize("page", pages())
+def test_pages_of_the_reference_are_what_the_code_says(page: str) -> None:
+    """`python -m docs.generate` writes them."""
+    assert (FOLDER / page).read_text(encoding="utf-8") == pages()[page](), "run: python -m docs.generate"
 
 
-def test_options_of_build_are_all_described() -> None:
-    text = (ROOT / "docs" / "reference" / "cli.md").read_text()
-    assert [name for name in options("build") if name not in text and name != "--out" and name != "--check"] == []
+def test_every_variable_that_the_code_reads_is_told() -> None:
+    texts = [path.read_text(encoding="utf-8") for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    values: dict[str, set[str]] = {}  # of constants, by their names: `os.environ.get(VARIABLE)`
+    for constant, value in re.findall(r'^([A-Z_]+) = "([A-Z_]+)"', "\n".join(texts), re.M):
+        values.setdefault(constant, set()).add(value)
+    reads = re.findall(r'os\.(?:getenv\(|environ(?:\.\w+\(|\[))("?\w+"?)', "\n".join(texts))
+    read = set().union(*(values.get(argument, {argument.strip('"')}) for argument in reads))
+    told = set(re.findall(r"`([A-Z_]+)\b", (FOLDER / "environment.md").read_text(encoding="utf-8")))
+    assert read - told == set(), "docs/reference/environment.md has to tell them"
+    of_options = {"LEPTON_VERB_OPTION", "LEPTON_RUN_MAX_NEW_TOKENS"}
+    assert {variable for variable in told if variable.startswith("LEPTON_")} - read == of_options

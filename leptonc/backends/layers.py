@@ -131,19 +131,22 @@ def _check_forms(rules: Sequence[LayerRule], forms: Forms) -> None:
         if rule.weights is not None and rule.weights not in forms.weights:
             raise InputError(
                 f"expected weights among {', '.join(forms.weights)} for layers on {forms.title}, found {rule.weights} "
-                f"for {', '.join(rule.match)}", hint=near(rule.weights, forms.weights),
+                f"for {', '.join(rule.match)}",
+                hint=near(rule.weights, forms.weights),
             )
         weights = rule.weights or str(forms.usual.weights)
         if not FORMATS[weights].scaled and (rule.block_size is not None or rule.symmetric is not None):
             raise InputError(
                 f"expected blocks and zero points for weights of integers alone, found {weights} for "
-                f"{', '.join(rule.match)}", hint="leave out block_size and symmetric there",
+                f"{', '.join(rule.match)}",
+                hint="leave out block_size and symmetric there",
             )
         if rule.block_size is not None and rule.block_size not in forms.sizes(weights):
             listed = ", ".join(map(str, forms.sizes(weights))) or "none (whole channels)"
             raise InputError(
                 f"expected a block size among {listed} for {weights} on {forms.title}, found {rule.block_size} for "
-                f"{', '.join(rule.match)}", hint="block_size is one of those, or left out",
+                f"{', '.join(rule.match)}",
+                hint="block_size is one of those, or left out",
             )
         if rule.symmetric is False and not forms.asymmetric:
             raise InputError(

@@ -39,9 +39,7 @@ class BuildResult:
     estimated_seconds: dict[str, float] = field(default_factory=dict)
 
 
-def build(
-    options: BuildOptions, progress: Progress | None = None, texts: dict[Any, Any] | None = None
-) -> BuildResult:
+def build(options: BuildOptions, progress: Progress | None = None, texts: dict[Any, Any] | None = None) -> BuildResult:
     """Builds an artifact.
 
     Args:

@@ -207,7 +207,8 @@ def static_of(
     smooth = [choice for choice in wanted if choice.scales is not None]
     return StaticActivations(
         rounding=QuantizeActivationsConfig(
-            symmetric, tuple((path, *_grid(choice, choice.path in wide)) for path, choice in layers),
+            symmetric,
+            tuple((path, *_grid(choice, choice.path in wide)) for path, choice in layers),
             tuple((path, choice.outliers) for path, choice in layers if choice.outliers),
             tuple(path for path, choice in layers if choice.path in wide),
         ),

@@ -158,9 +158,7 @@ def _write(
     return ids
 
 
-def draw(
-    logits: NDArray[np.float32], chances: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def draw(logits: NDArray[np.float32], chances: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Draws a token of each row of logits float32 [rows, vocab], which are overwritten.
 
     Args:

@@ -9,7 +9,7 @@ import click
 
 from leptonc.cli.fields import options_from
 from leptonc.errors import require
-from leptonc.options import BuildOptions
+from leptonc.options import BUILT, BuildOptions
 from runtime_edge.cli import options
 
 _NEEDED = (
@@ -25,17 +25,21 @@ _NEEDED = (
 )
 
 
-@click.command()
+@click.command(cls=options.GroupedCommand)
 @click.argument("source")
 @options_from(BuildOptions)
 @click.option(
     "--emit",
+    cls=options.GroupedOption,
+    group=BUILT,
     type=click.Choice(("onnx",)),
     help="Write the captured model, after --prune and --heal, as a float32 ONNX graph with all that comes with it, "
-    "instead of an artifact. `build` takes that directory as SOURCE.",
+    "instead of an artifact: a directory, NAME-onnx without -o, that `build` takes as SOURCE.",
 )
 @click.option(
     "--recipe",
+    cls=options.GroupedOption,
+    group=BUILT,
     metavar="FILE",
     help="A .toml file with values of these options and exceptions for single layers, or the name of a shipped recipe. "
     "An option on the command line overrides the recipe's value.",
@@ -46,6 +50,8 @@ def build(emit: str | None, recipe: str | None, as_json: bool, **values: Any) ->
 
     SOURCE is a directory with a Hugging Face model or one that --emit wrote, the name of a model on the hub, a .gguf
     file, or sample:NAME.
+
+    How long it will take is said on stderr once the model is captured.
     """
     import targets
     from leptonc.cli.summary import summary

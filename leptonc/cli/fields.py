@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from leptonc.options import Option, kinds_of, options_of
+from runtime_edge.cli.options import GroupedOption
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
@@ -30,7 +31,7 @@ def options_from(
     def decorate(verb: _Verb) -> _Verb:
         for name, option in reversed(options_of(record).items()):
             if option.in_command and (only is None or name in only):
-                about = option if help is None else dataclasses.replace(option, help=help, usual=None)
+                about = option if help is None else dataclasses.replace(option, help=help, usual=None, group=None)
                 verb = _click_option(name, about, kinds[name], defaults[name])(verb)
         return verb
 
@@ -41,6 +42,7 @@ def _click_option(name: str, option: Option, kind: str, default: Any) -> Callabl
     flags = option.flags or (f"--{name.replace('_', '-')}",)
     told = f"  [default: {option.usual}]" if option.usual is not None else ""
     about: dict[str, Any] = {"help": option.help + told, "metavar": option.metavar, "default": default}
+    about |= {"cls": GroupedOption, "group": option.group}
     if kind == "bool":
         about["is_flag"] = True
         about["show_default"] = bool(default)

@@ -27,15 +27,18 @@ _PROMPT, _NEW, _BATCH, _REPETITIONS = 512, 64, 32, 4
     "--schemes",
     default="",
     metavar="NAME,…",
-    help="Number formats of weights, auto:SIZE, or w8a8 (int8 weights and activations): int4,int8,auto:95MB",
+    help="The schemes, with commas between: number formats of weights, auto:SIZE, w8a8 (int8 weights and activations). "
+    "`int4,int8,auto:95MB`",
 )
-@click.option("--recipe", "recipes", multiple=True, metavar="FILE", help="A recipe that is one more point.")
+@click.option(
+    "--recipe", "recipes", multiple=True, metavar="FILE", help="A recipe as one more point. May be given several times."
+)
 @click.option(
     "--keep",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Keep each point's artifact and figures, a page with plots and all as JSON here; points that are here already "
-    "are not built again.",
+    help="Directory for artifacts, figures, sweep.html with plots, and all as sweep.json. Points that are there "
+    "whole are not built again, so an interrupted sweep goes on.",
 )
 @options_from(BuildOptions, only=("method", "calibration", "max_seq_len", "seed"), help="As for `build`.")
 @click.option(
@@ -45,12 +48,12 @@ _PROMPT, _NEW, _BATCH, _REPETITIONS = 512, 64, 32, 4
     help="Text that perplexity is measured on, in windows as `eval` does.  [default: that of the builds' report]",
 )
 @click.option(
-    "--window", type=click.IntRange(min=2), default=512, show_default=True, metavar="N", help="Tokens seen at once."
+    "--window", type=click.IntRange(min=2), default=512, show_default=True, metavar="N", help="Tokens in a window."
 )
-@click.option("--max-windows", type=click.IntRange(min=1), metavar="N", help="Windows to run.  [default: all]")
-@click.option("--speed", is_flag=True, help="Measure prefill and decode too, in processes of their own.")
+@click.option("--max-windows", type=click.IntRange(min=1), metavar="N", help="Windows to run at most.  [default: all]")
+@click.option("--speed", is_flag=True, help="Measure the speed of prefill and decode too, in separate processes.")
 @options.threads
-@click.option("--page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with plots to FILE.")
+@click.option("--page", type=click.Path(path_type=Path), metavar="FILE", help="Write the page with plots to FILE.")
 @options.as_json
 def sweep(
     source: str,
@@ -69,10 +72,11 @@ def sweep(
 ) -> None:
     """Build a model in several schemes, and compare them.
 
-    SOURCE is built in each scheme, and size, quality and speed of each are measured.
+    SOURCE is built in each scheme. Size and quality of each are measured, with --speed its speed too. The points
+    that no other beats in all of them are marked.
 
-    A point that fails is reported, and the others go on. The points that no other beats are marked. Loss is what
-    perplexity rises by over the point fp32, if that is one of the schemes, else over the original on the builds' text.
+    A point that fails is reported and the others go on; the exit code is the failure's. Loss is the rise of
+    perplexity over the scheme fp32, if it is among the schemes, else over the original model on the builds' text.
     """
     import targets
     from runtime_edge.cli.console import StageProgress, print_json, print_table

@@ -22,9 +22,7 @@ ROWS = 512  # inputs that are taken, of all texts together
 _LEAST = 1e-6  # part of the largest direction's energy. Directions with less do not vary
 
 
-def principal(
-    model: ir.Model, windows: Sequence[NDArray[np.int64]], trainable: Mapping[str, Kind]
-) -> dict[str, Kind]:
+def principal(model: ir.Model, windows: Sequence[NDArray[np.int64]], trainable: Mapping[str, Kind]) -> dict[str, Kind]:
     """Starts each low-rank term with the principal directions of its layer's inputs.
 
     In most random directions inputs hardly vary, and a step of the same size changes the layer's output less (Paischer

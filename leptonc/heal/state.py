@@ -154,9 +154,7 @@ def _digest(tensors: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(
-    student: ir.Model, windows: Sequence[NDArray[np.int64]], *settings: Mapping[str, Any] | Any
-) -> str:
+def fingerprint(student: ir.Model, windows: Sequence[NDArray[np.int64]], *settings: Mapping[str, Any] | Any) -> str:
     """Returns the mark of a run: equal for equal codes, scales, texts and settings."""
     digest = hashlib.sha256()
     for name, value in sorted(student.graph.initializers.items()):

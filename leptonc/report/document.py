@@ -14,11 +14,13 @@ import msgspec
 from leptonc.report import SCHEMA_VERSION, Report
 from leptonc.report.section import Section
 
-_HEAD = f"""# report.json
+_HEAD = f"""<!-- Made by `python -m docs.generate`; change the code that it reads. -->
+
+# report.json
 
 An artifact, and a graph that `--emit onnx` wrote, has a file `report.json` with what the build did and measured.
-`leptonc inspect` prints it, `report.html` shows it. This page is made of the schema in `leptonc/report`, version
-{SCHEMA_VERSION}; a test compares the two. A field that is not required is left out where it does not apply.
+`leptonc inspect` prints it, `report.html` shows it. The schema's version is {SCHEMA_VERSION}. A field that is not
+required is left out where it does not apply.
 """
 _FIELD = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 

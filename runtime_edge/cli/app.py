@@ -1,14 +1,6 @@
 """What every command line of Lepton shares: verbs imported when called, and one place where errors become exit codes.
 
-    0    done
-    1    the input or the request is wrong: `error: …`, then `hint: …`
-    2    the command line is wrong
-    3    a bound on quality or size was not met
-    4    the environment lacks something
-    70   a bug in Lepton
-    130  interrupted
-
-With LEPTON_DEBUG=1 every error shows its traceback.
+`EXIT_CODES` has what they mean. With LEPTON_DEBUG=1 every error shows its traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import click
 
@@ -34,6 +26,41 @@ from runtime_edge.cli.verbs import Verb
 BUG = 70
 INTERRUPTED = 130
 _ENVIRONMENT = 4
+
+
+class ExitCode(NamedTuple):
+    """What an exit code means, and what a user can do about it."""
+
+    meaning: str
+    cure: str
+
+
+# docs/reference/exit-codes.md is made of it.
+EXIT_CODES = {
+    0: ExitCode("Done.", ""),
+    1: ExitCode(
+        "The input or the request is wrong, or the system refused a file. stderr has `error: …` with what was expected "
+        "and what was found, and mostly `hint: …`.",
+        "Do what the hint says.",
+    ),
+    2: ExitCode("The command line is wrong.", "`leptonc VERB --help` lists the options."),
+    3: ExitCode(
+        "A bound on quality (`--max-loss`) or size (`--weights auto:SIZE`) was not met. Nothing is at OUT.",
+        "Give the model more bits, a text of your own kind (`--calibration FILE`), or a wider bound. The message has "
+        "the figure that was reached.",
+    ),
+    _ENVIRONMENT: ExitCode(
+        "The environment lacks a package, a driver or memory.",
+        "Install the extra that the message names. `leptonc doctor` shows all that is missing.",
+    ),
+    BUG: ExitCode(
+        "A bug in Lepton. The traceback is in a file that the message names.", "Please report it with that file."
+    ),
+    INTERRUPTED: ExitCode(
+        "Interrupted by Ctrl-C or SIGTERM. A build leaves nothing at OUT.",
+        "`leptonc build --resume DIR` keeps the results of long steps.",
+    ),
+}
 
 # What the system refuses for reasons that are the user's to mend; any other OSError that comes this far is a bug.
 _SYSTEM_REFUSALS = {
@@ -60,7 +87,8 @@ class LazyGroup(click.Group):
     """
 
     def __init__(self, name: str, verbs: Mapping[str, Verb], **attributes: Any) -> None:
-        super().__init__(name, context_settings={"help_option_names": ["-h", "--help"]}, **attributes)
+        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        super().__init__(name, context_settings=settings, **attributes)
         self.verbs = verbs
         click.version_option(__version__, prog_name=name, message="%(prog)s %(version)s")(self)
 

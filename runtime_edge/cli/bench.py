@@ -42,15 +42,32 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 
 @click.command()
 @options.artifact
-@click.option("--prompts", callback=_lengths, metavar="N,…", help="Prompt lengths for prefill.  [default: 32…1024]")
-@click.option("--depths", callback=_lengths, metavar="N,…", help="Prompt lengths before decode.  [default: 32…1024]")
-@click.option("--new-tokens", type=click.IntRange(min=1), metavar="N", help="To decode.  [default: 64]")
-@click.option("--batches", callback=_lengths, metavar="N,…", help="Batch sizes for encoders.  [default: 1,8,32]")
 @click.option(
-    "--repetitions", type=click.IntRange(min=2), default=4, show_default=True, metavar="N", help="Of each measurement."
+    "--prompts",
+    callback=_lengths,
+    metavar="N,…",
+    help="Prompt lengths, in tokens, that prefill is measured at.  [default: 32…1024]",
+)
+@click.option(
+    "--depths",
+    callback=_lengths,
+    metavar="N,…",
+    help="Tokens in the cache before decode is measured.  [default: 32…1024]",
+)
+@click.option("--new-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens to decode.  [default: 64]")
+@click.option(
+    "--batches", callback=_lengths, metavar="N,…", help="Batch sizes that encoders are measured at.  [default: 1,8,32]"
+)
+@click.option(
+    "--repetitions",
+    type=click.IntRange(min=2),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Repetitions of each measurement.",
 )
 @options.threads
-@click.option("--markdown", is_flag=True, help="Print a Markdown table.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table to paste.")
 @options.as_json
 def bench(
     artifact: Path,

@@ -15,9 +15,11 @@ from runtime_edge.cli.app import fail
 
 @click.command("eval")
 @options.artifact
-@click.option("--text", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Text file, UTF-8.")
 @click.option(
-    "--window", type=click.IntRange(min=2), default=512, show_default=True, metavar="N", help="Tokens seen at once."
+    "--text", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Text to measure on, UTF-8."
+)
+@click.option(
+    "--window", type=click.IntRange(min=2), default=512, show_default=True, metavar="N", help="Tokens in a window."
 )
 @click.option(
     "--stride",
@@ -25,7 +27,7 @@ from runtime_edge.cli.app import fail
     metavar="N",
     help="Tokens from one window's start to the next.  [default: the window]",
 )
-@click.option("--max-windows", type=click.IntRange(min=1), metavar="N", help="Windows to run.  [default: all]")
+@click.option("--max-windows", type=click.IntRange(min=1), metavar="N", help="Windows to run at most.  [default: all]")
 @options.threads
 @options.as_json
 def evaluate(

@@ -35,7 +35,14 @@ _WELCOME = f"{_RESET} starts over, {_EXIT} or Ctrl-D ends; Ctrl-C stops an answe
 def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that go to `Model.generate` as they are."""
     added = (
-        click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True, metavar="N"),
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(min=1),
+            default=512,
+            show_default=True,
+            metavar="N",
+            help="Tokens that an answer may have.",
+        ),
         click.option(
             "--temperature",
             type=click.FloatRange(min=0),
@@ -44,7 +51,7 @@ def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="T",
             help="0 takes the likeliest token each time; above, tokens are drawn.",
         ),
-        click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="Draw from the K likeliest."),
+        click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="Draw from the K likeliest tokens."),
         click.option(
             "--top-p",
             type=click.FloatRange(0, 1, min_open=True),

@@ -189,9 +189,7 @@ class CachedAttentionToGroupQuery(Pass):
         return query.rotary if same and alike and fits else None
 
 
-def _tables(
-    graph: ir.Graph, rotary: ir.Node | None, dim: int, scale: float
-) -> tuple[Sequence[ir.Value | None], float]:
+def _tables(graph: ir.Graph, rotary: ir.Node | None, dim: int, scale: float) -> tuple[Sequence[ir.Value | None], float]:
     """Returns cosines and sines [positions, width / 2] for the attention, and the factor that they contain.
 
     The factor is the root of `scale` where every feature of a head is rotated and the tables are constants. Else it is

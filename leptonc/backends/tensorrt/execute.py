@@ -45,9 +45,7 @@ def empty_cache(session: Any, part: Part) -> dict[str, NDArray[Any]]:
     past = {buffer.input for buffer in part.buffers}
     dtypes = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
     return {
-        value.name: np.zeros(value.shape, dtypes[value.type])
-        for value in session.get_inputs()
-        if value.name in past
+        value.name: np.zeros(value.shape, dtypes[value.type]) for value in session.get_inputs() if value.name in past
     }
 
 

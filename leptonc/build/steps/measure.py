@@ -64,9 +64,7 @@ class MeasurePrompts(VariantStep):
         return variant
 
 
-def measure(
-    context: BuildContext, variant: VariantBuild, stage: str, rounded: Mapping[str, Rounded]
-) -> Comparison:
+def measure(context: BuildContext, variant: VariantBuild, stage: str, rounded: Mapping[str, Rounded]) -> Comparison:
     """Runs a variant as it is written, and compares it with the original.
 
     Args:

@@ -33,6 +33,7 @@ from leptonc.report.section import Change
 METHOD = "principal-components"
 COMPENSATIONS = ("none", "least-squares")
 
+
 class PruneWidth(ModelStep):
     """Does what `--prune width:PCT` asks for: the residual stream loses its least principal components (SliceGPT,
     arXiv:2401.15024).

@@ -33,6 +33,7 @@ from leptonc.variant import SHARED, VariantBuild, VariantPlan
 _USUAL = 1.2  # of the codes' bytes is what scales come with
 NODES = 512  # bytes of graph that a layer of its own takes, where it was joined with others before
 
+
 @dataclass(frozen=True)
 class _Prices:
     """What linear layers, and a table of embeddings among them, take more in 8 bits.

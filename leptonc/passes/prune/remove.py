@@ -162,9 +162,7 @@ def _slice(graph: ir.Graph, node: ir.Node, kept: Mapping[ir.Value, Mapping[int, 
             node.replace_input_with(slot, edit.ints(graph, [int(np.searchsorted(stays, bound))]))
 
 
-def _norm(
-    graph: ir.Graph, node: ir.Node, whole: str, kept: Mapping[ir.Value, Mapping[int, NDArray[np.int64]]]
-) -> None:
+def _norm(graph: ir.Graph, node: ir.Node, whole: str, kept: Mapping[ir.Value, Mapping[int, NDArray[np.int64]]]) -> None:
     """Keeps x / sqrt(sum / before + eps) * w with a mean over fewer: w * sqrt(before / after), eps * before / after."""
     x, scale = node.inputs[0], node.inputs[1]
     if x is None or scale is None or x not in kept or x.shape is None:

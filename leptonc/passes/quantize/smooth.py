@@ -258,6 +258,4 @@ def _multiply(value: ir.Value, factors: NDArray[Any]) -> None:
         return ir.tensor(product(np.asarray(tensor.numpy(), np.float32), factors), name=value.name)
 
     # Without the key of a checkpoint's own numbers, because these are others.
-    value.const_value = ir.LazyTensor(
-        read, dtype=ir.DataType.FLOAT, shape=tensor.shape, name=value.name, cache=False
-    )
+    value.const_value = ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=tensor.shape, name=value.name, cache=False)

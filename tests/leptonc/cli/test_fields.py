@@ -101,12 +101,13 @@ def test_the_help_of_build_has_every_option_with_its_default_in_80_columns() -> 
     lines = help_of(build)
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
+    letters = text.replace(" ", "")  # lines also break behind hyphens
     for name, about in options_of(BuildOptions).items():
         if about.in_command:
-            assert " ".join(about.help.split()) in text
-            assert about.usual is None or f"[default: {about.usual}]" in text
+            assert about.help.replace(" ", "") in letters
+            assert about.usual is None or f"[default: {about.usual}]".replace(" ", "") in letters
             assert f"--{name.replace('_', '-')}" in text
-    assert "-o, --out OUT Artifact to write. [default: NAME.lepton]" in text
+    assert "-o, --out OUT Artifact to write. [default: the model's name with .lepton, in this folder]" in text
     assert "--weights [fp32|fp16|fp8|int8|int4|int2|auto:SIZE] " in text
     assert "--block-size [16|32|64|128|256] " in text
     assert "--symmetric / --asymmetric " in text
@@ -115,7 +116,14 @@ def test_the_help_of_build_has_every_option_with_its_default_in_80_columns() -> 
     assert "[default: check]" in text
 
 
+def test_the_help_of_build_has_headings_and_what_has_none_comes_last() -> None:
+    headings = [line for line in help_of(build) if line.endswith(":") and not line.startswith(" ")]
+    assert headings[:3] == ["What is built:", "Weights:", "Activations and cache:"]
+    assert headings[-1] == "Options:"
+    assert {f"{option.group}:" for option in options_of(BuildOptions).values() if option.in_command} < set(headings)
+
+
 def test_sweep_takes_some_of_build_s() -> None:
     text = " ".join(" ".join(help_of(sweep)).split())
-    assert "--method [rtn|gptq|awq] As for `build`. --calibration FILE As for `build`." in text
+    assert "--max-seq-len N As for `build`. [x>=1] --method [rtn|gptq|awq] As for `build`." in text
     assert "--prune" not in text

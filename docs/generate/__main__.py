@@ -1,0 +1,5 @@
+"""Writes the pages."""
+
+from docs.generate import write
+
+write()
