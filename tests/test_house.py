@@ -279,7 +279,8 @@ OF_EXTRAS = {
     "rtx": {"tensorrt-rtx", "cuda-bindings"},
     "jetson": {"cuda-bindings"},
     "bench": {"psutil"},
-    "test": {"pytest", "pytest-xdist", "hypothesis", "scipy", "onnx"},
+    "chat": {"prompt_toolkit"},
+    "test": {"pytest", "pytest-xdist", "hypothesis", "scipy", "onnx", "prompt_toolkit", "pyte"},
     "docs": {"mkdocs-material", "griffelib"},
     "sentence-tests": {"sentence-transformers"},
     "tensorrt-api": {"tensorrt-lean-cu12-bindings", "tensorrt-lean-cu12-libs"},
@@ -287,7 +288,7 @@ OF_EXTRAS = {
 OF_EXTRAS["dev"] = {"ruff", "mypy", "fastapi", "httpx2"}.union(
     *(OF_EXTRAS[extra] for extra in ("docs", "test", "tensorrt-api"))
 )
-OF_EXTRAS["all"] = {name for extra in ("bench", "compiler", "dev", "rtx") for name in OF_EXTRAS[extra]}
+OF_EXTRAS["all"] = {name for extra in ("bench", "chat", "compiler", "dev", "rtx") for name in OF_EXTRAS[extra]}
 
 
 def test_extras_ask_for_nothing_else() -> None:

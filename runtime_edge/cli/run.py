@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,17 +19,16 @@ from runtime_edge.cli import options
 from runtime_edge.cli.app import INTERRUPTED, fail
 
 if TYPE_CHECKING:
+    from runtime_edge.cli.chat.screen import Screen
     from runtime_edge.model import Model
     from runtime_edge.tasks.results import Stats
 
-_EXIT, _RESET = "/exit", "/reset"
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _TEXT_GENERATION_ONLY = {
     *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed", "drafts"),
     *("system", "raw", "messages", "tools", "chat_template", "variables"),
 }
 _FLAGS = {"variables": "template-variable"}
-_WELCOME = f"{_RESET} starts over, {_EXIT} or Ctrl-D ends; Ctrl-C stops an answer."
 
 
 def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,6 +110,27 @@ def _chat_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _terminal_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what a chat in a terminal looks like."""
+    added = (
+        click.option(
+            "--markdown/--no-markdown",
+            default=True,
+            show_default=True,
+            help="In a chat, render the Markdown of answers. /markdown changes it during the chat.",
+        ),
+        click.option(
+            "--history/--no-history",
+            default=True,
+            show_default=True,
+            help="In a chat, remember what is typed in a file of the cache folder (LEPTON_CACHE) for later chats.",
+        ),
+    )
+    for option in reversed(added):
+        command = option(command)
+    return command
+
+
 @click.command()
 @options.artifact
 @click.argument("prompt", required=False)
@@ -119,6 +139,7 @@ def _chat_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--prompt-name", metavar="NAME", help="Put the model's prompt of this name before a text to embed.")
 @_chat_options
 @_sampling
+@_terminal_options
 @options.threads
 @options.as_json
 def run(
@@ -131,14 +152,17 @@ def run(
     tools: Path | None,
     chat_template: str | None,
     variables: tuple[str, ...],
+    markdown: bool,
+    history: bool,
     threads: int | None,
     as_json: bool,
     **sampling: Any,
 ) -> int:
     """Run a model: answer a prompt, chat, embed or classify a text.
 
-    The answer streams to stdout, its speed goes to stderr. Without PROMPT, the prompt is read from stdin; on a
-    terminal that is a chat. Embeddings and classifications are printed as JSON.
+    The answer streams to stdout, its speed goes to stderr. Without PROMPT, the prompt is read from a pipe; on a
+    terminal a chat begins, in which /help lists commands and keys, Ctrl-C ends an answer and Ctrl-D the chat.
+    Embeddings and classifications are printed as JSON.
     """
     import runtime_edge
     from runtime_edge.manifest import TEXT_GENERATION
@@ -158,14 +182,17 @@ def run(
     is_chat = prompt is None and messages is None and sys.stdin.isatty()
     if is_chat and (raw or as_json):
         fail(f"{'--raw' if raw else '--json'} needs a PROMPT")
-    with runtime_edge.load(artifact, threads=threads) as model:
+    screen = _screen() if is_chat else None
+    with nullcontext() if screen is None else screen.waiting("loading"):
+        model = runtime_edge.load(artifact, threads=threads)
+    with model:
         if model.manifest.task != TEXT_GENERATION:
             _refuse(_TEXT_GENERATION_ONLY & options.given(), model)
             return _encode(model, _given(prompt), prompt_name, sampling["timeout"])
         if prompt_name is not None:
             fail("--prompt-name is for models that embed texts; this one generates: see --system")
-        if is_chat:
-            return _chat(model, system, sampling | chat)
+        if screen is not None:
+            return _chat(model, system, sampling | chat, screen, is_markdown=markdown, has_history=history)
         record = model.manifest.tokenizer
         has_template = record.chat_template is not None or bool(record.chat_templates)
         asked: Any
@@ -177,8 +204,7 @@ def run(
             asked = [*_system(system), _message("user", text)] if use_template else text
         if as_json:
             return _as_json(model, asked, sampling | chat)
-        _, code = _answer(model, asked, sampling | chat)
-        return code
+        return _answer(model, asked, sampling | chat)
 
 
 def _json(option: str, path: Path) -> list[Any]:
@@ -237,17 +263,19 @@ def _system(text: str | None) -> list[dict[str, str]]:
     return [] if text is None else [_message("system", text)]
 
 
-def _answer(model: Model, prompt: Any, sampling: dict[str, Any]) -> tuple[str, int]:
-    """Streams an answer to stdout; returns it with the exit code. Ctrl-C ends it after the token in work."""
-    pieces: list[str] = []
+def _answer(model: Model, prompt: Any, sampling: dict[str, Any]) -> int:
+    """Streams an answer to stdout; returns the exit code. Ctrl-C ends it after the token in work."""
+    from runtime_edge.cli.chat.terminal import printable, with_any_letter
+
+    shown = printable if sys.stdout.isatty() else str
+    with_any_letter(sys.stdout)
     with _cancelled_by_interrupt() as cancel:
         for chunk in model.stream(prompt, cancel=cancel, **sampling):
-            pieces.append(chunk.text)
-            click.echo(chunk.text, nl=False)
+            click.echo(shown(chunk.text), nl=False)
     click.echo()
     if chunk.stats is not None:
         click.echo(_speed(chunk.stats, chunk.finish_reason), err=True)
-    return "".join(pieces), INTERRUPTED if chunk.finish_reason == "cancelled" else 0
+    return INTERRUPTED if chunk.finish_reason == "cancelled" else 0
 
 
 def _as_json(model: Model, prompt: Any, sampling: dict[str, Any]) -> int:
@@ -286,27 +314,19 @@ def _cancelled_by_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _chat(model: Model, system: str | None, sampling: dict[str, Any]) -> int:
-    """Talks with the user until the end of input."""
-    # Says at once where there is no template.
-    chat = {name: sampling[name] for name in ("tools", "chat_template", "chat_template_kwargs") if name in sampling}
-    model.tokenize([*_system(system), _message("user", "Hello")], **chat)
-    click.echo(_WELCOME, err=True)
-    history = _system(system)
-    while True:
-        try:
-            text = input("> ").strip()
-        except EOFError:
-            click.echo(err=True)
-            return 0
-        if text == _EXIT:
-            return 0
-        if text == _RESET:
-            history = _system(system)
-        elif text:
-            asked = [*history, _message("user", text)]
-            answer, _ = _answer(model, asked, sampling)
-            history = [*asked, _message("assistant", answer)]
+def _screen() -> Screen:
+    from runtime_edge.cli.chat.screen import Screen
+
+    return Screen()
+
+
+def _chat(
+    model: Model, system: str | None, options: dict[str, Any], screen: Screen, *, is_markdown: bool, has_history: bool
+) -> int:
+    from runtime_edge.cli.chat.loop import chat
+
+    chat(model, system, options, screen, is_markdown=is_markdown, has_history=has_history)
+    return 0
 
 
 def _encode(model: Model, text: str, prompt_name: str | None, timeout: float | None) -> int:

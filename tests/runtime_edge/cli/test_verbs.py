@@ -255,7 +255,8 @@ def test_a_chat_remembers_and_resets(
     second = model.generate(history, max_new_tokens=6).text
     done = lepton_edge("run", tiny_artifact, "--max-new-tokens", "6")
     assert done.code == 0
-    assert done.out == f"> {first}\n> > {second}\n> > {first}\n> "
+    assert done.out == f"{first}\n{second}\n{first}\n"
+    assert done.err.count("> ") == 6
 
 
 def test_a_chat_ends_with_its_input(
