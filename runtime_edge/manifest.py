@@ -237,7 +237,7 @@ def decode(data: bytes) -> Manifest:
         if header.format_version > FORMAT_VERSION:
             raise FormatVersionError(
                 f"{MANIFEST_NAME}: expected format_version at most {FORMAT_VERSION}, found {header.format_version}",
-                hint="a later Lepton wrote this artifact: install that version, or build the artifact with this one",
+                hint="a later Lepton wrote this artifact: upgrade to that version, or build the artifact with this one",
             )
         if header.format_version < PARTS_VERSION:
             manifest = msgspec.convert(upgraded(data), Manifest)

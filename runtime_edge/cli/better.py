@@ -25,14 +25,14 @@ class Machine:
         threads: Threads that models run on where a call names none.
         building: Threads that a build computes with.
         memory: Bytes of memory that the process may use.
-        may_compile: Whether a compiler would give it kernels of Lepton's that it lacks. Default: no.
+        may_compile: Why it lacks kernels that its CPU could run, and how it gets them. Default: it lacks none.
     """
 
     cores: int
     threads: int
     building: int
     memory: int
-    may_compile: bool = False
+    may_compile: str | None = None
 
     @classmethod
     def here(cls) -> Machine:
@@ -65,8 +65,8 @@ def told(rules: Iterable[Rule[F]], facts: F) -> list[str]:
 
 RULES: tuple[Rule[Machine], ...] = (
     Rule(
-        lambda machine: machine.may_compile,
-        "Lepton's own kernels are faster, and not compiled here: install GCC or Clang, then lepton-edge anew",
+        lambda machine: machine.may_compile is not None,
+        "Lepton's own kernels are faster, and not there: {may_compile}",
     ),
     Rule(
         lambda machine: machine.threads < machine.cores,

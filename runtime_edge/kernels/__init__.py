@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_edge.errors import RequestError
+from runtime_edge.installation import checkout, install_command
 from runtime_edge.manifest import Decoder
 from runtime_edge.probe import cpu_field
 
 VARIABLE = "LEPTON_KERNELS"
+NOTE = "not-compiled.note"  # written by `setup.py`, and by who packs a wheel without kernels
 PRODUCT = "product.int8"
 _ATTENTION = "attention."
 MOST_DIM, DIM_MULTIPLE = 256, 32  # of a head
@@ -99,14 +101,17 @@ def lacking() -> str | None:
         return None
     compiled = list(_compiled().values())
     if not compiled:
-        return "not compiled: that needs Linux on x86-64, and GCC 11 or Clang 12, while lepton-edge is installed"
+        return f"not compiled: {_note() or 'that needs Linux on x86-64, and GCC 11 or Clang 12, at installation'}"
     return f"this CPU has no {', '.join(name for name in compiled[-1] if name not in _features())}"
 
 
-def may_compile() -> bool:
-    """Whether a compiler would give this machine kernels that it has not: there is none here, and its CPU runs some."""
+def may_compile() -> str | None:
+    """Why this machine lacks kernels that its CPU could run, and how it gets them; None where it lacks none."""
     runs = any(_features().issuperset(needed) for needed in _LIBRARIES.values())
-    return runs and not _compiled() and sys.platform == "linux"
+    if not runs or _compiled() or sys.platform != "linux":
+        return None
+    anew = f"run `{install_command()}`" if checkout() else "make its wheel anew"
+    return f"{_note() or 'they were not compiled'}: install GCC 11 or Clang 12, or later, and {anew}"
 
 
 def library() -> Path | None:
@@ -119,6 +124,14 @@ def _compiled() -> dict[Path, tuple[str, ...]]:
     least = os.environ.get(VARIABLE) == "avx2"
     libraries = {_path(name): needed for name, needed in _LIBRARIES.items() if name != _BEST or not least}
     return {path: needed for path, needed in libraries.items() if path is not None}
+
+
+def _note() -> str:
+    """Why the installation compiled none, as it wrote down; an empty text where it did not."""
+    try:
+        return (Path(__file__).parent / NOTE).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import pytest
 
 from runtime_edge.cli.doctor import examine
 from runtime_edge.installation import install_command
+from runtime_edge.kernels import NOTE
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -77,8 +78,7 @@ def test_building_says_which_extra_it_needs() -> None:
     done = python(program)
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr == (
-        "error: leptonc build needs the package `torch`, which is not installed\n"
-        f"hint: {install_command('compiler')}\n"
+        f"error: leptonc build needs the package `torch`, which is not installed\nhint: {install_command('compiler')}\n"
     )
 
 
@@ -109,8 +109,11 @@ def test_importing_the_runtime_is_quick_and_light() -> None:
 
 def make_wheel(folder: Path, **environment: str) -> Path:
     # Building leaves folders behind, and takes up what an earlier build left: a copy keeps both away.
-    away = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "*.lepton", "__pycache__", ".*_cache", "*.so")
+    away = shutil.ignore_patterns(
+        ".git", ".venv*", "*.egg-info", "*.lepton", "__pycache__", ".*_cache", "*.so", "*.note"
+    )
     shutil.copytree(ROOT, folder / "source", ignore=away)
+    shutil.rmtree(folder / "source" / "build", ignore_errors=True)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     command = [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, folder / "source"]
     built = subprocess.run(
@@ -122,8 +125,22 @@ def make_wheel(folder: Path, **environment: str) -> Path:
 
 
 @pytest.mark.slow
-def test_a_wheel_is_made_without_a_compiler(tmp_path: Path) -> None:
-    names = zipfile.ZipFile(make_wheel(tmp_path, CC="a-compiler-that-is-absent")).namelist()
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("", "no C compiler was found at installation (CC)"),
+        ("#!/bin/sh\necho 'gcc 4.9.2'\nexit 1\n", "the C compiler at installation could not compile them (gcc 4.9.2)"),
+    ],
+)
+def test_a_wheel_is_made_without_a_compiler(compiler: str, reason: str, tmp_path: Path) -> None:
+    """It has no kernels, and says why."""
+    path = tmp_path / "cc"
+    if compiler:
+        path.write_text(compiler)
+        path.chmod(0o755)
+    with zipfile.ZipFile(make_wheel(tmp_path, CC=str(path))) as wheel:
+        names = wheel.namelist()
+        assert wheel.read(f"runtime_edge/kernels/{NOTE}").decode() == reason.replace("CC", str(path)) + "\n"
     assert "runtime_edge/kernels/__init__.py" in names
     assert not any(name.endswith(".so") for name in names)
 
@@ -131,8 +148,11 @@ def test_a_wheel_is_made_without_a_compiler(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_wheel_runs_in_a_new_virtual_environment(tmp_path: Path, tiny_artifact: Path) -> None:
     def run(*command: object) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=False)
-        return done
+        return subprocess.run(
+            [*map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     wheel = make_wheel(tmp_path)
     venv.create(tmp_path / "venv", with_pip=True)

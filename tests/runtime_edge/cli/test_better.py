@@ -12,6 +12,7 @@ import pytest
 from runtime_edge import kernels
 from runtime_edge.cli import better as module
 from runtime_edge.cli.better import RULES, Machine, better
+from runtime_edge.installation import install_command
 
 GOOD = Machine(cores=4, threads=4, building=4, memory=16 * 10**9)
 
@@ -24,7 +25,7 @@ def test_where_all_is_well_nothing_is_said() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"may_compile": True}, "kernels are faster, and not compiled here"),
+        ({"may_compile": "no compiler: install one"}, "kernels are faster, and not there: no compiler: install one"),
         ({"threads": 1}, "models run on 1 of 4 cores: leave LEPTON_THREADS unset"),
         ({"building": 2}, "builds compute on 2 of 4 cores: leave OMP_NUM_THREADS unset"),
         ({"memory": 10**9}, "little memory"),
@@ -36,7 +37,7 @@ def test_each_rule_alone(change: dict[str, Any], said: str) -> None:
 
 
 def test_every_rule_has_a_test_above() -> None:
-    bad = Machine(cores=4, threads=1, building=1, memory=1, may_compile=True)
+    bad = Machine(cores=4, threads=1, building=1, memory=1, may_compile="no compiler")
     assert len(better(bad)) == len(RULES) == 4
 
 
@@ -56,9 +57,15 @@ def test_kernels_that_a_compiler_would_give(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr(kernels, "_path", lambda name: None)
     monkeypatch.setattr(kernels, "_features", lambda: {"avx2", "fma"})
-    assert kernels.may_compile()
+    monkeypatch.setattr(kernels, "_note", lambda: "no C compiler was found at installation (gcc)")
+    assert kernels.may_compile() == (
+        "no C compiler was found at installation (gcc): install GCC 11 or Clang 12, or later, and run "
+        f"`{install_command()}`"
+    )
+    monkeypatch.setattr(kernels, "checkout", lambda: None)
+    assert str(kernels.may_compile()).endswith("or later, and make its wheel anew")
     monkeypatch.setattr(kernels, "_features", lambda: {"avx"})
-    assert not kernels.may_compile()
+    assert kernels.may_compile() is None
 
 
 def test_doctor_says_it(monkeypatch: pytest.MonkeyPatch, lepton_edge: Callable[..., Any]) -> None:

@@ -94,5 +94,15 @@ def test_the_best_library_that_the_cpu_runs(
 def test_where_they_were_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
     monkeypatch.setattr(kernels, "_path", lambda name: None)
-    assert str(kernels.lacking()).startswith("not compiled")
+    assert kernels.lacking() == "not compiled: that needs Linux on x86-64, and GCC 11 or Clang 12, at installation"
     assert kernels.chosen(decoder(), "none") == ()
+
+
+def test_the_installation_says_why_it_compiled_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    monkeypatch.setattr(kernels, "_path", lambda name: None)
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / kernels.NOTE).write_text("no C compiler was found at installation (gcc)\n")
+    assert kernels.lacking() == "not compiled: no C compiler was found at installation (gcc)"
+    (tmp_path / kernels.NOTE).write_bytes(b"\xff")
+    assert str(kernels.lacking()).startswith("not compiled: that needs Linux")
