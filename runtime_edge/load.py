@@ -38,12 +38,12 @@ def load(
         path: The artifact's directory.
         threads: Threads to compute with. Default: `LEPTON_THREADS`, or the physical cores that may be used.
         backend: Run on this or fail: `tensorrt-rtx`, `tensorrt`, `onnxruntime-cuda` or `onnxruntime`. Default: the
-            first of them that the artifact has a variant for and that runs here; each that is passed over is told in
-            a `BackendWarning` and in `model.why`. A plan that this machine lacks is built, which takes minutes once.
-        conversations: Caches that the model keeps at most, so that conversations which take turns do not read their
-            history again: a prompt goes on in the cache that shares the longest start with it. Beyond this number, and
-            above an eighth of the memory for all of them, the least recently used one is dropped. A TensorRT engine,
-            whose cache is on the GPU, has one; so has each `model.context()`.
+            first of them that the artifact has a variant for and that runs here. `model.why` and a `BackendWarning`
+            tell why one was passed over. An engine that this machine lacks is built, which takes minutes once.
+        conversations: Caches that the model keeps at most. A prompt goes on in the cache that shares the longest start
+            with it, so conversations that take turns do not read their history again. The least recently used cache is
+            dropped beyond this number, and where all take more than an eighth of the memory. A TensorRT engine and
+            each `model.context()` have one cache.
 
     Raises:
         FormatVersionError: The artifact was written by a later toolchain.
@@ -51,6 +51,12 @@ def load(
         MissingDependencyError: Its backend's package is not installed, or there is no GPU with a driver for it.
         EngineError: TensorRT cannot build or run its engine here.
         RequestError: `threads`, `backend` or `conversations` cannot be served.
+
+    Example:
+        import runtime_edge
+
+        with runtime_edge.load("smollm2.lepton") as model:
+            print(model.backend, model.manifest.name)
     """
     root = Path(path)
     sizes = listing(root)

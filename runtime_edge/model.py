@@ -74,7 +74,12 @@ class Model(TextGeneration):
         return tuple(self._why)
 
     def context(self) -> Context:
-        """Returns a further sequence over the same weights (raises as `generate`)."""
+        """Returns a further sequence over the same weights, which runs while others do. Raises as `generate`.
+
+        Example:
+            with_own_cache = model.context()
+            print(with_own_cache.generate("Once upon a time", max_new_tokens=40).text)
+        """
         return Context(self._decoding().fork(), self._watched)
 
     def encode(
@@ -93,15 +98,15 @@ class Model(TextGeneration):
 
         Args:
             texts: Any number of texts.
-            prompt_name: The prompt that is put before every text, by its name; by default the model's own default, if
-                it has one. `query` and `document` are names that every model has.
-            prompt: A text that is put before every text, in the place of a named one.
+            prompt_name: Name of the model's prompt that is put before every text. `query` and `document` are names
+                that every model has. Default: the model's own default, if it has one.
+            prompt: A text that is put before every text, instead of a named one.
             batch_size: Texts that are run together at most, those of like length, padded to the longest of them.
-            truncate_dim: How many of an embedding's numbers are returned; by default all, or as many as the model says.
+            truncate_dim: How many of an embedding's numbers are returned. Default: as many as the model says, or all.
             normalize_embeddings: Whether each embedding, after that, is divided by its L2 norm.
             cancel: A `threading.Event`; set from another thread, ends the call, within a run of the model too.
-            timeout: Seconds after which the call ends; None (the default) sets no limit. A TensorRT engine's run goes
-                on to its end, and the next one is not begun.
+            timeout: Seconds after which the call ends. Default: no limit. A run of a TensorRT engine goes on to its
+                end, and the next one is not begun.
 
         Returns:
             float32 [len(texts), dim], in the order of the texts.
@@ -110,16 +115,28 @@ class Model(TextGeneration):
             RequestError: A text is not one, the model has no such prompt or fewer dimensions, or it has another task.
             RunEndedError: `cancel` was set, or the time was up.
             ClosedError: The model is closed.
+
+        Example:
+            with runtime_edge.load("minilm.lepton") as embedder:
+                vectors = embedder.encode(["A valve closed.", "The lamp is on."], normalize_embeddings=True)
+                print(vectors.shape, vectors[0] @ vectors[1])
         """
         task, ending = self._encoding(TEXT_EMBEDDING), check.ending(cancel, timeout)
         return task.embed(texts, batch_size, prompt_name, prompt, truncate_dim, normalize_embeddings, ending)
 
     def encode_query(self, texts: Iterable[str], *, prompt_name: str | None = None, **options: Any) -> Floats:
-        """Embeds what is searched for: `encode` with the prompt `query` by default, empty where the model has none."""
+        """Embeds what is searched for: `encode` with the prompt `query`, which is empty where the model has none.
+
+        Example:
+            with runtime_edge.load("minilm.lepton") as embedder:
+                texts = ["Hold the button for ten seconds.", "We open at nine."]
+                scores = embedder.encode_document(texts) @ embedder.encode_query(["how do I reset it?"])[0]
+                print(texts[scores.argmax()])
+        """
         return self._encode_as("query", texts, prompt_name, options)
 
     def encode_document(self, texts: Iterable[str], *, prompt_name: str | None = None, **options: Any) -> Floats:
-        """Embeds what is searched: `encode` with the prompt `document` by default, empty where the model has none."""
+        """Embeds what is searched: `encode` with the prompt `document`, which is empty where the model has none."""
         return self._encode_as("document", texts, prompt_name, options)
 
     def _encode_as(self, role: str, texts: Iterable[str], prompt_name: str | None, options: dict[str, Any]) -> Floats:
@@ -147,6 +164,11 @@ class Model(TextGeneration):
 
         Raises:
             RequestError, RunEndedError, ClosedError: As `encode`.
+
+        Example:
+            with runtime_edge.load("classifier.lepton") as classifier:
+                for result in classifier.classify(["It works.", ("It works.", "It does not.")]):
+                    print(result.label, round(result.score, 3))
         """
         ending = check.ending(cancel, timeout)
         return self._encoding(TEXT_CLASSIFICATION).classify(texts, batch_size, ending)
@@ -169,8 +191,8 @@ class Model(TextGeneration):
         Args:
             query: What is searched for.
             texts: Any number of texts.
-            prompt_name: The prompt that is put before the query, by its name; by default the model's own default.
-            prompt: A text that is put before the query, in the place of a named one.
+            prompt_name: Name of the model's prompt that is put before the query. Default: the model's own default.
+            prompt: A text that is put before the query, instead of a named one.
             batch_size: As in `encode`.
             cancel: As in `encode`.
             timeout: As in `encode`.
@@ -180,7 +202,11 @@ class Model(TextGeneration):
 
         Raises:
             RequestError: The model has several labels; or as `encode`.
-            ClosedError: The model is closed.
+            RunEndedError, ClosedError: As `encode`.
+
+        Example:
+            with runtime_edge.load("reranker.lepton") as reranker:
+                print(reranker.rerank("how do I reset it?", ["Hold the button.", "We open at nine."]))
         """
         task, ending = self._encoding(TEXT_CLASSIFICATION), check.ending(cancel, timeout)
         return task.rerank(query, texts, batch_size, prompt_name, prompt, ending)
@@ -193,12 +219,15 @@ class Model(TextGeneration):
         Args:
             text: Text, or messages.
             add_special_tokens: Whether text gets the tokenizer's own; a chat template writes those of messages itself.
-            chat: `tools`, `documents`, `chat_template`, `chat_template_kwargs`, `add_generation_prompt` and
-                `continue_final_message`, as of `generate`, with messages only.
+            chat: Options of messages, as in `generate`.
 
         Raises:
             RequestError: It is neither, or options of messages go with a text.
             ChatTemplateError: There is no chat template, or it refuses the messages.
+
+        Example:
+            token_ids = model.tokenize("Once upon a time")
+            print(len(token_ids), model.detokenize(token_ids))
         """
         return self._open_codec().tokenize(text, chat, add_special_tokens=add_special_tokens)
 

@@ -25,17 +25,18 @@ _REBUILD = "the artifact is damaged or was changed: copy it again, or rebuild it
 def verify(path: str | os.PathLike[str]) -> Manifest:
     """Checks an artifact completely and returns its manifest.
 
-    Refused are: a manifest that breaks the schema; paths that are absolute or climb; links and special files;
-    files that the manifest does not list; files that are missing or whose size or sha256 differs; graphs whose
-    external data is not one of their variant's blobs, that have other operators than lowerings make, or that do not
-    take and give what the manifest says.
+    `load` does the same before it opens anything. What is refused is in docs/reference/artifact.md.
 
     Args:
         path: The artifact's directory.
 
     Raises:
         FormatVersionError: The artifact was written by a later toolchain.
-        ArtifactError: Any other of the above; the message names the file.
+        ArtifactError: It is damaged, or breaks a rule of the format; the message names the file.
+
+    Example:
+        manifest = runtime_edge.verify("smollm2.lepton")
+        print(manifest.task, [variant.name for variant in manifest.variants])
     """
     root = Path(path)
     sizes = listing(root)

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
+import runtime_edge
 from docs.generate import FOLDER, pages
 from leptonc.cli import _VERBS
 from tests.docs.pages import PAGES, ROOT, blocks, name, prose, words
@@ -83,6 +84,15 @@ def test_shown_commands_parse(document: str, words: list[str]) -> None:
 def test_pages_of_the_reference_are_what_the_code_says(page: str) -> None:
     """`python -m docs.generate` writes them."""
     assert (FOLDER / page).read_text(encoding="utf-8") == pages()[page](), "run: python -m docs.generate"
+
+
+def test_the_python_api_is_told_whole() -> None:
+    from docs.generate import python
+
+    errors = {name for name in runtime_edge.__all__ if name.endswith("Error")}
+    told = (FOLDER / "exit-codes.md").read_text(encoding="utf-8")
+    assert python.names() == set(runtime_edge.__all__) - errors
+    assert [name for name in errors if f"`runtime_edge.{name}`" not in told] == []
 
 
 def test_every_variable_that_the_code_reads_is_told() -> None:

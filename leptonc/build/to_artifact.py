@@ -52,6 +52,15 @@ def build(options: BuildOptions, progress: Progress | None = None, texts: dict[A
 
     Raises:
         LeptonError: Whatever was wrong; nothing is left at `options.out` then.
+
+    Example:
+        from pathlib import Path
+
+        from leptonc.build.to_artifact import build
+        from leptonc.options import BuildOptions
+
+        result = build(BuildOptions("sample:smollm2-135m", target="cpu", weights="int4", out=Path("int4.lepton")))
+        print(result.path, result.report.fidelity)
     """
     result = run(options, ENDING, progress, texts)
     return BuildResult(result.path, result.about, result.report, result.seconds, result.estimated_seconds)

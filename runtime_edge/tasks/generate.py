@@ -90,6 +90,15 @@ class TextGeneration(ABC):
             PromptTooLongError: The prompt exceeds the model's length.
             ChatTemplateError: Messages were given and there is no template, or it refuses them.
             ClosedError: The model is closed.
+
+        Example:
+            model = runtime_edge.load("smollm2.lepton")
+
+            answer = model.generate("Once upon a time", max_new_tokens=40)
+            print(answer.text, answer.finish_reason, answer.stats.decode_tok_s)
+
+            messages = [{"role": "user", "content": "What is edge computing?"}]
+            print(model.generate(messages, max_new_tokens=40, temperature=0.7, seed=1).text)
         """
         prompts = check.several(prompt)
         decoding = self._decoding()
@@ -107,6 +116,18 @@ class TextGeneration(ABC):
 
         The request is checked at once; the turn is held from the first `next` on. An iterator that is left before its
         end gives the turn back when it is closed or collected.
+
+        Args:
+            prompt: One prompt, as in `generate`.
+            options: As in `generate`.
+
+        Raises:
+            RequestError, PromptTooLongError, ChatTemplateError, ClosedError: As `generate`.
+
+        Example:
+            for chunk in model.stream("Once upon a time", max_new_tokens=40):
+                print(chunk.text, end="", flush=True)
+            print(chunk.finish_reason, chunk.stats.new_tokens)
         """
         if check.several(prompt) is not None:
             raise RequestError("prompt: expected one prompt to stream, found a list of several", hint="use generate")
@@ -128,17 +149,26 @@ class TextGeneration(ABC):
         Args:
             prompt: Text, of which the tokenizer's special tokens are part; or token ids; or chat messages, which end
                 without what begins an answer unless `add_generation_prompt=True`. `tokenize` gives the same tokens.
-            cancel: As of `generate`; an end raises `RunEndedError`.
-            timeout: As of `generate`; an end raises `RunEndedError`.
-            chat: Options of messages, as of `generate`.
+            cancel: A `threading.Event`; set from another thread, ends the call.
+            timeout: Seconds after which the call ends. Default: no limit.
+            chat: Options of messages, as in `generate`.
 
-        Raises `RequestError`, `PromptTooLongError`, `ChatTemplateError`, `ClosedError` as `generate`.
+        Raises:
+            RequestError, PromptTooLongError, ChatTemplateError, ClosedError: As `generate`.
+            RunEndedError: `cancel` was set, or the time was up.
+
+        Example:
+            log_probabilities = model.score("Paris is the capital of France.")
+            print(log_probabilities.mean())
         """
         decoding = self._decoding()
         return decoding.score(self._tokens(decoding, prompt, chat), check.ending(cancel, timeout))
 
     def logits(self, token_ids: Prompt) -> Floats:
-        """Logits after every token; float32 [len, vocab], which is the caller's to bound. Raises as `score`."""
+        """Logits after every token; float32 [len, vocab].
+
+        They take len x vocab x 4 bytes: `logits_blocks` bounds that. Raises as `score`.
+        """
         decoding = self._decoding()
         return decoding.logits(self._tokens(decoding, token_ids, {}), Ending())
 

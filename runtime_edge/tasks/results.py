@@ -9,8 +9,14 @@ from dataclasses import dataclass
 class Stats:
     """What a generation took. Times are of the model's own work, not of what the caller did between tokens.
 
-    `cached_tokens` of the prompt were in the cache from the call before. `prefill_s` is the time to the first token,
-    `decode_s` that of all others. `accepted` of the `drafted` tokens needed no run of their own.
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: Those of them that were in a cache from an earlier call, and were not run again.
+        new_tokens: Tokens of the answer.
+        prefill_s: Seconds to the first token.
+        decode_s: Seconds of all other tokens.
+        drafted: Tokens that `drafts` proposed.
+        accepted: Those of them that were right, and needed no run of their own.
     """
 
     prompt_tokens: int
@@ -23,20 +29,24 @@ class Stats:
 
     @property
     def prefill_tok_s(self) -> float:
-        """Prompt tokens that were run, a second."""
+        """Prompt tokens that were run in a second."""
         return (self.prompt_tokens - self.cached_tokens) / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_tok_s(self) -> float:
-        """Tokens after the first, a second."""
+        """Tokens after the first in a second."""
         return max(0, self.new_tokens - 1) / self.decode_s if self.decode_s else 0.0
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One token of a stream and the text that became certain with it, perhaps none.
+    """One token of a stream and the text that became certain with it.
 
-    The last one has `finish_reason` (`stop`, `length` or `cancelled`) and `stats`, and no token where none was made.
+    Attributes:
+        text: The text, perhaps empty.
+        token_id: The token. The last chunk has none where none was made.
+        finish_reason: Of the last chunk: `stop`, `length`, `cancelled` or `timeout`. None before.
+        stats: Of the last chunk. None before.
     """
 
     text: str
@@ -47,7 +57,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer. `token_ids` are all tokens made, the one that ended it too; `text` excludes what stopped it."""
+    """An answer.
+
+    Attributes:
+        text: Its text, without what stopped it.
+        token_ids: All tokens that were made, the one that ended it too.
+        finish_reason: `stop` (the model or a stop string ended it), `length`, `cancelled` or `timeout`.
+        stats: What it took.
+    """
 
     text: str
     token_ids: list[int]

@@ -65,6 +65,12 @@ def _gguf(path: Path) -> None:
     write_gguf(open_source("sample:tiny-llama"), path, "llama")
 
 
+def _reranker(path: Path) -> None:
+    from tests.runtime_edge.tiny import write_encoder
+
+    write_encoder(path, labels=("relevance",))
+
+
 def _json(content: object) -> Callable[[Path], None]:
     return _text(json.dumps(content))
 
@@ -75,7 +81,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "smollm2-int4.lepton": _artifact("sample:tiny-llama", weights="int4"),
     "minilm.lepton": _artifact("sample:tiny-sentence"),
     "classifier.lepton": _artifact("sample:tiny-bert-classifier"),
-    "reranker.lepton": _artifact("sample:tiny-bert-classifier"),
+    "reranker.lepton": _reranker,
     "my-model": _directory,
     "model.gguf": _gguf,
     "text.txt": _text(_TEXT * 60),
