@@ -31,7 +31,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Target", "TargetError", "load", "names"]
+__all__ = ["Target", "TargetError", "axes", "load", "names"]
 
 _PROFILES = Path(__file__).parent
 _ON_COMMAND_LINE = "given behind the target's name"
@@ -239,6 +239,15 @@ def load(spec: str, *, directory: Path = _PROFILES) -> Target:
     kept = {field: source for field, source in sources.items() if fields.get(field)}
     kept.update(dict.fromkeys(given, _ON_COMMAND_LINE))
     return Target(name=name, **fields, overrides=tuple(overrides), lineage=lineage, sources=MappingProxyType(kept))
+
+
+def axes(name: str, *, directory: Path = _PROFILES) -> dict[str, tuple[str, ...]]:
+    """Returns the values that a target's profile has a table of, by field: the releases of `jetpack`.
+
+    Raises:
+        TargetError: As `load`.
+    """
+    return {field: tuple(values) for field, values in _resolve(name, (), directory)["axis"].items()}
 
 
 def _resolve(name: str, seen: tuple[str, ...], directory: Path) -> dict[str, Any]:

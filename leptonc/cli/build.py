@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from leptonc.cli import complete
 from leptonc.cli.fields import options_from
 from leptonc.errors import require
 from leptonc.options import BUILT, BuildOptions
@@ -26,7 +27,7 @@ _NEEDED = (
 
 
 @click.command(cls=options.GroupedCommand)
-@click.argument("source")
+@click.argument("source", shell_complete=complete.sources)
 @options_from(BuildOptions)
 @click.option(
     "--emit",
@@ -38,6 +39,7 @@ _NEEDED = (
 )
 @click.option(
     "--recipe",
+    shell_complete=complete.recipes,
     cls=options.GroupedOption,
     group=BUILT,
     metavar="FILE",

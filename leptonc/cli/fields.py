@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from leptonc.cli.complete import OF_FIELDS
 from leptonc.options import Option, kinds_of, options_of
+from runtime_edge.cli.complete import starting
 from runtime_edge.cli.options import GroupedOption
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
@@ -42,7 +44,7 @@ def _click_option(name: str, option: Option, kind: str, default: Any) -> Callabl
     flags = option.flags or (f"--{name.replace('_', '-')}",)
     told = f"  [default: {option.usual}]" if option.usual is not None else ""
     about: dict[str, Any] = {"help": option.help + told, "metavar": option.metavar, "default": default}
-    about |= {"cls": GroupedOption, "group": option.group}
+    about |= {"cls": GroupedOption, "group": option.group, "shell_complete": OF_FIELDS.get(name)}
     if kind == "bool":
         about["is_flag"] = True
         about["show_default"] = bool(default)
@@ -96,7 +98,8 @@ class OneOf(click.ParamType):  # type: ignore[type-arg]
         return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(text) for text in self._option.listed() if text.startswith(incomplete)]
+        form, colon, _ = (self._option.open_choice or "").partition(":")
+        return starting(incomplete, [(text, None) for text in (*map(str, self._option.choices), form + colon) if text])
 
 
 class Percent(click.ParamType):  # type: ignore[type-arg]

@@ -7,11 +7,13 @@ from pathlib import Path
 import click
 
 from runtime_edge.cli import options
+from runtime_edge.cli.complete import variants
 
 
 @click.command()
 @options.artifact
-@click.option("--only", multiple=True, required=True, metavar="NAME", help="A variant to keep, by its name or target.")
+@click.option("--only", multiple=True, required=True, metavar="NAME", shell_complete=variants,
+              help="A variant to keep, by its name or target.")  # fmt: skip
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), metavar="OUT", help="The artifact to write."
 )

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from leptonc.cli import complete
 from leptonc.cli.fields import options_from
 from leptonc.errors import require
 from leptonc.options import BuildOptions
@@ -21,8 +22,11 @@ _PROMPT, _NEW, _BATCH, _REPETITIONS = 512, 64, 32, 4
 
 
 @click.command()
-@click.argument("source")
-@click.option("--target", default="cpu", show_default=True, metavar="NAME", help="As for `build`.")
+@click.argument("source", shell_complete=complete.sources)
+@click.option(
+    "--target", default="cpu", show_default=True, metavar="NAME", shell_complete=complete.target_names,
+    help="As for `build`.",
+)
 @click.option(
     "--schemes",
     default="",
@@ -31,7 +35,8 @@ _PROMPT, _NEW, _BATCH, _REPETITIONS = 512, 64, 32, 4
     "`int4,int8,auto:95MB`",
 )
 @click.option(
-    "--recipe", "recipes", multiple=True, metavar="FILE", help="A recipe as one more point. May be given several times."
+    "--recipe", "recipes", multiple=True, metavar="FILE", shell_complete=complete.recipes,
+    help="A recipe as one more point. May be given several times.",
 )
 @click.option(
     "--keep",

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from leptonc.cli.complete import target_names
 from runtime_edge.cli import options
 
 
 @click.command("targets")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=target_names)
 @options.as_json
 def show_targets(name: str | None, as_json: bool) -> None:
     """List the devices that Lepton knows, or show one.

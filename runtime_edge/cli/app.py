@@ -15,13 +15,16 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import click
 
 from runtime_edge import __version__
 from runtime_edge.cli import interrupts
 from runtime_edge.cli.verbs import Verb
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 BUG = 70
 INTERRUPTED = 130
@@ -115,6 +118,13 @@ class LazyGroup(click.Group):
             ctx.fail(f"no such verb: {args[0]} ({meant})")
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        """Offers the verbs with their summaries, importing none."""
+        from runtime_edge.cli.complete import starting
+
+        verbs = starting(incomplete, [(name, verb.summary) for name, verb in self.verbs.items()])
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the list of verbs from their summaries, importing none."""
         with formatter.section("Verbs"):
@@ -141,6 +151,8 @@ def invoke(
         user_errors: Gives the exceptions that are shown without a traceback; called when one was raised.
     """
     try:
+        if f"_{group.name}_COMPLETE".upper().replace("-", "_") in os.environ:
+            from runtime_edge.cli import complete  # noqa: F401 — a shell asks: bash in its own way
         with interrupts.remembered(), _warnings_as_messages():
             code = group.main(
                 args=None if arguments is None else list(arguments),

@@ -7,12 +7,16 @@ from pathlib import Path
 import click
 
 from runtime_edge.cli import options
+from runtime_edge.cli.complete import variants
 from runtime_edge.cli.console import StageProgress, megabytes, print_json
 
 
 @click.command()
 @options.artifact
-@click.option("--variant", metavar="NAME", help="The variant to finish.  [default: the first that fits this device]")
+@click.option(
+    "--variant", metavar="NAME", shell_complete=variants,
+    help="The variant to finish.  [default: the first that fits this device]",
+)
 @options.as_json
 def finish(artifact: Path, variant: str | None, as_json: bool) -> None:
     """Build the TensorRT engine that this device needs, if it is missing.
