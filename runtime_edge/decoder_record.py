@@ -47,7 +47,12 @@ class Decoder(Record, frozen=True, kw_only=True):
 
 
 class DecoderSettings(Record, frozen=True, kw_only=True):
-    """What a manifest's `settings` say of a decoder: see `Decoder`."""
+    """What a manifest's `settings` say of a model that generates text.
+
+    Attributes:
+        max_seq_len: How many tokens it takes.
+        keeps_none: Whether graphs of ONNX Runtime take 0 for the positions whose logits they make.
+    """
 
     max_seq_len: Positive
     keeps_none: bool = True

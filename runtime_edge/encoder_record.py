@@ -22,15 +22,26 @@ SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 class Encoder(Record, frozen=True, kw_only=True):
     """An encoder with one output row a text, or a pair of texts: the only part of its model, and its settings.
 
-    `inputs` are names of the graph's inputs, each int64 [batch, length], and `roles` what each is for. `output` is the
-    name of embeddings, or of logits of `labels`, float32 [batch, dim].
+    The first four fields are those of the part, the others those of the manifest's `settings`.
 
-    `function` makes the scores of `classify` from logits, `rerank_function` those of `rerank`; an empty `function` is
-    the sigmoid where `multi_label` holds, else the softmax, as format 7 has it. `prompts` are put before texts, by
-    name; `default_prompt` names the one that applies where none is asked for. `truncate_dim` is how many numbers of an
-    embedding are returned, all by default. `truncation_side` is where a text loses what is beyond `max_seq_len`;
-    `rerank_max_seq_len` is where `rerank` cuts a pair, there too by default. `segments` says whether the second text of
-    a pair has a token type of its own. `similarity` is how the model's embeddings are meant to be compared.
+    Attributes:
+        inputs: Names of the graph's inputs, each int64 [batch, length].
+        roles: What each input is for.
+        output: The name of embeddings, or of logits of labels, float32 [batch, dim].
+        dim: Numbers of a row.
+        max_seq_len: Tokens of a text at most.
+        labels: Names of the labels, in the model's order.
+        multi_label: Whether a text may have several labels, where `function` is empty.
+        function: What makes the scores of `classify` from logits: `softmax`, `sigmoid` or `none`. Empty: the sigmoid
+            where `multi_label` holds, else the softmax.
+        rerank_function: The same for `rerank`.
+        rerank_max_seq_len: Tokens of a pair in `rerank` at most. Default: `max_seq_len`.
+        prompts: Texts that are put before a text, by their names.
+        default_prompt: The prompt that applies where none is asked for.
+        truncate_dim: How many numbers of an embedding are returned. Default: all.
+        truncation_side: The end of a text that is cut: `right` or `left`.
+        segments: Whether the second text of a pair has a token type of its own.
+        similarity: How embeddings are meant to be compared: `cosine`, `dot`, `euclidean` or `manhattan`.
     """
 
     inputs: tuple[str, ...]

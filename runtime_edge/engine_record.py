@@ -9,7 +9,14 @@ FLAVOURS = ("tensorrt", "tensorrt-rtx")
 
 
 class InputShapes(Record, frozen=True, kw_only=True):
-    """The least, most usual and greatest shape of a graph's input in an optimization profile."""
+    """Shapes of a graph's input in an optimization profile.
+
+    Attributes:
+        name: The input.
+        min: The least shape.
+        opt: The shape that the engine is fastest at.
+        max: The greatest shape.
+    """
 
     name: str
     min: tuple[Positive, ...]
@@ -18,7 +25,12 @@ class InputShapes(Record, frozen=True, kw_only=True):
 
 
 class Profile(Record, frozen=True, kw_only=True):
-    """An optimization profile of an engine; `inputs` are those that have dynamic dimensions."""
+    """An optimization profile of an engine.
+
+    Attributes:
+        name: Its name.
+        inputs: The inputs that have dynamic dimensions.
+    """
 
     name: str
     inputs: tuple[InputShapes, ...]
@@ -27,10 +39,16 @@ class Profile(Record, frozen=True, kw_only=True):
 class EngineSpec(Record, frozen=True, kw_only=True):
     """How a plan is built from the variant's graph: an equal spec, graph and TensorRT give an equal engine.
 
-    `flavour` is tensorrt or tensorrt-rtx, `versions` the range of its versions that can build the graph
-    (`>=10.16;<11.0`), `compute_capabilities` those that it is for (`8.7`). `workspace_mb` bounds scratch memory.
-    `weight_streaming` lets weights stay on the host, `refit` lets them be replaced, `strip` leaves them out,
-    `sparse_weights` lets kernels skip zeros where two of four weights are zero.
+    Attributes:
+        flavour: `tensorrt` or `tensorrt-rtx`.
+        versions: The range of its versions that can build the graph: `>=10.16;<11.0`.
+        compute_capabilities: Those that it is for: `8.7`.
+        profiles: The optimization profiles.
+        workspace_mb: A bound of scratch memory, in MB.
+        weight_streaming: Whether weights may stay on the host.
+        refit: Whether weights may be replaced.
+        strip: Whether weights are left out.
+        sparse_weights: Whether kernels may skip zeros where two of four weights are zero.
     """
 
     flavour: str
@@ -45,7 +63,13 @@ class EngineSpec(Record, frozen=True, kw_only=True):
 
 
 class Plan(Record, frozen=True, kw_only=True):
-    """A serialized engine: the file, the exact version of TensorRT that built it, and the capabilities it runs on."""
+    """A serialized engine.
+
+    Attributes:
+        file: Its file.
+        version: The exact version of TensorRT that built it.
+        compute_capabilities: The capabilities that it runs on.
+    """
 
     file: str
     version: str
@@ -53,10 +77,13 @@ class Plan(Record, frozen=True, kw_only=True):
 
 
 class Engine(Record, frozen=True, kw_only=True):
-    """A variant that TensorRT runs.
+    """What TensorRT builds of a graph.
 
-    `cache_dtype` is the element type of the decoder's cache; `cache_in_place` says that one buffer is bound as past and
-    present (else two, in turn). `plans` were built by the compiler; others are finished on the device.
+    Attributes:
+        spec: How it is built.
+        cache_dtype: Element type of the decoder's cache.
+        cache_in_place: Whether one buffer is bound as past and present; else two are, in turn.
+        plans: Engines that the compiler built; others are finished on the device.
     """
 
     spec: EngineSpec

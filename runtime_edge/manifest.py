@@ -82,7 +82,13 @@ MAX_MANIFEST_BYTES = 16 * 2**20  # checked before anything is allocated from it
 
 
 class File(Record, frozen=True, kw_only=True):
-    """One file of the artifact: `path` relative to it with forward slashes, `size` in bytes."""
+    """One file of the artifact.
+
+    Attributes:
+        path: Its path, relative to the artifact, with forward slashes.
+        size: Its bytes.
+        sha256: Its hash, 64 hexadecimal digits.
+    """
 
     path: str
     size: Size
@@ -92,9 +98,15 @@ class File(Record, frozen=True, kw_only=True):
 class Tokenizer(Record, frozen=True, kw_only=True):
     """How text becomes token ids.
 
-    `special_tokens` maps names that chat templates use (`bos_token`, `eos_token`, …) to their text. `chat_templates`
-    are files of templates beside the default one, by their names (`tool_use`). `vocab_size` is how many tokens the
-    model has: a tokenizer may have more.
+    Attributes:
+        file: The tokenizer, in the format of the `tokenizers` library.
+        bos_token_id: The token that begins a text.
+        eos_token_ids: Tokens that end an answer.
+        pad_token_id: The token that fills a batch.
+        special_tokens: Texts by the names that chat templates use (`bos_token`, `eos_token`, …).
+        chat_template: The file of the default chat template.
+        chat_templates: Files of other templates by their names (`tool_use`).
+        vocab_size: How many tokens the model has; a tokenizer may have more.
     """
 
     file: str
@@ -108,12 +120,17 @@ class Tokenizer(Record, frozen=True, kw_only=True):
 
 
 class Graph(Record, frozen=True, kw_only=True):
-    """A graph of a part: `file` is run by the variant's backend and reads `blobs`.
+    """A graph of a part.
 
-    `added` are inputs that its lowering gave it beside the part's own. `activations` is none or int8. `purpose` is
-    `any`, or `prompts` for a graph that is faster for many tokens at once, over the same states; `derived` says which
-    of its weights are made from stored ones, and how: see `runtime_edge.derived`. A backend of TensorRT has `engine`;
-    its plans are run in the graph's place.
+    Attributes:
+        part: The part's name.
+        file: The graph, which the variant's backend runs.
+        purpose: `any`, or `prompts` for a graph that is faster for many tokens at once, over the same states.
+        activations: `none` or `int8`.
+        added: Inputs that its lowering gave it beside the part's own.
+        blobs: Files of weights that it reads.
+        derived: A file that says which of its weights are made from stored ones as it is opened, and how.
+        engine: Of a backend of TensorRT: what is built of the graph, and run in its place.
     """
 
     part: Name
@@ -127,7 +144,15 @@ class Graph(Record, frozen=True, kw_only=True):
 
 
 class Variant(Record, frozen=True, kw_only=True):
-    """The model compiled for one target: `graphs` of its parts, which `backend` runs."""
+    """The model compiled for one target.
+
+    Attributes:
+        name: Its name, which `pack --only` takes.
+        target: The target that it was built for.
+        backend: What runs its graphs: `onnxruntime`, `tensorrt` or `tensorrt-rtx`.
+        weights: Number format of the weights.
+        graphs: A graph of every part, and perhaps further ones for prompts.
+    """
 
     name: str
     target: str
@@ -164,7 +189,13 @@ class Variant(Record, frozen=True, kw_only=True):
 
 
 class PassRecord(Record, frozen=True, kw_only=True):
-    """A pass that was run: its name, the version of its config, and the config itself."""
+    """A pass that changed the model.
+
+    Attributes:
+        name: Its name.
+        version: The version of its configuration.
+        config: The configuration.
+    """
 
     name: str
     version: Count
@@ -174,8 +205,22 @@ class PassRecord(Record, frozen=True, kw_only=True):
 class Manifest(Record, frozen=True, kw_only=True):
     """What `manifest.json` holds.
 
-    `task` says what the model is for, `parts` what it consists of, in the order that they run, and `settings` what the
-    task must know beside its parts: which they are is the task's, see `runtime_edge.tasks`.
+    Attributes:
+        format: `lepton`.
+        format_version: The version of the format.
+        name: The model's name.
+        task: What the model is for: `text-generation`, `text-embedding` or `text-classification`.
+        architecture: The family that the model's config names: `llama`.
+        parameters: How many weights the model has.
+        source: Where the model came from: kind, id, and where known revision, sha256 and licence. No paths.
+        tokenizer: How text becomes token ids.
+        parts: What the model consists of, in the order that it runs.
+        variants: The model for each target.
+        files: Every file of the artifact but the manifest.
+        settings: What the task must know beside the parts.
+        passes: What was done to the model, in order.
+        toolchain: Versions of what built it.
+        report: The file of the report.
     """
 
     format: str

@@ -41,9 +41,15 @@ Dims = Annotated[tuple[Positive | Name, ...], Meta(max_length=8)]
 
 
 class Port(Record, frozen=True, kw_only=True):
-    """An input or an output of a part: `dims` are numbers, or names of sizes that a run gives.
+    """An input or an output of a part.
 
-    `source` is `part/output` where an input is another part's output. Default: the caller gives it.
+    Attributes:
+        name: Its name in the graphs.
+        role: What it is for: `token_ids`, `past_length`, `attention_mask`, `segments`, `pooling_mask`,
+            `hidden_states`, `next_token_logits`, `embeddings`, `label_logits`; a task may have others.
+        dtype: The type of its elements.
+        dims: Its shape: numbers, or names of sizes that a run gives. Equal names are equal numbers.
+        source: `part/output` where another part's output feeds it. Default: the caller gives it.
     """
 
     name: Name
@@ -54,7 +60,14 @@ class Port(Record, frozen=True, kw_only=True):
 
 
 class Buffer(Record, frozen=True, kw_only=True):
-    """A tensor of a state: a graph reads `input` and writes `output`, which may be one memory."""
+    """A tensor of a state.
+
+    Attributes:
+        input: The input that a graph reads.
+        output: The output that it writes, which may be the same memory.
+        dtype: The type of its elements.
+        dims: Its shape.
+    """
 
     input: Name
     output: Name
@@ -65,8 +78,10 @@ class Buffer(Record, frozen=True, kw_only=True):
 class State(Record, frozen=True, kw_only=True):
     """What a layer keeps from run to run.
 
-    Of the kind `key_value` the buffers are the keys and the values, [batch, heads, capacity, width]; `window` is how
-    many tokens attention looks back. Default: all.
+    Attributes:
+        kind: `key_value`: keys and values of attention.
+        buffers: Of `key_value` the keys and the values, [batch, heads, capacity, width].
+        window: How many tokens attention looks back. Default: all.
     """
 
     kind: Name
@@ -75,7 +90,14 @@ class State(Record, frozen=True, kw_only=True):
 
 
 class Part(Record, frozen=True, kw_only=True):
-    """A part of a model: what each of its graphs takes and gives, in order, and what it keeps between runs."""
+    """A part of a model: an interface without a graph. All graphs of a part take, give and keep the same.
+
+    Attributes:
+        name: Its name.
+        inputs: What its graphs take, in order.
+        outputs: What they give, in order.
+        states: What it keeps between runs.
+    """
 
     name: Name
     inputs: Annotated[tuple[Port, ...], Meta(max_length=64)]

@@ -14,12 +14,13 @@ _BARE = re.compile(r"(?<![`\w-])--[a-z][a-z-]*")  # options that a text names wi
 
 def pages() -> dict[str, Callable[[], str]]:
     """Returns what makes each page, by its name in docs/reference."""
-    from docs.generate import cli, exit_codes, python, recipes
+    from docs.generate import cli, exit_codes, manifest, python, recipes
     from leptonc.report import document
 
     return {
         "cli.md": cli.page,
         "exit-codes.md": exit_codes.page,
+        "manifest.md": manifest.page,
         "python.md": python.page,
         "recipes.md": recipes.page,
         "report.md": document.document,
