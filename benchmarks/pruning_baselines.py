@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Perplexity of a Llama-like decoder pruned as others prune it, without training: what `--prune` is compared with.
 
-    python benchmarks/pruning_baselines.py SOURCE TEXT.txt IDS.npy [--method M…] [--share S…] [--max-windows N]
+    python benchmarks/pruning_baselines.py SOURCE TEXT CALIBRATION [--method M…] [--share S…] [--max-windows N]
 
-SOURCE is a Hugging Face directory; IDS.npy is the calibration text, token ids int64 [texts, length], the same for every
+SOURCE is a Hugging Face directory; of CALIBRATION the first 32 windows of 512 tokens are read, the same for every
 method. Methods, each at each share of the parameters that are no embedding:
 
     magnitude  MLP channels by the norms of their weights, the same number in every layer
@@ -26,11 +26,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 Tensor = torch.Tensor
-WINDOW, BATCH = 512, 4
+WINDOW, BATCH, CALIBRATED = 512, 4, 32  # tokens, windows, windows
 
 
 class Decoder:
@@ -225,7 +224,7 @@ def main() -> None:
     torch.manual_seed(0)
     decoder = Decoder(str(args.source))
     text = windows_of(args.source, args.text, args.max_windows)
-    ids = torch.from_numpy(np.load(args.calibration))
+    ids = windows_of(args.source, args.calibration, CALIBRATED)
     base = decoder.perplexity(text)
     print(json.dumps({"method": None, "perplexity": round(base, 3), "windows": len(text)}), flush=True)
     statistics = decoder.statistics(ids) if {"wanda-sp", "flap"} & set(args.method) else None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from leptonc.variant import VariantPlan
 
 ACTIVATIONS = 5 * 10**8  # bytes that calibration keeps in memory where nothing is asked for; others wait on disk
-# What was measured, with some room (docs/measured/quality.md). Temporaries of a step, whatever the model:
+# What was measured, with some room (docs/measured/build.md). Temporaries of a step, whatever the model:
 WRITING, CALIBRATING, CHECKING = 15 * 10**7, 25 * 10**7, 33 * 10**7
 SQUARES = 40  # bytes for each product of two inputs of a layer: ten sums, factors and copies of them in float32
 SPREAD = 3 * 10**7  # what is in memory before the steps differs by it from run to run

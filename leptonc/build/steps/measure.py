@@ -19,7 +19,7 @@ from leptonc.evaluate.measure import Comparison
 from leptonc.evaluate.noise import Rounded
 from leptonc.variant import VariantBuild, VariantPlan
 
-# What was measured, with some room (docs/measured/quality.md).
+# What was measured, with some room (docs/measured/build.md).
 OPENED = 1.7  # times the bytes of an artifact: ONNX Runtime lays out weights as its kernels read them
 LOGITS, READ = 4 * 10**8, 2  # of a graph for TensorRT, whose weights are made float a layer at a time
 
