@@ -123,7 +123,7 @@ def _terminal_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--history/--no-history",
             default=True,
             show_default=True,
-            help="In a chat, remember what is typed in a file of the cache folder (LEPTON_CACHE) for later chats.",
+            help="In a chat, keep what is typed for later chats, in a file of the cache folder (LEPTON_CACHE).",
         ),
     )
     for option in reversed(added):
@@ -183,7 +183,7 @@ def run(
     if is_chat and (raw or as_json):
         fail(f"{'--raw' if raw else '--json'} needs a PROMPT")
     screen = _screen() if is_chat else None
-    with nullcontext() if screen is None else screen.waiting("loading"):
+    with nullcontext() if screen is None else screen.loading():
         model = runtime_edge.load(artifact, threads=threads)
     with model:
         if model.manifest.task != TEXT_GENERATION:

@@ -101,6 +101,10 @@ def _unknown(name: str) -> str:
     return f"no such command: {name}; {meant}"
 
 
+def _counted(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
+
+
 def _help(session: Session, argument: str) -> None:
     session.screen.pairs((f"{command.name} {command.argument}", command.help) for command in COMMANDS)
     session.screen.note("")
@@ -128,7 +132,7 @@ def _save(session: Session, argument: str, *, replaces: bool = False) -> None:
     if not session.conversation.turns:
         raise RequestError("nothing was said yet: there is nothing to save")
     files.save(path, messages, replaces=replaces)
-    session.screen.note(f"Saved {len(messages)} messages.")
+    session.screen.note(f"Saved {_counted(len(messages), 'message')}.")
 
 
 def _replace(session: Session, argument: str) -> None:
@@ -139,7 +143,8 @@ def _load(session: Session, argument: str) -> None:
     messages = files.load(files.path_of(argument))
     conversation = session.checked(messages)
     tokens = session.count(messages, answer=False)
-    session.screen.note(f"Loaded {len(messages)} messages: {tokens:,} tokens, and the model takes {session.context:,}.")
+    count = _counted(len(messages), "message")
+    session.screen.note(f"Loaded {count}: {tokens:,} tokens, and the model takes {session.context:,}.")
     session.go_on(conversation)
 
 
@@ -158,7 +163,7 @@ def _file(session: Session, argument: str) -> None:
 def _stats(session: Session, argument: str) -> None:
     conversation, stats = session.conversation, session.stats
     tokens = session.count(conversation.messages, answer=False)
-    turns = f"{(count := len(conversation.turns))} turn{'s' * (count != 1)}"
+    turns = _counted(len(conversation.turns), "turn")
     if conversation.dropped:
         turns += f", the oldest {conversation.dropped} left out"
     rows = [("context", f"{tokens:,} of {session.context:,} tokens; {turns}")]

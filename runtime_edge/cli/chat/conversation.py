@@ -75,8 +75,9 @@ class Conversation:
     def fitted(self, count: Count, context: int, answer: int | None) -> Conversation:
         """Drops the oldest turns until the rest leaves room for an answer; the last turn stays.
 
-        Where some must go, a few more do: until the rest takes three quarters of the context. Else every further
-        message would drop one, and the model would read everything anew each time.
+        Where some must go, a few more do: until the rest and the answer take three quarters of the context. Else every
+        further message would drop one, and the model would read everything anew each time. The turn before the last
+        one goes only where it must.
 
         Args:
             count: Tokens of messages, with what begins an answer.
@@ -99,8 +100,8 @@ class Conversation:
             return self
         if not fits(last, context):
             raise PromptTooLongError(
-                f"this message is too long and was not sent: with the instructions it has {sizes[last]:,} tokens, "
-                f"and the model takes {context:,}"
+                f"this is too long and was not sent: with the system message and the template it has {sizes[last]:,} "
+                f"tokens, and the model takes {context:,}"
             )
         needed = _first(lambda dropped: fits(dropped, context - room), self.dropped, last)
         enough = _first(lambda dropped: fits(dropped, _REFILL * context - room), needed, last)

@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
         OSError: It cannot be read.
     """
     if path.exists() and not path.is_file():
-        raise RequestError(f"{path}: expected a text file, found a {'folder' if path.is_dir() else 'device'}")
+        raise RequestError(f"{path}: expected a text file, found {'a folder' if path.is_dir() else 'no regular file'}")
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runtime_edge.cli import interrupts
@@ -14,6 +15,7 @@ from runtime_edge.cli.chat.history import HistoryFile
 from runtime_edge.cli.chat.plain import PlainReader
 from runtime_edge.cli.chat.screen import Screen
 from runtime_edge.cli.chat.session import Session
+from runtime_edge.cli.chat.terminal import unechoed
 from runtime_edge.errors import LeptonError
 
 if TYPE_CHECKING:
@@ -52,23 +54,24 @@ def chat(
         ChatTemplateError: The model has no chat template, or it takes no system message.
     """
     is_markdown = is_markdown and screen.has_unicode
-    session = Session(model, system, options, screen, is_markdown=is_markdown)
-    history = HistoryFile.of_user() if has_history else HistoryFile(None)
-    reader = _reader(screen, history)
-    screen.note(f"{model.manifest.name}, {session.context:,} tokens of context. /help shows commands and keys.")
-    with _interruptible():
-        _talk(session, reader, history)
+    with unechoed():
+        session = Session(model, system, options, screen, is_markdown=is_markdown)
+        history = HistoryFile.of_user() if has_history else HistoryFile(None)
+        reader = _reader(screen, history)
+        screen.note(f"{model.manifest.name}, {session.context:,} tokens of context. /help shows commands and keys.")
+    with _noted() as presses:
+        _talk(session, reader, history, presses)
 
 
-def _talk(session: Session, reader: Reader, history: HistoryFile) -> None:
+def _talk(session: Session, reader: Reader, history: HistoryFile, presses: Presses) -> None:
     is_warned = False
     while not session.is_over:
         try:
+            presses.check()
             if history.problem is not None:
                 session.screen.note(f"What is typed is not remembered: {history.problem}")
                 history.problem = None
             text = _cleaned(reader.read())
-            is_warned = False
         except EOFError:
             session.screen.note("")
             return
@@ -79,6 +82,7 @@ def _talk(session: Session, reader: Reader, history: HistoryFile) -> None:
             is_warned = True
             session.screen.note("Ctrl-C once more, or Ctrl-D, ends the chat.")
             continue
+        is_warned = False
         if text.strip():
             _do(session, text)
 
@@ -90,9 +94,6 @@ def _do(session: Session, text: str) -> None:
             commands.run(session, text)
         else:
             session.ask(_message(text))
-    except KeyboardInterrupt:  # while something was read or counted
-        interrupts.check()
-        session.screen.note("[stopped]")
     except LeptonError as error:
         session.screen.error(error.message, error.hint)
     except OSError as error:
@@ -123,14 +124,29 @@ def _reader(screen: Screen, history: HistoryFile) -> Reader:
     return Editor(history, commands.names(), commands.arguments)
 
 
+class Presses:
+    """Ctrl-C between prompts and answers: it is noted, and counts at the next prompt."""
+
+    def __init__(self) -> None:
+        self._is_pressed = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handles the signal."""
+        self._is_pressed = True
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt where it was pressed since the last call."""
+        was_pressed, self._is_pressed = self._is_pressed, False
+        if was_pressed:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt while the context lasts, however often; ignored, it stays so."""
-    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _noted() -> Iterator[Presses]:
+    """Ctrl-C raises nothing while the context lasts: prompts and answers have ways of their own."""
+    presses = Presses()
+    before = signal.signal(signal.SIGINT, presses.note)
     try:
-        yield
+        yield presses
     finally:
         signal.signal(signal.SIGINT, before)

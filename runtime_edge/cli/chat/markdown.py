@@ -18,7 +18,7 @@ from rich.theme import Theme
 _PARSER = MarkdownIt("commonmark", {"html": False})
 _PARSER.enable(["strikethrough", "table"]).disable(["escape", "image", "reference"])
 _MARKER = re.compile(r"\s*(?:\d{1,9}[.)]?|[-+*]+)\s*")  # what may become an item of the list before it
-_BLOCKS = ("bullet_list_open", "ordered_list_open")
+_LISTS = ("bullet_list_open", "ordered_list_open")
 _FENCE = "fence"
 
 # Colours of the terminal's own, without a background, so that light and dark ones are readable.
@@ -55,10 +55,13 @@ class Unfinished:
         """What stands before the text that is left: a blank line, or nothing."""
         return "" if self._goes_on else "\n"
 
-    def take(self) -> str:
+    def take(self) -> list[str]:
         """Returns the blocks that nothing further can change, and forgets them; often none."""
-        start, goes_on = _last_start(self.text)
-        return self._cut(start, goes_on)
+        taken, gone = [], 0
+        for line, goes_on in _starts(self.text):
+            taken.append(self._cut(line - gone, goes_on))
+            gone = line
+        return [text for text in taken if text]
 
     def take_code(self, kept: int) -> str:
         """Returns the lines but the last `kept` of a fence that is still open; none where there is no such fence.
@@ -67,54 +70,53 @@ class Unfinished:
         """
         lines = self.text.split("\n")
         tokens = _PARSER.parse(self.text)
-        if not tokens or tokens[0].type != _FENCE or len(lines) < kept + 3 or tokens[0].level:
+        if not tokens or tokens[0].type != _FENCE or not tokens[0].map:
             return ""
-        opening = tokens[0].map[0] if tokens[0].map else 0
-        count = len(lines) - kept
+        opening, end = tokens[0].map
+        count = min(len(lines) - kept, end - 1)  # the last line may be the closing fence
+        if count < opening + 2:
+            return ""
         taken = self.gap + "\n".join([*lines[opening:count], tokens[0].markup])
         self.text = "\n".join([lines[opening], *lines[count:]])
         self._goes_on = True
         return taken
 
-    def take_all(self) -> str:
+    def take_all(self) -> list[str]:
         """Returns all that is left: the answer is over."""
-        return self._cut(self.text.count("\n") + 1, False)
+        self.text += "\n\n"
+        taken = [*self.take(), self._cut(self.text.count("\n") + 1, False)]
+        return [text for text in taken if text]
 
     def _cut(self, line: int, goes_on: bool) -> str:
+        """Takes the lines before `line`; `goes_on` tells whether what is left is of the same block."""
         lines = self.text.split("\n")
-        taken = "\n".join(lines[:line])
+        taken, self.text = "\n".join(lines[:line]), "\n".join(lines[line:])
         if not taken.strip():
             return ""
         taken = self.gap + taken.strip("\n")
-        self.text, self._goes_on = "\n".join(lines[line:]), goes_on
+        self._goes_on = goes_on
         return taken
 
 
-def _last_start(text: str) -> tuple[int, bool]:
-    """The line where the last block begins, or the last item of a list, and whether it goes on in that list.
+def _starts(text: str) -> list[tuple[int, bool]]:
+    """Lines where blocks begin, and items of the last list, and whether each goes on in that list.
 
     A line that is not complete may turn out to belong to what is before it, unless a blank line is between them and it
-    is no marker of an item.
+    is no marker of an item: it begins nothing yet.
     """
     tokens = _PARSER.parse(text)
     lines = text.split("\n")
-    candidates: list[tuple[int, bool]] = []
-    for index, token in enumerate(tokens):
-        if token.level == 0 and token.map and token.nesting >= 0:
-            candidates.append((token.map[0], False))
-            last = index
-    if not candidates:
-        return 0, True
-    if tokens[last].type in _BLOCKS:
-        items = [token for token in tokens[last:] if token.type == "list_item_open" and token.level == 1 and token.map]
-        candidates += [(token.map[0], True) for token in items[1:] if token.map]
+    blocks = [index for index, token in enumerate(tokens) if token.level == 0 and token.map and token.nesting >= 0]
+    starts = [(token.map[0], False) for index in blocks if (token := tokens[index]).map]
+    if blocks and tokens[blocks[-1]].type in _LISTS:
+        items = [token for token in tokens[blocks[-1] :] if token.type == "list_item_open" and token.level == 1]
+        starts += [(token.map[0], True) for token in items[1:] if token.map]
     is_settled = not _MARKER.fullmatch(lines[-1])
-    certain = [
+    return [
         (line, goes_on)
-        for line, goes_on in candidates
+        for line, goes_on in starts
         if line < len(lines) - 1 or (is_settled and line > 0 and not lines[line - 1].strip())
     ]
-    return certain[-1] if certain else (0, True)
 
 
 class _Code(CodeBlock):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 
 from runtime_edge.cli.chat import blocks
@@ -21,6 +22,13 @@ class PlainReader:
 
     def read(self) -> str:
         """Returns a message (raises EOFError where the input ends, KeyboardInterrupt)."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return self._read()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _read(self) -> str:
         text = self._line(_PROMPT)
         while text.endswith("\\") or blocks.is_open(text):
             text = text.removesuffix("\\") if not blocks.is_open(text) else text
@@ -29,7 +37,11 @@ class PlainReader:
 
     def _line(self, prompt: str) -> str:
         if self._is_terminal:
-            return input(prompt)
+            try:
+                return input(prompt)
+            except KeyboardInterrupt:
+                print()
+                raise
         sys.stderr.write(prompt)  # stdout is for answers
         sys.stderr.flush()
         line = sys.stdin.readline()

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime_edge.cli.chat import markdown
-from runtime_edge.cli.chat.terminal import printable, with_any_letter
+from runtime_edge.cli.chat.terminal import printable, unechoed, with_any_letter
 
 _REFRESHES = 12  # a second, at most
 _SPARE = 2  # lines of the screen that an open block leaves free
@@ -86,14 +86,21 @@ class Screen:
         return progress
 
     @contextmanager
+    def loading(self) -> Iterator[None]:
+        """A spinner while the model is loaded; what is typed meanwhile does not appear before the prompt does."""
+        with unechoed(), self.waiting("loading"):
+            yield
+
+    @contextmanager
     def answer(self, *, is_markdown: bool) -> Iterator[Writes]:
-        """Shows an answer as it comes: a spinner first, where there is a terminal."""
+        """Shows an answer as it comes: a spinner first, where there is a terminal. Keys do not appear meanwhile."""
         writer: Writes = _Markdown(self._out) if is_markdown and self.is_terminal else _Plain(self.is_terminal)
         first = _AfterSpinner(self.waiting("reading"), writer)
-        try:
-            yield first
-        finally:
-            first.end()
+        with unechoed():
+            try:
+                yield first
+            finally:
+                first.end()
 
 
 class _AfterSpinner:
@@ -159,13 +166,12 @@ class _Markdown:
         if now - self._drawn < 1 / _REFRESHES:
             return
         self._drawn = now
-        taken = self._unfinished.take()
-        if taken:
+        for taken in self._unfinished.take():
             self._print(taken)
         shown = self._lines(self._unfinished.gap + self._unfinished.text)
         height = max(1, self._console.size.height - _SPARE)
-        if len(shown) > height and (taken := self._unfinished.take_code(_KEPT)):
-            self._print(taken)
+        if len(shown) > height and (code := self._unfinished.take_code(_KEPT)):
+            self._print(code)
             shown = self._lines(self._unfinished.text)
         self._live.update(_Lines(shown[-height:]), refresh=True)
 
@@ -175,8 +181,8 @@ class _Markdown:
         rest = self._unfinished.take_all()
         self._live.update(_Lines([]), refresh=True)
         self._live.stop()
-        if rest:
-            self._print(rest)
+        for taken in rest:
+            self._print(taken)
 
     def _print(self, text: str) -> None:
         self._console.print(_Lines(self._lines(text)), end="")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from runtime_edge.cli.chat import files
 from runtime_edge.cli.chat.conversation import Conversation, Message
 from runtime_edge.cli.chat.screen import Screen
-from runtime_edge.cli.chat.terminal import unechoed
 from runtime_edge.errors import PromptTooLongError, RequestError
 
 if TYPE_CHECKING:
@@ -109,15 +108,14 @@ class Session:
         self.files.clear()
 
     def _answer(self, asked: Conversation) -> None:
-        longest = self._options.get("max_new_tokens")
-        fitted = asked.fitted(self.count, self.context, longest)
-        if dropped := fitted.dropped - asked.dropped:
-            turns = "the oldest turn is" if dropped == 1 else f"the {dropped} oldest turns are"
-            self.screen.note(f"The context is full: {turns} left out from here on.")
         with _cancelled_by_interrupt() as cancel:
+            fitted = asked.fitted(self.count, self.context, self._options.get("max_new_tokens"))
+            if dropped := fitted.dropped - asked.dropped:
+                turns = "the oldest turn is" if dropped == 1 else f"the {dropped} oldest turns are"
+                self.screen.note(f"The context is full: {turns} left out from here on.")
             chunks = self.model.stream(fitted.messages, cancel=cancel, **self._options)
             pieces: list[str] = []
-            with unechoed(), closing(chunks), self.screen.answer(is_markdown=self.is_markdown) as shown:
+            with closing(chunks), self.screen.answer(is_markdown=self.is_markdown) as shown:
                 for chunk in chunks:
                     text = chunk.text.rstrip("\ufffd") if chunk.finish_reason in _ENDED else chunk.text
                     pieces.append(text)  # an answer that is stopped may end within a character

@@ -56,9 +56,7 @@ def test_as_json(leptonc: Callable[..., Any]) -> None:
 
 def test_whose_kernels_run(monkeypatch: pytest.MonkeyPatch, leptonc: Callable[..., Any]) -> None:
     monkeypatch.setattr(kernels, "_path", lambda name: None)
-    assert json.loads(leptonc("doctor", "--json").out)["kernels"].startswith(
-        "ONNX Runtime's; Lepton's: not compiled"
-    )
+    assert json.loads(leptonc("doctor", "--json").out)["kernels"].startswith("ONNX Runtime's; Lepton's: not compiled")
     monkeypatch.setattr(kernels, "lacking", lambda: None)
     monkeypatch.setattr(kernels, "tiles", lambda: False)
     assert json.loads(leptonc("doctor", "--json").out)["kernels"] == "Lepton's: attention in float32"

@@ -151,3 +151,8 @@ class Terminal:
         while self.read(0.1):
             pass
         return self.process.wait(timeout=1)
+
+    def is_cooked(self) -> bool:
+        """Whether the terminal echoes keys and edits lines, as it did at first."""
+        flags = termios.tcgetattr(self._keyboard)[3]
+        return bool(flags & termios.ECHO and flags & termios.ICANON)
