@@ -22,20 +22,30 @@ _CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]+`)", re.S | re.M)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the project's own pages, and the other files that pages link to."""
+    """Adds the project's own pages, and the other files that pages link to, with what these link to."""
     from mkdocs.structure.files import File
 
-    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page, place in PAGES.items() if place != "index.md"}
-    for page, text in texts.items():
-        files.append(File.generated(config, PAGES[page], content=_moved(text, page, PAGES[page])))
-    texts |= {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
-    for page, text in texts.items():
-        for _, link, _, _ in _LINK.findall(_CODE.sub("", text)):
-            target = _in_repository(page, link)
-            is_outside = target not in PAGES and not target.startswith("docs/") and (ROOT / target).is_file()
-            if is_outside and files.get_file_from_path(target) is None:
-                files.append(File.generated(config, target, abs_src_path=str(ROOT / target)))
+    waiting = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
+    added = set(waiting) | {"README.md"}
+    links = [target for page, text in waiting.items() for target in _targets(page, text)]
+    links += [page for page, place in PAGES.items() if place != "index.md"]
+    while links:
+        target = links.pop()
+        if target in added or target.startswith("docs/") or not (ROOT / target).is_file():
+            continue
+        added.add(target)
+        if target.endswith(".md"):
+            text, place = (ROOT / target).read_text(encoding="utf-8"), PAGES.get(target, target)
+            files.append(File.generated(config, place, content=_moved(text, target, place)))
+            links += _targets(target, text)
+        else:
+            files.append(File.generated(config, target, abs_src_path=str(ROOT / target)))
     return files
+
+
+def _targets(page: str, text: str) -> list[str]:
+    """Returns the places in the repository that a page links to."""
+    return [_in_repository(page, link) for _, link, _, _ in _LINK.findall(_CODE.sub("", text))]
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:

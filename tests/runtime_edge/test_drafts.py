@@ -368,9 +368,7 @@ def test_contexts_draft_apart(loops: runtime_edge.Model) -> None:
         assert [chunk.token_id for chunk in chunks] == [token] * 3
 
 
-def test_a_session_that_checks_no_drafts_is_stepped(
-    loops: runtime_edge.Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_that_checks_no_drafts_is_stepped(loops: runtime_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = loops.generate(PROMPT, max_new_tokens=COUNT).token_ids
     monkeypatch.setattr(loops._decoding()._state, "most_drafts", 0)
     runs = counted(loops, monkeypatch)

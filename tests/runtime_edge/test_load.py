@@ -110,9 +110,7 @@ def test_graph_with_other_inputs_is_named(artifact: Path) -> None:
 
 def test_graph_that_the_backend_refuses(artifact: Path, capfd: pytest.CaptureFixture[str]) -> None:
     change_graph(artifact, lambda model: setattr(model.graph.node[-1], "op_type", "Erf"))
-    with pytest.raises(
-        ArtifactError, match=r"cpu\.onnx: expected a graph that ONNX Runtime .* opens, found: .*Erf"
-    ):
+    with pytest.raises(ArtifactError, match=r"cpu\.onnx: expected a graph that ONNX Runtime .* opens, found: .*Erf"):
         runtime_edge.load(artifact)
     assert capfd.readouterr().err == ""
 

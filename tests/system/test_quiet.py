@@ -30,10 +30,16 @@ def traced(folder: Path, *command: object) -> tuple[list[str], list[str]]:
     home, temporary, log = folder / "home", folder / "tmp", folder / "calls"
     for each in (home, temporary):
         each.mkdir(exist_ok=True)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT),
-                   "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
-                   "LEPTON_CACHE": str(folder / "cache"),  # a build remembers there how fast the machine is
-                   "LOGNAME": "lepton"}  # torch asks the system's name service for it otherwise
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "TMPDIR": str(temporary),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "LEPTON_CACHE": str(folder / "cache"),  # a build remembers there how fast the machine is
+        "LOGNAME": "lepton",
+    }  # torch asks the system's name service for it otherwise
     calls = f"trace=%network,open,openat,{MAKES}"
     strace = [str(STRACE), "-f", "-qq", "-s", "4096", "-e", "signal=none", "-e", calls, "-o", str(log)]
     done = subprocess.run(

@@ -48,11 +48,13 @@ FUSED = {  # ops a layer, and ops a graph beyond them
     "tiny-llama3": ({"GroupQueryAttention": 1, "FusedMatMul": 5, "QuickGelu": 1, "Split": 0}, {"FusedMatMul": 1}),
     "tiny-qwen2": ({"GroupQueryAttention": 1, "FusedMatMul": 5, "QuickGelu": 1, "Split": 0}, {"FusedMatMul": 1}),
     "tiny-qwen3": (
-        {"GroupQueryAttention": 1, "FusedMatMul": 5, "QuickGelu": 1, "Split": 1, "Reshape": 4}, {"FusedMatMul": 1},
+        {"GroupQueryAttention": 1, "FusedMatMul": 5, "QuickGelu": 1, "Split": 1, "Reshape": 4},
+        {"FusedMatMul": 1},
     ),
     "tiny-phi3": ({"GroupQueryAttention": 1, "FusedMatMul": 4, "QuickGelu": 1, "Split": 1}, {"FusedMatMul": 1}),
     "tiny-gemma3": (  # one head of keys: no axis for it
-        {"GroupQueryAttention": 1, "FusedMatMul": 5, "Gelu": 1, "Split": 1, "Reshape": 2}, {"FusedMatMul": 1},
+        {"GroupQueryAttention": 1, "FusedMatMul": 5, "Gelu": 1, "Split": 1, "Reshape": 2},
+        {"FusedMatMul": 1},
     ),
     "tiny-gpt2": ({"GroupQueryAttention": 1, "MatMul": 4, "Gelu": 1, "Split": 0}, {"FusedMatMul": 1}),
     "tiny-starcoder2": ({"GroupQueryAttention": 1, "FusedMatMul": 4, "Gelu": 1, "Split": 0}, {"FusedMatMul": 1}),

@@ -50,9 +50,7 @@ def test_prompts_go_through_8_bits_and_tokens_through_4(source: str, text: Path,
     # 8 bits with 8-bit inputs are much nearer to the original than 4 bits are.
     assert about["prefill"]["fidelity"]["kl_divergence"] < about["fidelity"]["kl_divergence"] / 1.5
     layers = len(as_plain(result.report)["structure"]["heads"])
-    assert (
-        len(variant.blobs) == 2 * layers + 1
-    )  # what lies outside of the layers is stored once
+    assert len(variant.blobs) == 2 * layers + 1  # what lies outside of the layers is stored once
     only = build(BuildOptions(f"sample:{source}", out=tmp_path / "b", weights="int4", fast=True, eval_text=text))
     # The same weights; one graph runs all tokens through kernels for few of them, which may sum in another order.
     for name in ("perplexity", "kl_divergence"):
@@ -91,9 +89,7 @@ OPTIONS: list[Any] = [
 
 
 @pytest.mark.parametrize(("source", "options"), OPTIONS)
-def test_weights_that_both_graphs_share(
-    source: str, options: dict[str, object], text: Path, tmp_path: Path
-) -> None:
+def test_weights_that_both_graphs_share(source: str, options: dict[str, object], text: Path, tmp_path: Path) -> None:
     """One stored set of weights: prompts go through integers that are made of those that decode."""
     result = built(source, text, tmp_path / "a", **{**options, "prefill": "shared"})
     (variant,) = result.manifest.variants
@@ -188,9 +184,7 @@ def test_integers_of_the_graph_for_prefill_are_those_of_the_other(text: Path, tm
 
 @pytest.mark.parametrize("prefill", ["int8", "shared"])
 def test_the_same_bytes_from_the_same_request(prefill: str, text: Path, tmp_path: Path) -> None:
-    first, second = (
-        built("tiny-llama", text, tmp_path / name, check=False, prefill=prefill).manifest for name in "ab"
-    )
+    first, second = (built("tiny-llama", text, tmp_path / name, check=False, prefill=prefill).manifest for name in "ab")
     assert first == second
 
 

@@ -142,9 +142,7 @@ def test_runs_beside_each_other_and_beside_onnxruntimes_products() -> None:
 
 @pytest.mark.parametrize(("inputs", "channels"), [(576, 960), (128, 32), (100, 64), (128, 40)])
 @pytest.mark.parametrize("layer", ["layer", "layer" * 300])
-def test_derived_weights_are_taken_as_they_were_packed(
-    inputs: int, channels: int, layer: str, tmp_path: Path
-) -> None:
+def test_derived_weights_are_taken_as_they_were_packed(inputs: int, channels: int, layer: str, tmp_path: Path) -> None:
     name = f"{layer}.derived"
     built = model(inputs, channels, name=name)
     weight = numpy_helper.to_array(built.graph.initializer[0])
