@@ -106,10 +106,11 @@ def call(words: list[str]) -> tuple[int, str]:
     from leptonc.cli import main as leptonc
     from runtime_edge.cli import main as lepton_edge
 
-    written = io.StringIO()
+    written = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)  # JSON is written as bytes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO())
         patch.setattr(sys, "stdout", written)
         patch.setattr(sys, "stderr", written)
         code = (leptonc if words[0] == "leptonc" else lepton_edge)(words[1:])
-    return code, written.getvalue()
+    written.seek(0)
+    return code, written.read()
