@@ -9,10 +9,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    path
-    for pattern in ("*.md", "docs/**/*.md")
-    for path in ROOT.glob(pattern)
-    if path.name != "CHANGELOG.md"
+    path for pattern in ("*.md", "docs/**/*.md") for path in ROOT.glob(pattern) if path.name != "CHANGELOG.md"
 )
 
 # How a page begins that `python -m docs.generate` makes.
