@@ -75,7 +75,7 @@ MIXED = ("algo_config=k_quant", "matmul_mixed_precision=last_matmul:int8,mixed_l
 EXPORT = ("-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", "{hf}", "--task")
 INT4 = ("text-generation-with-past", "--weight-format", "int4", "--group-size", "32", "--ratio", "1.0", "--sym")
 PEERS = {
-    "llama.cpp": Peer(("llama-cpp-python", "numpy"), tuple(llama(*each) for each in LLAMA_TYPES.items())),
+    "llama.cpp": Peer(("llama-cpp-python==0.3.36", "numpy"), tuple(llama(*each) for each in LLAMA_TYPES.items())),
     "ort-genai": Peer(
         ("onnxruntime-genai==0.18.*", "torch", "transformers", "onnx-ir"),
         (genai("ORT GenAI int4", "ort-int4"), genai("ORT GenAI int4 k_quant + int8", "ort-k-quant", *MIXED)),
