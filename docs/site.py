@@ -51,7 +51,10 @@ def _targets(page: str, text: str) -> list[str]:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Turns links that leave docs/ into links of the site."""
     place = page.file.src_uri
-    return markdown if page.file.generated_by else _moved(markdown, f"docs/{place}", place)
+    if page.file.generated_by:
+        return markdown
+    # Without the comment that generated pages begin with: a page's name in the navigation is its first line.
+    return _moved(re.sub(r"\A<!--.*?-->\s*", "", markdown), f"docs/{place}", place)
 
 
 def _in_repository(page: str, link: str) -> str:
@@ -73,4 +76,9 @@ def _moved(text: str, page: str, place: str) -> str:
         return f"{found[1]}{posixpath.relpath(target, posixpath.dirname(place) or '.')}{found[3] or ''}{found[4]}"
 
     parts = _CODE.split(text)
-    return "".join(part if number % 2 else _LINK.sub(link, part) for number, part in enumerate(parts))
+    return "".join(_plain_bars(part) if number % 2 else _LINK.sub(link, part) for number, part in enumerate(parts))
+
+
+def _plain_bars(code: str) -> str:
+    """Returns code as tables of the site take it: git forges want a backslash before a bar, the site shows it."""
+    return code if "```" in code else code.replace("\\|", "|")

@@ -22,7 +22,7 @@ _HEAD = """# Command line
 - Results go to stdout. Progress, speed, warnings and errors go to stderr.
 - `--json` prints the result for programs.
 - Every option is also read from an environment variable, which the tables name. The command line wins.
-- Exit codes are in [exit-codes.md](exit-codes.md), other variables in [environment.md](environment.md).
+- [Exit codes](exit-codes.md) and [other variables](environment.md) have pages of their own.
 
 """
 _DEFAULT = re.compile(r"\s*\[default: (.*)\]$")
@@ -49,7 +49,7 @@ def _section(verb: str, command: click.Command) -> str:
     for group, options in groups:
         heading = f"\n**{group}**\n" if len(groups) > 1 else ""
         rows = (_row(option, context) for option in options)
-        parts.append(f"{heading}\n{table(('option', 'meaning', 'default', 'variable'), rows)}")
+        parts.append(f"{heading}\n{table(('option and variable', 'meaning', 'default'), rows)}")
     return "".join(parts)
 
 
@@ -63,12 +63,8 @@ def _row(option: click.Option, context: click.Context) -> tuple[str, ...]:
     told = _DEFAULT.search(text)
     default = told[1] if told else _default(option)
     meaning = _DEFAULT.sub("", text).replace("As for `build`.", "As for [`build`](#build).")
-    return (
-        ", ".join(_spelled(option, context)),
-        marked(meaning),
-        marked(default),
-        f"`{context.auto_envvar_prefix}_{(option.name or '').upper()}`",
-    )
+    variable = f"`{context.auto_envvar_prefix}_{(option.name or '').upper()}`"
+    return f"{', '.join(_spelled(option, context))}<br>{variable}", marked(meaning), marked(default)
 
 
 def _spelled(option: click.Option, context: click.Context) -> Iterator[str]:
@@ -79,7 +75,7 @@ def _spelled(option: click.Option, context: click.Context) -> Iterator[str]:
     *others, last = option.opts
     value = re.sub(r"^\[(.*)\]$", r"\1", option.make_metavar(context))
     yield from (f"`{name}`" for name in others)
-    yield f"`{last} {value}`"
+    yield f"`{last} {value.replace('|', ' | ')}`"
 
 
 def _default(option: click.Option) -> str:

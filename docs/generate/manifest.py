@@ -19,7 +19,7 @@ from runtime_edge.records import Record
 _HEAD = f"""# manifest.json
 
 The schema of format {FORMAT_VERSION}. The file is JSON with sorted keys; other fields are refused.
-[artifact.md](artifact.md) explains what an artifact is.
+The page on [the artifact](artifact.md) explains what it is for.
 
 """
 # A heading of the page for a record whose name says something else.

@@ -24,8 +24,8 @@ with runtime_edge.load("smollm2.lepton") as model:
 ```
 
 A model has the methods of its task: a language model those of [text](#text), an encoder those of
-[embeddings, labels and scores](#embeddings-labels-and-scores). Threads may share a model. Programs to copy are in
-[examples/](../../examples/README.md), errors in [exit-codes.md](exit-codes.md#errors-in-a-program).
+[embeddings, labels and scores](#embeddings-labels-and-scores). Threads may share a model. There are
+[programs to copy](../../examples/README.md) and a page of [errors](exit-codes.md#errors-in-a-program).
 """
 # What the page has, in a reader's order: headings, and under each the objects with the names that programs use.
 _SECTIONS: dict[str, tuple[str, ...]] = {
@@ -44,7 +44,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "Building": ("leptonc.build.to_artifact.build", "leptonc.build.to_artifact.BuildResult"),
 }
 _NOTES = {
-    "runtime_edge.Manifest": "Its fields are in [artifact.md](artifact.md).",
+    "runtime_edge.Manifest": "The meaning of each field is in [manifest.json](manifest.md).",
     "leptonc.build.to_artifact.build": "The fields of `BuildOptions` are the options of [`build`](cli.md#build).",
 }
 # Aliases of the code, as a reader knows them.

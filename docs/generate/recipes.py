@@ -13,8 +13,8 @@ from leptonc.report.document import described
 _HEAD = """# Fields of a recipe
 
 A recipe is a TOML file with options of `leptonc build`, and exceptions for single layers.
-[The guide](../guides/recipes.md) shows how to use one. [cli.md](cli.md#build) has all of the options and their
-defaults.
+[The guide](../guides/recipes.md) shows how to use one. The [command line](cli.md#build) tells all of the options and
+their defaults.
 
 - An option on the command line, or in the environment, wins over the recipe's.
 - A `calibration` file is looked for beside the recipe. `max_loss` may be a text: `"3%"`.

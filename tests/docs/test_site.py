@@ -41,6 +41,12 @@ def test_the_site_asks_no_other_host(site: Path) -> None:
     assert "mermaid" not in "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
 
 
+def test_tables_show_bars_and_no_backslashes(site: Path) -> None:
+    text = (site / "reference" / "cli.html").read_text(encoding="utf-8")
+    assert "<code>--kv-cache int8</code>" in text
+    assert "<code>--method rtn | gptq | awq</code>" in text
+
+
 def test_search_finds_what_pages_say(site: Path) -> None:
     entries = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
     found = {entry["location"] for entry in entries if "LEPTON_RUN_MAX_NEW_TOKENS" in entry["text"]}
