@@ -6,8 +6,10 @@
     python benchmarks/curve.py peers/peers.toml --ours points --text TEXT --out curve
 
 Writes the model as a Hugging Face directory, hands it (llama.cpp: the sample's GGUF file) to the peer's own program,
-and lists what measures each result in peers.toml. llama.cpp is compiled here; CMAKE_ARGS replaces the flags below:
-on a processor with AMX leave AMX out, with which it ends with an illegal instruction.
+and lists what measures each result in peers.toml. llama.cpp is compiled here; CMAKE_ARGS replaces its flags. On a
+processor with AMX leave AMX out, with which it ended with an illegal instruction:
+
+    CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON' python benchmarks/prepare_peers.py …
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rows: A cell for each column: a number, or a text; an empty text where nothing was measured.
         data: A file in `data/` that has more rows.
         names: Records of `data` that are rows, by the value of the first column's field, and what they are called.
-        sort: The column that rows are sorted by; empty for the order given.
+        sort: The column that rows are sorted by, with `-` before it for the largest first; empty for the order given.
         notes: What else a reader must know, a sentence each.
     """
 
@@ -138,8 +138,8 @@ def cells(result: Result) -> list[list[str]]:
     if any(len(row) != len(result.columns) for row in rows):
         raise ValueError(f"{result.title}: expected {len(result.columns)} cells in each row, found another number")
     if result.sort:
-        at = [column.name for column in result.columns].index(result.sort)
-        rows.sort(key=lambda row: float(row[at]))
+        at = [column.name for column in result.columns].index(result.sort.removeprefix("-"))
+        rows.sort(key=lambda row: float(row[at]), reverse=result.sort.startswith("-"))
     return [[_written(cell, column) for cell, column in zip(row, result.columns, strict=True)] for row in rows]
 
 

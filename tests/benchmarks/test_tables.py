@@ -177,6 +177,7 @@ def test_records_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     result = msgspec.convert(fields, tables.Result)
     assert tables.cells(result) == [["c", "0.5", ""], ["A", "1.0", "+100.0"], ["B", "2.0", "+25.0"]]
     assert tables.cells(msgspec.convert({**fields, "sort": "size"}, tables.Result))[-1][0] == "B"
+    assert tables.cells(msgspec.convert({**fields, "sort": "-size"}, tables.Result))[0][0] == "B"
     text = tables.section(result)
     assert "| build | size, kB | loss, % |\n| --- | ---: | ---: |\n| c | 0.5 | |\n" in text
     assert "```bash\n# machine m, 2026-01-02, commit abcdef0\npython x.py\n```" in text
