@@ -71,6 +71,8 @@ class Target:
         bandwidth_gb_s: Peak memory bandwidth in 10^9 bytes a second.
         tensorrt: Versions of TensorRT that the device can have, as a version range.
         jetpack: The JetPack release of a Jetson.
+        python: The Python that the device has, as `3.10`.
+        glibc: The version of its C library, which decides which wheels it takes.
         overrides: What the user changed, as written.
         lineage: This profile's name and those that it extends, nearest first.
         sources: Where each fact comes from, by field.
@@ -89,6 +91,8 @@ class Target:
     bandwidth_gb_s: float | None = None
     tensorrt: str | None = None
     jetpack: str | None = None
+    python: str | None = None
+    glibc: str | None = None
     overrides: tuple[str, ...] = ()
     lineage: tuple[str, ...] = ()
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -177,6 +181,8 @@ _FIELDS: dict[str, _Field] = {
     "bandwidth_gb_s": _Field("a number of GB/s above 0", _positive, _number, is_fact=True),
     "tensorrt": _Field("a version range such as >=10.3;<10.8", _matches(rf"{_BOUND}(;{_BOUND})*"), is_fact=True),
     "jetpack": _Field("a version such as 6.2", _matches(r"\d+\.\d+(\.\d+)?")),
+    "python": _Field("a version such as 3.10", _matches(r"3\.\d{1,2}"), is_fact=True),
+    "glibc": _Field("a version such as 2.35", _matches(r"2\.\d{1,2}"), is_fact=True),
 }
 _TABLES = ("extends", "sources", "axis")
 _FIXED = ("description",)  # not the user's to change

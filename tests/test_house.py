@@ -69,6 +69,9 @@ MAY_IMPORT = {
         "leptonc.backends", "leptonc.artifact", "leptonc.evaluate", "leptonc.calibrate", "leptonc.passes", "leptonc.ir",
         "leptonc.report", "leptonc.options", "leptonc.variant", *BASE, "runtime_edge", "targets",
     },
+    "leptonc.bundle": {
+        "leptonc.bundle", "leptonc.backends.traits", "leptonc.artifact", *BASE, "runtime_edge", "targets",
+    },
     "leptonc.build": {
         "leptonc.build", "leptonc.backends", "leptonc.artifact", "leptonc.evaluate", "leptonc.heal",
         "leptonc.calibrate", "leptonc.passes", "leptonc.frontend", "leptonc.ir", "leptonc.sources", "leptonc.report",
@@ -274,7 +277,7 @@ OF_EXTRAS = {
     "gpu": {"onnxruntime-gpu"},
     "compiler": {
         "onnxruntime", "torch", "transformers", "onnx", "onnx-ir", "ml-dtypes", "safetensors", "huggingface-hub",
-        "gguf",
+        "gguf", "packaging",
     },
     "rtx": {"tensorrt-rtx", "cuda-bindings"},
     "jetson": {"cuda-bindings"},

@@ -20,7 +20,7 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
 
     Args:
         artifact: The artifact to cut from; it is not changed.
-        only: Names or targets of variants, at least one.
+        only: Names or targets of variants. Default, if empty: all variants, and all files.
         out: Path of the new artifact.
         replace: Whether an artifact at `out` may be replaced. Default: it may not.
 
@@ -32,9 +32,11 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
         ArtifactError: The artifact is damaged; nothing is left at `out`.
     """
     manifest = check_listing(artifact, listing(artifact))
-    variants = _chosen(manifest, only)
+    variants = chosen(manifest, only)
     paths = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report, PAGE_NAME}
     paths |= set(manifest.tokenizer.chat_templates.values())
+    if not only:
+        paths |= {file.path for file in manifest.files}
     for variant in variants:
         paths |= {path for _, path in variant.references}
     files = tuple(file for file in manifest.files if file.path in paths)
@@ -49,7 +51,8 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
     return packed
 
 
-def _chosen(manifest: Manifest, only: Sequence[str]) -> tuple[Variant, ...]:
+def chosen(manifest: Manifest, only: Sequence[str]) -> tuple[Variant, ...]:
+    """Returns the variants of these names or targets, all of them for none (raises `InputError`: there is none)."""
     names = [variant.name for variant in manifest.variants]
     for name in only:
         if not any(name in (variant.name, variant.target) for variant in manifest.variants):
@@ -58,4 +61,4 @@ def _chosen(manifest: Manifest, only: Sequence[str]) -> tuple[Variant, ...]:
                 f"expected variants among {', '.join(names)}, found {name!r}",
                 hint=f"did you mean {' or '.join(close)}?" if close else "`leptonc inspect` shows them",
             )
-    return tuple(v for v in manifest.variants if v.name in only or v.target in only)
+    return tuple(v for v in manifest.variants if not only or v.name in only or v.target in only)

@@ -29,7 +29,8 @@ from runtime_edge.verify import read_manifest
 from runtime_edge.writing import exchange, rename_new, short_name, sync_directory, sync_tree, write_whole
 
 # Kinds of directories that may be replaced, by the file that tells them.
-_OURS = {MANIFEST_NAME: "an artifact", EMITTED_NAME: "an emitted graph"}
+BUNDLE_NAME = "bundle.json"  # of a folder for a device, which `pack --with-runtime` wrote
+_OURS = {MANIFEST_NAME: "an artifact", EMITTED_NAME: "an emitted graph", BUNDLE_NAME: "a folder for a device"}
 _NEW, _OLD, _WORK, _STEPPING = "new", "old", "work", "stepping"  # in the hidden directory
 _SUFFIX = ".partial"
 _MOST_NAMED = 3  # files that a message names
@@ -223,14 +224,15 @@ class _Files(msgspec.Struct):
 
 
 def _listed_files(directory: Path) -> set[str]:
-    """Returns the files that an artifact or emitted graph lists (raises `ArtifactError` where the list is damaged)."""
+    """Returns the files that one of `_OURS` lists (raises `ArtifactError` where the list is damaged)."""
     if (directory / MANIFEST_NAME).is_file():
         return {MANIFEST_NAME, *(file.path for file in read_manifest(directory).files)}
+    record = EMITTED_NAME if (directory / EMITTED_NAME).is_file() else BUNDLE_NAME
     try:
-        about = msgspec.json.decode((directory / EMITTED_NAME).read_bytes(), type=_Files)
+        about = msgspec.json.decode((directory / record).read_bytes(), type=_Files)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{EMITTED_NAME}: expected an emitted graph's record, found: {error}") from error
-    return {EMITTED_NAME, REPORT_NAME, *about.files}
+        raise ArtifactError(f"{record}: expected {_OURS[record]}'s record, found: {error}") from error
+    return {record, *about.files, *([REPORT_NAME] if record == EMITTED_NAME else [])}
 
 
 def _make_directories(path: Path) -> list[Path]:

@@ -22,6 +22,8 @@ class Traits:
         described: Bytes that describe how one weight of a graph for prompts is made from a stored one.
         compiles: The stage in which a graph is compiled, for this machine or on trial. Default: none.
         table_bits: Least number of bits of an embedding. Default: 0, the format that is asked for.
+        extra: The extra of this package that has what its variants run on.
+        from_system: Whether they also need packages that only the device's own system has.
     """
 
     channel_multiple: int
@@ -34,6 +36,8 @@ class Traits:
     table_bits: int = 0
     described: int = 0
     compiles: str = ""
+    extra: str = ""
+    from_system: bool = False
 
     def unquantized(self, scheme: str) -> str:
         """Returns the number format of weights that are not quantized where `scheme` is asked for."""
@@ -45,12 +49,12 @@ class Traits:
 # Blocks of int4 weights have 32 on a CPU; TensorRT's tensor cores take tiles of 64.
 _CPU = Traits(
     32, runs_here=True, heals=True, joins_linears=True, solves_eight_bits=True,
-    described=700,
+    described=700, extra="cpu",
 )  # fmt: skip
 _ENGINE = Traits(64, symmetric_inputs=True, half=True, table_bits=16)
 TRAITS = {
-    "onnxruntime": _CPU, "tensorrt": replace(_ENGINE, compiles="rehearsal"),
-    "tensorrt-rtx": replace(_ENGINE, compiles="engine"),
+    "onnxruntime": _CPU, "tensorrt": replace(_ENGINE, compiles="rehearsal", extra="jetson", from_system=True),
+    "tensorrt-rtx": replace(_ENGINE, compiles="engine", extra="rtx"),
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from targets import TargetError
 
 FACTS = (
     "compute_capabilities", "sparse_capabilities", "memory_gb", "bandwidth_gb_s", "precisions", "tensorrt",
-    "max_seq_len",
+    "max_seq_len", "python", "glibc",
 )  # fmt: skip
 
 
