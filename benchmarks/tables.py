@@ -170,7 +170,7 @@ def _written(cell: Cell, column: Column) -> str:
 def table(heads: list[str], rows: list[list[str]]) -> str:
     """Returns a Markdown table whose first column is of text and whose others are of numbers."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("|  |", "| |") + "\n"
+    return "".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) + "\n" for line in lines)
 
 
 def section(result: Result) -> str:
