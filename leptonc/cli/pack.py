@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from leptonc.errors import require
 from runtime_edge.cli import options
 from runtime_edge.cli.app import fail
 from runtime_edge.cli.complete import variants
@@ -62,8 +63,10 @@ def pack(
     Python and nothing else: install.sh installs the wheels without a network, run.sh runs the model. pip downloads the
     wheels on this machine, by its own settings (PIP_INDEX_URL, PIP_FIND_LINKS).
     """
-    from leptonc.artifact.pack import pack as cut
     from runtime_edge.cli.console import megabytes, print_json
+
+    require("onnx_ir", extra="compiler", needed_by="leptonc pack")
+    from leptonc.artifact.pack import pack as cut
 
     if with_runtime:
         _with_runtime(artifact, only, platform, python, out, force, as_json)

@@ -73,6 +73,13 @@ def test_the_command_line_runs(tiny_artifact: Path, arguments: list[str]) -> Non
     assert done.stdout
 
 
+def test_packing_says_which_extra_it_needs(tiny_artifact: Path, tmp_path: Path) -> None:
+    program = "from leptonc.cli import main; sys.exit(main(['pack', *sys.argv[1:]]))"
+    done = python(program, tiny_artifact, "--only", "cpu", "-o", tmp_path / "packed")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert f"hint: {install_command('compiler')}" in done.stderr
+
+
 def test_building_says_which_extra_it_needs() -> None:
     program = "from leptonc.cli import main; sys.exit(main(['build', 'sample:tiny-llama']))"
     done = python(program)
