@@ -16,7 +16,7 @@ PAGES = sorted(
 MADE = "<!-- Made by "
 
 _FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.M | re.S)
-_MARK = re.compile(r"<!--\s*(not run|exit|file)\s*:\s*(.*?)\s*-->\s*$", re.S)
+_MARK = re.compile(r"<!--\s*(not run|exit|file)\s*:\s*((?:(?!-->).)*?)\s*-->\s*$", re.S)
 
 
 class Block(NamedTuple):
