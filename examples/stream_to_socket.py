@@ -11,8 +11,15 @@ import runtime_edge
 from runtime_edge import LeptonError, Model
 
 
-def server(model: Model, port: int) -> ThreadingTCPServer:
-    """Returns a server with a thread a client. All share the model, which makes one answer at a time."""
+class Server(ThreadingTCPServer):
+    """A thread a client; the port can be taken again at once, and a client does not keep the program from ending."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+
+def server(model: Model, port: int) -> Server:
+    """Returns a server whose clients share the model, which makes one answer at a time."""
 
     class Handler(StreamRequestHandler):
         def handle(self) -> None:
@@ -27,7 +34,7 @@ def server(model: Model, port: int) -> ThreadingTCPServer:
                 except LeptonError as error:  # such as a text that is too long
                     self.wfile.write(f"error: {error}\n".encode())
 
-    return ThreadingTCPServer(("localhost", port), Handler)
+    return Server(("localhost", port), Handler)
 
 
 def main(artifact: str, port: int) -> None:

@@ -53,7 +53,7 @@ def own_wheel(folder: Path, device: Device) -> Path:
     files[record] = _record(files, record)
     path = folder / f"{info.removesuffix('.dist-info')}-{tag}.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
-        for name, data in files.items():
+        for name, data in sorted(files.items()):
             about = zipfile.ZipInfo(name, _TIME)
             about.external_attr = 0o644 << 16
             about.compress_type = zipfile.ZIP_DEFLATED
@@ -133,7 +133,7 @@ def _record(files: dict[str, bytes], record: str) -> bytes:
     """Returns the list of a wheel's files with their digests (PEP 376)."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    for name, data in files.items():
+    for name, data in sorted(files.items()):
         if name != record:
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             rows.writerow((name, f"sha256={digest}", len(data)))
