@@ -14,9 +14,10 @@ from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
-# Nothing that a model writes may be missing on the screen: tags, definitions and backslashes (of formulas) are text.
+# Nothing that a model writes may be missing on the screen: tags, definitions, backslashes (of formulas), line feeds and
+# the blanks behind them are text.
 _PARSER = MarkdownIt("commonmark", {"html": False})
-_PARSER.enable(["strikethrough", "table"]).disable(["escape", "image", "reference"])
+_PARSER.enable(["strikethrough", "table"]).disable(["escape", "image", "reference", "newline"])
 _MARKER = re.compile(r"\s*(?:\d{1,9}[.)]?|[-+*]+)\s*")  # what may become an item of the list before it
 _LISTS = ("bullet_list_open", "ordered_list_open")
 _FENCE = "fence"
@@ -184,15 +185,7 @@ class Rendered(Markdown):
     def __init__(self, text: str) -> None:
         super().__init__("", hyperlinks=False)
         self.markup = text
-        self.parsed = _with_breaks(_PARSER.parse(text))
-
-
-def _with_breaks(tokens: list[Token]) -> list[Token]:
-    for token in tokens:
-        for child in token.children or ():
-            if child.type == "softbreak":
-                child.type = "hardbreak"
-    return tokens
+        self.parsed = _PARSER.parse(text)
 
 
 def lines(console: Console, text: str, width: int) -> list[list[Segment]]:

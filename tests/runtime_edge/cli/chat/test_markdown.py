@@ -13,7 +13,7 @@ from runtime_edge.cli.chat import markdown
 TEXT = """# Title
 
 A paragraph with **bold** words,
-in two lines.
+  in two lines.
 
 1. first
 
@@ -37,7 +37,7 @@ if x < 1:
 SHOWN = """Title
 
 A paragraph with bold words,
-in two lines.
+  in two lines.
 
 1. first
 2. second
