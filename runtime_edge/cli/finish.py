@@ -14,7 +14,9 @@ from runtime_edge.cli.console import StageProgress, megabytes, print_json
 @click.command()
 @options.artifact
 @click.option(
-    "--variant", metavar="NAME", shell_complete=variants,
+    "--variant",
+    metavar="NAME",
+    shell_complete=variants,
     help="The variant to finish.  [default: the first that fits this device]",
 )
 @options.as_json

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,15 @@ _TEXT_GENERATION_ONLY = {
     *("system", "raw", "messages", "tools", "chat_template", "variables"),
 }
 _FLAGS = {"variables": "template-variable"}
+_message_option = partial(click.option, cls=options.GroupedOption, group="Messages")
+_answer_option = partial(click.option, cls=options.GroupedOption, group="Answer")
+_terminal_option = partial(click.option, cls=options.GroupedOption, group="Chat in a terminal")
 
 
 def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that go to `Model.generate` as they are."""
     added = (
-        click.option(
+        _answer_option(
             "--max-new-tokens",
             type=click.IntRange(min=1),
             default=512,
@@ -42,7 +46,7 @@ def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="N",
             help="Tokens that an answer may have.",
         ),
-        click.option(
+        _answer_option(
             "--temperature",
             type=click.FloatRange(min=0),
             default=0.0,
@@ -50,34 +54,34 @@ def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="T",
             help="0 takes the likeliest token each time; above, tokens are drawn.",
         ),
-        click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="Draw from the K likeliest tokens."),
-        click.option(
+        _answer_option("--top-k", type=click.IntRange(min=0), metavar="K", help="Draw from the K likeliest tokens."),
+        _answer_option(
             "--top-p",
             type=click.FloatRange(0, 1, min_open=True),
             metavar="P",
             help="Draw from the fewest likeliest that together have probability P.",
         ),
-        click.option(
+        _answer_option(
             "--min-p",
             type=click.FloatRange(0, 1),
             metavar="P",
             help="Draw from those at least P times as likely as the likeliest.",
         ),
-        click.option(
+        _answer_option(
             "--repetition-penalty",
             type=click.FloatRange(min=0, min_open=True),
             metavar="X",
             help="Above 1, makes tokens that were there before less likely.",
         ),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given repeatedly."),
-        click.option(
+        _answer_option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given repeatedly."),
+        _answer_option(
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),
             metavar="SECONDS",
             help="End an answer after so long, within a run of the model too.",
         ),
         options.seed,
-        click.option(
+        _answer_option(
             "--drafts/--no-drafts",
             default=False,
             show_default=True,
@@ -92,12 +96,12 @@ def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
 def _chat_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what goes to the chat template."""
     added = (
-        click.option(
+        _message_option(
             "--messages", type=_FILE, metavar="FILE", help="Take the conversation from a JSON file, in PROMPT's place."
         ),
-        click.option("--tools", type=_FILE, metavar="FILE", help="JSON list of the tools that the model may call."),
-        click.option("--chat-template", metavar="NAME", help="Which of the model's chat templates to use, by name."),
-        click.option(
+        _message_option("--tools", type=_FILE, metavar="FILE", help="JSON list of the tools that the model may call."),
+        _message_option("--chat-template", metavar="NAME", help="Which of the model's chat templates to use, by name."),
+        _message_option(
             "--template-variable",
             "variables",
             multiple=True,
@@ -113,13 +117,13 @@ def _chat_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _terminal_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what a chat in a terminal looks like."""
     added = (
-        click.option(
+        _terminal_option(
             "--markdown/--no-markdown",
             default=True,
             show_default=True,
             help="In a chat, render the Markdown of answers. /markdown changes it during the chat.",
         ),
-        click.option(
+        _terminal_option(
             "--history/--no-history",
             default=True,
             show_default=True,
@@ -131,11 +135,11 @@ def _terminal_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(cls=options.GroupedCommand)
 @options.artifact
 @click.argument("prompt", required=False)
-@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
+@_message_option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+@_message_option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
 @click.option("--prompt-name", metavar="NAME", help="Put the model's prompt of this name before a text to embed.")
 @_chat_options
 @_sampling

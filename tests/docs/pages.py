@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    path for pattern in ("*.md", "docs/**/*.md") for path in ROOT.glob(pattern) if path.name != "CHANGELOG.md"
-)
+_FOUND = (path for pattern in ("*.md", "docs/**/*.md", "examples/*.md") for path in ROOT.glob(pattern))
+PAGES = sorted(path for path in _FOUND if path.name != "CHANGELOG.md")
 
 # How a page begins that `python -m docs.generate` makes.
 MADE = "<!-- Made by "
