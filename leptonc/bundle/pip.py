@@ -17,6 +17,14 @@ _UNREACHABLE = re.compile(
 _ABSENT = re.compile(r"No matching distribution found for ([^\s(]+)")
 
 
+class NoWheelError(InputError):
+    """No index has a wheel that fits; `requirement` is what it was wanted for."""
+
+    def __init__(self, message: str, requirement: str, *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.requirement = requirement
+
+
 def run_pip(*arguments: str, what: str) -> None:
     """Runs pip; nothing is printed.
 
@@ -26,7 +34,8 @@ def run_pip(*arguments: str, what: str) -> None:
 
     Raises:
         MissingExtraError: There is no pip, or the package index cannot be reached.
-        InputError: A wheel is on no index, or pip refuses for another reason.
+        NoWheelError: A wheel is on no index.
+        InputError: pip refuses for another reason.
     """
     if find_spec("pip") is None:
         raise MissingExtraError(
@@ -46,8 +55,9 @@ def run_pip(*arguments: str, what: str) -> None:
         )
     absent = _ABSENT.search(told)
     if absent is not None:
-        raise InputError(
+        raise NoWheelError(
             f"{what}: expected a wheel of {absent[1]}, found none that fits",
+            absent[1],
             hint="choose another --platform or --python-version, or put a wheel into a folder: PIP_FIND_LINKS=FOLDER",
         )
     errors = [line.removeprefix("ERROR:").strip() for line in told.splitlines() if line.startswith("ERROR:")]

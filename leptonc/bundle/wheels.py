@@ -6,7 +6,9 @@ So the markers are evaluated here for the device, and pip is asked again for wha
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterable
 from email.parser import BytesHeaderParser
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leptonc.bundle.device import Device
-from leptonc.bundle.pip import run_pip
+from leptonc.bundle.pip import NoWheelError, run_pip
 from leptonc.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -62,16 +64,39 @@ def needed(wheels: Iterable[Path], device: Device, extras: Iterable[str] = ()) -
 def _downloaded(wanted: list[str], device: Device, folder: Path, wheel: Path) -> list[Path]:
     shutil.rmtree(folder, ignore_errors=True)  # another round may choose other versions
     folder.mkdir()
+    made = wheel.parent / "made"
+    made.mkdir(exist_ok=True)
     python = device.python_version.replace(".", "")
     platforms = [f"--platform={name}" for name in device.platforms()]
-    run_pip(
-        "download", "--only-binary=:all:", "--dest", str(folder), *platforms, "--implementation=cp",
-        f"--python-version={device.python_version}", f"--abi=cp{python}", "--abi=abi3", "--abi=none", *wanted,
-        what=f"wheels for Python {device.python_version} on {device.platform}",
-    )  # fmt: skip
+    tried: set[str] = set()
+    while True:
+        try:
+            run_pip(
+                "download", "--only-binary=:all:", "--dest", str(folder), f"--find-links={made}", *platforms,
+                "--implementation=cp", f"--python-version={device.python_version}", f"--abi=cp{python}", "--abi=abi3",
+                "--abi=none", *wanted, what=f"wheels for Python {device.python_version} on {device.platform}",
+            )  # fmt: skip
+            break
+        except NoWheelError as error:
+            if error.requirement in tried or not _make(error.requirement, made):
+                raise
+            tried.add(error.requirement)
     own = folder / wheel.name
     shutil.copyfile(wheel, own)
     return [own, *sorted(path for path in folder.glob("*.whl") if path != own)]
+
+
+def _make(requirement: str, folder: Path) -> bool:
+    """Makes the wheel of a package that an index has as source alone; returns whether it is one for any machine.
+
+    Such is `tensorrt-rtx`, which has nothing but requirements.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as work, contextlib.suppress(InputError):
+        run_pip("wheel", "--no-deps", "--wheel-dir", work, requirement, what=f"the wheel of {requirement}")
+        for path in Path(work).glob("*-none-any.whl"):
+            path.rename(folder / path.name)
+            return True
+    return False
 
 
 def _requirements(path: Path) -> list[Requirement]:

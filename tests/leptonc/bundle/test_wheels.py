@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,38 @@ def test_a_wheel_that_is_not_there_for_the_device(folder: Path, tmp_path: Path) 
         "wheels for Python 3.10 on manylinux_2_35_aarch64: expected a wheel of engine>=1, found none that fits"
     )
     assert "--platform" in str(caught.value.hint)
+
+
+BACKEND = """
+import pathlib, shutil
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    (path,) = pathlib.Path().glob("*.whl")
+    shutil.copy(path, folder)
+    return path.name
+"""
+
+
+@pytest.mark.parametrize("tag", [fakes.TAG, f"cp{sys.version_info[0]}{sys.version_info[1]}-none-linux_x86_64"])
+def test_a_package_without_wheels_is_made_here_if_it_suits_any_machine(tag: str, folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source" / "meta-1.5"
+    source.mkdir(parents=True)
+    fakes.wheel(source, "meta", "1.5", needs=["engine"], tag=tag)
+    (source / "backend.py").write_text(BACKEND)
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: meta\nVersion: 1.5\n")
+    (source / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    with tarfile.open(folder / "meta-1.5.tar.gz", "w:gz") as packed:
+        packed.add(source, "meta-1.5")
+    fakes.wheel(folder, "engine")
+    fakes.wheel(folder, "pip")
+    own = fakes.wheel(tmp_path, "lepton_edge", needs=["meta>=1.4"])
+    if tag == fakes.TAG:
+        assert set(names(download(own, ARM, tmp_path / "wheels"))) == {"lepton_edge", "engine", "meta", "pip"}
+    else:
+        with pytest.raises(InputError, match=r"expected a wheel of meta>=1\.4, found none that fits"):
+            download(own, ARM, tmp_path / "wheels")
 
 
 def test_where_no_index_answers(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
