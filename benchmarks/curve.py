@@ -14,7 +14,7 @@
 
 Each command ends with one line of JSON: `perplexity`, `decode_tok_s` and `prefill_tok_s`. Names of files are relative
 to peers.toml, where commands run. Quality is measured once; speed in rounds, all points in turn in each, and its median
-counts. Each point is a process that does nothing else. curve.json, curve.md, size.svg and speed.svg go to `--out`.
+counts. Each point is a process that does nothing else. curve.json, curve.md, size.html and speed.html go to `--out`.
 Losses are those against the perplexity of `--plain ARTIFACT`, which is no point, or of a point named fp32.
 With `--known DIR`, what an earlier run wrote there, peers of the same name and bytes keep the perplexity that they had:
 on the very same windows, else it is an error.
@@ -36,7 +36,9 @@ import tomllib
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent))  # the plots are the compiler's
 
-from leptonc.artifact.plots import STYLE, Axis, Dot, dots  # noqa: E402
+from leptonc.pages.axes import Axis  # noqa: E402
+from leptonc.pages.charts import Dot, scatter  # noqa: E402
+from leptonc.pages.html import page  # noqa: E402
 from runtime_edge.manifest import decode  # noqa: E402
 
 SPEEDS = ("decode_tok_s", "prefill_tok_s")
@@ -157,13 +159,13 @@ def markdown(points: list[dict[str, Any]], plain: float | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(points: list[dict[str, Any]], x: str, title: str, scale: float) -> str:
-    """A plot of perplexity over size or speed, as an SVG file's text."""
-    marked = [Dot(p[x] / scale, p["perplexity"], 0 if p["ours"] else 5, p["name"], True) for p in points]
+def picture(points: list[dict[str, Any]], x: str, title: str, scale: float) -> bytes:
+    """A plot of perplexity over size or speed, as a page."""
+    marked = [
+        Dot(p[x] / scale, p["perplexity"], p["name"], number + 1, p["ours"]) for number, p in enumerate(points)
+    ]  # fmt: skip
     across, up = Axis.over(title, [dot.x for dot in marked]), Axis.over("perplexity", [dot.y for dot in marked])
-    drawn = dots("Blue: ours. Orange: peers'", marked, across, up, height=420)
-    style = f"<style>{STYLE.strip()}svg{{background:#fff;color:#222}}</style>"
-    return drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1)
+    return page(title, scatter(title, "Filled points are ours, the others peers'.", marked, across, up))
 
 
 def main() -> None:
@@ -197,8 +199,8 @@ def main() -> None:
     table = markdown(found, plain)
     (args.out / "curve.json").write_text(json.dumps(found, indent=2) + "\n")
     (args.out / "curve.md").write_text(table)
-    (args.out / "size.svg").write_text(picture(found, "bytes", "MB of graph and weights", 1e6))
-    (args.out / "speed.svg").write_text(picture(found, "decode_tok_s", "decode, tokens/s", 1))
+    (args.out / "size.html").write_bytes(picture(found, "bytes", "MB of graph and weights", 1e6))
+    (args.out / "speed.html").write_bytes(picture(found, "decode_tok_s", "decode, tokens/s", 1))
     print(table, end="")
     mine = [p for p in found if p["ours"]]
     beaten = [p["name"] for p in mine if any(beats(other, p) for other in found if not other["ours"])]

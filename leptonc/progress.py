@@ -8,6 +8,21 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+# What the user is shown of each stage. Stages have short names of their own, which rates and figures in JSON go by.
+TITLES = {
+    "open": "opening the model", "capture": "tracing the model", "calibration text": "calibration text",
+    "cache ranges": "ranges of the cache", "activations": "ranges of activations",
+    "sensitivity": "layer sensitivities", "scaling": "scales of channels", "pass calibrate": "quantizing weights",
+    "passes": "preparing the graph", "weights": "writing weights", "check": "quality check",
+    "examples": "example answers", "heal": "healing", "heal fit": "fitting before healing",
+    "prefill passes": "prompts' graph", "prefill weights": "prompts' weights", "prefill check": "prompts' quality check",
+    "prune": "pruning", "prune latency": "timing for pruning", "prune moments": "statistics for pruning",
+    "prune choose": "choosing what to prune", "prune sensitivity": "sensitivities to pruning",
+    "prune gradients": "gradients for pruning", "prune calibrate": "calibrating pruning",
+    "prune compensate": "compensating pruning", "prune check": "pruned quality check",
+    "prune speed": "speed after pruning", "engine": "building the engine", "rehearsal": "trial of the engine",
+}  # fmt: skip
+
 
 class Progress(Protocol):
     """What shows how far a build is."""
@@ -45,9 +60,15 @@ def plain(stage: str) -> str:
     return stage.rpartition(": ")[2]
 
 
+def shown(stage: str) -> str:
+    """Returns what the user is shown of a stage: its title, behind the variant and the part that it is of."""
+    name = plain(stage)
+    return stage[: len(stage) - len(name)] + TITLES.get(name, name)
+
+
 @dataclass
 class Timed:
-    """Times stages while the user sees them; those of one name together.
+    """Times stages while the user sees them by their titles; those of one name together.
 
     Attributes:
         progress: What shows them.
@@ -65,7 +86,7 @@ class Timed:
         started = time.perf_counter()
         self._inside.append(0.0)
         try:
-            with self.progress.stage(name, total) as advance:
+            with self.progress.stage(shown(name), total) as advance:
                 yield advance
         finally:
             taken, inside = time.perf_counter() - started, self._inside.pop()
@@ -74,8 +95,13 @@ class Timed:
         self.seconds[name] = self.seconds.get(name, 0.0) + taken
         self.own[plain(name)] = self.own.get(plain(name), 0.0) + taken - inside
 
+    @property
+    def total(self) -> float:
+        """Seconds of all stages, those inside others counted once."""
+        return sum(self.own.values())
+
     def note(self, text: str) -> None:
         self.progress.note(text)
 
     def forecast(self, stages: Sequence[tuple[str, float]]) -> AbstractContextManager[None]:
-        return self.progress.forecast(stages)
+        return self.progress.forecast([(shown(name), seconds) for name, seconds in stages])

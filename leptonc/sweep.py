@@ -16,8 +16,6 @@ from typing import Any
 
 import runtime_edge
 from leptonc import __version__
-from leptonc.artifact.page import behind, page, table
-from leptonc.artifact.plots import Axis, Dot, dots, number
 from leptonc.build.engine import text_readers
 from leptonc.build.plan import artifact_plan
 from leptonc.build.recipe import as_record, with_recipe
@@ -26,6 +24,7 @@ from leptonc.build.to_artifact import build
 from leptonc.calibrate.texts import is_built_in
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
+from leptonc.pages.axes import number
 from leptonc.progress import Progress
 from leptonc.report import as_plain, read_report
 from leptonc.report.quality import Fidelity
@@ -204,37 +203,6 @@ def mark(records: list[Record]) -> list[Record]:
 def beats(other: Sequence[float], mine: Sequence[float]) -> bool:
     """Whether figures, all better when larger, are at least as good everywhere and better somewhere."""
     return all(a >= b for a, b in zip(other, mine, strict=True)) and tuple(other) != tuple(mine)
-
-
-def sweep_page(title: str, records: Sequence[Record]) -> bytes:
-    """Returns one page without script or request: size against loss, loss against speed, and all figures."""
-    whole = [record for record in records if "error" not in record]
-    parts = [f"<h1>{title}</h1><p class='soft'>Blue: no other point is better in size, loss and speed together.</p>"]
-    for x, y, what in (("bytes", "loss_percent", "Size and loss"), ("decode_tok_s", "loss_percent", "Speed and loss"),
-                       ("bytes", "decode_tok_s", "Size and speed")):  # fmt: skip
-        some = [record for record in whole if x in record and y in record]
-        if len(some) > 1:
-            parts.append(f"<h2>{what}</h2>{_plot(what, some, x, y)}")
-    shown = [{k: v for k, v in row(record).items() if v not in ("", None)} for record in whole]
-    parts.append(f"<h2>Figures</h2>{table(shown)}" if shown else "")
-    failed = [{"name": r["name"], "error": r["error"]["message"]} for r in records if "error" in r]
-    parts.append(f"<h2>Failed</h2>{table(failed)}" if failed else "")
-    fidelity = [{"name": record["name"], **record["fidelity"]} for record in whole if record.get("fidelity")]
-    parts.append(behind("against the original, on the text of the builds", table(fidelity)) if fidelity else "")
-    return page(title, "".join(parts)).encode()
-
-
-_TITLES = {"bytes": "MB of graph and weights", "loss_percent": "loss, %", "decode_tok_s": "decode, tokens/s"}
-
-
-def _plot(what: str, records: Sequence[Record], x: str, y: str) -> str:
-    def at(record: Record, name: str) -> float:
-        return float(record[name]) / (1e6 if name == "bytes" else 1)
-
-    marked = [Dot(at(r, x), at(r, y), 0 if r.get("front") else 7, str(r["name"]), True) for r in records]
-    axes = (Axis.over(_TITLES[name], [at(r, name) for r in records]) for name in (x, y))
-    front = [i for i in sorted(range(len(records)), key=lambda i: at(records[i], x)) if records[i].get("front")]
-    return dots(what, marked, *axes, line=front)
 
 
 def row(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,9 @@ MAY_IMPORT = {
         "leptonc.report", *BASE, "leptonc.artifact.describe", "runtime_edge.encoder_record", "runtime_edge.manifest",
         "runtime_edge.part_record",
     },
+    "leptonc.pages": {
+        "leptonc.pages", "leptonc.evaluate.bounds", "leptonc.report", "leptonc.formats", "runtime_edge.manifest",
+    },
     "leptonc.artifact": {
         "leptonc.__version__", "leptonc.artifact", "leptonc.evaluate", "leptonc.passes", "leptonc.frontend",
         "leptonc.ir", "leptonc.sources", "leptonc.report", *BASE, "runtime_edge",
@@ -75,10 +78,10 @@ MAY_IMPORT = {
     "leptonc.build": {
         "leptonc.build", "leptonc.backends", "leptonc.artifact", "leptonc.evaluate", "leptonc.heal",
         "leptonc.calibrate", "leptonc.passes", "leptonc.frontend", "leptonc.ir", "leptonc.sources", "leptonc.report",
-        "leptonc.options", "leptonc.variant", *BASE, "runtime_edge", "sample_models", "targets",
+        "leptonc.options", "leptonc.variant", "leptonc.pages", *BASE, "runtime_edge", "sample_models", "targets",
     },
     "leptonc.sweep": {
-        "leptonc.__version__", "leptonc.build", "leptonc.artifact", "leptonc.sources", "leptonc.report",
+        "leptonc.__version__", "leptonc.build", "leptonc.pages.axes", "leptonc.sources", "leptonc.report",
         "leptonc.calibrate.texts",
         "leptonc.options", *BASE, "runtime_edge", "targets",
     },

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from leptonc.evaluate.noise import Rounded
     from leptonc.passes.base import Pass
     from leptonc.passes.quantize.weights import LayerFormat, QuantizeWeightsConfig
+    from leptonc.report.examples import Examples
     from leptonc.variant import Choices, VariantBuild, VariantPlan
     from runtime_edge.manifest import Manifest, PassRecord, Variant
 
@@ -71,6 +72,9 @@ class Backend(Protocol):
             manifest: A manifest of this variant alone.
             rounded: Linear layers whose noise is measured too.
         """
+
+    def examples(self, variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> Examples:
+        """Has the written artifact and the original answer a few prompts; called for backends whose graphs run here."""
 
     def compile(self, variant: VariantBuild, writer: ArtifactWriter, record: Variant) -> Variant:
         """Builds the engine of a lowered graph, where the backend has engines; returns the variant's record with it."""

@@ -83,6 +83,7 @@ def first_report(plan: BuildPlan, source: Source, captured: Captured, clock: Tim
     for warning in warnings:
         clock.note(f"warning: {warning}")
     report.warnings = warnings or None
+    report.parameters = captured.parameters
     report.unused = list(captured.unused) or None
     if (emitted := source.emitted) is not None:
         report.emitted = Emitted(pruning=list(emitted.pruning), fidelity=emitted.fidelity or Fidelity())

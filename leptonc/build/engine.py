@@ -59,6 +59,7 @@ class Result(Generic[T]):
         report: The report.
         seconds: Of each stage, and of each `pass …` in it.
         estimated_seconds: What was foreseen for stages, those of all variants together.
+        total_seconds: Of the whole build, stages inside others counted once.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Result(Generic[T]):
     report: Report
     seconds: dict[str, float]
     estimated_seconds: dict[str, float]
+    total_seconds: float
 
 
 def text_readers(plan: BuildPlan, steps: Sequence[Step]) -> dict[str, bool]:
@@ -156,7 +158,7 @@ def run(
     estimated = estimate.seconds
     if options.resume is None:  # else parts of stages may have been there
         estimate.rates.learn(estimate.works, clock.own)
-    return Result(path, about, whole, dict(clock.seconds), estimated)
+    return Result(path, about, whole, dict(clock.seconds), estimated, clock.total)
 
 
 def _run_steps(context: BuildContext, steps: Sequence[Step]) -> BuildContext:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leptonc.artifact.page import report_page
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.build.context import BuildContext
 from leptonc.build.engine import Ending, run
@@ -15,6 +14,7 @@ from leptonc.build.manifest import manifest_of
 from leptonc.build.plan import artifact_plan
 from leptonc.build.steps import TO_ARTIFACT
 from leptonc.options import BuildOptions
+from leptonc.pages.artifact import report_page
 from leptonc.progress import Progress
 from leptonc.report import Report, Sizes, report_of, to_json
 from runtime_edge.manifest import PAGE_NAME, REPORT_NAME, Manifest
@@ -30,6 +30,7 @@ class BuildResult:
         report: Its report.
         seconds: Of each stage, and of each `pass …` in it.
         estimated_seconds: What was foreseen for stages, those of all variants together.
+        total_seconds: Of the whole build, stages inside others counted once.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class BuildResult:
     report: Report
     seconds: dict[str, float] = field(default_factory=dict)
     estimated_seconds: dict[str, float] = field(default_factory=dict)
+    total_seconds: float = 0.0
 
 
 def build(options: BuildOptions, progress: Progress | None = None, texts: dict[Any, Any] | None = None) -> BuildResult:
@@ -63,7 +65,9 @@ def build(options: BuildOptions, progress: Progress | None = None, texts: dict[A
         print(result.path, result.report.fidelity)
     """
     result = run(options, ENDING, progress, texts)
-    return BuildResult(result.path, result.about, result.report, result.seconds, result.estimated_seconds)
+    return BuildResult(
+        result.path, result.about, result.report, result.seconds, result.estimated_seconds, result.total_seconds
+    )  # fmt: skip
 
 
 def _finish(context: BuildContext) -> tuple[Manifest, Report]:

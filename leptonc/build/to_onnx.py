@@ -31,6 +31,7 @@ class EmitResult:
         report: Its report.
         seconds: Of each stage.
         estimated_seconds: What was foreseen for stages.
+        total_seconds: Of the whole build, stages inside others counted once.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class EmitResult:
     report: Report
     seconds: dict[str, float] = field(default_factory=dict)
     estimated_seconds: dict[str, float] = field(default_factory=dict)
+    total_seconds: float = 0.0
 
 
 def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
@@ -54,7 +56,9 @@ def emit(options: BuildOptions, progress: Progress | None = None) -> EmitResult:
         LeptonError: Whatever was wrong; nothing is left at `options.out` then.
     """
     result = run(options, ENDING, progress)
-    return EmitResult(result.path, result.about, result.report, result.seconds, result.estimated_seconds)
+    return EmitResult(
+        result.path, result.about, result.report, result.seconds, result.estimated_seconds, result.total_seconds
+    )  # fmt: skip
 
 
 def _plan(options: BuildOptions) -> BuildPlan:

@@ -107,4 +107,4 @@ def _emit(wanted: BuildOptions, as_json: bool) -> None:
     rows = [("graph", str(result.path)), ("size", megabytes(report.bytes.total if report.bytes else 0))]
     rows += pruned(report)
     rows += [("recovery", facts(report.recovery))] if report.recovery is not None else []
-    print_pairs([*rows, *figures(report.fidelity), ("time", f"{sum(result.seconds.values()):.1f} s")])
+    print_pairs([*rows, *figures(report.fidelity), ("time", f"{result.total_seconds:.1f} s")])

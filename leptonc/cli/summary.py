@@ -56,9 +56,8 @@ def summary(result: BuildResult) -> list[tuple[str, str]]:
         prompts = report.prefill.fidelity if report.prefill is not None else None
         measured = [(name, getattr(prompts, name)) for name in _OF_PROMPTS if prompts is not None]
         rows += [(f"  prompts: {name.replace('_', ' ')}", str(value)) for name, value in measured if value is not None]
-    stages = [seconds for name, seconds in result.seconds.items() if not name.startswith("pass ")]
     memory = [("memory", f"{megabytes(most)} at most")] if (most := most_resident()) else []
-    return [*rows, ("time", f"{sum(stages):.1f} s"), *memory]
+    return [*rows, ("time", f"{result.total_seconds:.1f} s"), *memory]
 
 
 def _bounded(report: VariantReport) -> list[tuple[str, str]]:

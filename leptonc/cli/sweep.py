@@ -89,7 +89,8 @@ def sweep(
 
     targets.load(target)
     require("torch", extra="compiler", needed_by="leptonc sweep")
-    from leptonc.sweep import Sweep, lines, mark, points, sweep_page
+    from leptonc.pages.sweep import sweep_page
+    from leptonc.sweep import Sweep, lines, mark, points, row
 
     base = BuildOptions(source, target, **shared)
     wanted = points([name.strip() for name in schemes.split(",") if name.strip()], recipes, base)
@@ -102,7 +103,7 @@ def sweep(
     mark(records)
     if keep is None:
         records = [{k: v for k, v in record.items() if k != "artifact"} for record in records]
-    made = sweep_page(f"{source} for {target}", records)
+    made = sweep_page(source, target, records, row)
     for place in filter(None, (page, keep and keep / "sweep.html")):
         write_output(place, made)
     result = {"source": source, "target": target, "how": measuring.how(), "points": records}

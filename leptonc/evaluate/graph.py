@@ -16,7 +16,7 @@ from leptonc.calibrate.stage_session import Values, open_stage
 from leptonc.calibrate.staged_run import StagedRun, Text
 from leptonc.calibrate.stages import Stage, stages
 from leptonc.evaluate.noise import OutputNoise
-from leptonc.evaluate.reference import BLOCK_BYTES
+from leptonc.evaluate.reference import BLOCK_BYTES, split
 from leptonc.frontend.capture import capture
 from leptonc.ir import edit
 from leptonc.ir.dialect import module_of
@@ -53,21 +53,32 @@ class GraphReference:
 
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `Original.logits`: the head runs over some positions at a time."""
-        inputs = [inputs_of(self._model, np.asarray(token_ids, np.int64))]
+        return self._logits([token_ids], [0])
+
+    def likeliest(self, texts: list[list[int]], since: list[int]) -> list[list[int]]:
+        """See `Original.likeliest`."""
+        return split(self._logits(texts, since), texts, since)
+
+    def _logits(self, texts: list[list[int]], since: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yields blocks of the logits of texts, from a position of each on, one text after the other."""
+        inputs = [inputs_of(self._model, np.asarray(ids, np.int64)) for ids in texts]
         if self._head is None:
-            (logits,) = self._run(inputs, self._stages, self._output)
-            yield 0, logits[0]
+            at = 0
+            for logits, start in zip(self._run(inputs, self._stages, self._output), since, strict=True):
+                yield at, logits[0, start:]
+                at += logits.shape[1] - start
             return
         *body, head = self._stages
         name = str(self._head.x.name)
-        (hidden,) = self._run(inputs, body, name)
+        ran = self._run(inputs, body, name)
+        hidden = np.concatenate([value[:, start:] for value, start in zip(ran, since, strict=True)], 1)
         give_back()
         self._look_at(head, 0, {name: hidden})
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".reference.") as place:
             session = open_stage(self._model, head, [self._output], {}, Path(place))
             shape = self._model.graph.outputs[0].shape
             rows = max(1, BLOCK_BYTES // (4 * int(shape[-1])))  # type: ignore[index, arg-type]
-            for start in range(0, len(token_ids), rows):
+            for start in range(0, hidden.shape[1], rows):
                 (logits,) = session.run(None, {name: hidden[:, start : start + rows]})
                 yield start, logits[0]
 

@@ -20,12 +20,14 @@ from tokenizers import Tokenizer
 
 from leptonc.errors import InputError
 from leptonc.evaluate import fidelity, library
+from leptonc.evaluate.examples import Writer, answers, neighbours
 from leptonc.evaluate.noise import OutputNoise, Rounded
 from leptonc.evaluate.reference import Original, Reference
 from leptonc.evaluate.text import sentences
 from leptonc.frontend.capture import Captured
 from leptonc.frontend.interface import NEXT_TOKENS, ROWS, VALUES
 from leptonc.ir.ports import inputs_of
+from leptonc.report.examples import Examples
 from leptonc.report.quality import Fidelity
 from leptonc.sources.base import Source, text_limit
 from runtime_edge.encoder_record import encoder_of
@@ -49,10 +51,12 @@ class Comparison:
     Attributes:
         fidelity: Differences of its outputs from the original's.
         noise: Signal-to-noise ratio in decibels of each rounded linear layer, see `OutputNoise.decibels`.
+        examples: What both made of a few texts, where the comparison shows that.
     """
 
     fidelity: Fidelity
     noise: Mapping[str, float] = field(default_factory=dict)
+    examples: Examples | None = None
 
 
 class Runner(Protocol):
@@ -85,6 +89,7 @@ class Sample:
         name: The text's name in reports.
         scratch: Directory for temporary files. Default: the system's.
         library: The result of the comparison with sentence-transformers. Default: none.
+        examples: What the runner that was compared last and the original made of a few texts. Default: none.
     """
 
     source: Source
@@ -93,6 +98,7 @@ class Sample:
     name: str
     scratch: Path | None = None
     library: str | None = field(init=False, default=None)
+    examples: Examples | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.tokenizer = Tokenizer.from_str(self.source.tokenizer_json.decode())
@@ -120,11 +126,15 @@ class Sample:
         named = msgspec.structs.replace(
             compared, text=self.name, reference=reference, sentence_transformers=self.library
         )  # fmt: skip
-        return Comparison(named, watching.decibels())
+        return Comparison(named, watching.decibels(), self.examples)
 
     def compare_graph(self, model: ir.Model) -> Fidelity:
         """Compares a captured graph of the same task, run in float32 a layer at a time, with the original."""
         return self.compare(_CapturedGraph(model, self.scratch)).fidelity
+
+    def answers(self, writer: Writer) -> Examples:
+        """Returns what an artifact that writes text and the original answer to a few prompts."""
+        return answers(self._original(OutputNoise({})), writer)
 
     def _original(self, watching: OutputNoise) -> Original:
         """Returns the original: transformers' model or, for an emitted source, its graph."""
@@ -218,6 +228,8 @@ class Rows(Sample):
         if function is not None:
             reference = fidelity.scores(reference, function)
             rows = rows if runner.gives_scores else fidelity.scores(rows, function)
+        if not self._labels:
+            self.examples = neighbours(self.texts, reference, rows)
         return fidelity.compare_rows(reference, rows, function=function)
 
     def _compare_library(self, original: Original, rows: Floats) -> None:

@@ -7,7 +7,7 @@ code than ours, too: see `original.py`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -74,6 +74,9 @@ class Original(Protocol):
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yields blocks (position, float32 [n, vocab]) of a causal model's logits, in order."""
 
+    def likeliest(self, texts: list[list[int]], since: list[int]) -> list[list[int]]:
+        """Returns a causal model's likeliest token after each position of texts, from a position of each on."""
+
     def rows(self, token_ids: list[list[int]], skipped: int = 0) -> NDArray[np.float32]:
         """Returns an encoder's output for texts, float32 [n, dim]. Each text runs by itself, so without padding.
 
@@ -117,6 +120,16 @@ class Reference:
             body = self.model.base_model(**self._texts([token_ids]), use_cache=False)
         give_back()  # the weights are released: make room for the comparison
         return self._head(type(body), body[0], token_ids)
+
+    def likeliest(self, texts: list[list[int]], since: list[int]) -> list[list[int]]:
+        """See `Original.likeliest`: texts run side by side, short ones padded at their ends, which changes nothing."""
+        longest = max(map(len, texts))
+        padded = [text + text[-1:] * (longest - len(text)) for text in texts]
+        with self._ready():
+            body = self.model.base_model(**self._texts(padded), use_cache=False)
+        hidden = torch.cat([body[0][i, at : len(text)] for i, (text, at) in enumerate(zip(texts, since, strict=True))])
+        ids = [token for text, at in zip(texts, since, strict=True) for token in text[at:]]
+        return split(self._head(type(body), hidden[None], ids), texts, since)
 
     def _head(
         self, kind: Callable[..., Any], hidden: Tensor, token_ids: list[int]
@@ -182,6 +195,14 @@ class Reference:
         ones = torch.ones(tokens.shape[:2], dtype=torch.int64)
         pooled = (torch.arange(tokens.shape[1]) >= skipped).long()[None]
         self.model.sentence(tokens, {"attention_mask": ones, "pooling_mask": pooled})
+
+
+def split(
+    blocks: Iterable[tuple[int, NDArray[np.float32]]], texts: list[list[int]], since: list[int]
+) -> list[list[int]]:
+    """Returns the likeliest tokens of blocks of logits, by the texts whose positions they are of."""
+    picked = iter([int(token) for _, logits in blocks for token in logits.argmax(-1)])
+    return [[next(picked) for _ in text[at:]] for text, at in zip(texts, since, strict=True)]
 
 
 def _writable(array: NDArray[Any]) -> NDArray[Any]:

@@ -77,6 +77,7 @@ class Report(Section, kw_only=True):
         schema_version: Version of this schema.
         recipe: The options that repeat the build, as a recipe has them.
         warnings: What is otherwise than the checkpoint's own files say.
+        parameters: Weights of the model as it was read, before pruning; tied ones are counted once.
         unused: Tensors of the checkpoint that the model does not read.
         emitted: What was reported of an emitted graph that was the source.
         structure: Sizes of the model.
@@ -91,6 +92,7 @@ class Report(Section, kw_only=True):
     schema_version: int | msgspec.UnsetType = msgspec.UNSET
     recipe: dict[str, Any] | None = None
     warnings: list[str] | None = None
+    parameters: int | None = None
     unused: list[str] | None = None
     emitted: Emitted | None = None
     structure: Shape | None = None

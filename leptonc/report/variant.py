@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leptonc.report.examples import Examples
 from leptonc.report.quality import Fidelity, Recovery
 from leptonc.report.quantization import Activations, Quantization
 from leptonc.report.section import CalibrationText, Section
@@ -160,6 +161,7 @@ class VariantReport(Section, kw_only=True):
 
     Attributes:
         fidelity: The artifact beside the original, where that was measured.
+        examples: What both make of a few inputs, where that was measured.
         linears: The linear layers.
         embeddings: The embeddings.
         quantization: What a calibration text chose.
@@ -175,6 +177,7 @@ class VariantReport(Section, kw_only=True):
     """
 
     fidelity: Fidelity | None = None
+    examples: Examples | None = None
     linears: list[Matrix] | None = None
     embeddings: list[Matrix] | None = None
     quantization: Quantization | None = None

@@ -16,6 +16,7 @@ collect_ignore = (
         "passes",
         "backends",
         "artifact",
+        "pages",
         "evaluate",
         "build",
         "test_generation.py",

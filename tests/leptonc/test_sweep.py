@@ -16,8 +16,9 @@ import runtime_edge
 from leptonc.build.to_artifact import build
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
-from leptonc.sweep import Sweep, mark, points, sweep_page
-from tests.leptonc.artifact.test_page import contained
+from leptonc.pages.sweep import sweep_page
+from leptonc.sweep import Sweep, mark, points, row
+from tests.leptonc.pages.test_artifact import contained
 
 LLAMA = "sample:tiny-llama"
 TEXT = "The valves close when the pressure falls, and a lamp tells the driver which of them did so. " * 30
@@ -104,7 +105,7 @@ def test_a_point_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
     assert [record["name"] for record in found if "error" not in record] == ["int8"]
     assert [record["error"]["exit_code"] for record in found if "error" in record] == [3, 1]
     assert not (tmp_path / "auto-20kB.lepton").exists()
-    page = contained(sweep_page("t", found))
+    page = contained(sweep_page("t", "cpu", found, row))
     assert "found 20,000 bytes" in page.text
 
 
@@ -156,11 +157,11 @@ def test_the_command_line(leptonc: Callable[..., Any], tmp_path: Path) -> None:
     again = leptonc(*arguments, "--eval-text", text, "--window", 64, "--max-windows", 4)
     assert again.code == 0
     assert [line.split()[0] for line in again.out.splitlines()] == ["name", "fp32", "int4", "int8", "r"]
-    assert "weights:" not in again.err  # nothing was built
+    assert "writing weights:" not in again.err  # nothing was built
 
 
 def test_a_text_for_some_points_and_speeds_of_all(leptonc: Callable[..., Any], tmp_path: Path) -> None:
-    """One text serves those that read it; with speeds there are three plots, each with a dot a point."""
+    """One text serves those that read it; with speeds there are four plots, each with a dot a point."""
     text, keep = tmp_path / "text.txt", tmp_path / "keep"
     text.write_text(TEXT)
     done = leptonc(
@@ -174,10 +175,10 @@ def test_a_text_for_some_points_and_speeds_of_all(leptonc: Callable[..., Any], t
     read = {p: json.loads((Path(r["artifact"]) / "report.json").read_text())["recipe"] for p, r in rows.items()}
     assert [name for name, recipe in read.items() if "calibration" in recipe] == ["int8", "auto:300kB"]
     page = (keep / "sweep.html").read_text()
-    for what in ("Size and loss", "Speed and loss", "Size and speed"):
-        (plot,) = re.findall(rf"<h2>{what}</h2>(<svg.*?</svg>)", page, re.DOTALL)
+    for what in ("Size and quality", "Speed and quality", "Size and speed", "Size and speed of prompts"):
+        (plot,) = re.findall(rf'<h3>{what}</h3>.*?(<svg class="wide".*?</svg>)', page)
         assert plot.count("<circle") == 3
-        assert all(f">{name}<" in plot for name in rows)
+        assert all(f": {name}</title>" in plot for name in rows)
 
 
 def test_command_lines_that_cannot_be_met(leptonc: Callable[..., Any], tmp_path: Path) -> None:

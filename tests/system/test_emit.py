@@ -108,7 +108,7 @@ def test_an_emission_that_is_interrupted(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("weights: "):
+        if line.startswith("writing weights: "):
             break
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -26,6 +26,7 @@ from leptonc.memory import give_back
 from leptonc.options import LayerRule
 from leptonc.passes.quantize.methods import ROUNDING
 from leptonc.passes.quantize.weights import LayerFormat
+from leptonc.report.examples import Examples
 from leptonc.variant import VariantBuild, VariantPlan
 from runtime_edge.manifest import Graph, Manifest, Variant
 
@@ -102,6 +103,14 @@ def measure(
     """See `Backend.measure`: the runtime runs the artifact as it will on the device."""
     give_back()
     return variant.sample.compare(_Artifact(writer.path), rounded)
+
+
+def examples(variant: VariantBuild, writer: ArtifactWriter, manifest: Manifest) -> Examples:
+    """See `Backend.examples`."""
+    from leptonc.backends.onnxruntime.writing import ArtifactWriting
+
+    give_back()
+    return variant.sample.answers(ArtifactWriting(writer.path, manifest))
 
 
 class _Artifact:

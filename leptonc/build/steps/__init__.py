@@ -28,6 +28,7 @@ from leptonc.build.steps.quantize_inputs import QuantizeInputs
 from leptonc.build.steps.quantize_prompt_inputs import QuantizePromptInputs
 from leptonc.build.steps.rotate import RotateResidual
 from leptonc.build.steps.scale_channels import ScaleChannels
+from leptonc.build.steps.show_examples import ShowExamples
 from leptonc.build.steps.spend_budget import SpendBudget
 from leptonc.build.steps.store_tokenizer import StoreTokenizer
 from leptonc.build.steps.write_emitted import WriteEmitted
@@ -61,6 +62,7 @@ VARIANT_STEPS: tuple[Step, ...] = (
     PromptGraph(),
     MeasurePrompts(),
     JudgePrompts(),
+    ShowExamples(),
     CompileEngine(),
 )
 TO_ARTIFACT: tuple[Step, ...] = (StoreTokenizer(), AttachFiles(), *MODEL_STEPS, MeasureSpeed(), *VARIANT_STEPS)

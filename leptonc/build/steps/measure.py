@@ -43,7 +43,7 @@ class Measure(VariantStep):
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:
         rounded = rounded_of(variant.passes)
         comparison = measure(context, variant, f"{variant.prefix}check", rounded)
-        variant.report.fidelity = comparison.fidelity
+        variant.report.fidelity, variant.report.examples = comparison.fidelity, comparison.examples
         return dataclasses.replace(variant, noise=comparison.noise)
 
 

@@ -17,6 +17,7 @@ from leptonc.artifact.writer import ArtifactWriter
 from leptonc.build.to_artifact import build
 from leptonc.errors import BoundError, CaptureError, InputError
 from leptonc.options import BuildOptions
+from leptonc.progress import TITLES
 from leptonc.report import as_plain
 from runtime_edge.errors import LeptonError
 from tests.leptonc import models
@@ -100,11 +101,12 @@ def test_the_report_of_a_decoder(tmp_path: Path) -> None:
     assert report["bytes"] == {
         "weights": blobs, "graph": len(stored["cpu.onnx"]), "tokenizer": len(stored["tokenizer.json"]),
     }  # fmt: skip
-    assert {"open", "capture", "passes", "weights", "check"} <= set(steps)
-    assert 0.99 * blobs <= steps["weights"] <= blobs
+    titles = [TITLES[name] for name in ("open", "capture", "passes", "weights", "check", "examples")]
+    assert set(titles) <= set(steps)
+    assert 0.99 * blobs <= steps[TITLES["weights"]] <= blobs
     assert {"capture", "weights", "check", "pass fuse-linears"} <= set(result.seconds)
-    assert foreseen == ["passes", "weights", "check"]
-    assert list(result.estimated_seconds) == ["capture", *foreseen]
+    assert foreseen == titles[2:]
+    assert list(result.estimated_seconds) == ["capture", "passes", "weights", "check", "examples"]
 
 
 def test_perplexity_is_that_of_transformers(tmp_path: Path) -> None:

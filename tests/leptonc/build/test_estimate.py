@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import leptonc
+from leptonc.backends.traits import TRAITS
 from leptonc.build import steps as steps_module
 from leptonc.build import to_artifact
 from leptonc.build.engine import checked_plan
@@ -20,7 +23,7 @@ from leptonc.build.to_onnx import emit
 from leptonc.build.work import KINDS, Work, checking, reading
 from leptonc.frontend.capture import Captured, capture
 from leptonc.options import BuildOptions
-from leptonc.progress import Timed, plain
+from leptonc.progress import TITLES, Timed, plain, shown
 from leptonc.sources import open_source
 
 pytestmark = pytest.mark.usefixtures("short_windows")
@@ -82,14 +85,14 @@ def test_stages_that_are_foreseen_come_and_no_others(options: dict[str, Any], tm
     if "fp32" not in options.values() and "target" not in options:
         options = {**options, "calibration": text}
     build(BuildOptions(**{"source": LLAMA, "out": tmp_path / "m", **options}), watching)
-    begun = {"open", "capture"}
+    begun = {TITLES["open"], TITLES["capture"]}
     assert sorted(watching.foreseen) == sorted(name for name in watching.came if name not in begun)
 
 
 def test_an_emission_foresees_its_own_stages(tmp_path: Path) -> None:
     watching = Watching()
     result = emit(BuildOptions(LLAMA, out=tmp_path / "m"), watching)
-    assert watching.foreseen == ["weights", "check"]
+    assert watching.foreseen == [TITLES["weights"], TITLES["check"]]
     assert list(result.estimated_seconds) == ["capture", "weights", "check"]
 
 
@@ -143,6 +146,18 @@ def test_a_stage_inside_another_is_timed_apart() -> None:
         pass
     assert clock.seconds["a: passes"] >= clock.seconds["pass calibrate"]
     assert clock.own["passes"] + clock.own["pass calibrate"] == pytest.approx(clock.seconds["a: passes"])
+    assert clock.total == pytest.approx(clock.seconds["a: passes"])  # a stage inside another counts once
+
+
+def test_every_stage_has_a_title_for_people() -> None:
+    """All that is named in the sources where a stage is opened or foreseen; no two share a title."""
+    sources = "".join(path.read_text() for path in Path(leptonc.__file__).parent.rglob("*.py"))
+    named = set(re.findall(r"""\b(?:stage|_stage|work)\(f?"(?:{[\w.]*prefix})?([a-z ]+)\"""", sources))
+    named |= {traits.compiles for traits in TRAITS.values()} - {""}
+    assert len(named) > 20
+    assert named <= set(TITLES)
+    assert len(set(TITLES.values())) == len(TITLES)
+    assert (shown("cpu: decoder: passes"), shown("other")) == ("cpu: decoder: preparing the graph", "other")
 
 
 def test_what_a_build_took_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

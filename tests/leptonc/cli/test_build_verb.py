@@ -38,7 +38,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path) -> list[compiler
         with progress.stage("one", 2) as advance:
             advance(1)
         manifest = runtime_edge.verify(tiny_artifact)
-        return compiler.BuildResult(Path("made.lepton"), manifest, REPORT, {"one": 1.25})
+        return compiler.BuildResult(Path("made.lepton"), manifest, REPORT, {"one": 1.25}, total_seconds=1.25)
 
     monkeypatch.setattr(compiler, "build", build)
     return calls

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable
@@ -12,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 import runtime_edge
-from leptonc.artifact.page import report_page
-from leptonc.artifact.plots import Axis, Dot, dots, number
-from leptonc.evaluate.bounds import loss
+from leptonc.pages.artifact import report_page
+from leptonc.pages.axes import number
+from leptonc.pages.words import percent, verdict
 from leptonc.report import Report, report_of
+from leptonc.report.examples import Example, Examples
 from leptonc.report.pruning import Pruning
-from leptonc.report.quality import Fidelity, Judged, Recovery
+from leptonc.report.quality import Judged, Recovery
 from leptonc.report.quantization import Activations, Quantization, QuantizedInput
 from leptonc.report.section import Change
 from leptonc.report.variant import Matrix, VariantReport
@@ -88,15 +87,23 @@ def test_an_artifacts_page_is_one_file_with_the_reports_figures(
     assert (embedding["path"], embedding["head"], embedding["weights"]) == ("model.embed_tokens", "lm_head", "int4")
     assert embedding["bytes"] == embedding["shape"][0] * embedding["shape"][1] // 32 * 18
     assert f"{embedding['bytes']:,}" in read.cells
-    assert "embedding: int4, blocks of 32" in read.text
-    assert f"embedding: {number(embedding['bytes'] / 1e6)}" in read.text  # its column of megabytes
-    assert f"embedding: {number(embedding['snr_db'])}" in read.text
+    assert "All matrices of weights are int4" in read.text  # and no picture of what is the same
+    column = number(float(f"{embedding['bytes'] / 1e6:.3g}"))
+    assert f"embedding: embedding {column} MB" in read.text
+    assert f"model.embed_tokens: {number(embedding['snr_db'])}" in read.text
+    (headline,) = re.findall("<h1>(.*?)</h1>", page.decode())
+    times = 4 * manifest.parameters / (report["bytes"]["weights"] + report["bytes"]["graph"])
+    assert headline == f"{manifest.name}, made {times:.1f} times smaller"
+    lost = 100 * (found["fidelity"]["perplexity"] / found["fidelity"]["perplexity_reference"] - 1)
+    assert f"Its answers are {verdict(lost)}: perplexity {percent(lost)}." in read.text
     for row in (*found["linears"], embedding):
         assert row["path"] in read.cells
         assert number(row["snr_db"]) in read.cells
     assert number(found["fidelity"]["kl_divergence"]) in read.cells
     assert {"quantize-weights", f"{report['bytes']['weights']:,}"} <= set(read.cells)
-    assert page.count(b"<circle") == len(found["linears"]) + 1
+    wide = re.findall(r'<svg class="wide".*?</svg>', page.decode())
+    (noise,) = [svg for svg in wide if "<title>Signal-to-noise" in svg]
+    assert noise.count('class="mark ') == len(found["linears"]) + 1
     assert "Pruned" not in read.text
     listed = msgspec.structs.replace(
         manifest, report=None, files=tuple(f for f in manifest.files if not f.path.startswith("report."))
@@ -161,11 +168,12 @@ def test_sections_follow_from_what_is_reported(artifact: Callable[..., Path]) ->
     assert b"<b>bold" not in page
     for expected in ("What was pruned", "Ranges of activations", "Sensitivity", "int4", "int8", "fp32"):
         assert expected in read.text, expected
-    for title in ("model.layers.0/mlp: 96 of 128 channels", "model.layers.1/mlp: gone", "attention heads", "30", "25%"):
+    for title in ("model.layers.0/mlp: 96 of 128 channels", "model.layers.1/mlp: gone", "attention heads", "25%"):
         assert title in read.text, title
     assert {"recovery before kl divergence", "recovery after kl divergence"} <= set(read.cells)
     assert {"0.25", "cuts 5 of them"} <= set(read.cells)
-    assert "Signal-to-noise" not in read.text  # not measured
+    assert "Error of each layer" not in read.text  # not measured
+    assert read.text.count("not measured") == 3  # the lead, quality and speed say so
     assert page.index(b"<h2>Warnings</h2>") < page.index(b"What was pruned")
     for told in warnings:
         assert page.decode().count(f"<li>{escape(told)}</li>") == 1
@@ -178,32 +186,47 @@ def test_a_page_of_two_graphs_shows_the_one_for_prompts(artifact: Callable[..., 
     path = artifact("sample:tiny-llama", **options)
     read = contained((path / "report.html").read_bytes())
     found = json.loads((path / "report.json").read_text())["variants"]["cpu"]
-    for what, about in (("against float32", found), ("prompts against float32", found["prefill"])):
-        how, lost = loss(Fidelity(**about["fidelity"]))
-        assert f"{what}: {how}\n{lost:.2f} %" in read.text
+    for title, about in (("Perplexity", found), ("Perplexity of prompts", found["prefill"])):
+        ours, original = about["fidelity"]["perplexity"], about["fidelity"]["perplexity_reference"]
+        figure = f"{number(float(f'{ours:.4g}'))} ({percent(100 * (ours / original - 1))})"
+        assert f"{title}\n{figure}\nfloat32: {number(float(f'{original:.4g}'))}\n" in read.text
     assert "Ranges of activations" in read.text
     for each in found["prefill"]["activations"]["inputs"]:
         assert f"{each['layers'][0]}: {number(max(map(abs, each['range'])))}" in read.text
 
 
-@pytest.mark.parametrize("log", [False, True])
-def test_points_lie_where_their_axes_say(log: bool) -> None:
-    values = [1.0, 10.0, 100.0]
-    x, y = Axis.over("x", values, log=log), Axis.over("y", values, log=log)
-    drawn = dots("t", [Dot(v, v, 0, "p") for v in values], x, y, line=(0, 1, 2))
-    centres = [tuple(map(float, c)) for c in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
-    steps = [(b[0] - a[0], a[1] - b[1]) for a, b in itertools.pairwise(centres)]
-    expected = 1.0 if log else 10.0
-    for axis in (0, 1):
-        assert steps[1][axis] / steps[0][axis] == pytest.approx(expected, rel=0.02)
-    assert all(56 <= cx <= 708 and 10 <= cy <= 220 for cx, cy in centres)
-    assert all(x.low <= tick <= x.high for tick in x.ticks())
-    assert len(x.ticks()) >= 3
+HOSTILE = "</p><script>alert(1)</script>\x00\x1b[31m\u202eevil 'quoted' \"twice\" & <b>"
 
 
-def test_axes_of_a_single_value_and_of_zeros() -> None:
-    for values in ([5.0], [0.0, 0.0]):
-        axis = Axis.over("x", values)
-        assert 0 < axis.at(values[0]) < 1
-        assert axis.ticks()
-    assert (number(1234567.0), number(0.000123456), number(12.5)) == ("1,234,567", "0.0001235", "12.5")
+def test_what_models_say_is_text_and_nothing_else(artifact: Callable[..., Path]) -> None:
+    manifest = runtime_edge.verify(artifact("sample:tiny-llama", weights="int4"))
+    rows = [Example(input=HOSTILE, original="The same <i>start</i>", artifact=f"The same {HOSTILE}")]
+    told = VariantReport(examples=Examples(about=HOSTILE, asks=True, rows=rows))
+    named = msgspec.structs.replace(manifest, name=HOSTILE, architecture=HOSTILE)
+    page = report_page(named, Report(variants={"cpu": told}, warnings=[HOSTILE]))
+    read = contained(page)
+    assert not read.tags & {"script", "b", "i"}
+    assert not re.search("[\x00\x1b\u202e]", page.decode())
+    assert page.decode().count("&lt;script&gt;") >= 6
+    assert "The same " in read.text
+    assert "Underlined is what follows the first difference." in read.text
+
+
+def test_a_page_says_what_is_good_of_every_figure_and_names_the_originals(artifact: Callable[..., Path]) -> None:
+    """Each card of a decoder, a classifier and an embedding model has a sentence, and float32's figure where known."""
+    for source in ("sample:tiny-llama", "sample:tiny-bert-classifier", "sample:tiny-sentence"):
+        page = (artifact(source, weights="int8", check=True) / "report.html").read_text()
+        cards = page.partition("</style>")[2].split('<div class="card">')[1:]
+        assert len(cards) >= 3
+        assert all(re.search(r'<p class="soft">[A-Z][^.]+\.', card) for card in cards)
+        assert sum("float32: " in card for card in cards) == len(cards) - 1  # speed is not measured
+        assert "leptonc bench" in cards[-1]
+
+
+def test_the_original_is_that_before_pruning(artifact: Callable[..., Path]) -> None:
+    path = artifact("sample:tiny-llama", weights="int8", prune="25%", prune_method="magnitude")
+    report, manifest = json.loads((path / "report.json").read_text()), runtime_edge.verify(path)
+    assert report["parameters"] > manifest.parameters
+    times = 4 * report["parameters"] / (report["bytes"]["weights"] + report["bytes"]["graph"])
+    page = (path / "report.html").read_text()
+    assert f"made {times:.1f} times smaller" in page
