@@ -19,7 +19,9 @@ BUILD = [sys.executable, "-m", "leptonc", *ARGUMENTS]
 
 
 # While weights are written, tests/system/test_emit.py interrupts.
-@pytest.mark.parametrize(("stage", "number"), [("opening the model", signal.SIGINT), ("preparing the graph", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("stage", "number"), [("opening the model", signal.SIGINT), ("preparing the graph", signal.SIGTERM)]
+)
 def test_a_build_that_is_interrupted(tmp_path: Path, stage: str, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [*BUILD, str(tmp_path / "m.lepton")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
