@@ -33,7 +33,8 @@ _OF_PART = {"inputs", "roles", "output", "dim"}  # of an encoder, whose other fi
 def page() -> str:
     """Returns the page."""
     parts = [MADE, _HEAD]
-    for kind in [*_records(Manifest), DecoderSettings, Encoder]:
+    kinds: list[type[Record]] = [*_records(Manifest), DecoderSettings, Encoder]
+    for kind in kinds:
         summary, meanings = described(kind)
         fields = [field for field in msgspec.structs.fields(kind) if kind is not Encoder or field.name not in _OF_PART]
         hints = typing.get_type_hints(kind)

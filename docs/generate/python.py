@@ -123,8 +123,8 @@ def _section(section: Any, item: Any) -> Iterator[str]:
         text = " ".join(" ".join(entry.description.split()) for entry in value)
         yield f"Returns {text[0].lower()}{text[1:]}\n\n"
     elif kind == "raises":
-        rows = ((_errors(str(entry.annotation)), marked(entry.description)) for entry in value)
-        yield table(("raises", "where"), rows) + "\n"
+        errors = [(_errors(str(entry.annotation)), marked(entry.description)) for entry in value]
+        yield table(("raises", "where"), errors) + "\n"
     elif kind == "admonition" and value.kind == "example":
         yield f"```python\n{textwrap.dedent(value.contents)}\n```\n\n"
     else:

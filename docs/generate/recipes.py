@@ -46,8 +46,8 @@ def page() -> str:
         rows = ((f"`{name}`", _values(kinds[name], option), _meaning(option)) for name, option in members)
         parts.append(f"## {group}\n\n{table(('field', 'values', 'meaning'), rows)}\n")
     _, meanings = described(LayerRule)
-    rows = ((f"`{name}`", meaning) for name, meaning in meanings.items())
-    parts.append(_LAYERS.lstrip("\n") + table(("field", "meaning"), rows))
+    layers = ((f"`{name}`", meaning) for name, meaning in meanings.items())
+    parts.append(_LAYERS.lstrip("\n") + table(("field", "meaning"), layers))
     shipped = (
         (f"`{path.stem}`", _comment(path.read_text(encoding="utf-8"))) for path in sorted(SHIPPED.glob("*.toml"))
     )

@@ -54,8 +54,8 @@ def sections() -> list[type[Section]]:
     return list(order)
 
 
-def described(kind: type[Section]) -> tuple[str, dict[str, str]]:
-    """Returns a section's summary, and the meaning of each field by its name, as its docstring has them."""
+def described(kind: type[Any]) -> tuple[str, dict[str, str]]:
+    """Returns a record's summary, and the meaning of each field by its name, as its docstring has them."""
     summary, _, attributes = (inspect.getdoc(kind) or "").partition("\n\nAttributes:\n")
     return " ".join(summary.split()), {name: " ".join(text.split()) for name, text in _FIELD.findall(attributes)}
 
