@@ -136,6 +136,7 @@ class Presses:
 
     def check(self) -> None:
         """Raises KeyboardInterrupt where it was pressed since the last call."""
+        signal.signal(signal.SIGINT, self.note)  # an editor may have left another handler
         was_pressed, self._is_pressed = self._is_pressed, False
         if was_pressed:
             raise KeyboardInterrupt

@@ -118,9 +118,16 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(speaker: Callable[..., Path], o
         terminal.wait(f"[stopped]\n\n{PROMPT}")
         assert "unseen" not in terminal.shown
         assert "1 turn\n" in said(terminal, "/stats\r")
+        terminal.type("again\r")
+        terminal.wait(lambda shown: "word98" in shown.partition("> again\n")[2])
+        terminal.type(CTRL_C)
+        terminal.wait(lambda shown: shown.count("[stopped]") == 2 and shown.endswith(PROMPT))
+        cached = re.search(r"(\d+) were", said(terminal, "/stats\r"))
+        assert cached is not None
+        assert int(cached[1]) > 100  # the answer that was ended is read again from the cache
         assert said(terminal, "typed" + CTRL_C).startswith("> typed\n")
         terminal.type(CTRL_C)
-        terminal.wait("Ctrl-C once more, or Ctrl-D, ends the chat.")
+        terminal.wait(f"Ctrl-C once more, or Ctrl-D, ends the chat.\n{PROMPT}")
         terminal.type(CTRL_C)
         assert terminal.end() == 0
         assert terminal.is_cooked()
