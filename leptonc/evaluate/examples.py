@@ -51,8 +51,13 @@ def answers(original: Original, writer: Writer) -> Examples:
     asks, names, prompts = writer.prompts()
     ours = writer.go_on(prompts, TOKENS)
     theirs = greedy(original.likeliest, writer.go_on, prompts, ours, writer.ends)
+
+    def said(token_ids: list[int]) -> str:
+        ended = bool(token_ids) and token_ids[-1] in writer.ends
+        return writer.text(token_ids) + ("" if ended else "…")
+
     rows = [
-        Example(input=name, original=writer.text(left), artifact=writer.text(right))
+        Example(input=name, original=said(left), artifact=said(right))
         for name, left, right in zip(names, theirs, ours, strict=True)
     ]
     what = "answers the same questions" if asks else "goes on from the same beginnings"
