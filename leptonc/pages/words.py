@@ -9,16 +9,18 @@ from leptonc.report.quality import Fidelity
 
 # Bounds of the loss in percent, and what an artifact within one of them answers.
 VERDICTS = (
-    (0.05, "the same as those of the original"), (1.0, "nearly those of the original"),
-    (3.0, "close to those of the original"), (10.0, "somewhat worse than those of the original"),
-    (math.inf, "much worse than those of the original"),
+    (1.0, "nearly those of the original"), (3.0, "close to those of the original"),
+    (10.0, "somewhat worse than those of the original"), (math.inf, "much worse than those of the original"),
 )  # fmt: skip
+_SAME, _EQUAL = 0.05, 0.9995  # percent of loss, and part of equal choices, of what is the same as the original
 WISHES = (1.0, 3.0, 10.0)  # percent of loss that a reader may accept
 SCALE = "A change below 1 % is small, one above 10 % is much."
 
 
 def verdict(lost: float) -> str:
-    """Returns what outputs are, by their loss in percent."""
+    """Returns what outputs are, by their loss in percent; a gain of the measure is no gain of the model."""
+    if lost < -1:
+        return "other than those of the original, and not worse by this measure"
     return next((words for bound, words in VERDICTS if lost < bound), VERDICTS[-1][1])
 
 
@@ -50,6 +52,8 @@ def quality(fidelity: Fidelity | None, outputs: str = "answers") -> str:
     if fidelity is None:
         return "How close its answers are to those of the original was not measured."
     how, lost = loss(fidelity)
+    agreed = fidelity.top1_agreement is None or fidelity.top1_agreement >= _EQUAL
+    told = "the same as those of the original" if agreed and abs(lost) < _SAME else verdict(lost)
     if fidelity.perplexity is not None:
-        return f"Its {outputs} are {verdict(lost)}: perplexity {percent(lost)}."
-    return f"Its {outputs} are {verdict(lost)}: {how} by {lost:.2g} %."
+        return f"Its {outputs} are {told}: perplexity {percent(lost)}."
+    return f"Its {outputs} are {told}: {how} by {lost:.2g} %."

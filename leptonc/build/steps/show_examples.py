@@ -18,7 +18,7 @@ from leptonc.variant import VariantBuild, VariantPlan
 
 _STAGE = "examples"
 _PROMPT = 30  # tokens, about
-_READ = 0.6  # of the most that the original can have to read, about
+_READ = 0.4  # of the most that the original can have to read, about
 
 
 class ShowExamples(VariantStep):
