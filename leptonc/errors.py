@@ -3,6 +3,7 @@
 LeptonError
 ├── InputError         the model, file or option that was given is wrong        (1)
 │   └── CaptureError   the architecture cannot be captured                      (1)
+├── WrongCaptureError  the captured graph does not compute what the model does      (70)
 ├── BoundError         a quality or size bound was not met; nothing is written  (3)
 └── MissingExtraError  a verb needs packages of an extra that is not installed  (4)
 """
@@ -32,6 +33,12 @@ class ResumeWarning(RequestWarning):
 
 class CaptureError(InputError):
     """A model's graph could not be captured whole; the message names the module and what was expected of it."""
+
+
+class WrongCaptureError(LeptonError):
+    """The captured graph does not compute what the model does: a fault of this program, and nothing is written."""
+
+    exit_code = 70
 
 
 class BoundError(LeptonError):

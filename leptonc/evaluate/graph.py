@@ -48,8 +48,7 @@ class GraphReference:
         self._model, self._folder, self._noise = model, folder, noise
         self._output = str(model.graph.outputs[0].name)
         self._head = head_of(model.graph)
-        behind = edit.behind(self._head.node) if self._head is not None else set()
-        self._stages = stages(model, partial(_place, behind))
+        self._stages = stages_and_head(model)
 
     def logits(self, token_ids: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `Original.logits`: the head runs over some positions at a time."""
@@ -109,6 +108,13 @@ class GraphReference:
         """Returns a stage's linear layers to observe, heads among them. Default: none, without `noise`."""
         layers = map(linear_of, stage.nodes if self._noise is not None else ())
         return [linear for linear in layers if linear is not None]
+
+
+def stages_and_head(model: ir.Model) -> list[Stage]:
+    """Cuts a graph into its layers, with a stage of its own for the head of a model that writes text."""
+    head = head_of(model.graph)
+    behind = edit.behind(head.node) if head is not None else set()
+    return stages(model, partial(_place, behind))
 
 
 def _place(head: set[ir.Node], node: ir.Node) -> str:

@@ -190,6 +190,31 @@ class Reference:
         ports = [port for form in self._forms.values() for port in form.inputs if port.role not in own]
         return {port.name: torch.from_numpy(np.ascontiguousarray(values[port.role])) for port in ports}
 
+    def outputs(self, token_ids: list[int], see: Callable[[str, NDArray[Any]], None]) -> None:
+        """Runs the model on one text, and shows what each of its modules returns first, in the order that they end.
+
+        Args:
+            token_ids: The text, without padding.
+            see: Called with a module's path and its output, or the first of them; the model itself is left out.
+        """
+        handles, seen = [], set()
+
+        def look(path: str, _module: nn.Module, _args: Any, out: Any) -> None:
+            first = out[0] if isinstance(out, (tuple, list)) and out else out
+            if isinstance(first, Tensor) and first.is_floating_point() and path not in seen:
+                seen.add(path)
+                see(path, first.numpy())
+
+        for path, module in self.model.named_modules():
+            if path:
+                handles.append(module.register_forward_hook(functools.partial(look, path)))
+        try:
+            with self._ready():
+                self.model(**self._texts([token_ids]))
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _run_steps(self, tokens: Tensor, skipped: int) -> None:
         """Runs the traced steps after the encoder, so that their linear layers are observed."""
         ones = torch.ones(tokens.shape[:2], dtype=torch.int64)

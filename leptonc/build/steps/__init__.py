@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from leptonc.build.step import Step
 from leptonc.build.steps.attach_files import AttachFiles
+from leptonc.build.steps.check_capture import CheckCapture
 from leptonc.build.steps.check_emitted import CheckEmitted
 from leptonc.build.steps.choose_codes import ChooseCodes
 from leptonc.build.steps.compile_engine import CompileEngine
@@ -37,6 +38,7 @@ from leptonc.build.steps.write_text import WriteText
 
 # On the captured model, before variants part.
 MODEL_STEPS: tuple[Step, ...] = (
+    CheckCapture(),
     KeepOriginal(),
     WriteText(),  # before anything is cut out of the model that writes
     PruneUnits(),

@@ -37,6 +37,8 @@ class TextGeneration(Task):
 
     def run(self, part: str, model: nn.Module, recorder: Recorder | None, args: Mapping[str, Tensor]) -> Any:
         cache: Any = PassThroughCache(recorder) if recorder else None
+        if recorder is not None and (first := _first_position(model)):
+            args = {**args, names.POSITIONS.name: args[names.POSITIONS.name] + first}
         return model(**args, past_key_values=cache, use_cache=cache is not None).logits
 
     def settings(self, parts: Mapping[str, Part], config: Any, source: Source, max_seq_len: int) -> dict[str, Any]:
@@ -73,3 +75,13 @@ class TextGeneration(Task):
                     hint='where it was trained as a decoder, its config.json says `"is_decoder": true`, and no '
                     "`use_bidirectional_attention`",
                 )
+
+
+def _first_position(model: nn.Module) -> int:
+    """Returns the position of a text's first token: some models count from behind the padding index.
+
+    They count no padding token; a text of ours has none.
+    """
+    counting = (module for module in model.modules() if hasattr(module, "create_position_ids_from_input_ids"))
+    embeddings: Any = next(counting, None)
+    return 0 if embeddings is None else int(embeddings.padding_idx) + 1
