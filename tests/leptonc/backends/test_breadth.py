@@ -40,6 +40,8 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "NemotronForCausalLM": ("NemotronConfig", GROUPED | {"head_dim": 16}),  # LayerNorm with gains around zero
     "OPTForCausalLM": ("OPTConfig", OPT),  # learned positions, biases
     "PhiForCausalLM": ("PhiConfig", GROUPED),
+    # Positions counted from behind the padding index.
+    "RobertaForCausalLM": ("RobertaConfig", SIZE | {"is_decoder": True, "pad_token_id": 1, "type_vocab_size": 1}),
     "SmolLM3ForCausalLM": ("SmolLM3Config", GROUPED),  # some layers without rotary embedding
     "StableLmForCausalLM": ("StableLmConfig", GROUPED),
 }
