@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from leptonc.artifact.describe import tokenizer_of
 from leptonc.calibrate.staged_run import StagedRun
-from leptonc.errors import OVERFLOWS, InputError, WrongCaptureError
+from leptonc.errors import WrongCaptureError
 from leptonc.evaluate.graph import GraphReference, stages_and_head
 from leptonc.evaluate.measure import NextTokens, Rows, Sample
 from leptonc.evaluate.pieces import outputs_in_pieces
@@ -46,7 +46,6 @@ def check_capture(sample: Sample) -> None:
 
     Raises:
         WrongCaptureError: They differ by more than rounding.
-        InputError: The original's outputs are not finite.
     """
     if sample.source.emitted is not None:
         return
@@ -121,9 +120,7 @@ def _compare(
 ) -> None:
     """Compares rows of outputs; `original` finds where the graph differs first on the text `ids`."""
     if not np.isfinite(expected).all():
-        raise InputError(
-            "expected finite outputs of the original on a short text, found NaN or infinite values", hint=OVERFLOWS
-        )
+        return  # there is nothing to compare with: what measures activations or the loss refuses such a model
     worst = _difference(expected, found)
     if worst <= TOLERANCE:
         return

@@ -59,7 +59,11 @@ def reference_of(source: Source) -> Any:
     if not set(stored) & set(model.state_dict()):  # a base model's names in a checkpoint of the whole, or the reverse
         stored = {n.removeprefix(prefix) if n.startswith(prefix) else prefix + n: t for n, t in stored.items()}
     missing, unexpected = model.load_state_dict(stored, strict=False)
-    tied = {"lm_head.weight", "lm_head.decoder.weight", "lm_head.decoder.bias"} if getattr(config, "tie_word_embeddings", False) else set()
+    tied = (
+        {"lm_head.weight", "lm_head.decoder.weight", "lm_head.decoder.bias"}
+        if getattr(config, "tie_word_embeddings", False)
+        else set()
+    )
     computed = {n for n, _ in model.named_buffers()}
     assert set(missing) <= tied | computed, missing
     assert set(unexpected) <= {"pooler.dense.weight", "pooler.dense.bias"} | computed, unexpected

@@ -24,7 +24,8 @@ class CheckCapture(ModelStep):
     several_parts: ClassVar[bool] = True
 
     def needs(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Need]:
-        yield Need("the check of the capture", CHECKING + sizes.largest + sizes.original)
+        if not sizes.emitted:
+            yield Need("the check of the capture", CHECKING + sizes.largest + sizes.original)
 
     def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
         # The original and the graph read all weights once; the tokens are few.

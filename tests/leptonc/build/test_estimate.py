@@ -165,7 +165,7 @@ def test_what_a_build_took_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyP
     learnt: list[set[str]] = []
     monkeypatch.setattr(Rates, "learn", lambda self, works, seconds: learnt.append(set(seconds)))
     build(BuildOptions(LLAMA, out=tmp_path / "a", weights="int8", fast=True, check=False))
-    assert learnt == [{"open", "capture", "passes", "weights"}]
+    assert learnt == [{"open", "capture", "capture check", "passes", "weights"}]
     build(BuildOptions(LLAMA, out=tmp_path / "b", method="gptq", check=False, resume=tmp_path / "steps"))
     assert len(learnt) == 1  # parts of stages may have been there
 
