@@ -10,7 +10,8 @@ from typing import Protocol
 
 # What the user is shown of each stage. Stages have short names of their own, which rates and figures in JSON go by.
 TITLES = {
-    "open": "opening the model", "capture": "tracing the model", "calibration text": "calibration text",
+    "open": "opening the model", "capture": "tracing the model", "capture check": "check of the tracing",
+    "calibration text": "calibration text",
     "cache ranges": "ranges of the cache", "activations": "ranges of activations",
     "sensitivity": "layer sensitivities", "scaling": "scales of channels", "pass calibrate": "quantizing weights",
     "passes": "preparing the graph", "weights": "writing weights", "check": "quality check",

@@ -92,8 +92,8 @@ def test_stages_that_are_foreseen_come_and_no_others(options: dict[str, Any], tm
 def test_an_emission_foresees_its_own_stages(tmp_path: Path) -> None:
     watching = Watching()
     result = emit(BuildOptions(LLAMA, out=tmp_path / "m"), watching)
-    assert watching.foreseen == [TITLES["weights"], TITLES["check"]]
-    assert list(result.estimated_seconds) == ["capture", "weights", "check"]
+    assert watching.foreseen == [TITLES["capture check"], TITLES["weights"], TITLES["check"]]
+    assert list(result.estimated_seconds) == ["capture", "capture check", "weights", "check"]
 
 
 def test_amounts_grow_with_what_is_read(captured: Captured, tmp_path: Path) -> None:
