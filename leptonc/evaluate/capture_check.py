@@ -8,6 +8,7 @@ over its states; an encoder text by text, and in a padded batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def first_difference(model: ir.Model, original: Reference, ids: list[int], folde
                 for value in node.outputs
                 if value.dtype == ir.DataType.FLOAT
             }
-            graph.run(at, also=list(modules), observer=lambda text, values, modules=modules: see(modules, text, values))
+            graph.run(at, also=list(modules), observer=partial(see, modules))
     known = [path for path in outputs if path in equal]
     last = max((at for at, path in enumerate(known) if equal[path]), default=-1)
     return next((path for path in known[last + 1 :]), None)

@@ -103,5 +103,5 @@ def _presents(part: Part) -> list[str]:
 
 def _sizes(value: ir.Value, text: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of an empty state: open sizes are the batch, and what the text needs."""
-    _, *others = value.shape or ()
-    return (text[0], *(size if isinstance(size, int) else text[1] for size in others))
+    sizes = tuple(value.shape or ())
+    return (text[0], *(size if isinstance(size, int) else text[1] for size in sizes[1:]))
