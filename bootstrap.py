@@ -87,7 +87,13 @@ def keep_bytecode() -> None:
 def install(extras: tuple[str, ...], lists: list[Path]) -> None:
     """Creates the environment and installs what is not there yet; a failure ends this program."""
     kernels = ROOT / "runtime_edge" / "kernels"
-    sources = [ROOT / "pyproject.toml", ROOT / "setup.py", TYPES, *sorted(LISTS.glob("*.txt")), *sorted(kernels.glob("*.[ch]"))]
+    sources = [
+        ROOT / "pyproject.toml",
+        ROOT / "setup.py",
+        TYPES,
+        *sorted(LISTS.glob("*.txt")),
+        *sorted(kernels.glob("*.[ch]")),
+    ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     packages = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # an installation in place maps these
     wanted = {"pyproject": digest, "python": sys.version, "root": str(ROOT), "packages": packages}
