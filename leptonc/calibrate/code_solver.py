@@ -143,10 +143,12 @@ class Solver:
             return weights
 
         few = any(wanted_form is not None and wanted_form.bits < 8 for wanted_form in map(wanted, linears(model)))
+        # With weights of 8 bits alone inputs are the exact model's, nearly; where activations are rounded they are not.
+        differs = few or any(node.op_type == "QuantizeLinear" for node in model.graph)
         with self._stage("pass calibrate", len(linear_stages(model))) as advance:
             choose_by_stage(
                 model, self._windows, choose, use, self._folder, memory=self._memory, advance=advance, step_cache=steps,
-                name=self._name, outside=True, with_exact=self._method.WITH_EXACT,
+                name=self._name, outside=True, with_exact=self._method.WITH_EXACT and differs,
                 hold_out=self._method.HOLDS_OUT and few,
             )  # fmt: skip
         self._report.linears = errors
