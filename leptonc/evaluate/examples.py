@@ -17,8 +17,8 @@ QUESTIONS = (
     "Name three things that one should pack for a day in the mountains.",
 )
 OPENINGS = ("The capital of France is", "The sky is blue because", "For a day in the mountains one should pack")
-TOKENS = 32  # of an answer, at most
-ROUNDS = 6  # runs of the original, at most
+TOKENS = 24  # of an answer, at most
+ROUNDS = 4  # runs of the original, at most
 TEXTS = 6  # of an encoder's texts that are shown
 SHOWN = 160  # letters of a text that is shown
 
