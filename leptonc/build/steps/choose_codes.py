@@ -27,7 +27,7 @@ class ChooseCodes(CalibratedStep):
     """
 
     name: ClassVar[str] = "codes"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     options: ClassVar[tuple[str, ...]] = ("method", "fast")
     text_option: ClassVar[str] = "--method gptq"
 
@@ -43,9 +43,11 @@ class ChooseCodes(CalibratedStep):
 
     def work(self, plan: BuildPlan, sizes: ModelSizes) -> Iterable[Work]:
         (variant,) = plan.variants
-        # The exact model runs beside, and moments have a second sum.
-        read = reading(plan, sizes, texts_for_codes(variant), graphs=2, moments=1.5)
-        part = 1.0 if FORMATS[variant.scheme].bits < 8 else IN_EIGHT
+        few = FORMATS[variant.scheme].bits < 8
+        # Where inputs differ from the exact model's, that runs beside, and moments have a second sum.
+        beside = few or variant.activations != "none"
+        read = reading(plan, sizes, texts_for_codes(variant), graphs=1 + beside, moments=1.5 if beside else 0.5)
+        part = 1.0 if few else IN_EIGHT
         yield work("pass calibrate", **read, fits=sizes.cubes, codes=part * sizes.multiplications)
 
     def run(self, context: BuildContext, variant: VariantBuild) -> VariantBuild:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from leptonc.calibrate import code_solver
 from leptonc.calibrate.code_solver import Solver
 from leptonc.calibrate.methods import gptq as gptq_method
 from leptonc.calibrate.methods.gptq import LOOKED_UP
@@ -216,3 +217,18 @@ def test_later_layers_make_up_for_earlier_ones(name: str, tmp_path: Path, monkey
     some, none = weights(gptq_method.MADE_UP), weights(0)
     assert off(MANY, some) < 0.97 * off(MANY, none)
     assert off(HELD_OUT, some) < off(HELD_OUT, none)
+
+
+@pytest.mark.parametrize(("bits", "beside"), [(8, False), (4, True)])
+def test_the_exact_model_runs_beside_where_inputs_differ_from_its_own(
+    bits: int, beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    asked: list[bool] = []
+
+    def watched(*args: Any, with_exact: bool, **more: Any) -> None:
+        asked.append(with_exact)
+        walk(*args, with_exact=with_exact, **more)
+
+    monkeypatch.setattr(code_solver, "walk", watched)
+    solver(tmp_path)(captured("tiny-llama"), lambda _: Format(bits, 16, True))
+    assert asked == [beside]
