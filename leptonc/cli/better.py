@@ -21,7 +21,8 @@ class Facts:
 
     Attributes:
         wrote: Whether the model wrote its calibration text itself, or read one that Lepton carries.
-        lost: Percent of quality that the worst variant lost whose codes were rounded; 0 where nothing was measured.
+        lost: Percent of quality that the worst variant lost whose codes were rounded; 0 where nothing was measured, or
+            pruning may have lost it.
     """
 
     wrote: bool
@@ -49,7 +50,7 @@ def _facts(result: BuildResult, options: BuildOptions) -> Facts:
     lost = [
         loss(report.fidelity)[1]
         for name, report in result.report.variants.items()
-        if name in quantized and report.fidelity is not None and _rounded(report)
+        if name in quantized and report.fidelity is not None and _rounded(report) and options.prune is None
     ]
     return Facts(read and options.calibration is None, max(lost, default=0.0))
 

@@ -13,13 +13,19 @@ VERDICTS = (
     (10.0, "somewhat worse than those of the original"), (math.inf, "much worse than those of the original"),
 )  # fmt: skip
 _SAME, _EQUAL = 0.05, 0.9995  # percent of loss, and part of equal choices, of what is the same as the original
+_OTHER = 0.7  # part of equal choices below which answers are others, whatever a text's perplexity is
 WISHES = (1.0, 3.0, 10.0)  # percent of loss that a reader may accept
 SCALE = "A change below 1 % is small, one above 10 % is much."
 
 
-def verdict(lost: float) -> str:
-    """Returns what outputs are, by their loss in percent; a gain of the measure is no gain of the model."""
-    if lost < -1:
+def verdict(lost: float, agreed: float | None = None) -> str:
+    """Returns what outputs are, by their loss in percent; a gain of the measure is no gain of the model.
+
+    Args:
+        lost: Percent of quality.
+        agreed: Part of the choices that are the original's. Default: it is not known.
+    """
+    if lost < -1 or (agreed is not None and agreed < _OTHER and lost < VERDICTS[1][0]):
         return "other than those of the original, and not worse by this measure"
     return next((words for bound, words in VERDICTS if lost < bound), VERDICTS[-1][1])
 
@@ -52,8 +58,9 @@ def quality(fidelity: Fidelity | None, outputs: str = "answers") -> str:
     if fidelity is None:
         return "How close its answers are to those of the original was not measured."
     how, lost = loss(fidelity)
-    agreed = fidelity.top1_agreement is None or fidelity.top1_agreement >= _EQUAL
-    told = "the same as those of the original" if agreed and abs(lost) < _SAME else verdict(lost)
+    agreed = fidelity.top1_agreement
+    same = (agreed is None or agreed >= _EQUAL) and abs(lost) < _SAME
+    told = "the same as those of the original" if same else verdict(lost, agreed)
     if fidelity.perplexity is not None:
         return f"Its {outputs} are {told}: perplexity {percent(lost)}."
     return f"Its {outputs} are {told}: {how} by {lost:.2g} %."

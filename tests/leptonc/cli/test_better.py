@@ -48,6 +48,9 @@ def test_codes_that_a_text_chooses(
     assert built(leptonc, tmp_path / "e", *solved) == []
     assert built(leptonc, tmp_path / "b", "--weights", "fp32") == []
     assert built(leptonc, tmp_path / "c", "--weights", "int4", "--method", "rtn", "--no-check") == []
+    # What pruning lost is not rounding's.
+    cut = ("--prune", "20%", "--prune-method", "magnitude", "--prune-compensation", "none")
+    assert ROUNDING not in "".join(built(leptonc, tmp_path / "p", "--weights", "int4", "--method", "rtn", *cut))
     done = leptonc("build", LLAMA, "-o", tmp_path / "d", "--weights", "int4", "--method", "rtn")
     assert ROUNDING in done.out
     assert ROUNDING not in done.err

@@ -95,7 +95,8 @@ def test_an_artifacts_page_is_one_file_with_the_reports_figures(
     times = 4 * manifest.parameters / (report["bytes"]["weights"] + report["bytes"]["graph"])
     assert headline == f"{manifest.name}, made {times:.1f} times smaller"
     lost = 100 * (found["fidelity"]["perplexity"] / found["fidelity"]["perplexity_reference"] - 1)
-    assert f"Its answers are {verdict(lost)}: perplexity {percent(lost)}." in read.text
+    agreed = found["fidelity"]["top1_agreement"]
+    assert f"Its answers are {verdict(lost, agreed)}: perplexity {percent(lost)}." in read.text
     for row in (*found["linears"], embedding):
         assert row["path"] in read.cells
         assert number(row["snr_db"]) in read.cells

@@ -17,6 +17,7 @@ from leptonc.report.quality import Fidelity
         (102.0, 0.9, "close to those of the original: perplexity +2.0\u00a0%"),
         (107.0, 0.85, "somewhat worse than those of the original: perplexity +7.0\u00a0%"),
         (133.0, 0.7, "much worse than those of the original: perplexity +33.0\u00a0%"),
+        (100.26, 0.5, "other than those of the original, and not worse by this measure: perplexity +0.26\u00a0%"),
         (95.0, 0.5, "other than those of the original, and not worse by this measure: perplexity −5.0\u00a0%"),
     ],
 )
