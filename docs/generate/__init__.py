@@ -9,7 +9,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1] / "reference"
 MADE = "<!-- Made by `python -m docs.generate`; change the code that it reads. -->\n\n"
 
-_BARE = re.compile(r"(?<![`\w-])--[a-z][a-z-]*")  # options that a text names without marks
+_BARE = re.compile(r"`[^`]*`|(?<![\w-])--[a-z][a-z-]*")  # code, which stays as it is, and options without marks
 
 
 def pages() -> dict[str, Callable[[], str]]:
@@ -47,4 +47,4 @@ def cell(text: str) -> str:
 
 def marked(text: str) -> str:
     """Returns a text with the options that it names as code."""
-    return _BARE.sub(lambda found: f"`{found[0]}`", text)
+    return _BARE.sub(lambda found: f"`{found[0].strip('`')}`", text)

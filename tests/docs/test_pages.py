@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.generate import marked
 from tests.docs import pages
 from tests.docs.stand_ins import provide, with_stand_ins
 from tests.docs.test_blocks import own_calls, run_bash, run_python
@@ -85,3 +86,7 @@ def test_stand_ins_are_small_and_there_when_named(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
     provide("cat < messages.json > tools.json", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "messages.json"}
+
+
+def test_options_become_code_once() -> None:
+    assert marked("--fast, or `build --target`, or `--emit`") == "`--fast`, or `build --target`, or `--emit`"
