@@ -30,7 +30,7 @@ class Facts:
 
 
 RULES: tuple[Rule[Facts], ...] = (
-    Rule(lambda facts: facts.wrote, "calibrated on text of your own kind it loses less: --calibration FILE"),
+    Rule(lambda facts: facts.wrote, "for one kind of text only, --calibration FILE with such text loses less there"),
     Rule(
         lambda facts: facts.lost > MUCH,
         "rounding to nearest lost {lost:.0f} %: codes that a text chooses lose less, with --method gptq, not --fast",

@@ -62,17 +62,25 @@ def summary(result: BuildResult) -> list[tuple[str, str]]:
 
 def _bounded(report: VariantReport) -> list[tuple[str, str]]:
     """What a variant takes of the size that was asked for, and what it loses: the two that a budget trades."""
-    from leptonc.evaluate.bounds import loss
-
     budget = report.quantization.budget if report.quantization is not None else None
     if budget is None:
-        return []
+        return _lost(report.fidelity)
     taken, whole = budget.least + budget.spent, budget.bytes
-    rows = [("  budget", f"{taken / whole:.1%} of the {whole:,} bytes asked for: {taken:,} of weights and graph")]
-    if report.fidelity is not None:
-        what, lost = loss(report.fidelity)
-        rows.append(("  loss", f"{what} by {lost:.2f} %"))
-    return rows
+    row = ("  budget", f"{taken / whole:.1%} of the {whole:,} bytes asked for: {taken:,} of weights and graph")
+    return [row, *_lost(report.fidelity)]
+
+
+def _lost(fidelity: Fidelity | None) -> list[tuple[str, str]]:
+    """Returns the row for the loss in percent, which `--max-loss` bounds, where it was measured."""
+    from leptonc.evaluate.bounds import loss
+
+    if fidelity is None:
+        return []
+    try:
+        what, lost = loss(fidelity)
+    except ValueError:
+        return []
+    return [("  loss", f"{what} by {lost:.2f} %")]
 
 
 def pruned(report: Report) -> list[tuple[str, str]]:

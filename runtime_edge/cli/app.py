@@ -49,8 +49,8 @@ EXIT_CODES = {
     2: ExitCode("The command line is wrong.", "`leptonc VERB --help` lists the options."),
     3: ExitCode(
         "A bound on quality (`--max-loss`) or size (`--weights auto:SIZE`) was not met. Nothing is at OUT.",
-        "Give the model more bits, a text of your own kind (`--calibration FILE`), or a wider bound. The message has "
-        "the figure that was reached.",
+        "Give the model more bits, a text like those it will read (`--calibration FILE`), or a wider bound. The "
+        "message has the figure that was reached.",
     ),
     _ENVIRONMENT: ExitCode(
         "The environment lacks a package, a driver or memory.",

@@ -85,6 +85,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "my-model": _directory,
     "model.gguf": _gguf,
     "text.txt": _text(_TEXT * 60),
+    "unseen.txt": _text(_TEXT * 60),
     "texts.jsonl": _text("".join(json.dumps({"text": _TEXT * 20}) + "\n" for _ in range(8))),
     "messages.json": _json([{"role": "user", "content": "What is edge computing?"}]),
     "tools.json": _json([{"type": "function", "function": {"name": "now", "description": "Tells the time."}}]),

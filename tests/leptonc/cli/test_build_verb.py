@@ -117,6 +117,14 @@ def test_the_size_that_was_asked_for_and_the_loss_are_side_by_side(
 
 
 @pytest.mark.usefixtures("asked")
+def test_the_loss_is_told_without_a_budget_too(leptonc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    fidelity = Fidelity(perplexity=30.6, perplexity_reference=30.0)
+    monkeypatch.setitem(VARIANTS, "cpu", VariantReport(fidelity=fidelity))
+    lines = [re.sub(" +", " ", line.strip()) for line in leptonc("build", SOURCE).out.splitlines()]
+    assert lines[lines.index("perplexity reference 30.0") - 1] == "loss perplexity rises by 2.00 %"
+
+
+@pytest.mark.usefixtures("asked")
 def test_prompts_stand_beside_what_decodes(leptonc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = Prefill(
         weights="int8", calibration=CalibrationText(text="t", samples=1, tokens=1),
