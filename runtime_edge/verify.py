@@ -114,7 +114,7 @@ def read_manifest(root: Path) -> Manifest:
             raise
         raise ArtifactError(
             f"{root}: expected {MANIFEST_NAME}, found: {error.__cause__.strerror}",
-            hint="is this the directory of an artifact?",
+            hint="is this the directory of an artifact? `leptonc build` makes one of a model",
         ) from error
     return decode(data)
 
