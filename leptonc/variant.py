@@ -182,7 +182,16 @@ class VariantBuild:
         for form in self.choices.layers:
             name = f"int{form.bits}" if form.bits <= 8 else "float"
             counts[name] = counts.get(name, 0) + len(form.paths) * (name != scheme)
-        return ", ".join([scheme, *(f"{count} layers {name}" for name, count in sorted(counts.items()) if count)])
+        return ", ".join(
+            [
+                scheme,
+                *(
+                    f"{count} {'layer' if count == 1 else 'layers'} {name}"
+                    for name, count in sorted(counts.items())
+                    if count
+                ),
+            ]
+        )
 
 
 def joined(parts: Sequence[VariantBuild]) -> VariantBuild:

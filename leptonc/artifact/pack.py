@@ -8,11 +8,18 @@ from pathlib import Path
 
 import msgspec
 
+from leptonc.artifact.sizes import sizes_of
 from leptonc.artifact.writer import ArtifactWriter
 from leptonc.errors import InputError
+from leptonc.pages.artifact import report_page
+from leptonc.report import read_report, to_json
+from runtime_edge.errors import ArtifactError
 from runtime_edge.files import listing
-from runtime_edge.manifest import FORMAT_VERSION, PAGE_NAME, Manifest, Variant
+from runtime_edge.manifest import FORMAT_VERSION, PAGE_NAME, REPORT_NAME, Manifest, Variant
 from runtime_edge.verify import check_listing
+
+ATTACHED = "attached/"  # files that a user put into the artifact
+CAPTURED = "captured"  # operators of the captured graph, among those of variants
 
 
 def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = False) -> Manifest:
@@ -33,8 +40,9 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
     """
     manifest = check_listing(artifact, listing(artifact))
     variants = chosen(manifest, only)
-    paths = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report, PAGE_NAME}
+    paths = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report}
     paths |= set(manifest.tokenizer.chat_templates.values())
+    paths |= {file.path for file in manifest.files if file.path.startswith(ATTACHED)}
     if not only:
         paths |= {file.path for file in manifest.files}
     for variant in variants:
@@ -45,10 +53,39 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
     with ArtifactWriter(out, replace=replace) as writer:
         for file in files:
             writer.copy(file, artifact / file.path)
-        packed = msgspec.structs.replace(manifest, format_version=FORMAT_VERSION, variants=variants, files=files)
+        packed = msgspec.structs.replace(
+            manifest, format_version=FORMAT_VERSION, variants=variants, files=writer.listing()
+        )  # fmt: skip
+        if only and manifest.report is not None:
+            _write_report(writer, writer.path / manifest.report, packed)
+            packed = msgspec.structs.replace(packed, files=writer.listing())
         writer.write_manifest(packed)
         writer.commit()
     return packed
+
+
+def _write_report(writer: ArtifactWriter, path: Path, packed: Manifest) -> None:
+    """Writes the report of the variants that are kept, and its page.
+
+    Raises:
+        ArtifactError: The report does not fit the schema.
+    """
+    names = [variant.name for variant in packed.variants]
+    try:
+        report = read_report(path)
+    except msgspec.DecodeError as error:
+        raise ArtifactError(
+            f"{REPORT_NAME}: expected a report of this version, found: {error}", hint="build the artifact again"
+        ) from error
+    report.variants = {name: report.variants[name] for name in names if name in report.variants}
+    report.operations = {
+        name: counts for name, counts in report.operations.items() if name == CAPTURED or name in names
+    }  # fmt: skip
+    first = report.variants.get(names[0])
+    report.fidelity = None if first is None else first.fidelity
+    report.bytes = sizes_of(writer)
+    writer.add(PAGE_NAME, report_page(packed, report))
+    writer.add(REPORT_NAME, to_json(report))
 
 
 def chosen(manifest: Manifest, only: Sequence[str]) -> tuple[Variant, ...]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leptonc.artifact.writer import ArtifactWriter
+from leptonc.artifact.sizes import sizes_of
 from leptonc.build.context import BuildContext
 from leptonc.build.engine import Ending, run
 from leptonc.build.manifest import manifest_of
@@ -16,7 +15,7 @@ from leptonc.build.steps import TO_ARTIFACT
 from leptonc.options import BuildOptions
 from leptonc.pages.artifact import report_page
 from leptonc.progress import Progress
-from leptonc.report import Report, Sizes, report_of, to_json
+from leptonc.report import Report, report_of, to_json
 from runtime_edge.manifest import PAGE_NAME, REPORT_NAME, Manifest
 
 
@@ -88,20 +87,6 @@ def _add_variants(context: BuildContext) -> None:
     """Gives the report its variants; the first one's fidelity is the report's."""
     context.report.variants = {variant.plan.name: variant.report for variant in context.variants}
     context.report.fidelity = context.variants[0].report.fidelity
-
-
-def sizes_of(writer: ArtifactWriter) -> Sizes:
-    """Returns the bytes of the parts that are written so far."""
-
-    def total(holds: Callable[[str], bool]) -> int:
-        return sum(file.size for file in writer.listing() if holds(file.path))
-
-    return Sizes(
-        weights=total(lambda path: path.startswith("blobs/")),
-        graph=total(lambda path: path.endswith(".onnx")),
-        tokenizer=total(lambda path: path == "tokenizer.json"),
-        plans=total(lambda path: path.endswith(".plan")) or None,
-    )
 
 
 ENDING = Ending(artifact_plan, TO_ARTIFACT, "{}.lepton", _finish)

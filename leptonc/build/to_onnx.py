@@ -6,12 +6,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from leptonc.artifact.sizes import sizes_of
 from leptonc.build.context import BuildContext
 from leptonc.build.emitted import about_of
 from leptonc.build.engine import Ending, run
 from leptonc.build.plan import BuildPlan, emission_plan
 from leptonc.build.steps import LOWERED_OPTIONS, TO_ONNX
-from leptonc.build.to_artifact import sizes_of
 from leptonc.errors import InputError
 from leptonc.options import BuildOptions
 from leptonc.progress import Progress

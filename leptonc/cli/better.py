@@ -20,7 +20,7 @@ class Facts:
     """What the rules look at.
 
     Attributes:
-        wrote: Whether the model wrote its calibration text itself, or read one that Lepton carries.
+        wrote: Whether codes of fewer than 8 bits were chosen by a text that the model wrote, or that Lepton carries.
         lost: Percent of quality that the worst variant lost whose codes were rounded; 0 where nothing was measured, or
             pruning may have lost it.
     """
@@ -45,7 +45,8 @@ def better(result: BuildResult, options: BuildOptions) -> list[str]:
 
 def _facts(result: BuildResult, options: BuildOptions) -> Facts:
     choices = [report.quantization for report in result.report.variants.values()]
-    read = any(about is not None and about.calibration is not None for about in choices)
+    few = any(not record.weights.startswith(("fp", "int8")) for record in result.manifest.variants)
+    read = few and any(about is not None and about.calibration is not None for about in choices)
     quantized = {record.name for record in result.manifest.variants if not record.weights.startswith("fp")}
     lost = [
         loss(report.fidelity)[1]

@@ -72,15 +72,14 @@ def _bounded(report: VariantReport) -> list[tuple[str, str]]:
 
 def _lost(fidelity: Fidelity | None) -> list[tuple[str, str]]:
     """Returns the row for the loss in percent, which `--max-loss` bounds, where it was measured."""
-    from leptonc.evaluate.bounds import loss
+    from leptonc.evaluate.bounds import told
 
     if fidelity is None:
         return []
     try:
-        what, lost = loss(fidelity)
+        return [("  loss", told(fidelity))]
     except ValueError:
         return []
-    return [("  loss", f"{what} by {lost:.2f} %")]
 
 
 def pruned(report: Report) -> list[tuple[str, str]]:

@@ -66,6 +66,14 @@ def require_same(fidelity: Fidelity, whom: str) -> None:
         )
 
 
+def told(fidelity: Fidelity) -> str:
+    """Returns the loss of quality in words, as in "perplexity rises by 7.50 %" (raises `ValueError`: see `loss`)."""
+    change, lost = loss(fidelity)
+    if lost < 0:  # of perplexity alone
+        change, lost = change.replace("rises", "falls"), -lost
+    return f"{change} by {lost:.2f} %"
+
+
 def loss(fidelity: Fidelity) -> tuple[str, float]:
     """Returns the loss of quality: words for the change of a measure, and its size in percent."""
     if fidelity.perplexity is not None and fidelity.perplexity_reference is not None:

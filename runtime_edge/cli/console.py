@@ -77,6 +77,7 @@ class StageProgress:
         self._animate = animate and sys.stderr.isatty()
         self._bars: Progress | None = None
         self._forecast: Forecast | None = None
+        self._inside: list[float] = []  # seconds of the stages inside each open one: a line has a stage's own
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -86,14 +87,21 @@ class StageProgress:
         """
         interrupts.check()
         show = self._line if not self._animate else self._part if self._forecast is not None else self._bar
-        with show(name, total) as advance:
+        start = time.perf_counter()
+        self._inside.append(0.0)
+        try:
+            with show(name, total) as advance:
 
-            def checked(count: int) -> None:
+                def checked(count: int) -> None:
+                    interrupts.check()
+                    advance(count)
+
+                yield checked
                 interrupts.check()
-                advance(count)
-
-            yield checked
-            interrupts.check()
+        finally:
+            self._inside.pop()
+            if self._inside:
+                self._inside[-1] += time.perf_counter() - start
 
     def note(self, text: str) -> None:
         """Shows a line on how the stage goes."""
@@ -134,7 +142,7 @@ class StageProgress:
             yield forecast.advance
         finally:
             forecast.end()
-        self.note(f"{name}: {time.perf_counter() - start:.2f} s")
+        self.note(f"{name}: {time.perf_counter() - start - self._inside[-1]:.2f} s")
 
     @contextmanager
     def _bar(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
@@ -153,7 +161,7 @@ class StageProgress:
     def _line(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
         start = time.perf_counter()
         yield lambda count: None
-        click.echo(f"{name}: {time.perf_counter() - start:.2f} s", err=True)
+        click.echo(f"{name}: {time.perf_counter() - start - self._inside[-1]:.2f} s", err=True)
 
 
 class _Foreseen(ProgressColumn):

@@ -46,7 +46,7 @@ def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as
     elif recipe:
         if not isinstance(report.get("recipe"), dict):
             raise ArtifactError(f"{artifact}: expected a report with a recipe, found none")
-        click.echo(toml(report["recipe"]), nl=False)
+        click.echo(toml(report["recipe"]) or "# all options have their defaults\n", nl=False)
     elif structure:
         sections = {name: report.get(name, {}) for name in ("structure", "pruning")}
         if as_json:
@@ -58,8 +58,17 @@ def inspect(artifact: Path, structure: bool, recipe: bool, html: Path | None, as
     else:
         rows = _graph_rows(manifest) if emitted else _rows(manifest)
         warnings, _ = report.pop("warnings", []), report.pop("schema_version", None)
+        _shorten(_object(report.get("variants")))
         warned = [("warning", str(warning)) for warning in warnings] if isinstance(warnings, list) else []
         print_pairs([*rows, *warned, *(("", ""), *_flat(report)) * bool(report)])
+
+
+def _shorten(variants: dict[str, Any]) -> None:
+    """Takes out what is for the page, and what a report of one variant says twice."""
+    for variant in map(_object, variants.values()):
+        variant.pop("examples", None)
+        if len(variants) == 1:
+            variant.pop("fidelity", None)
 
 
 def _layers(widths: dict[str, Any]) -> Iterator[tuple[str, str]]:

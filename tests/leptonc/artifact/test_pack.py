@@ -23,7 +23,9 @@ JETSON = "jetson-orin,jetpack=7.2"
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("several") / "m.lepton"
-    options = BuildOptions("sample:tiny-llama", ("cpu", "cpu-arm64", JETSON), out, check=False, max_seq_len=64)
+    (licence := out.parent / "LICENCE").write_text("of the weights")
+    targets = ("cpu", "cpu-arm64", JETSON)
+    options = BuildOptions("sample:tiny-llama", targets, out, check=False, max_seq_len=64, attach=licence)
     return build(options).path
 
 
@@ -36,8 +38,16 @@ def test_one_of_three(several: Path, tmp_path: Path) -> None:
     packed = pack(several, ["cpu"], tmp_path / "p")
     assert files(several) == before
     found = files(tmp_path / "p")
-    assert {name: data for name, data in found.items() if name != "manifest.json"}.items() <= before.items()
+    written = {"manifest.json", "report.json", "report.html"}
+    assert {name: data for name, data in found.items() if name not in written}.items() <= before.items()
+    report = json.loads(found["report.json"])
+    assert list(report["variants"]) == ["cpu"]
+    assert set(report["operations"]) == {"captured", "cpu"}
+    assert report["bytes"]["weights"] == sum(len(data) for name, data in found.items() if name.startswith("blobs/"))
+    assert report["bytes"]["weights"] < json.loads(before["report.json"])["bytes"]["weights"]
+    assert b"jetson" not in found["report.html"]
     assert "jetson-orin.onnx" not in found
+    assert found["attached/LICENCE"] == b"of the weights"
     assert len(found) < len(before)
     assert runtime_edge.verify(tmp_path / "p") == packed
     with runtime_edge.load(tmp_path / "p") as one, runtime_edge.load(several, backend="onnxruntime") as all_:

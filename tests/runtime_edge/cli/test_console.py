@@ -63,3 +63,15 @@ def test_what_goes_wrong_in_a_stage_ends_the_bar(monkeypatch: pytest.MonkeyPatch
         raise ValueError("wrong")
     with progress.forecast(STAGES), progress.stage("text", 1) as advance:
         advance(1)
+
+
+def test_a_line_has_a_stages_own_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("runtime_edge.cli.console.time.perf_counter", lambda: now[0])
+    progress = StageProgress(animate=False)
+    with progress.stage("passes"):
+        now[0] += 1
+        with progress.stage("codes"):
+            now[0] += 5
+        now[0] += 2
+    assert capsys.readouterr().err.splitlines() == ["codes: 5.00 s", "passes: 3.00 s"]
