@@ -61,8 +61,8 @@ MAY_IMPORT = {
         "leptonc.pages", "leptonc.evaluate.bounds", "leptonc.report", "leptonc.formats", "runtime_edge.manifest",
     },
     "leptonc.artifact": {
-        "leptonc.__version__", "leptonc.artifact", "leptonc.pages", "leptonc.evaluate", "leptonc.passes", "leptonc.frontend",
-        "leptonc.ir", "leptonc.sources", "leptonc.report", *BASE, "runtime_edge",
+        "leptonc.__version__", "leptonc.artifact", "leptonc.pages", "leptonc.evaluate", "leptonc.passes",
+        "leptonc.frontend", "leptonc.ir", "leptonc.sources", "leptonc.report", *BASE, "runtime_edge",
     },
     "leptonc.variant": {
         "leptonc.evaluate", "leptonc.frontend", "leptonc.passes", "leptonc.options", "leptonc.report", *BASE,
