@@ -210,7 +210,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         format_version: The version of the format.
         name: The model's name.
         task: What the model is for: `text-generation`, `text-embedding` or `text-classification`.
-        architecture: The family that the model's config names: `llama`.
+        architecture: The family that the model's config names, such as `llama`.
         parameters: How many weights the model has.
         source: Where the model came from: kind, id, and where known revision, sha256 and licence. No paths.
         tokenizer: How text becomes token ids.

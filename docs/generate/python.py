@@ -53,6 +53,8 @@ _TYPES = {
     "Event": "threading.Event",
     "Prompt": "str | token ids | messages",
     "Prompts": "list of prompts",
+    "Count": "int",
+    "Size": "int",
 }
 
 
@@ -200,4 +202,5 @@ def _type(text: str | None) -> str:
 
 def _named(text: str) -> str:
     """Returns a type with what a reader knows in the place of aliases."""
+    text = re.sub(r"Annotated\[(.*), (?:msgspec\.)?Meta\(.*\)\]", r"\1", text)  # bounds are the manifest's
     return re.sub(r"\b(?:" + "|".join(_TYPES) + r")\b", lambda found: _TYPES[found[0]], text)
