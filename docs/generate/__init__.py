@@ -14,8 +14,7 @@ _BARE = re.compile(r"`[^`]*`|(?<![\w-])--[a-z][a-z-]*")  # code, which stays as 
 
 def pages() -> dict[str, Callable[[], str]]:
     """Returns what makes each page, by its name in docs/reference."""
-    from docs.generate import cli, exit_codes, manifest, python, recipes
-    from leptonc.report import document
+    from docs.generate import cli, exit_codes, manifest, python, recipes, report
 
     return {
         "cli.md": cli.page,
@@ -23,7 +22,7 @@ def pages() -> dict[str, Callable[[], str]]:
         "manifest.md": manifest.page,
         "python.md": python.page,
         "recipes.md": recipes.page,
-        "report.md": document.document,
+        "report.md": report.page,
     }
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import types
 import typing
-from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
 from docs.generate import MADE, table
-from leptonc.report.document import described
+from docs.generate.schema import described, in_words, nested
 from runtime_edge.decoder_record import DecoderSettings
 from runtime_edge.encoder_record import Encoder
 from runtime_edge.manifest import FORMAT_VERSION, Manifest
@@ -33,52 +30,16 @@ _OF_PART = {"inputs", "roles", "output", "dim"}  # of an encoder, whose other fi
 def page() -> str:
     """Returns the page."""
     parts = [MADE, _HEAD]
-    kinds: list[type[Record]] = [*_records(Manifest), DecoderSettings, Encoder]
+    kinds: list[type[Record]] = [*nested(Manifest, Record), DecoderSettings, Encoder]
     for kind in kinds:
         summary, meanings = described(kind)
         fields = [field for field in msgspec.structs.fields(kind) if kind is not Encoder or field.name not in _OF_PART]
         hints = typing.get_type_hints(kind)
         rows = (
-            (f"`{field.name}`", _type(hints[field.name]), "yes" if field.required else "", meanings[field.name])
+            (f"`{field.name}`", in_words(hints[field.name]), "yes" if field.required else "", meanings[field.name])
             for field in fields
         )
         text = "" if kind in _NAMES else f"{summary}\n\n"
         parts.append(f"## {_NAMES.get(kind, kind.__name__)}\n\n{text}")
         parts.append(table(("field", "type", "required", "meaning"), rows) + "\n")
     return "".join(parts).rstrip("\n") + "\n"
-
-
-def _records(root: type[Record]) -> list[type[Record]]:
-    """Returns a record and those in it, each where it is first named."""
-    order: dict[type[Record], None] = {}
-
-    def walk(kind: type[Record]) -> None:
-        if kind not in order:
-            order[kind] = None
-            for hint in typing.get_type_hints(kind).values():
-                for inner in _inside(hint):
-                    walk(inner)
-
-    walk(root)
-    return list(order)
-
-
-def _inside(hint: Any) -> Iterator[type[Record]]:
-    if isinstance(hint, type) and issubclass(hint, Record):
-        yield hint
-    for inner in typing.get_args(hint):
-        yield from _inside(inner)
-
-
-def _type(hint: Any) -> str:
-    """Returns a type in words."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type(part) for part in inner if part is not type(None))
-    if origin is tuple:
-        return f"list of {_type(inner[0])}"
-    if origin is dict:
-        return f"{_type(inner[1])} by name" if inner[1] is not Any else "values by name"
-    if issubclass(hint, Record):
-        return f"[{hint.__name__}](#{hint.__name__.lower()})"
-    return {str: "text", int: "integer", float: "number", bool: "true or false"}[hint]

@@ -6,9 +6,9 @@ import re
 from itertools import groupby
 
 from docs.generate import MADE, marked, table
+from docs.generate.schema import described
 from leptonc.build.recipe import SHIPPED
 from leptonc.options import BuildOptions, LayerRule, Option, kinds_of, options_of
-from leptonc.report.document import described
 
 _HEAD = """# Fields of a recipe
 

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from docs.generate.report import sections
+from docs.generate.schema import described
 from leptonc.report import SCHEMA_VERSION, Report, as_plain, report_of, to_json
-from leptonc.report.document import described, sections
 from leptonc.report.quality import Fidelity
 
 
