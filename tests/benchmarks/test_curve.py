@@ -43,9 +43,10 @@ def test_who_beats_whom() -> None:
     assert rows[2].startswith("| **a** | 0.00 | 5.000 | +25.00 % |")
     assert rows[3].endswith("| a |")
     assert rows[4].endswith("| b |")
-    drawn = curve.picture([a, b], "bytes", "MB", 1e6)
-    assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg" ')
-    assert drawn.count("<circle") == 2
+    drawn = curve.picture([a, b], "bytes", "MB", 1e6).decode()
+    assert drawn.startswith("<!DOCTYPE html>")
+    assert [drawn.count(f'<svg class="{width}"') for width in ("wide", "narrow")] == [1, 1]
+    assert drawn.count("<circle") == 4  # two points in two widths
 
 
 def test_what_an_earlier_run_judged(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_the_command_with_an_artifact_as_the_peer(
     table = (out / "curve.md").read_text()
     assert f"| {lost:+.2f} % |" in table
     assert "| +0.00 % |" in table
-    assert "<circle" in (out / "size.svg").read_text()
+    assert "<circle" in (out / "size.html").read_text(encoding="utf-8")
     listing.write_text('[[peer]]\nname = "a peer"\n')
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=BENCHMARKS.parent)
     assert (done.returncode, "expected [[peer]] with" in done.stderr) == (1, True)
