@@ -129,6 +129,17 @@ class BuildOptions:
         usual="the model's name with .lepton, in this folder", metavar="OUT", flags=("-o", "--out"), in_recipe=False,
         group=BUILT,
     )  # fmt: skip
+    weights: str | None = option(
+        "Number format of the weights. With `auto:95MB` weights have 4 bits, and 8 where they help most, so that graph "
+        "and weights fit in that size.",
+        None, usual="int8 with int8 activations, fp16 with --prune 2:4, else the target's",
+        choices=tuple(FORMATS), open_choice="auto:SIZE", group=WEIGHTS,
+    )  # fmt: skip
+    activations: str = option(
+        "Number format of what linear layers read. int8 goes with --weights int8 and takes its scales from a "
+        "calibration text.",
+        "none", choices=("none", "int8"), group=ACTIVATIONS,
+    )  # fmt: skip
     max_seq_len: int | None = option(
         "Tokens of context to provide for.",
         None, usual="the target's, at most the model's", metavar="N", least=1, group=BUILT,
@@ -139,12 +150,6 @@ class BuildOptions:
         None, metavar="PATH", in_recipe=False, group=BUILT,
     )  # fmt: skip
     force: bool = option("Replace an artifact that is already at OUT.", False, in_recipe=False, group=BUILT)
-    weights: str | None = option(
-        "Number format of the weights. With `auto:95MB` weights have 4 bits, and 8 where they help most, so that graph "
-        "and weights fit in that size.",
-        None, usual="int8 with int8 activations, fp16 with --prune 2:4, else the target's",
-        choices=tuple(FORMATS), open_choice="auto:SIZE", group=WEIGHTS,
-    )  # fmt: skip
     method: str | None = option(
         "How integer codes are chosen. " + " ".join(f"{name}: {method.meaning}." for name, method in METHODS.items()),
         None, usual="gptq; rtn for weights of 16 or more bits, with --fast, and for 8 bits on engines",
@@ -171,11 +176,6 @@ class BuildOptions:
         "Give a decoder's residual stream a random basis, folded into the weights, before they are quantized. It "
         "spreads outliers over all features.",
         False, group=WEIGHTS,
-    )  # fmt: skip
-    activations: str = option(
-        "Number format of what linear layers read. int8 goes with --weights int8 and takes its scales from a "
-        "calibration text.",
-        "none", choices=("none", "int8"), group=ACTIVATIONS,
     )  # fmt: skip
     calibrator: str = option(
         "How the ranges of int8 activations are chosen from what the model makes of the calibration text. search tries "

@@ -42,6 +42,8 @@ def page() -> str:
     kinds = kinds_of(BuildOptions)
     fields = [(name, option) for name, option in options_of(BuildOptions).items() if option.in_recipe]
     parts = [MADE, _HEAD]
+    order = list(dict.fromkeys(option.group or "Other" for _, option in fields))
+    fields = sorted(fields, key=lambda field: order.index(field[1].group or "Other"))  # as `--help` has them
     for group, members in groupby(fields, key=lambda field: field[1].group or "Other"):
         rows = ((f"`{name}`", _values(kinds[name], option), _meaning(option)) for name, option in members)
         parts.append(f"## {group}\n\n{table(('field', 'values', 'meaning'), rows)}\n")

@@ -25,6 +25,7 @@ class ShowExamples(VariantStep):
     """Adds `examples` to the report of a variant that writes text and runs here; a build with `--fast` has none."""
 
     name: ClassVar[str] = "examples"
+    several_parts: ClassVar[bool] = True
 
     def applies(self, plan: VariantPlan) -> bool:
         return plan.check and traits_of(plan.target).runs_here

@@ -215,7 +215,7 @@ def test_layers_have_what_the_recipe_says(tmp_path: Path) -> None:
     assert bits["model.layers.1.self_attn.o_proj.weight"] == (4, 32)
     assert not any("layers.1.mlp.down_proj" in name for name in bits)
     (variant,) = result.manifest.variants
-    assert variant.weights == "int4, 1 layers float, 8 layers int8"
+    assert variant.weights == "int4, 1 layer float, 8 layers int8"
     (record,) = (each for each in result.manifest.passes if each.name == "quantize-weights")
     assert {tuple(each["paths"]) for each in record.config["layers"] if each["bits"] == 32} == {
         ("model.layers.1.mlp.down_proj",)
