@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from leptonc.artifact.sizes import sizes_of
-from leptonc.artifact.writer import ArtifactWriter
+from leptonc.artifact.writer import ATTACHED, ArtifactWriter
 from leptonc.errors import InputError
 from leptonc.pages.artifact import report_page
 from leptonc.report import read_report, to_json
@@ -18,7 +18,6 @@ from runtime_edge.files import listing
 from runtime_edge.manifest import FORMAT_VERSION, PAGE_NAME, REPORT_NAME, Manifest, Variant
 from runtime_edge.verify import check_listing
 
-ATTACHED = "attached/"  # files that a user put into the artifact
 CAPTURED = "captured"  # operators of the captured graph, among those of variants
 
 
@@ -42,7 +41,7 @@ def pack(artifact: Path, only: Sequence[str], out: Path, *, replace: bool = Fals
     variants = chosen(manifest, only)
     paths = {manifest.tokenizer.file, manifest.tokenizer.chat_template, manifest.report}
     paths |= set(manifest.tokenizer.chat_templates.values())
-    paths |= {file.path for file in manifest.files if file.path.startswith(ATTACHED)}
+    paths |= {file.path for file in manifest.files if file.path.startswith(f"{ATTACHED}/")}
     if not only:
         paths |= {file.path for file in manifest.files}
     for variant in variants:

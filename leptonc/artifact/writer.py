@@ -25,6 +25,7 @@ from runtime_edge.errors import ArtifactError
 from runtime_edge.files import MANIFEST_NAME
 from runtime_edge.manifest import DERIVED, File, Manifest, encode
 
+ATTACHED = "attached"  # folder of the artifact with files of the user's: no file of a build's own lies there
 INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
 _COPY_BYTES = 2**22
 ALIGNMENT = 64  # of a tensor in its blob, in bytes: a cache line, which suits vector loads

@@ -77,12 +77,12 @@ def _check_encoder(sample: Rows) -> None:
     original = Reference(sample.source, sample.captured.task)
     expected = original.rows(texts, skipped)
     model = sample.captured.model
-    alone = GraphReference(model, sample.scratch).rows(texts, skipped)
-    _compare(sample, texts[1 % len(texts)], "", expected, alone, original)
+    graph = GraphReference(model, sample.scratch)
+    _compare(sample, texts[1 % len(texts)], "", expected, graph.rows(texts, skipped), original)
     if part_of(model).input(ATTENTION_MASK) is not None:
         padding = tokenizer_of(sample.source, sample.captured).pad_token_id or 0
         padded = _padded(model, texts, skipped, padding)
-        _compare(sample, texts[0], " in a padded batch", expected, _output(model, padded, sample.scratch), None)
+        _compare(sample, texts[0], " in a padded batch", expected, graph.output(padded), None)
 
 
 def _pieces(length: int) -> list[int]:
@@ -104,16 +104,6 @@ def _padded(model: ir.Model, texts: list[list[int]], skipped: int, padding: int)
         return [np.pad(row, ((0, 0), (0, length - row.shape[1])), constant_values=fills[name]) for row in rows]
 
     return {name: np.concatenate(filled(name)) for name in own[0]}
-
-
-def _output(model: ir.Model, inputs: dict[str, NDArray[Any]], folder: Path | None) -> Floats:
-    cut, name = stages_and_head(model), str(model.graph.outputs[0].name)
-    with StagedRun(folder, trim=False) as run:
-        graph = run.graph(model, [inputs], cut, keep=[name])
-        for at, _ in run.over(cut):
-            graph.run(at)
-        output: Floats = graph.values[0][name]
-        return output
 
 
 def _compare(

@@ -86,6 +86,11 @@ class GraphReference:
         texts = [inputs_of(self._model, np.asarray(ids, np.int64), skipped) for ids in token_ids]
         return np.concatenate(self._run(texts, self._stages, self._output))
 
+    def output(self, inputs: Text) -> NDArray[np.float32]:
+        """Returns the graph's first output for inputs by name, such as a batch with padding."""
+        (output,) = self._run([inputs], self._stages, self._output)
+        return output
+
     def values(self, runs: Sequence[Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
         """See `Original.values`: no emitted graph is compared by values (raises `ValueError`)."""
         raise ValueError("expected a model that is compared by its tokens or rows")

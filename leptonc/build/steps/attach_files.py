@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
+from leptonc.artifact.writer import ATTACHED
 from leptonc.build.context import BuildContext
 from leptonc.build.plan import BuildPlan
 from leptonc.build.step import ModelStep
 from leptonc.errors import InputError
 
-FOLDER = "attached"  # of the artifact: no file of a build's own lies there
 LARGEST = 2**24  # bytes of all files together: they are documents
 _NAME = re.compile(r"\w[\w .+()-]{0,99}(?<![ .])")  # what every operating system takes
 
@@ -32,9 +32,9 @@ class AttachFiles(ModelStep):
 
     def run(self, context: BuildContext) -> BuildContext:
         if context.plan.options.attach is not None:
-            (context.writer.path / FOLDER).mkdir()
+            (context.writer.path / ATTACHED).mkdir()
             for name, data in _read(context.plan.options.attach).items():
-                context.writer.add(f"{FOLDER}/{name}", data)
+                context.writer.add(f"{ATTACHED}/{name}", data)
         return context
 
 
